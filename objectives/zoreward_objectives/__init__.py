@@ -1,0 +1,1 @@
+"""The objectives that zoreward ships, one to a file, registered like any plugin."""

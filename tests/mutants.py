@@ -1,0 +1,136 @@
+"""Break the code on purpose, one place at a time, and see that the tests notice: `make mutants`.
+
+Each mutant is one replacement in a copy of the project. Its tests must fail there; a mutant that survives, or whose
+text is no longer found, is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is broken, where, and which tests must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "the update goes downhill",
+        "zoreward/methods/spsa.py",
+        "rate * gradient / self.num_directions",
+        "-rate * gradient / self.num_directions",
+        "tests/test_spsa.py",
+    ),
+    Mutant(
+        "a direction counts K-fold",
+        "zoreward/methods/spsa.py",
+        "rate * gradient / self.num_directions",
+        "rate * gradient",
+        "tests/test_spsa.py",
+    ),
+    Mutant(
+        "each member sees a row of its neighbour",
+        "zoreward/members.py",
+        "return value[self._current * share : (self._current + 1) * share]",
+        "return value.roll(1, 0)[self._current * share : (self._current + 1) * share]",
+        "tests/test_members.py",
+    ),
+    Mutant(
+        "half precision is rounded to nearest",
+        "zoreward/kernels/cpu.py",
+        "noise.round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)",
+        "_to_nearest(acc, weight.dtype)",
+        "tests/test_rounding.py",
+    ),
+    Mutant(
+        "all tensors share one z",
+        "zoreward/noise.py",
+        "table[name] = stream\n",
+        "table[name] = 0\n",
+        "tests/test_noise.py",
+    ),
+    Mutant(
+        "biases decay",
+        "zoreward/kernels/cpu.py",
+        "update.decay != 0 and weight.ndim >= 2",
+        "update.decay != 0",
+        "tests/test_rounding.py tests/test_spsa.py",
+    ),
+    Mutant(
+        "weights stay perturbed after an error",
+        "zoreward/members.py",
+        "        yield\n    finally:\n        for slot in filled:",
+        "        yield\n    except ZeroDivisionError:\n        for slot in filled:",
+        "tests/test_members.py",
+    ),
+    Mutant(
+        "positions count the padding",
+        "zoreward/scoring/logprobs.py",
+        "position_ids=(mask.cumsum(1) - 1).clamp(min=0),",
+        "position_ids=torch.arange(length, device=device).repeat(len(ids), 1),",
+        "tests/test_scoring.py",
+    ),
+    Mutant(
+        "candidates are summed, not averaged",
+        "zoreward/scoring/logprobs.py",
+        "(total / length).tolist()",
+        "total.tolist()",
+        "tests/test_scoring.py",
+    ),
+    Mutant(
+        "only the last accumulated batch is scored",
+        "zoreward/trainer.py",
+        "self._rows += inputs",
+        "self._rows = list(inputs)",
+        "tests/test_trainer.py",
+    ),
+]
+
+
+def survives(mutant: Mutant) -> bool:
+    """Return whether the tests pass although the code is broken."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("zoreward", "objectives", "tests", "pyproject.toml"):
+            source, target = ROOT / name, Path(folder) / name
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+        file = Path(folder, mutant.file)
+        text = file.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            sys.exit(f"mutant '{mutant.name}': its text occurs {text.count(mutant.old)} times in {mutant.file}")
+        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+        paths = os.pathsep.join([folder, str(Path(folder, "objectives"))])
+        done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True)
+        if done.returncode not in (0, 1):  # 1: tests failed; anything else: they could not run
+            sys.exit(f"mutant '{mutant.name}': pytest ended with {done.returncode}\n{done.stdout.decode()[-2000:]}")
+        return done.returncode == 0
+
+
+def main() -> None:
+    """Try every mutant; exit 1 if one survives."""
+    alive = []
+    for mutant in MUTANTS:
+        result = survives(mutant)
+        print(f"{'SURVIVED' if result else 'killed  '}  {mutant.name}", flush=True)
+        alive += [mutant.name] * result
+    print(f"{len(MUTANTS) - len(alive)} of {len(MUTANTS)} mutants killed")
+    sys.exit(bool(alive))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The yardstick: directions, seeds, rounding and the MeZO step, written from their formulas, one element at a time.
+
+Slow and plain on purpose, and independent of the package: nothing here imports `zoreward`. Words are made of Python
+integers, weights of numpy float32 scalars (each operation rounds once, to nearest even, and nothing is fused), and
+where a sum must be exact of fractions.
+
+Half-precision numbers travel as bit patterns: `theta` is always given as the float32 values of the weights, results
+are uint32 patterns for "float32" and uint16 patterns for "bfloat16" and "float16".
+
+Sources: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011), for Philox 4x32-10;
+Malladi et al., "Fine-tuning language models with just forward passes" (2023), for the MeZO step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIRECTIONS, ROUNDING = 0, 1  # the purposes: the last word of the counter
+ROUNDING_K = 2**64 - 1  # the direction number that stands for the rounding seed of a step
+WORD = 2**32
+
+Terms = Sequence[tuple[int, float]]
+"""(direction seed, coefficient), in the order in which they are added."""
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the four 32-bit words of Philox 4x32 with ten rounds.
+
+    >>> [f"{word:08x}" for word in philox((0, 0, 0, 0), (0, 0))]
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = product1 // WORD ^ c1 ^ k0, product1 % WORD, product0 // WORD ^ c3 ^ k1, product0 % WORD
+        k0, k1 = (k0 + 0x9E3779B9) % WORD, (k1 + 0xBB67AE85) % WORD
+    return c0, c1, c2, c3
+
+
+def words(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECTIONS) -> list[int]:
+    """Return the word of each index: output `index % 4` of Philox at counter (index // 4, stream, purpose)."""
+    key = seed % WORD, seed // WORD
+    blocks: dict[int, tuple[int, int, int, int]] = {}
+    found = []
+    for index in map(int, indices):
+        block = index // 4
+        if block not in blocks:
+            blocks[block] = philox((block % WORD, block // WORD, stream, purpose), key)
+        found.append(blocks[block][index % 4])
+    return found
+
+
+def normal(seed: int, stream: int, indices: Iterable[int]) -> NDArray[np.float32]:
+    """Return z at each index: (popcount(word) − 16) / √8, with one float32 product.
+
+    >>> normal(0, 0, range(4))
+    array([ 0.35355338,  0.        ,  0.35355338, -0.35355338], dtype=float32)
+    """
+    step = np.float32(1 / math.sqrt(8))
+    return np.array([np.float32(word.bit_count() - 16) * step for word in words(seed, stream, indices)], np.float32)
+
+
+# --- names and seeds -------------------------------------------------------------------------------------------------
+
+
+def canonical_name(name: str) -> str:
+    """Return the name without the parts that wrappers put in: `module`, `_orig_mod`, `base_model.model`.
+
+    Whole parts between dots only, never the last one (that is the tensor itself): `submodule.weight` stays.
+
+    >>> canonical_name("module.base_model.model.lm_head._orig_mod.weight")
+    'lm_head.weight'
+    """
+    *parts, tensor = name.split(".")
+    parts = [part for part in parts if part not in ("module", "_orig_mod")]
+    kept: list[str] = []
+    for part in parts:
+        if part == "model" and kept[-1:] == ["base_model"]:
+            kept.pop()
+        else:
+            kept.append(part)
+    return ".".join([*kept, tensor])
+
+
+def hash_name(text: str) -> int:
+    """Return the first four bytes of BLAKE2b of the text, little endian."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=4).digest(), "little")
+
+
+def streams(names: Iterable[str]) -> dict[str, int]:
+    """Return the stream of each canonical name; of names that collide the later one in sorted order is hashed again."""
+    taken: dict[str, int] = {}
+    for name in sorted(names):
+        stream, attempt = hash_name(name), 0
+        while stream in taken.values():
+            attempt += 1
+            stream = hash_name(f"{name}\0{attempt}")
+        taken[name] = stream
+    return taken
+
+
+def derive_seed(run_seed: int, step: int, k: int) -> int:
+    """Return the seed of direction `k` of a step; k = 2^64 − 1 gives the step's rounding seed."""
+    packed = b"".join(number.to_bytes(8, "little") for number in (run_seed, step, k))
+    return struct.unpack("<Q", hashlib.blake2b(packed, digest_size=8).digest())[0]
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+
+
+def bits_of(value: np.float32) -> int:
+    """Return the 32-bit pattern of a float32."""
+    return struct.unpack("<I", np.float32(value).tobytes())[0]
+
+
+def float_of(pattern: int) -> np.float32:
+    """Return the float32 of a 32-bit pattern."""
+    return np.frombuffer(struct.pack("<I", pattern), "<f4")[0]
+
+
+def nearest(value: np.float32, dtype: str) -> int:
+    """Return the pattern of `value` in a dtype, rounded to nearest, ties to even; overflow gives infinity."""
+    pattern = bits_of(value)
+    if dtype == "float32":
+        return pattern
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return int(np.float16(value).view(np.uint16))
+    if np.isnan(value):
+        return 0x7FC0
+    upper, lower = pattern // 2**16, pattern % 2**16
+    return upper + (lower > 0x8000 or (lower == 0x8000 and upper % 2 == 1))
+
+
+def stochastic_bf16(acc: np.float32, bits: int) -> int:
+    """Return the bfloat16 pattern of `acc` rounded with 16 random bits, 0 ≤ bits < 2^16.
+
+    The pattern of `acc` plus the bits, cut to its upper half. What is not finite is rounded plainly, and what is
+    finite stays finite.
+    """
+    if not np.isfinite(acc):
+        return nearest(acc, "bfloat16")
+    upper = (bits_of(acc) + bits) // 2**16
+    return upper - 1 if upper % 2**15 == 0x7F80 else upper
+
+
+def stochastic_fp16(acc: np.float32, word: int) -> int:
+    """Return the float16 pattern of `acc` rounded with a random word, 0 ≤ word < 2^32.
+
+    From 2^-14 on, where float16 has 13 bits less than float32: the pattern plus the word's low 13 bits, cut. Below,
+    where float16 is a grid of 2^-24: floor(acc · 2^24 + u) · 2^-24 with u = (word >> 8) · 2^-24, summed exactly.
+    What is not finite is rounded plainly, and what is finite stays finite.
+    """
+    if not np.isfinite(acc):
+        return nearest(acc, "float16")
+    exact = Fraction(float(acc))
+    if abs(exact) < Fraction(1, 2**14):
+        cut = math.floor(exact * 2**24 + Fraction(word // 2**8, 2**24)) / 2**24
+    else:
+        cut = float(float_of((bits_of(acc) + word % 2**13) // 2**13 * 2**13))
+    return int(np.float16(min(max(cut, -65504.0), 65504.0)).view(np.uint16))
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def accumulate(
+    theta: NDArray[np.float32], stream: int, terms: Terms, indices: Sequence[int] | None = None
+) -> NDArray[np.float32]:
+    """Return θ + Σ coefficient · z in float32: each product is rounded, then each sum, in the order of the terms.
+
+    Args:
+        theta: the weights, any shape; flattened in row-major order.
+        indices: the flat indices that `theta` stands for, where it is a sample of a larger tensor; else all.
+    """
+    acc = np.array(theta, np.float32).reshape(-1)
+    indices = range(acc.size) if indices is None else indices
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        for seed, coefficient in terms:
+            for place, z in enumerate(normal(seed, stream, indices)):
+                acc[place] = acc[place] + np.float32(coefficient) * z
+    return acc
+
+
+def perturbed(
+    theta: NDArray[np.float32], dtype: str, stream: int, terms: Terms, indices: Sequence[int] | None = None
+) -> NDArray[np.unsignedinteger]:
+    """Return the patterns of the perturbed weights, flat: `accumulate`, then rounded to nearest even."""
+    patterns = [nearest(value, dtype) for value in accumulate(theta, stream, terms, indices)]
+    return np.array(patterns, np.uint32 if dtype == "float32" else np.uint16)
+
+
+def updated(
+    theta: NDArray[np.float32],
+    dtype: str,
+    ndim: int,
+    stream: int,
+    decay: float,
+    terms: Terms,
+    rounding_seed: int,
+    indices: Sequence[int] | None = None,
+) -> NDArray[np.unsignedinteger]:
+    """Return the patterns of the updated weights, flat: `accumulate`, decay, one stochastic rounding.
+
+    Args:
+        ndim: dimensions of the whole tensor; there is no decay below two.
+        decay: share of the old weight that is taken away.
+    """
+    acc = accumulate(theta, stream, terms, indices)
+    if decay != 0 and ndim >= 2:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            for place, old in enumerate(np.array(theta, np.float32).reshape(-1)):
+                acc[place] = acc[place] - np.float32(decay) * old
+    if dtype == "float32":
+        return acc.view(np.uint32)
+    random = words(rounding_seed, stream, range(acc.size) if indices is None else indices, ROUNDING)
+    if dtype == "bfloat16":
+        patterns = [stochastic_bf16(value, word % 2**16) for value, word in zip(acc, random, strict=True)]
+    else:
+        patterns = [stochastic_fp16(value, word) for value, word in zip(acc, random, strict=True)]
+    return np.array(patterns, np.uint16)
+
+
+# --- MeZO ------------------------------------------------------------------------------------------------------------
+
+Weights = dict[str, NDArray[np.float64]]
+
+
+def direction(theta: Weights, seed: int) -> Weights:
+    """Return z for all tensors, in float64 (the values are those of float32)."""
+    numbers = streams(theta)
+    return {
+        name: normal(seed, numbers[name], range(weight.size)).astype(np.float64).reshape(weight.shape)
+        for name, weight in theta.items()
+    }
+
+
+def mezo_step(
+    theta: Weights,
+    loss: Callable[[Weights], float],
+    *,
+    seeds: Sequence[int],
+    eps: float,
+    lr: float,
+    weight_decay: float = 0.0,
+) -> tuple[Weights, list[float]]:
+    """Return the weights after one MeZO step, and the projected gradients g_k, all in float64.
+
+    g_k = (L(θ + εz_k) − L(θ − εz_k)) / 2ε and θ ← θ − lr · (mean_k g_k z_k + wd · θ).
+
+    ε is rounded to float32 before anything else, as the coefficients of terms are. The step's own coefficient
+    −lr · g_k / K is not: an engine that stores it as float32 may differ from this by 2^-24 of it (half a unit in the
+    last of 24 bits), and by as much again for lr · wd. So, with exact scores, |θ' − ours| is at most
+    2^-24 · (Σ_k |lr · g_k / K · z_k| + |lr · wd · θ|), plus one float32 rounding for each operation on a weight.
+
+    Args:
+        theta: canonical name → weights; not changed.
+        loss: to be minimised: minus the score.
+        seeds: of the K directions.
+        weight_decay: wd, only for tensors with two or more dimensions.
+    """
+    eps = float(np.float32(eps))
+    slopes = []
+    step = {name: np.zeros_like(weight) for name, weight in theta.items()}
+    for seed in seeds:
+        z = direction(theta, seed)
+        above = loss({name: weight + eps * z[name] for name, weight in theta.items()})
+        below = loss({name: weight - eps * z[name] for name, weight in theta.items()})
+        slopes.append((above - below) / (2 * eps))
+        for name in theta:
+            step[name] += slopes[-1] * z[name] / len(seeds)
+    for name, weight in theta.items():
+        if weight.ndim >= 2:
+            step[name] += weight_decay * weight
+    return {name: weight - lr * step[name] for name, weight in theta.items()}, slopes

@@ -1,0 +1,185 @@
+"""What users get wrong: one line that says what, one that says what to do, exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoreward.cli import main
+
+REWARDS = '''
+"""Objectives that go wrong, each in its own way."""
+
+def raises(predictions):
+    return {}["positive"]
+
+def is_nan(predictions):
+    return float("nan")
+
+def counts_wrong(predictions):
+    return [1.0]
+
+def wants_column(predictions, weight):
+    return 1.0
+
+def takes_seed(predictions, *, seed: int = 0):
+    return 1.0
+'''
+
+BASE = {
+    "--model": "model",
+    "--data": "train.jsonl",
+    "--template": "{sentence} it was",
+    "--choice": ["terrible", "great"],
+    "--output": "run",
+}
+
+# objective, what is changed of BASE, what the error says, what the hint says
+CASES = {
+    "unknown objective": ("acuracy", {}, "unknown objective 'acuracy'", "did you mean accuracy?"),
+    "unknown objective lists all": ("zzzz", {}, "unknown objective 'zzzz'", "f1"),
+    "no such file of objectives": ("./no.py:f", {}, "no.py", ""),
+    "no such objective in the file": ("./rewards.py:raise", {}, "has no 'raise'", "did you mean raises"),
+    "unknown label column": ("accuracy", {"--label": "lable"}, "'lable'", "did you mean label?"),
+    "template field": ("accuracy", {"--template": "{sentnce} it was"}, "'sentnce'", "did you mean sentence?"),
+    "no template": ("accuracy", {"--template": None}, "no prompt", "--template"),
+    "label that is no choice": ("accuracy", {"--data": "three.jsonl"}, "row 3: the label 2", "labels in the rows"),
+    "one choice": ("accuracy", {"--choice": ["great"]}, "one choice is no choice", "--choice"),
+    "empty file": ("accuracy", {"--data": "empty.jsonl"}, "empty.jsonl holds no rows", "at least one row"),
+    "broken line": ("accuracy", {"--data": "broken.jsonl"}, "broken.jsonl, line 2 is not JSON", "one object a line"),
+    "missing file": ("accuracy", {"--data": "trian.jsonl"}, "no file trian.jsonl", "train.jsonl"),
+    "unknown ending": ("accuracy", {"--data": "rewards.py"}, "'.py'", ".jsonl"),
+    "no --model": ("accuracy", {"--model": None}, "'--model'", "--help"),
+    "unknown flag": ("accuracy", {"--temlate": "x"}, "--temlate", "--help"),
+    "option out of its choices": ("f1", {"--average": "median"}, "'median' is not one of", "--help"),
+    "folder that is no model": ("accuracy", {"--model": "."}, "'.' is no model", "save_pretrained"),
+    "missing model": ("accuracy", {"--model": "./modle"}, "no model folder './modle'", "Hub id"),
+    "objective raises": ("./rewards.py:raises", {}, "'raises' raised KeyError: 'positive'", "rewards.py, line 5"),
+    "objective is NaN": ("./rewards.py:is_nan", {}, "'is_nan' returned nan", "finite"),
+    "objective counts wrong": ("./rewards.py:counts_wrong", {}, "got 1 for 4 rows", "one for each row"),
+    "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
+}
+TUNE_CASES = {
+    "flag taken": ("./rewards.py:takes_seed", {}, "--seed is one of zoreward's own", "rename"),
+    "eval-data": ("accuracy", {"--eval-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
+    "nothing to evaluate": ("accuracy", {"--eval-every": "5"}, "--eval-every", "--eval-data"),
+    "no --output": ("accuracy", {"--output": None}, "'--output'", "--help"),
+    "output is a file": ("accuracy", {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
+    "eps of 0": ("accuracy", {"--eps": "0"}, "eps must be positive", "option"),
+    "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),
+    "steps in words": ("accuracy", {"--steps": "many"}, "'--steps'", "--help"),
+    "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
+    "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the commands run: a model, rows, and objectives that go wrong."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
+    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    return tmp_path
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def words_of(verb: str, objective: str, changes: dict) -> list[str]:
+    options = {**BASE, **changes}
+    if verb == "eval":
+        del options["--output"]
+    words = [verb, objective]
+    for flag, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [flag, one]
+    return words
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize(
+    ("verb", "case"),
+    [("tune", case) for case in [*CASES, *TUNE_CASES]] + [("eval", case) for case in CASES],
+)
+def test_one_line_and_a_hint_and_nothing_written(
+    verb: str, case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective, changes, error, hint = (CASES | TUNE_CASES)[case]
+    before = files_in(folder)
+
+    code = main(words_of(verb, objective, changes))
+
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], err
+    assert error in lines[0]
+    assert hint in lines[1]
+    assert len(lines[1]) > len("hint: ")
+    assert "Traceback" not in err
+    assert code == 2
+    assert out == ""
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl"])
+def test_a_folder_that_holds_a_run_is_left_alone(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / name).write_text("mine")
+    before = files_in(folder)
+
+    assert main(words_of("tune", "accuracy", {})) == 2
+
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: run holds a run already ({name})\nhint: ")
+    assert files_in(folder) == before
+    assert (folder / "run" / name).read_text() == "mine"
+
+
+def test_an_empty_output_folder_of_the_users_is_kept(folder: Path) -> None:
+    (folder / "run").mkdir()
+    assert main(words_of("tune", "./rewards.py:is_nan", {})) == 2
+    assert (folder / "run").is_dir()
+
+
+def test_an_objective_that_fails_on_the_dev_rows_alone_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "rewards.py").write_text(
+        "def only_even(predictions):\n    if len(predictions) % 2:\n        raise ValueError('odd')\n    return 1.0\n"
+    )
+    rows = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "dev.jsonl").write_text("".join(rows[:3]))
+    before = files_in(folder)
+
+    changes = {"--eval-data": "dev.jsonl", "--output": "runs/of/mine"}
+    assert main(words_of("tune", "./rewards.py:only_even", changes)) == 2
+
+    assert "raised ValueError: odd" in capsys.readouterr().err
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["tune", "--model", "model", "accuracy"], "error: the objective comes before --model"),
+        (["tuen"], "error: No such command 'tuen'."),
+    ],
+)
+def test_commands_that_do_not_exist(words: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert (out, len(lines)) == ("", 2)
+    assert lines[0].startswith(error)
+    assert lines[1].startswith("hint: ")

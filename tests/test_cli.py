@@ -1,0 +1,329 @@
+"""The command line: what becomes a flag, what is printed where, what is written, what it costs to start."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from zoreward.cli import main
+from zoreward.config import ZOArguments
+
+REWARDS = '''
+from typing import Callable, Literal
+
+CALLS = []
+
+def share(predictions, references):
+    return sum(references) / len(references)
+
+def chosen(predictions, *, value: float = 0.5, sign: Literal["plus", "minus"] = "plus", twice: bool = False,
+           extra: list[float] | None = None, how: Callable | None = None):
+    """A number made of its options.
+
+    Args:
+        value: what [it] starts from
+    """
+    print("a stray line")
+    return (value * (2 if twice else 1) + sum(extra or [])) * (1 if sign == "plus" else -1)
+
+def right(logprobs, references):
+    return [float(row[index]) for row, index in zip(logprobs, references)]
+
+def weighed(predictions, *, weight: int = 1):
+    return weight
+
+def fails_late(predictions):
+    CALLS.append(1)
+    if len(CALLS) > 5:
+        raise ValueError("out of luck")
+    return float(len(CALLS) % 2)
+
+def interrupted(predictions):
+    CALLS.append(1)
+    if len(CALLS) > 5:
+        raise KeyboardInterrupt
+    return float(len(CALLS) % 2)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the commands run: a model, rows and objectives."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    good, bad = ["good", "great", "lovely"], ["bad", "awful", "dull"]
+    rows = [{"sentence": f"a {word} film", "label": int(word in good)} for word in good + bad]
+    for name, some in (("train", rows * 2), ("dev", rows[:5])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return tmp_path
+
+
+PROMPT = ["--template", "{sentence} it was", "--choice", "terrible", "--choice", "great"]
+EVAL = ["--model", "model", "--data", "dev.jsonl", *PROMPT]
+TUNE = ["--model", "model", "--data", "train.jsonl", *PROMPT, "--output", "run"]
+
+
+def last_object(out: str) -> dict:
+    return json.loads(out.splitlines()[-1])
+
+
+def steps_in(journal: Path) -> int:
+    """How many updates a journal holds."""
+    return sum("terms" in json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = """
+import sys
+from zoreward.cli import main
+for words in ("--help", "--version", "tune --help", "tune f1 --help", "eval f1 -h", "objectives"):
+    words = words.split()
+    assert main(words) == 0, words
+    heavy = {"torch", "numpy", "transformers", "sklearn", "datasets", "pandas", "yaml"} & set(sys.modules)
+    assert not heavy, (words, heavy)
+"""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    import zoreward
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"zoreward {zoreward.__version__}\n"
+
+
+def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([*words, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return " ".join(out.replace("│", " ").split())
+
+
+def test_help_of_a_command_shows_the_objective_s_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("tune", "eval"):
+        text = help_of([verb, "f1"], capsys)
+        assert "--average" in text and "[default: binary]" in text
+        assert "--pos-label" in text
+        assert "--average" not in help_of([verb, "accuracy"], capsys)
+
+
+def test_help_of_tune_shows_own_options_aliases_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(["tune", "accuracy"], capsys)
+    flags = {"choices": "--choice"}
+    for name in ZOArguments.__dataclass_fields__:
+        assert flags.get(name, "--" + name.replace("_", "-")) + " " in text
+    for default in ("[default: 1e-06]", "[default: 1000]", "[default: 16]", "[default: constant]"):
+        assert default in text
+    for panel in ("Model and data", "Prompt", "Tuning", "Run"):
+        assert f"─ {panel} ─" in text
+    assert "Also --learning-rate." in text
+
+
+def test_defaults_are_those_of_the_trainer(folder: Path) -> None:
+    """What the help promises is written down by hand there; the trainer has the last word."""
+    from zoreward.cli.tune import tune_command
+    from zoreward.registry import describe_objective
+    from zoreward.trainer import ZOConfig
+
+    theirs = ZOConfig("run")
+    command = tune_command("f1", describe_objective("f1"))
+    for name, parameter in command.__signature__.parameters.items():
+        if hasattr(theirs, name) and parameter.default is not parameter.empty and name != "eval_steps":
+            default = getattr(theirs, name)
+            expected = [] if name == "report_to" and default in ([], ["none"]) else getattr(default, "value", default)
+            assert ([] if parameter.default == "none" else parameter.default) == expected, name
+
+
+def test_an_objective_s_options_reach_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(["eval", "./rewards.py:chosen"], capsys)
+    assert "what [it] starts from" in text  # square brackets are no markup
+    assert "--how" not in text
+
+    chosen = ["eval", "./rewards.py:chosen", *EVAL, "--json"]
+    for words, score in [
+        ([], 0.5),
+        (["--value", "3"], 3.0),
+        (["--value", "3", "--twice"], 6.0),
+        (["--no-twice", "--sign", "minus"], -0.5),
+        (["--extra", "1", "--extra", "0.25"], 1.75),
+    ]:
+        assert main([*chosen, *words]) == 0
+        assert last_object(capsys.readouterr().out)["score"] == score
+
+
+def test_an_option_with_a_column_s_name_has_to_be_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"sentence": "a film", "label": 0, "weight": 9}]
+    (folder / "dev.jsonl").write_text(json.dumps(rows[0]))
+    assert main(["eval", "./rewards.py:weighed", *EVAL, "--json"]) == 2
+    assert "'weight' is an option of objective 'weighed' and also a column" in capsys.readouterr().err
+    # given as it is by default: still given
+    assert main(["eval", "./rewards.py:weighed", *EVAL, "--json", "--weight", "1"]) == 0
+    assert last_object(capsys.readouterr().out)["score"] == 1
+
+
+def test_eval_prints_one_object_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "./rewards.py:share", *EVAL, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 1
+    result = json.loads(out)
+    assert result.pop("seconds") > 0
+    assert result == {"objective": "share", "score": 0.6, "rows": 5, "truncated": 0, "model": "model"}
+
+    assert main(["eval", "./rewards.py:chosen", *EVAL]) == 0
+    out, err = capsys.readouterr()
+    assert "a stray line" in err and "a stray line" not in out
+    assert "0.5000" in out
+
+
+def test_eval_counts_truncated_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # <end> a good film it was + great: 7 tokens
+    assert main(["eval", "accuracy", *EVAL, "--json", "--max-length", "7"]) == 0
+    assert last_object(capsys.readouterr().out)["truncated"] == 0
+    assert main(["eval", "accuracy", *EVAL, "--json", "--max-length", "5"]) == 0
+    assert last_object(capsys.readouterr().out)["truncated"] == 5
+
+
+def test_tune_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate = ["eval", "./rewards.py:right", *EVAL, "--json"]
+    assert main(evaluate) == 0
+    untuned = last_object(capsys.readouterr().out)["score"]
+
+    options = ["--steps", "5", "--eval-every", "2", "--lr", "3e-3", "--eps", "1e-2", "--batch-size", "4", "--seed", "3"]
+    assert main(["tune", "./rewards.py:right", *TUNE, "--eval-data", "dev.jsonl", *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    result = json.loads(out)
+    assert list(result) == ["objective", "score", "best", "steps", "seconds", "output"]
+    assert (result["objective"], result["steps"], result["output"]) == ("right", 5, "run")
+    dev = [float(line.split("dev score ")[1].split(" ")[0]) for line in err.splitlines() if "dev score " in line]
+    assert len(dev) == 4  # before, after 2 and 4 steps, at the end
+    assert dev[0] == pytest.approx(untuned, abs=5e-5)  # printed with four decimals
+    assert dev[-1] == pytest.approx(result["score"], abs=5e-5)
+    assert max(dev) == pytest.approx(result["best"], abs=5e-5)
+
+    # The saved model is the tuned one: it scores what the run said, and not what the untuned one did.
+    assert main([*evaluate, "--model", "run/model"]) == 0
+    # Same weights, rows and code; 1e-6 is ten float32 roundings of a mean log-probability.
+    assert last_object(capsys.readouterr().out)["score"] == pytest.approx(result["score"], rel=1e-6)
+    assert result["score"] != pytest.approx(untuned, rel=1e-3)
+
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert config["objective"] == "./rewards.py:right"
+    assert config["choices"] == ["terrible", "great"]
+    assert (config["max_steps"], config["learning_rate"], config["eps"], config["seed"]) == (5, 3e-3, 1e-2, 3)
+    assert config["weight_decay"] == 0.0 and config["max_length"] is None
+    assert steps_in(folder / "run" / "journal.jsonl") == 5
+
+
+def test_tune_takes_transformers_names_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--steps", "2", "--lr", "1e-3", "--batch-size", "4", "--output", "short"]
+    long = ["--max-steps", "2", "--learning-rate=1e-3", "--per-device-train-batch-size", "4", "--output-dir", "long"]
+    data = ["--model", "model", "--data", "train.jsonl", *PROMPT]
+    for words in (short, long):
+        assert main(["tune", "f1", *data, *words, "--average", "macro", "--json"]) == 0
+        result = last_object(capsys.readouterr().out)
+        assert result["score"] is None and result["best"] is None  # no dev rows
+    configs = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("short", "long")]
+    assert [config.pop("output") for config in configs] == ["short", "long"]
+    assert configs[0] == configs[1]
+    assert (configs[0]["max_steps"], configs[0]["average"], configs[0]["pos_label"]) == (2, "macro", 1)
+
+
+def test_an_objective_s_options_reach_it_when_tuning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--steps", "1", "--value", "3", "--eval-data", "dev.jsonl"]
+    assert main(["tune", "./rewards.py:chosen", *TUNE, *options]) == 0
+    assert "3.0000 → 3.0000, best 3.0000" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_later_keeps_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # one call tries the objective, each step takes two: the third step fails
+    assert main(["tune", "./rewards.py:fails_late", *TUNE, "--steps", "9"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: objective 'fails_late' raised ValueError: out of luck\nhint: " in err
+    assert "Traceback" not in err
+    assert (folder / "run" / "config.yaml").exists()
+    assert steps_in(folder / "run" / "journal.jsonl") == 2
+
+
+def test_ctrl_c_is_130(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "./rewards.py:interrupted", *TUNE, "--steps", "9"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "interrupted after step 2" in err and "Traceback" not in err
+    assert steps_in(folder / "run" / "journal.jsonl") == 2
+
+
+def test_strangers_objectives_are_listed_and_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "strange_pkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-pkg\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[zoreward.objectives]\nstrange = strange_module:strange\n")
+    (tmp_path / "strange_module.py").write_text("raise RuntimeError('was loaded')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    text = help_of(["tune"], capsys)
+    assert "strange from strange-pkg" in text
+    assert "accuracy Share of rows whose most likely choice is the right one." in text
+
+    assert main(["objectives", "--json"]) == 0
+    listed = {row["name"]: row for row in last_object(capsys.readouterr().out)["objectives"]}
+    assert (listed["strange"]["distribution"], listed["strange"]["needs"]) == ("strange-pkg", None)
+    assert (listed["f1"]["distribution"], listed["f1"]["needs"]) == ("zoreward", "choices")
+
+    # The broken plugin breaks its own command, by name, and no other.
+    assert main(["tune", "strange", "--help"]) == 2
+    assert "'strange' of 'strange-pkg' cannot be loaded: RuntimeError: was loaded" in capsys.readouterr().err
+    assert main(["tune", "f1", "--help"]) == 0
+
+
+def progress(terminal: bool) -> tuple:
+    from rich.console import Console
+
+    from zoreward.cli.progress import ProgressCallback
+
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(max_steps=8), method_state=SimpleNamespace(silent=0, step=0), last_step=None
+    )
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=150, color_system=None)
+    return trainer, ProgressCallback(trainer, console), screen
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    trainer, callback, screen = progress(terminal)
+    monkeypatch.setattr("zoreward.cli.progress.time.perf_counter", lambda: now[0])
+    state = SimpleNamespace(global_step=0, max_steps=8)
+    with callback:
+        for metrics in ({"eval_score": 0.25}, {"eval_score": 0.75}, {"eval_score": 0.5}):
+            callback.on_evaluate(None, state, None, metrics=metrics)
+        for step, scores in enumerate([(0.1, 0.3), (0.6, 0.6)], 1):
+            callback.on_step_begin(None, state, None)
+            now[0] += 2.5
+            state.global_step = step
+            trainer.last_step = SimpleNamespace(scores=scores)
+            trainer.method_state = SimpleNamespace(silent=step - 1, step=step)
+            callback.on_step_end(None, state, None)
+        callback.on_log(None, state, None, logs={"score": 0.4})
+    text = screen.getvalue()
+    # scores 0.2 and 0.6; one silent step of two; six steps of 2.5 s to go
+    assert "score 0.4000 · best dev 0.7500 · no signal 50% · 2.50 s/step · 0:00:15 left" in text
+    assert ("2/8" in text) and (("step 2/8 ·" in text) is not terminal)
+    assert text.count("dev score 0.5000 · best 0.7500") == 1

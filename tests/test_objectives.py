@@ -1,0 +1,183 @@
+"""The shipped objectives: their values against arithmetic of another kind, and what all of them promise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from zoreward.records import InputError, ObjectiveError
+from zoreward.registry import Objective, get_objective, list_objectives
+
+SHIPPED = sorted(entry.name for entry in list_objectives() if entry.distribution == "zoreward")
+
+
+def batch(needs: str, n_rows: int, n_choices: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Return outputs as the scoring hands them over, with random log-probabilities."""
+    rng = np.random.default_rng(seed)
+    references = rng.integers(0, n_choices, n_rows).tolist()
+    if needs == "likelihood":
+        return {"logprobs": -rng.exponential(1.0, n_rows), "text": ["a"] * n_rows}
+    logprobs = -rng.exponential(1.0, (n_rows, n_choices))
+    predictions = logprobs.argmax(axis=1).tolist()
+    return {"predictions": predictions, "references": references, "logprobs": logprobs, "text": ["a"] * n_rows}
+
+
+def perfect(needs: str, n_rows: int) -> dict[str, Any]:
+    """Return outputs of a model that is sure of every right answer, both choices among them."""
+    if needs == "likelihood":
+        return {"logprobs": np.zeros(n_rows)}
+    references = [row % 2 for row in range(n_rows)]
+    logprobs = np.full((n_rows, 2), -np.inf)
+    logprobs[np.arange(n_rows), references] = 0.0
+    return {"predictions": list(references), "references": references, "logprobs": logprobs}
+
+
+def shuffled(outputs: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    """Return the same rows in another order."""
+    return {k: v[order] if isinstance(v, np.ndarray) else [v[i] for i in order] for k, v in outputs.items()}
+
+
+# --- what every objective promises --------------------------------------------------------------------------------
+
+
+def test_the_shipped_objectives_are_found() -> None:
+    assert {"accuracy", "f1", "log-likelihood", "neg-cross-entropy"} <= set(SHIPPED)
+
+
+def scoring_answers(name: str) -> Objective:
+    """Return the objective, or skip the test where it scores text: what is perfect there differs for each."""
+    found = get_objective(name)
+    if found.needs == "completions":
+        pytest.skip("scores text")
+    return found
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_says_what_it_is(name: str) -> None:
+    found = get_objective(name)
+    assert found.name == name
+    assert found.help.endswith(".")
+    assert all(option.help for option in found.options)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_perfect_answers_reach_the_top_and_nothing_passes_it(name: str) -> None:
+    found = scoring_answers(name)
+    assert found.range is not None
+    low, high = found.range
+    assert found.score(6, **perfect(found.needs, 6)) == high
+    scores = [found.score(9, **batch(found.needs, 9, seed=seed)) for seed in range(20)]
+    assert all(low <= score < high for score in scores)
+    assert len(set(scores)) > 3
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_order_of_rows_does_not_matter(name: str) -> None:
+    found = scoring_answers(name)
+    outputs = batch(found.needs, 50)
+    order = np.random.default_rng(1).permutation(50).tolist()
+    # Bit-equal: rows are summed exactly (math.fsum) or counted.
+    assert found.score(50, **outputs) == found.score(50, **shuffled(outputs, order))
+
+
+# --- their values -------------------------------------------------------------------------------------------------
+
+
+def test_accuracy() -> None:
+    outputs = batch("choices", 97, n_choices=3)
+    expected = np.mean(np.array(outputs["predictions"]) == np.array(outputs["references"]))
+    # one rounding in each of the two divisions
+    assert get_objective("accuracy").score(97, **outputs) == pytest.approx(expected, rel=2**-52)
+
+
+def test_accuracy_wants_as_many_references_as_predictions() -> None:
+    with pytest.raises(ObjectiveError, match="raised ValueError"):
+        get_objective("accuracy").score(2, predictions=[0, 1], references=[0, 1, 1], logprobs=np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("pos_label", [0, 1])
+def test_f1_of_two_choices(pos_label: int) -> None:
+    outputs = batch("choices", 60)
+    pairs = list(zip(outputs["predictions"], outputs["references"], strict=True))
+    hits = sum(p == r == pos_label for p, r in pairs)
+    false = sum(p != r and pos_label in (p, r) for p, r in pairs)
+    expected = 2 * hits / (2 * hits + false)
+    # a handful of float64 roundings in precision, recall and their mean
+    assert get_objective("f1", pos_label=pos_label).score(60, **outputs) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+def test_f1_of_three_choices(average: str) -> None:
+    outputs = batch("choices", 60, n_choices=3)
+    right, found = np.array(outputs["references"]), np.array(outputs["predictions"])
+    hits = np.array([np.sum((right == c) & (found == c)) for c in range(3)])
+    sizes, claims = np.bincount(right, minlength=3), np.bincount(found, minlength=3)
+    each = 2 * hits / (sizes + claims)
+    expected = {"macro": each.mean(), "micro": hits.sum() / 60, "weighted": (each * sizes).sum() / 60}[average]
+    # a handful of float64 roundings for each choice
+    assert get_objective("f1", average=average).score(60, **outputs) == pytest.approx(expected, rel=1e-14)
+
+
+def test_f1_without_a_positive_is_zero() -> None:
+    outputs = {"predictions": [0, 0], "references": [0, 0], "logprobs": np.zeros((2, 2))}
+    assert get_objective("f1").score(2, **outputs) == 0.0
+
+
+def test_binary_f1_refuses_three_choices_even_where_the_batch_has_two() -> None:
+    outputs = {"predictions": [0, 1], "references": [0, 1], "logprobs": np.zeros((2, 3))}
+    with pytest.raises(ObjectiveError, match="for two choices, not 3: take macro"):
+        get_objective("f1").score(2, **outputs)
+    assert get_objective("f1", average="macro").score(2, **outputs) == 1.0
+
+
+def test_f1_refuses_a_positive_choice_that_is_none() -> None:
+    outputs = {"predictions": [0, 0], "references": [0, 0], "logprobs": np.zeros((2, 2))}
+    with pytest.raises(ObjectiveError, match="pos_label=2 is none of the choices"):
+        get_objective("f1", pos_label=2).score(2, **outputs)
+
+
+def test_f1_names_its_options() -> None:
+    with pytest.raises(InputError) as caught:
+        get_objective("f1", averge="macro")
+    assert caught.value.hint == "did you mean average? Options: average, pos_label"
+
+
+def test_neg_cross_entropy_is_sklearns_log_loss() -> None:
+    outputs = batch("choices", 40, n_choices=4)
+    weights = np.exp(outputs["logprobs"])
+    expected = -metrics.log_loss(
+        outputs["references"], weights / weights.sum(axis=1, keepdims=True), labels=list(range(4))
+    )
+    # each row: a few roundings of numbers below 10, so about 1e-15; the mean does not add to it
+    assert get_objective("neg-cross-entropy").score(40, **outputs) == pytest.approx(expected, abs=1e-14)
+
+
+def test_neg_cross_entropy_of_extreme_log_probabilities() -> None:
+    logprobs = np.array([[-2000.0, -2001.0], [-1e-30, -800.0], [-1.0, -np.inf]])
+    found = get_objective("neg-cross-entropy").function(logprobs=logprobs, references=[1, 1, 0])
+    # log(1 + e) lies 2000 below the numbers it comes from: their spacing there is 2.3e-13
+    assert found[0] == pytest.approx(-math.log1p(math.e), abs=3e-13)
+    assert found[1:] == [-800.0, 0.0]
+
+
+def test_neg_cross_entropy_sees_what_accuracy_does_not() -> None:
+    better, worse = np.log([[0.3, 0.1]]), np.log([[0.2, 0.1]])
+    of = {"predictions": [0], "references": [0]}
+    assert get_objective("accuracy").score(1, logprobs=better, **of) == get_objective("accuracy").score(
+        1, logprobs=worse, **of
+    )
+    score = get_objective("neg-cross-entropy").score
+    assert score(1, logprobs=better, **of) > score(1, logprobs=worse, **of)
+
+
+def test_log_likelihood() -> None:
+    outputs = batch("likelihood", 33)
+    found = get_objective("log-likelihood")
+    assert found.needs == "likelihood"
+    expected = sum(outputs["logprobs"].tolist()) / 33
+    # 33 additions, each rounded by at most 2^-53 of a sum below 33 · the mean
+    assert found.score(33, **outputs) == pytest.approx(expected, rel=33 * 2**-53)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from zoreward.data import check_columns, render
+from zoreward.records import InputError, UnknownNameError
+
+SST2 = "{sentence} It was"
+RTE = '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n'
+TERRIBLE_GREAT = [" terrible", " great"]
+SENTENCES = [
+    "a stirring , funny film It was great",
+    "one long string of cliches . It was terrible",
+    "Yes or No?\nMaybe",
+]
+
+
+def wrap(core: Tokenizer, *, front: str = "", behind: str = "", **names: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts the special tokens `front` and `behind` around each text."""
+    specials = [token for token in ("<s>", "</s>") if core.token_to_id(token) is not None]
+    if front or behind:
+        pairs = [(token, core.token_to_id(token)) for token in specials]
+        core.post_processor = processors.TemplateProcessing(f"{front} $A {behind}".strip(), None, pairs)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+def bpe(**options: str) -> PreTrainedTokenizerFast:
+    """Bytes joined to a few words, split as GPT-2 does; <s> has id 0, </s> id 1."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    return wrap(core, **options)
+
+
+def letters(merges: list[tuple[str, str]], **options: str) -> PreTrainedTokenizerFast:
+    """One token a letter, and the given merges. A letter without an entry gives no token."""
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", *"abcd", *(left + right for left, right in merges)])}
+    return wrap(Tokenizer(models.BPE(vocab, merges)), **options)
+
+
+@pytest.fixture(scope="module")
+def plain() -> PreTrainedTokenizerFast:
+    return bpe(bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def with_bos_and_eos() -> PreTrainedTokenizerFast:
+    return bpe(front="<s>", behind="</s>", bos_token="<s>", eos_token="</s>")
+
+
+def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def choose(tokenizer, rows, template=SST2, choices=TERRIBLE_GREAT, **options):
+    return render(rows, tokenizer, needs="choices", template=template, choices=choices, **options)
+
+
+# Texts
+
+
+def test_sst2_golden(plain):
+    row = {"sentence": "a stirring , funny film", "label": 1}
+    [example] = choose(plain, [row])
+    assert example.prompt == "a stirring , funny film It was"
+    assert example.candidates == (" terrible", " great")
+    assert example.reference == 1
+    assert example.row == row
+    assert example.truncated == 0
+
+
+def test_rte_golden_and_the_line_break_stays_with_the_prompt(plain):
+    row = {"premise": "No Weapons Found.", "hypothesis": "Weapons Found.", "label": 0}
+    [example] = choose(plain, [row], RTE, ["Yes", "No"])
+    assert example.prompt == 'No Weapons Found.\nDoes this mean that "Weapons Found." is true? Yes or No?\n'
+    assert example.candidates == ("Yes", "No")
+    assert example.reference == 0
+    assert example.candidate_tokens == (ids(plain, "Yes"), ids(plain, "No"))
+
+
+def test_fields_reach_into_values(plain):
+    row = {"q": "who", "answers": ["x", "y"], "meta": {"year": 1999}, "score": 0.256, "label": 0}
+    template = "{q} {answers[1]} {meta[year]} {score:.1f} {{q}}"
+    assert choose(plain, [row], template)[0].prompt == "who y 1999 0.3 {q}"
+
+
+def test_likelihood_has_the_answer_as_its_only_candidate(plain):
+    rows = [{"q": "a", "answers": ["great", "bad"]}, {"q": "b", "answers": ["terrible"]}]
+    examples = render(rows, plain, needs="likelihood", template="{q}?", answer=" {answers[0]}\n")
+    assert [example.candidates for example in examples] == [(" great\n",), (" terrible\n",)]
+    assert [example.reference for example in examples] == [0, 0]
+    assert examples[1].candidate_tokens == (ids(plain, " terrible\n"),)
+
+
+# Labels
+
+
+@pytest.mark.parametrize("value", [1, True, "1", 1.0, np.int64(1), np.bool_(True), np.float32(1)], ids=repr)
+def test_labels_count_the_choices(plain, value):
+    rows = [{"sentence": "fine", "label": value}, {"sentence": "bad", "label": type(value)(0)}]
+    assert [example.reference for example in choose(plain, rows)] == [1, 0]
+
+
+@pytest.mark.parametrize("choices", [["neg= terrible", "pos= great"], ["pos= great", "neg= terrible"]])
+def test_string_labels_find_their_choice_in_any_order(plain, choices):
+    rows = [{"sentence": "fine", "mood": "pos"}, {"sentence": "bad", "mood": "neg"}]
+    examples = choose(plain, rows, choices=choices, label="mood")
+    assert [example.candidates[example.reference] for example in examples] == [" great", " terrible"]
+    assert examples[0].candidates == tuple(choice.split("=")[1] for choice in choices)
+
+
+@pytest.mark.parametrize("keys", ["0 1", "false true", "False True"])
+def test_bools_may_be_named_in_each_usual_way(plain, keys):
+    no, yes = keys.split()
+    rows = [{"sentence": "fine", "label": True}, {"sentence": "bad", "label": False}]
+    examples = choose(plain, rows, choices=[f"{yes}= great", f"{no}= terrible"])
+    assert [example.candidates[example.reference] for example in examples] == [" great", " terrible"]
+
+
+def test_a_named_label_need_not_occur_in_the_rows(plain):
+    examples = choose(plain, [{"sentence": "fine", "label": 1}], choices=["0= terrible", "1= great"])
+    assert examples[0].candidates == (" terrible", " great")
+
+
+def test_an_answer_may_contain_an_equals_sign(plain):
+    rows = [{"sentence": "fine", "label": 1}]
+    assert choose(plain, rows, choices=["x=a", "y=b"])[0].candidates == ("x=a", "y=b")
+    assert choose(plain, rows, choices=["0=a", "1=b=c"])[0].candidates == ("a", "b=c")
+    # a choice without "=" settles it, whatever stands in the others
+    assert choose(plain, rows, choices=["maybe", "1=b"])[0].candidates == ("maybe", "1=b")
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("template", [SST2, SST2 + " ", SST2 + "  ", "{sentence}\n"])
+@pytest.mark.parametrize("choices", [TERRIBLE_GREAT, ["terrible", "great"]])
+def test_prompt_and_candidate_tokens_are_the_joint_encoding(plain, with_bos_and_eos, template, choices):
+    rows = [{"sentence": "a stirring , funny film", "label": 1}, {"sentence": "zq", "label": 0}]
+    for tokenizer, front in ((plain, ()), (with_bos_and_eos, (with_bos_and_eos.bos_token_id,))):
+        for example in choose(tokenizer, rows, template, choices):
+            for candidate, tokens in zip(example.candidates, example.candidate_tokens, strict=True):
+                assert example.prompt_tokens + tokens == front + ids(tokenizer, example.prompt + candidate)
+
+
+def test_spaces_at_the_prompts_end_are_scored_with_the_candidates(plain):
+    rows = [{"sentence": "fine", "label": 1}]
+    [spaced] = choose(plain, rows, SST2 + " ", ["terrible", "great"])
+    [usual] = choose(plain, rows, SST2, [" terrible", " great"])
+    assert spaced.prompt_tokens == usual.prompt_tokens
+    assert spaced.candidate_tokens == usual.candidate_tokens
+    assert spaced.prompt == "fine It was "
+
+
+def test_bos_stands_in_front_and_eos_nowhere(with_bos_and_eos):
+    [example] = choose(with_bos_and_eos, [{"sentence": "fine", "label": 1}])
+    assert example.prompt_tokens == (0, *ids(with_bos_and_eos, "fine It was"))
+    assert example.candidate_tokens == (ids(with_bos_and_eos, " terrible"), ids(with_bos_and_eos, " great"))
+
+
+def test_a_template_with_its_own_bos_has_one(with_bos_and_eos):
+    rows = [{"sentence": "a stirring film", "label": 1}]
+    [example] = choose(with_bos_and_eos, rows, "<s>{sentence} It was")
+    [usual] = choose(with_bos_and_eos, rows)
+    assert example.prompt_tokens == usual.prompt_tokens
+    assert example.candidate_tokens == usual.candidate_tokens
+    [short] = choose(with_bos_and_eos, rows, "<s>{sentence} It was", max_length=4)
+    assert short.prompt_tokens[0] == 0
+
+
+def test_a_merge_across_the_border_is_split_by_length():
+    tokenizer = letters([("b", "c")])
+    # "ab" is a·b, "abcd" is a·bc·d: one token is left behind the prompt's two
+    [example] = choose(tokenizer, [{"x": "ab", "label": 0}], "{x}", ["cd", "d"])
+    assert example.prompt_tokens == ids(tokenizer, "ab")
+    assert example.candidate_tokens == (ids(tokenizer, "d"), ids(tokenizer, "d"))
+
+
+def test_a_candidate_merged_into_the_prompt_is_encoded_alone():
+    tokenizer = letters([("b", "c")])
+    [example] = choose(tokenizer, [{"x": "ab", "label": 0}], "{x}", ["c", "d"])
+    assert example.candidate_tokens == (ids(tokenizer, "c"), ids(tokenizer, "d"))
+
+
+@pytest.mark.parametrize(
+    ("names", "start"), [({"bos_token": "<s>", "eos_token": "</s>"}, "<s>"), ({"eos_token": "</s>"}, "</s>")]
+)
+def test_an_empty_prompt_begins_with_bos_or_else_eos(names, start):
+    tokenizer = bpe(**names)
+    [example] = choose(tokenizer, [{"x": "", "label": 0}], "{x} ", ["great", "bad"])
+    assert example.prompt_tokens == (tokenizer.convert_tokens_to_ids(start),)
+    assert example.candidate_tokens[0] == ids(tokenizer, " great")
+
+
+def test_an_empty_prompt_is_an_error_where_nothing_can_begin():
+    with pytest.raises(InputError, match="row 2: the prompt has no tokens"):
+        choose(bpe(), [{"x": "a", "label": 0}, {"x": "", "label": 0}], "{x}")
+
+
+@pytest.mark.parametrize(("answer", "named"), [("", "''"), ("zz", "'zz'")])
+def test_a_candidate_without_tokens_is_named(answer, named):
+    with pytest.raises(InputError, match=f"row 1: the answer {named} has no tokens"):
+        choose(letters([]), [{"x": "ab", "label": 0}], "{x}", ["c", answer])
+
+
+def test_truncation_keeps_bos_and_the_right_end():
+    rows = [{"x": "abcdabcd", "label": 0}, {"x": "ab", "label": 0}]
+    for front, head in (("<s>", (0,)), ("", ())):
+        tokenizer = letters([], front=front, behind="</s>", bos_token="<s>")
+        long, short = choose(tokenizer, rows, "{x}", ["cc", "ddd"], max_length=7)
+        room = 7 - len("ddd") - len(head)
+        assert long.prompt_tokens == head + ids(tokenizer, "abcdabcd"[-room:])
+        assert long.truncated == 8 - room
+        assert long.prompt == "abcdabcd"
+        assert long.candidate_tokens == (ids(tokenizer, "cc"), ids(tokenizer, "ddd"))
+        assert short.prompt_tokens == head + ids(tokenizer, "ab")
+        assert short.truncated == 0
+
+
+def test_truncation_begins_one_token_above_max_length():
+    tokenizer = letters([], front="<s>", bos_token="<s>")
+    rows = [{"x": "abcd", "label": 0}]
+    exact, less = (choose(tokenizer, rows, "{x}", ["c", "dd"], max_length=n)[0] for n in (7, 6))
+    assert (exact.truncated, less.truncated) == (0, 1)
+
+
+def test_max_length_leaves_at_least_one_token_of_the_prompt():
+    tokenizer = letters([], front="<s>", bos_token="<s>")
+    rows = [{"x": "abcd", "label": 0}]
+    [example] = choose(tokenizer, rows, "{x}", ["c", "dddd"], max_length=6)
+    assert example.prompt_tokens == (0, *ids(tokenizer, "d"))
+    with pytest.raises(
+        InputError, match="row 1: the answer 'dddd' has 4 tokens and leaves no room for the prompt in 5"
+    ):
+        choose(tokenizer, rows, "{x}", ["c", "dddd"], max_length=5)
+
+
+def test_rows_are_encoded_together(plain, monkeypatch):
+    calls = []
+    encode = type(plain).__call__
+    monkeypatch.setattr(type(plain), "__call__", lambda self, *args, **kw: calls.append(1) or encode(self, *args, **kw))
+    choose(plain, [{"sentence": f"film {i}", "label": 0} for i in range(50)])
+    assert len(calls) <= 3  # all prompts, all joined texts, one text to see what the tokenizer adds
+
+
+# Errors
+
+
+GOOD = {"sentence": "fine", "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message", "hint"),
+    [
+        ([], {}, "no rows", "at least one"),
+        (["fine"], {}, "row 1 is a str", "{column: value}"),
+        ([GOOD], {"needs": "completions"}, "'completions'", "choices or likelihood"),
+        ([GOOD], {"template": None}, "no prompt", "--template"),
+        ([GOOD], {"choices": None}, "no answers to choose from", "--choice"),
+        ([GOOD], {"needs": "likelihood"}, "no right answer", "--answer"),
+        ([GOOD], {"template": "{sentense} It"}, "'sentense'", "did you mean sentence? the columns are sentence, label"),
+        ([GOOD], {"template": "{sentence:>{wide}}"}, "no row has the column 'wide'", "the columns are sentence, label"),
+        ([GOOD], {"template": "{zzz[0]}"}, "no row has the column 'zzz'", "the columns are sentence, label"),
+        ([GOOD], {"template": "sentence"}, "names no column", "{sentence}"),
+        ([GOOD], {"template": "It was {{}}"}, "names no column", "sentence, label"),
+        ([GOOD], {"template": "{} It was"}, "{} names no column", "{sentence}"),
+        ([GOOD], {"template": "{0} It was"}, "{0} names no column", "{sentence}"),
+        ([GOOD], {"template": "{sentence It was"}, "expected '}'", "{{"),
+        ([GOOD], {"needs": "likelihood", "answer": "label"}, "--answer 'label' names no column", "{label}"),
+        ([GOOD, {"label": 1}], {}, "row 2 has no column 'sentence'", "it has label"),
+        ([GOOD, {"sentence": None, "label": 1}], {}, "row 2: {sentence} of --template is empty", "fill them"),
+        ([{"a": [1]}, {"a": []}], {"template": "{a[0]}"}, "row 2: {a[0]} of --template finds nothing", "holds []"),
+        ([{"a": {"b": None}}], {"template": "{a[b]}"}, "row 1: {a[b]} of --template is empty", "fill them"),
+        ([GOOD], {"template": "{sentence:d}"}, "row 1 does not fit --template", "':'"),
+        ([GOOD], {"choices": [" great"]}, "one choice", "--choice"),
+        ([GOOD], {"choices": " great"}, "one choice", "--choice"),
+        ([GOOD], {"choices": [False, True]}, "the choice False is no text", "quotes"),
+        ([GOOD], {"choices": [" a", " b", " a"]}, "the answer ' a'", "its own"),
+        ([GOOD], {"choices": ["1= a", "1= b"]}, "the label '1'", "its own"),
+        ([GOOD], {"choices": ["0= a", "1= a"]}, "the answer ' a'", "its own"),
+        (
+            [{"sentence": "x", "label": 0}, {"sentence": "x", "label": 2}],
+            {},
+            "row 2: the label 2 ",
+            "in the rows: 0, 2",
+        ),
+        ([{"sentence": "x", "label": -1}], {}, "row 1: the label -1 ", "choices are for 0, 1"),
+        ([{"sentence": "x", "label": "pos"}], {}, "row 1: the label 'pos' ", "label=answer"),
+        ([{"sentence": "x", "label": 0.5}], {}, "row 1: the label 0.5 ", "0, 1"),
+        (
+            [{"sentence": "x", "label": "pos"}, {"sentence": "x", "label": "neutral"}],
+            {"choices": ["pos= a", "neg= b"]},
+            "row 2: the label 'neutral' ",
+            "labels in the rows: 'pos', 'neutral'; choices are for pos, neg",
+        ),
+        ([GOOD, {"sentence": "x"}], {}, "row 2 has no label in column 'label'", "fill them"),
+        ([GOOD, {"sentence": "x", "label": None}], {}, "row 2 has no label in column 'label'", "fill them"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_and_without_a_tokenizer(plain, rows, options, message, hint):
+    options = {"needs": "choices", "template": SST2, "choices": TERRIBLE_GREAT, "label": "label"} | options
+    for attempt in (lambda: check_columns(rows, **options), lambda: render(rows, plain, **options)):
+        with pytest.raises(InputError) as caught:
+            attempt()
+        assert message in str(caught.value)
+        assert hint in caught.value.hint
+        assert "\n" not in str(caught.value) + caught.value.hint
+
+
+def test_an_unknown_label_column_lists_neighbours_and_columns():
+    with pytest.raises(UnknownNameError, match="'lable'") as caught:
+        check_columns([GOOD], needs="choices", template=SST2, choices=TERRIBLE_GREAT, label="lable")
+    assert "did you mean label?" in caught.value.hint
+    assert "the columns are sentence, label" in caught.value.hint
+
+
+def test_importing_the_room_imports_nothing_heavy():
+    heavy = {"torch", "transformers", "numpy", "pyarrow"}
+    code = f"import sys, zoreward.data; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

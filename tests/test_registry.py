@@ -1,0 +1,556 @@
+"""How a function becomes an objective, where objectives are found, and how their results become one score."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError
+from zoreward.registry import Option, describe_objective, get_objective, list_objectives, objective
+
+if TYPE_CHECKING:
+    from nowhere import OnlyForTheChecker
+
+Plug = Callable[..., None]
+
+
+@pytest.fixture
+def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plug]:
+    """Install a distribution: its name, its entry points, the source of its module (named as it is, with `_`)."""
+    before = set(sys.modules)
+
+    def install(distribution: str, points: dict[str, str], source: str = "") -> None:
+        folder = tmp_path / distribution
+        info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        lines = [f"{name} = {target}" for name, target in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[zoreward.objectives]", *lines, ""]))
+        (folder / f"{distribution.replace('-', '_')}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(folder))
+        importlib.invalidate_caches()
+
+    yield install
+    for name in set(sys.modules) - before:
+        if name.startswith(("acme", "other", "zoreward_file_")):
+            del sys.modules[name]
+
+
+@objective("brevity")
+def brevity(completions: list[OnlyForTheChecker], *, target: int = 40, **columns: Any) -> list[float]:
+    """Reward completions close to a target length.
+
+    More about it.
+
+    Args:
+        completions: what was written.
+        target (int): characters that are
+            right: not more.
+
+    Returns: a float for each.
+    """
+    return [-abs(len(c) - target) / target for c in completions]
+
+
+@objective("counter")
+class Counter:
+    """Count what it is asked."""
+
+    made: list[Counter] = []  # noqa: RUF012
+
+    def __init__(self, *, start: int = 0, mode: Literal["up", "down"] = "up"):
+        """Make it.
+
+        Args:
+            start: the first answer.
+        """
+        self.start, self.mode = start, mode
+        Counter.made.append(self)
+
+    def __call__(self, predictions: list[int], *, scale: float = 1.0) -> float:
+        self.start += 1 if self.mode == "up" else -1
+        return self.start * scale
+
+
+def scoring(result: Any) -> Any:
+    """Return an objective called `fixed` that returns `result` whatever it is given."""
+
+    def fixed(predictions: list[int]) -> Any:
+        return result
+
+    return get_objective(fixed)
+
+
+# --- needs --------------------------------------------------------------------------------------------------------
+
+
+def by_completions(prompts, completions, **columns): ...
+def by_completion_ids(completion_ids, **columns): ...
+def by_predictions(predictions, references): ...
+def by_logprobs(logprobs): ...
+
+
+@pytest.mark.parametrize(
+    ("function", "needs"),
+    [
+        (by_completions, "completions"),
+        (by_completion_ids, "completions"),
+        (by_predictions, "choices"),
+        (by_logprobs, "choices"),
+        (Counter, "choices"),
+    ],
+)
+def test_needs_is_seen_from_the_parameters(function: Any, needs: str) -> None:
+    assert describe_objective(function).needs == needs
+
+
+def test_needs_that_is_said_wins_over_the_parameters() -> None:
+    @objective("x", needs="likelihood")
+    def f(logprobs: Any) -> Any: ...
+
+    assert get_objective(f).needs == "likelihood"
+
+
+def test_needs_that_cannot_be_seen_must_be_said() -> None:
+    with pytest.raises(InputError, match=r"what objective 'x' needs .* cannot be seen") as caught:
+        objective("x")(lambda prompts, **columns: 0.0)
+    assert '@objective("x", needs=' in caught.value.hint
+
+
+def test_unknown_needs() -> None:
+    with pytest.raises(InputError, match="cannot need 'choice'") as caught:
+        objective("x", needs="choice")(by_logprobs)  # type: ignore[arg-type]
+    assert caught.value.hint == "did you mean choices? It can need: choices, completions, likelihood"
+
+
+def test_decorator_without_a_name() -> None:
+    with pytest.raises(InputError, match="without a name"):
+        objective(by_logprobs)  # type: ignore[arg-type]
+
+
+def test_class_without_call() -> None:
+    class Mute:
+        pass
+
+    with pytest.raises(InputError, match="'mute' is a class without __call__"):
+        objective("mute")(Mute)
+
+
+def test_decorator_returns_the_function_itself() -> None:
+    def f(logprobs: Any) -> Any: ...
+
+    assert objective("x")(f) is f
+
+
+# --- options and help ---------------------------------------------------------------------------------------------
+
+
+def test_options_of_a_function() -> None:
+    described = describe_objective(brevity)
+    assert described.options == (Option("target", int, 40, "characters that are right: not more."),)
+    assert described.help == "Reward completions close to a target length."
+
+
+def test_options_of_a_class_come_from_its_init() -> None:
+    described = describe_objective(Counter)
+    assert described.options == (
+        Option("start", int, 0, "the first answer."),
+        Option("mode", Literal["up", "down"], "up", ""),
+    )
+    assert described.help == "Count what it is asked."
+
+
+def test_a_class_without_docstring_has_no_help() -> None:
+    class Bare:
+        def __call__(self, logprobs: Any) -> float:
+            return 0.0
+
+    assert describe_objective(Bare).help == ""
+
+
+def test_outputs_and_plain_columns_are_no_options() -> None:
+    def f(completions: Any, *, references: list[int] = [], trainer_state: str = "", solution=None, n: int, k: int = 3):  # noqa: B006
+        ...
+
+    assert [option.name for option in describe_objective(f).options] == ["k"]
+
+
+def test_option_with_a_type_that_is_not_there() -> None:
+    def f(completions: Any, *, k: OnlyForTheChecker = None): ...  # type: ignore[assignment]
+
+    with pytest.raises(InputError, match=r"the type of an option of objective 'f' .*OnlyForTheChecker"):
+        get_objective(f)
+
+
+def test_unknown_option_names_the_options() -> None:
+    with pytest.raises(InputError, match="objective 'brevity' has no option 'taget'") as caught:
+        get_objective(brevity, taget=3)
+    assert caught.value.hint == "did you mean target? Options: target"
+
+
+def test_unknown_option_of_an_objective_without_options() -> None:
+    with pytest.raises(InputError, match="objective 'by_logprobs' has no option 'target'") as caught:
+        get_objective(by_logprobs, target=3)
+    assert "keyword-only" in caught.value.hint
+
+
+def test_option_values_reach_a_function_unconverted() -> None:
+    seen = []
+
+    def f(completions: Any, *, target: int = 40) -> float:
+        seen.append(target)
+        return 0.0
+
+    get_objective(f).score(1, completions=["a"])
+    with_option = get_objective(f, target="7")
+    with_option.score(1, completions=["a"])
+    assert seen == [40, "7"]
+    assert with_option.values == {"target": "7"}
+
+
+def test_a_class_is_made_once_with_its_options_and_keeps_its_state() -> None:
+    Counter.made.clear()
+    assert describe_objective(Counter).function is Counter
+    assert Counter.made == []
+    counting = get_objective(Counter, start=10, mode="down")
+    scores = [counting.score(1, predictions=[0]) for _ in range(2)]
+    assert scores == [9.0, 8.0]
+    assert len(Counter.made) == 1
+
+
+def test_a_class_that_cannot_be_made() -> None:
+    class Picky:
+        def __init__(self, *, path: str = ""):
+            raise KeyError("path")
+
+        def __call__(self, logprobs: Any) -> float:
+            return 0.0
+
+    with pytest.raises(ObjectiveError, match="'Picky' cannot be made: KeyError: 'path'") as caught:
+        get_objective(Picky)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_class_that_refuses_its_options_speaks_for_itself() -> None:
+    class Picky:
+        def __init__(self, *, path: str = ""):
+            raise InputError("a path is missing")
+
+        def __call__(self, logprobs: Any) -> float:
+            return 0.0
+
+    with pytest.raises(InputError, match=r"^a path is missing$"):
+        get_objective(Picky)
+
+
+# --- where objectives come from -----------------------------------------------------------------------------------
+
+
+def test_names_of_callables() -> None:
+    assert get_objective(brevity).name == "brevity"
+    assert get_objective(by_logprobs).name == "by_logprobs"
+    assert get_objective(Counter(start=1)).name == "counter"
+    assert get_objective(functools.partial(brevity, target=3)).name == "brevity"
+
+
+def test_what_is_no_objective() -> None:
+    with pytest.raises(InputError, match="3 is no objective"):
+        get_objective(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'hypot' has no readable parameters"):
+        get_objective("math:hypot")
+
+
+def test_unknown_name_lists_neighbours_and_all_names(plug: Plug) -> None:
+    plug("acme-one", {"rudeness": "acme_one:f", "rudenesses": "acme_one:g"})
+    with pytest.raises(UnknownNameError, match=r"^unknown objective 'rudenes'$") as caught:
+        get_objective("rudenes")
+    assert caught.value.hint.startswith("did you mean rudeness or rudenesses? Objectives: ")
+    assert all(entry.name in caught.value.hint for entry in list_objectives())
+
+
+@pytest.mark.parametrize("source", ["sklearn:f1_score", "evaluate:load", "trl:GRPOTrainer", "nonsense:f1"])
+def test_unknown_prefix(source: str) -> None:
+    with pytest.raises(UnknownNameError):
+        get_objective(source)
+
+
+PLUGIN = """
+from zoreward.registry import objective
+@objective("kindness")
+def kindness(completions, *, weight: float = 2.0):
+    "Reward kind words."
+    return [weight * ("please" in c) for c in completions]
+"""
+
+
+def test_plugin_by_its_registered_name(plug: Plug) -> None:
+    plug("acme-kind", {"kindness": "acme_kind:kindness"}, PLUGIN)
+    found = get_objective("kindness", weight=4.0)
+    assert (found.distribution, found.help) == ("acme-kind", "Reward kind words.")
+    assert found.score(2, completions=["please", "now"]) == 2.0
+
+
+def test_plugin_without_decorator_is_called_as_it_is_registered(plug: Plug) -> None:
+    plug("acme-plain", {"kind": "acme_plain:f"}, "def f(completions): return 1.0")
+    assert get_objective("kind").name == "kind"
+
+
+def test_listing_loads_nothing(plug: Plug) -> None:
+    plug("acme-broken", {"zz": "acme_broken:f"}, "raise SystemError")
+    entries = [(entry.name, entry.distribution) for entry in list_objectives()]
+    assert ("zz", "acme-broken") in entries
+    assert entries == sorted(entries)
+    assert "acme_broken" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import a_module_that_is_not_there", "ModuleNotFoundError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("", "AttributeError"),
+        ("f = 3", "InputError"),
+        ("def f(x): return 1.0", "InputError"),
+    ],
+)
+def test_broken_plugin_names_itself_and_its_distribution(plug: Plug, source: str, said: str) -> None:
+    plug("acme-broken", {"zz": "acme_broken:f"}, source)
+    with pytest.raises(ObjectiveError, match=f"objective 'zz' of 'acme-broken' cannot be loaded: {said}") as caught:
+        get_objective("zz")
+    assert caught.value.__cause__ is not None
+
+
+def test_broken_plugin_breaks_only_its_own_objective(plug: Plug) -> None:
+    plug("acme-broken", {"zz": "acme_broken:f"}, "1 / 0")
+    plug("acme-kind", {"kindness": "acme_kind:kindness"}, PLUGIN)
+    assert get_objective("kindness").score(1, completions=["please"]) == 2.0
+
+
+def test_decorator_and_entry_point_must_agree(plug: Plug) -> None:
+    plug("acme-kind", {"niceness": "acme_kind:kindness"}, PLUGIN)
+    with pytest.raises(ObjectiveError, match="'niceness' of 'acme-kind' calls itself 'kindness'"):
+        get_objective("niceness")
+
+
+def test_nobody_shadows_a_shipped_name(plug: Plug) -> None:
+    shipped = [entry for entry in list_objectives() if entry.distribution == "zoreward"]
+    assert shipped, "zoreward is not installed"
+    plug("acme-thief", {"accuracy": "acme_thief:accuracy"}, "def accuracy(predictions): return 1.0")
+    with pytest.warns(UserWarning, match="ignored the objective 'accuracy' of 'acme-thief'"):
+        assert [entry.distribution for entry in list_objectives() if entry.name == "accuracy"] == ["zoreward"]
+    with pytest.warns(UserWarning, match="acme-thief"):
+        assert get_objective("accuracy").distribution == "zoreward"
+    assert "acme_thief" not in sys.modules
+
+
+def test_the_warning_about_a_shadow_comes_once(plug: Plug) -> None:
+    plug("acme-thief-again", {"accuracy": "acme_thief_again:f"})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        list_objectives()
+        list_objectives()
+    assert len(caught) == 1
+
+
+def test_two_strangers_with_one_name(plug: Plug) -> None:
+    plug("other-kind", {"kindness": "other_kind:f"}, "1 / 0")
+    plug("acme-kind", {"kindness": "acme_kind:kindness"}, PLUGIN)
+    with pytest.raises(ObjectiveError, match="'kindness' is registered by 'acme-kind' and 'other-kind'"):
+        get_objective("kindness")
+    assert get_objective("accuracy").name == "accuracy"
+    owners = [entry.distribution for entry in list_objectives() if entry.name == "kindness"]
+    assert sorted(owners) == ["acme-kind", "other-kind"]
+
+
+def test_function_of_a_module(plug: Plug) -> None:
+    plug("acme-kind", {}, PLUGIN)
+    found = get_objective("acme_kind:kindness")
+    assert (found.name, found.distribution) == ("kindness", "")
+    with pytest.raises(UnknownNameError, match="'acme_kind' has no 'kindnes'") as caught:
+        get_objective("acme_kind:kindnes")
+    assert "did you mean kindness" in caught.value.hint
+
+
+def test_module_that_cannot_be_imported(plug: Plug) -> None:
+    with pytest.raises(UnknownNameError, match=r"there is no module 'acme_none\.deep'"):
+        get_objective("acme_none.deep:f")
+    plug("acme-broken", {}, "import acme_missing_too")
+    with pytest.raises(ObjectiveError, match=r"'acme_broken' cannot be imported: .*acme_missing_too"):
+        get_objective("acme_broken:f")
+
+
+FILE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Literal
+@dataclass
+class Part:
+    size: int = 2
+def sized(completions, *, mode: Literal["a", "b"] = "a"):
+    return Part().size
+not_callable = 3
+"""
+
+
+def test_function_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my rewards.py"
+    path.write_text(FILE)
+    found = get_objective(f"{path}:sized")
+    assert (found.name, found.score(1, completions=["a"])) == ("sized", 2.0)
+    assert found.options == (Option("mode", Literal["a", "b"], "a", ""),)
+    with pytest.raises(UnknownNameError, match="has no 'size'"):
+        get_objective(f"{path}:size")
+    with pytest.raises(InputError, match="3 is no objective"):
+        get_objective(f"{path}:not_callable")
+
+
+def test_file_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"there is no file .*none\.py"):
+        get_objective(f"{tmp_path}/none.py:f")
+    (tmp_path / "bad.py").write_text("def f(:")
+    with pytest.raises(ObjectiveError, match=r"bad\.py' cannot be imported: SyntaxError") as caught:
+        get_objective(f"{tmp_path}/bad.py:f")
+    assert isinstance(caught.value.__cause__, SyntaxError)
+
+
+def test_importing_the_registry_is_light() -> None:
+    code = (
+        "import sys, zoreward.registry as r; r.list_objectives(); "
+        "print(sorted({'torch', 'numpy', 'sklearn', 'transformers', 'trl'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- what goes in -------------------------------------------------------------------------------------------------
+
+
+def test_a_function_gets_what_it_names() -> None:
+    def f(references: Any, logprobs: Any, extra: str = "none") -> float:
+        return float((references, logprobs, extra) == ([1], [2], "none"))
+
+    assert get_objective(f).score(1, predictions=[0], references=[1], logprobs=[2], self="a", n_rows=["b"]) == 1.0
+
+
+def test_a_function_with_columns_gets_everything() -> None:
+    seen = {}
+
+    def f(completions: Any, *, k: int = 3, **columns: Any) -> float:
+        seen.update(columns, k=k)
+        return 0.0
+
+    get_objective(f, k=4).score(1, completions=["a"], prompts=["p"], n_rows=["column"])
+    assert seen == {"prompts": ["p"], "n_rows": ["column"], "k": 4}
+
+
+def test_a_missing_column_is_named() -> None:
+    def f(completions: Any, solution: Any) -> float:
+        return 0.0
+
+    with pytest.raises(UnknownNameError, match="objective 'f' asks for 'solution'") as caught:
+        get_objective(f).score(1, completions=["a"], solutions=["b"], text=["c"])
+    assert caught.value.hint.startswith("did you mean solutions")
+    assert caught.value.hint.endswith("There are: completions, solutions, text")
+
+
+def test_a_column_with_the_name_of_an_option() -> None:
+    def f(completions: Any, *, weight: float = 1.0, **columns: Any) -> float:
+        return weight
+
+    with pytest.raises(InputError, match="'weight' is an option of objective 'f' and also a column"):
+        get_objective(f).score(1, completions=["a"], weight=[9.0])
+    assert get_objective(f, weight=2.0).score(1, completions=["a"], weight=[9.0]) == 2.0
+
+
+def test_a_column_with_the_name_of_an_init_option_goes_to_call() -> None:
+    class Both:
+        def __init__(self, *, weight: float = 1.0):
+            self.weight = weight
+
+        def __call__(self, completions: Any, weight: Any) -> float:
+            return self.weight + weight[0]
+
+    assert get_objective(Both, weight=2.0).score(1, completions=["a"], weight=[9.0]) == 11.0
+
+
+# --- what comes out -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("result", "score"),
+    [
+        (0.25, 0.25),
+        (3, 3.0),
+        (np.float32(0.5), 0.5),
+        (np.array(0.5), 0.5),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        ([1, 0, 1, 0], 0.5),
+        ((True, False, False, False), 0.25),
+        ([1.0, None, 0.5, None], 0.75),
+        (np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32), 2.5),
+        (torch.tensor([1.0, 2.0, 3.0, 4.0]), 2.5),
+        ([np.float64(1), torch.tensor(2.0), 3, None], 2.0),
+        # exact only when summed in float64 without rounding on the way
+        ([1e16, 1.0, 1.0, -1e16], 0.5),
+    ],
+)
+def test_scores_that_count(result: Any, score: float) -> None:
+    found = scoring(result).score(4, predictions=[0] * 4)
+    assert type(found) is float
+    assert found == score
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (math.nan, "returned nan$"),
+        (-math.inf, "returned -inf$"),
+        ([0.0, 0.0, math.nan], "returned nan for row 2$"),
+        ([None, None, None], "left out all 3 rows"),
+        ([1.0] * 5, "wrong number of scores: got 5 for 3 rows"),
+        ([], "wrong number of scores: got 0 for 3 rows"),
+        ("0.5", "returned no number: '0.5'"),
+        (None, "returned no number: None"),
+        ({"f1": 0.5}, r"returned no number: \{'f1': 0.5\}"),
+        (1j, "returned no number"),
+        (10**400, "returned no number"),
+        (Fraction(1, 2), "returned no number"),
+        ((x for x in [1.0, 1.0, 1.0]), "returned no number: <generator"),
+        ([0.0, "a", 0.0], "returned no number for row 1: 'a'"),
+        (np.ones((3, 1)), r"returned no number for row 0: \[1.0\]"),
+        ([torch.ones(2), 0.0, 0.0], "returned no number for row 0: tensor"),
+    ],
+)
+def test_results_that_are_no_scores(result: Any, message: str) -> None:
+    with pytest.raises(ObjectiveError, match=f"objective 'fixed' {message}|objective 'fixed' returned the {message}"):
+        scoring(result).score(3, predictions=[0] * 3)
+
+
+def test_an_objective_that_raises() -> None:
+    def f(predictions: Any) -> float:
+        raise ValueError("too cold")
+
+    with pytest.raises(ObjectiveError, match=r"^objective 'f' raised ValueError: too cold$") as caught:
+        get_objective(f).score(1, predictions=[0])
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_the_hint_of_an_objective_that_raises_is_kept() -> None:
+    def f(predictions: Any) -> float:
+        raise InputError("too cold", hint="warm it")
+
+    with pytest.raises(ObjectiveError) as caught:
+        get_objective(f).score(1, predictions=[0])
+    assert caught.value.hint == "warm it"

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoreward.data import load_rows
+from zoreward.records import InputError, MissingFileError
+
+ROWS = [{"sentence": 'slow, but "fine"\nat last', "label": 1}, {"sentence": "über\u2028bad", "label": 0}]
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_jsonl_keeps_order_types_and_line_separators_inside_text(tmp_path):
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    # U+2028 ends a line for str.splitlines, but not in JSON lines; blank lines and \r\n are harmless
+    path = write(tmp_path, "rows.jsonl", f"{lines[0]}\r\n\n{lines[1]}\n\n")
+    assert load_rows(path) == ROWS
+    assert load_rows(str(path)) == ROWS
+
+
+def test_json_is_a_list_of_objects(tmp_path):
+    assert load_rows(write(tmp_path, "rows.json", json.dumps(ROWS, indent=2))) == ROWS
+
+
+def test_csv_values_stay_strings_and_short_lines_lack_the_column(tmp_path):
+    path = write(tmp_path, "rows.CSV", '\ufeffsentence,label\r\n"slow, but ""fine""\nat last",1\r\nbad\r\n')
+    assert load_rows(path) == [{"sentence": 'slow, but "fine"\nat last', "label": "1"}, {"sentence": "bad"}]
+
+
+def test_parquet_keeps_types_and_adds_nothing_from_the_folders_name(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    folder = tmp_path / "split=train"
+    folder.mkdir()
+    rows = [{"sentence": "fine", "answers": ["a", "b"], "label": 1}, {"sentence": "bad", "answers": [], "label": None}]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    assert load_rows(folder / "rows.parquet") == rows
+
+
+def test_rows_may_have_different_columns(tmp_path):
+    assert load_rows(write(tmp_path, "rows.jsonl", '{"a": 1}\n{"b": 2}\n')) == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        ("rows.txt", "x", "ending '.txt'", ".jsonl, .json, .csv, .parquet"),
+        ("rows", "x", "no ending", ".parquet"),
+        ("rows.jsonl", "", "holds no rows", "at least one"),
+        ("rows.json", "\n", "holds no rows", "at least one"),
+        ("rows.json", "[]", "holds no rows", "at least one"),
+        ("rows.csv", "", "holds no rows", "at least one"),
+        ("rows.csv", "sentence,label\n", "holds no rows", "at least one"),
+        ("rows.jsonl", '{"a": 1}\n\n{"a": 2,}\n', "line 3 is not JSON: ", "one object a line"),
+        ("rows.jsonl", '{"a": 1}\n{"a" 2}\n', "line 2 is not JSON: Expecting ':' delimiter at column 6", "one object"),
+        ("rows.jsonl", '{"a": 1}\n[1, 2]\n', "line 2 is a list, not an object", "every line looks like"),
+        ("rows.jsonl", '{"a": 1}\nnull\n', "line 2 is null, not an object", "every line looks like"),
+        ("rows.json", '{"a": 1}\n{"a": 2}\n', "line 2 is not JSON: Extra data", ".jsonl"),
+        ("rows.json", '{"data": []}', "is an object, not a list", "[{…}, {…}]"),
+        ("rows.json", '[{"a": 1}, "x"]', "row 2 is a string, not an object", "every row looks like"),
+        (
+            "rows.csv",
+            "a,b\n1,2\nslow, but fine,1\n",
+            "line 3 has more values than the header has columns (2)",
+            "quotes",
+        ),
+        ("rows.csv", 'a,b\n"never closed,1\nx,2\n', "is not CSV", ".jsonl"),
+        ("rows.csv", "a,b,a\n1,2,3\n", "two columns named 'a'", "rename"),
+        ("rows.jsonl", b'{"a": "\xff"}\n', "not UTF-8 text: invalid start byte at byte 7", "UTF-8"),
+        ("rows.parquet", b"no parquet", "is not a Parquet file", "anew"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path, name, content, message, hint):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    path = write(tmp_path, name, content)
+    with pytest.raises(InputError) as caught:
+        load_rows(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value) + caught.value.hint
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path, "train.jsonl", "{}")
+    with pytest.raises(MissingFileError, match=r"tarin\.jsonl") as caught:
+        load_rows(tmp_path / "tarin.jsonl")
+    assert caught.value.hint == f"did you mean {tmp_path / 'train.jsonl'}?"
+    with pytest.raises(MissingFileError) as caught:
+        load_rows(tmp_path / "zzz.csv")
+    assert caught.value.hint == f"files of rows in {tmp_path}: train.jsonl"
+    with pytest.raises(MissingFileError) as caught:
+        load_rows(tmp_path / "nowhere" / "train.jsonl")
+    assert str(tmp_path / "nowhere") in caught.value.hint
+
+
+def test_a_folder_is_no_file(tmp_path):
+    write(tmp_path, "dev.csv", "a\n1\n")
+    with pytest.raises(InputError, match="is a folder") as caught:
+        load_rows(tmp_path)
+    assert "dev.csv" in caught.value.hint

@@ -1,0 +1,161 @@
+"""Contract under test: a candidate's score is its mean log-probability after its prompt, however it is computed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+
+from conftest import FAMILIES, random_model
+from zoreward.records import Example, Term
+from zoreward.registry import get_objective
+from zoreward.scoring import candidate_logprobs, evaluate, member_scores, reader_of
+from zoreward.scoring.logprobs import sorted_batches
+
+
+def example(prompt, *candidates, reference=0) -> Example:
+    return Example({}, "", ("",) * len(candidates), reference, tuple(prompt), tuple(map(tuple, candidates)))
+
+
+SHORT = [
+    example([5, 6, 7], [8], [9]),
+    example([4], [8], [9]),
+    example([9, 9, 3, 4, 5, 6, 11], [10], [12]),
+    example([5, 6], [8], [9], [10]),
+]
+LONG = [
+    example([5, 6, 7], [8, 3, 4], [9]),
+    example([4], [8], [9, 20]),
+    example([9, 9, 3, 4, 5, 6, 11], [10, 11], [12, 13, 14, 15], [16]),
+]
+SINGLE = [example([5, 6, 7], [8, 3, 4]), example([4], [9]), example([9, 9, 3, 4, 5], [10, 11])]
+
+
+def slow_logprobs(model, examples) -> np.ndarray:
+    """Each candidate alone, unpadded, with all logits."""
+    table = np.full((len(examples), max(len(e.candidate_tokens) for e in examples)), -np.inf)
+    for n, one in enumerate(examples):
+        for c, candidate in enumerate(one.candidate_tokens):
+            ids = torch.tensor([[*one.prompt_tokens, *candidate]])
+            with torch.no_grad():
+                logs = model(input_ids=ids).logits[0].double().log_softmax(-1)
+            start = len(one.prompt_tokens) - 1
+            table[n, c] = np.mean([float(logs[start + t, token]) for t, token in enumerate(candidate)])
+    return table
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG, SINGLE], ids=["one-token", "many-tokens", "one-candidate"])
+@pytest.mark.parametrize("tokens", [8, 4096])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_exact_under_padding_batching_and_shared_prompts(family, examples, tokens):
+    model = random_model(family)
+    got = candidate_logprobs(reader_of(model, 0, tokens=tokens), examples)[0]
+    expected = slow_logprobs(model, examples)
+    assert np.ptp(expected[np.isfinite(expected)]) > 0.5
+    # float32 logits of size ≤ 20: the sums of 32 products behind them are good to some 32 · 20 · 2^-24 = 4e-5.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_without_an_attention_cache_is_read_whole():
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)
+    model = MambaForCausalLM(config).eval()
+    reader = reader_of(model, 0, tokens=8)
+    assert not reader.shares_prefix
+    np.testing.assert_allclose(candidate_logprobs(reader, LONG)[0], slow_logprobs(model, LONG), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_members_score_as_the_models_they_stand_for(family, grouped):
+    from zoreward.members import members_at
+
+    model = random_model(family)
+    members = ((Term(1, 0.05),), (Term(1, -0.05),), (Term(2, 0.05),))
+    got = candidate_logprobs(reader_of(model, 0, grouped=grouped), LONG, members)
+    for m, member in enumerate(members):
+        with members_at(model, (member,)):
+            np.testing.assert_allclose(got[m], slow_logprobs(model, LONG), rtol=0, atol=1e-4)
+    there = np.isfinite(got[0])
+    assert abs(got[0][there] - got[1][there]).max() > 0.01
+
+
+def count_calls(module: torch.nn.Module) -> list[int]:
+    positions: list[int] = []
+    module.register_forward_pre_hook(lambda _, args: positions.append(args[0].shape[:-1].numel()))
+    return positions
+
+
+def test_only_the_positions_that_matter_go_through_the_head_and_prompts_are_computed_once():
+    model = random_model("llama")
+    reader = reader_of(model, 0)
+    head, first_layer = count_calls(model.lm_head), count_calls(model.model.layers[0].mlp)
+    prompt = list(range(3, 23))
+    candidate_logprobs(reader, [example(prompt, [4], [5])])
+    assert (sum(head), sum(first_layer)) == (1, 20)
+    head.clear(), first_layer.clear()
+    candidate_logprobs(reader, [example(prompt, [4, 5, 6], [5, 6, 7], [7, 8, 9])])
+    assert (sum(head), sum(first_layer)) == (1 + 3 * 2, 20 + 3 * 2)
+    head.clear()
+    candidate_logprobs(reader, [example(prompt, [4, 5, 6])])
+    assert sum(head) == 3
+
+
+def test_batches_are_full_sorted_and_complete():
+    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 50, 200)]
+    batches = sorted_batches(lengths, tokens=128)
+    assert sorted(n for batch in batches for n in batch) == list(range(200))
+    assert all(len(batch) * max(lengths[n] for n in batch) <= 128 for batch in batches)
+    assert [lengths[n] for batch in batches for n in batch] == sorted(lengths, reverse=True)
+    padded = sum(len(batch) * max(lengths[n] for n in batch) for batch in batches)
+    assert padded < 1.1 * sum(lengths)
+    assert sorted_batches([500, 3], tokens=128) == [[0], [1]]
+
+
+def test_objectives_get_what_they_name():
+    model = random_model("llama")
+    examples = [example([5, 6], [8], [9], reference=1), example([7], [8], [9], reference=0)]
+    expected = slow_logprobs(model, examples)
+    seen = {}
+
+    def spy(predictions, references, logprobs):
+        seen.update(predictions=predictions, references=references, logprobs=logprobs)
+        return 0.25
+
+    assert member_scores(reader_of(model, 0), get_objective(spy), examples) == [0.25]
+    assert seen["predictions"] == expected.argmax(1).tolist() and seen["references"] == [1, 0]
+    np.testing.assert_allclose(seen["logprobs"], expected, rtol=0, atol=1e-4)
+
+
+def test_evaluate_equals_arithmetic_on_slow_scores(tiny_model_dir, tokenizer):
+    rows = [
+        {"text": "a good film", "verdict": "great", "label": 1},
+        {"text": "bad plot", "verdict": "dull", "label": 0},
+        {"text": "the film was not very good", "verdict": "not very good", "label": 0},
+    ]
+    settings = {"template": "{text} it was", "choices": [" terrible", " great"]}
+    model = random_model("llama")
+    prompts = [tokenizer(row["text"] + " it was", add_special_tokens=False)["input_ids"] for row in rows]
+    choices = [tokenizer.convert_tokens_to_ids([word]) for word in ("terrible", "great")]
+    slow = slow_logprobs(model, [example(prompt, *choices) for prompt in prompts])
+    labels = np.array([1, 0, 0])
+
+    result = evaluate(str(tiny_model_dir), "accuracy", rows, **settings)
+    assert (result.score, result.rows, result.truncated) == (float((slow.argmax(1) == labels).mean()), 3, 0)
+    result = evaluate(str(tiny_model_dir), "neg-cross-entropy", rows, **settings)
+    shares = slow - np.log(np.exp(slow).sum(1, keepdims=True))
+    assert math.isclose(result.score, float(shares[np.arange(3), labels].mean()), abs_tol=1e-4)
+    result = evaluate(str(tiny_model_dir), "log-likelihood", rows, template="{text}", answer=" it was {verdict}")
+    only = [
+        example(
+            *(
+                tokenizer(text, add_special_tokens=False)["input_ids"]
+                for text in (row["text"], "it was " + row["verdict"])
+            )
+        )
+        for row in rows
+    ]
+    assert math.isclose(result.score, float(slow_logprobs(model, only).mean()), abs_tol=1e-4)

@@ -1,0 +1,209 @@
+"""Contract under test: a run in transformers' loop does SPSA's steps, writes them down, evaluates and saves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from conftest import random_model
+from zoreward.members import update_
+from zoreward.methods import SPSA
+from zoreward.records import InputError, ObjectiveError, Term, Update
+from zoreward.scoring import evaluate, member_scores
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
+ROWS = [
+    {"text": f"{a} film {b} {c}", "label": int(words is GOOD)}
+    for words in (GOOD, BAD)
+    for a in words
+    for b in ("a", "the")
+    for c in words[:2]
+]
+PROMPT = {"template": "{text} it was", "choices": [" not", " very"]}
+
+
+def config(tmp_path, **changes) -> ZOConfig:
+    settings = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "eps": 1e-2,
+        "logging_steps": 1,
+    }
+    return ZOConfig(str(tmp_path / "run"), use_cpu=True, disable_tqdm=True, **{**settings, **PROMPT, **changes})
+
+
+def trainer(tmp_path, tokenizer, objective="neg-cross-entropy", model=None, callbacks=None, **changes) -> ZOTrainer:
+    return ZOTrainer(
+        model or random_model("llama"),
+        objective=objective,
+        args=config(tmp_path, **changes),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[::3],
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def journal(tmp_path, kind="step") -> list[dict]:
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def test_a_run_raises_its_objective(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, max_steps=60, num_directions=2, learning_rate=2e-3)
+    before = run.evaluate()["eval_score"]
+    run.train()
+    after = run.evaluate()["eval_score"]
+    assert after > before + 0.1, (before, after)
+
+
+def test_live_weights_are_base_plus_the_journal_and_scores_are_the_members(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, weight_decay=0.1, num_directions=2)
+    run.train()
+    [header], steps = journal(tmp_path, "header"), journal(tmp_path)
+    assert header["noise_version"] == 1 and header["streams"] == run._reader.tuned.streams
+    assert [step["step"] for step in steps] == [0, 1, 2]
+    again = random_model("llama")
+    for step in steps:
+        assert len(step["scores"]) == 4 and step["decay"] > 0
+        update_(again, Update(step["decay"], tuple(Term(*term) for term in step["terms"]), step["rounding_seed"]))
+    for (name, live), (_, replayed) in zip(run.model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(live, replayed), name
+    spsa = SPSA(1e-2, 1e-3, 2, 0.1, seed=0)
+    state, query = spsa.init(), spsa.ask(spsa.init())
+    assert spsa.tell(state, query, steps[0]["scores"])[0].terms == tuple(Term(*term) for term in steps[0]["terms"])
+
+
+class Seen(TrainerCallback):
+    def __init__(self):
+        self.logs, self.steps, self.evaluations = [], 0, []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.evaluations.append((state.global_step, metrics["eval_score"]))
+
+
+def test_callbacks_see_scores_slopes_rates_and_evaluations(tmp_path, tokenizer):
+    seen = Seen()
+    run = trainer(
+        tmp_path, tokenizer, callbacks=[seen], max_steps=4, eval_strategy="steps", eval_steps=2,
+        lr_scheduler_type="linear",
+    )  # fmt: skip
+    run.train()
+    steps = journal(tmp_path)
+    training = [logs for logs in seen.logs if "score" in logs]
+    assert seen.steps == 4 and len(training) == 4
+    for logs, step in zip(training, steps, strict=True):
+        plus, minus = step["scores"]
+        assert logs["score"] == pytest.approx((plus + minus) / 2) and logs["loss"] == pytest.approx(-logs["score"])
+        # ε is 0.01 rounded to float32, a relative 2^-24.
+        assert logs["grad_norm"] == pytest.approx(abs(plus - minus) / 0.02, rel=1e-6)
+    assert [step["lr"] for step in steps] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert [at for at, _ in seen.evaluations] == [2, 4]
+    [expected] = member_scores(run._reader, run.objective, run.eval_dataset)
+    assert seen.evaluations[-1][1] == expected
+    assert [(line["step"], line["score"]) for line in journal(tmp_path, "evaluation")] == seen.evaluations
+    assert run.state.best_metric == max(score for _, score in seen.evaluations)
+
+
+def test_accumulated_batches_are_scored_together(tmp_path, tokenizer):
+    sizes = []
+
+    def spy(predictions, references):
+        sizes.append(len(predictions))
+        return [float(a == b) for a, b in zip(predictions, references, strict=True)]
+
+    run = trainer(tmp_path, tokenizer, spy, gradient_accumulation_steps=2, per_device_train_batch_size=4, max_steps=2)
+    sizes.clear()
+    run.train()
+    assert sizes == [8, 8, 8, 8]  # two steps, two members each, never 4 rows
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, tokenizer):
+    journals = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(len(journals))  # the run must not depend on what was drawn before
+        trainer(tmp_path / name, tokenizer, seed=seed).train()
+        journals.append(journal(tmp_path / name))
+    assert journals[0] == journals[1] and journals[0] != journals[2]
+
+
+def test_a_saved_model_scores_the_same(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer)
+    run.train()
+    run.save_model(str(tmp_path / "model"))
+    score = evaluate(str(tmp_path / "model"), "neg-cross-entropy", ROWS[::3], **PROMPT).score
+    assert score == run.evaluate()["eval_score"]
+
+
+def test_an_objective_that_fails_later_leaves_the_weights_of_the_last_step(tmp_path, tokenizer):
+    calls = []
+
+    def fragile(predictions):
+        calls.append(1)
+        if len(calls) > 1 + 2 * 2:  # the trial, then two members a step
+            raise TimeoutError("judge is down")
+        return float(len(calls))
+
+    run = trainer(tmp_path, tokenizer, fragile)
+    with pytest.raises(ObjectiveError, match="judge is down"):
+        run.train()
+    again = random_model("llama")
+    steps = journal(tmp_path)
+    assert len(steps) == 2
+    for step in steps:
+        update_(again, Update(step["decay"], tuple(Term(*term) for term in step["terms"]), step["rounding_seed"]))
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_move_by_less_than_half_an_ulp(tmp_path, tokenizer, dtype):
+    model = random_model("llama").to(dtype)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    run = trainer(tmp_path, tokenizer, model=model, learning_rate=1e-5, max_steps=1)
+    run.train()
+    coefficient = abs(journal(tmp_path)[0]["terms"][0][1])
+    moved = torch.cat([(weight != before[name]).flatten() for name, weight in model.named_parameters()])
+    # Steps of |coefficient·z| are far below half an ulp of weights of size 0.3 (2^-10 in bfloat16, 2^-13 in float16):
+    # to nearest nothing would move there; stochastically a share of about E|c·z|/ulp does.
+    assert coefficient * 5.7 < 2.0**-11
+    assert 0 < moved.float().mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fp16": True}, "fp16"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
+    ],
+)
+def test_options_that_need_gradients_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_nothing_is_written_before_the_objective_has_worked(tmp_path, tokenizer):
+    def broken(predictions):
+        raise KeyError("sentiment")
+
+    with pytest.raises(ObjectiveError, match="sentiment"):
+        trainer(tmp_path, tokenizer, broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path, tokenizer):
+    trainer(tmp_path, tokenizer).train()
+    with pytest.raises(InputError, match="holds a run already"):
+        trainer(tmp_path, tokenizer)

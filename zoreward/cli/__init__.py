@@ -1,0 +1,98 @@
+"""The command line: one command for each objective, made from the objective's options. Its help imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from zoreward.cli.errors import UsageError, one_line, report
+from zoreward.cli.evaluate import eval_command
+from zoreward.cli.objectives import add_objectives, show_objectives
+from zoreward.cli.options import canonical, escape
+from zoreward.cli.tune import tune_command
+from zoreward.records import InputError, ZorewardError
+from zoreward.registry import describe_objective
+
+_MAKERS = {"tune": tune_command, "eval": eval_command}
+_HELP = {
+    "tune": "Tune a model on an objective, with forward passes alone.",
+    "eval": "Score a model with an objective; nothing is changed.",
+}
+_HELP_FLAGS = ("-h", "--help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the words behind `zoreward`; by default those of the process.
+
+    Returns:
+        0; 2 for what was found before step 1, with nothing written; 1 for a run that failed later; 130 after Ctrl-C.
+
+    >>> main(["--version"])
+    zoreward 0.1.0
+    0
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in ([], ["tune"], ["eval"]):
+        words.append("--help")
+    try:
+        command = typer.main.get_command(_app(words))
+        # Not standalone: Typer would frame the errors in boxes, and exit by itself.
+        return command.main(args=words, prog_name="zoreward", standalone_mode=False) or 0
+    except ZorewardError as error:
+        return report(error, help_at=words[:2])
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "zoreward"
+        return report(InputError(one_line(error.format_message()), hint=f"`{path} --help` lists what there is"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _app(words: list[str]) -> typer.Typer:
+    """The app for these words: of all objectives, only the one that is asked for is loaded."""
+    app = typer.Typer(
+        help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
+        add_completion=False,
+        context_settings={"help_option_names": list(_HELP_FLAGS)},
+        rich_markup_mode="rich",
+    )
+    app.callback()(_root)
+    for verb, make in _MAKERS.items():
+        group = typer.Typer(help=_HELP[verb], rich_markup_mode="rich", subcommand_metavar="OBJECTIVE [ARGS]...")
+        if words[0] == verb:
+            name = words[1]
+            if name in _HELP_FLAGS:
+                add_objectives(group)
+            elif name.startswith("-"):
+                raise InputError(
+                    f"the objective comes before {name}", hint=f"zoreward {verb} OBJECTIVE {' '.join(words[1:3])} …"
+                )
+            else:
+                found = describe_objective(name)
+                settings = {"token_normalize_func": canonical}
+                group.command(name, help=escape(found.help), context_settings=settings)(make(name, found))
+        app.add_typer(group, name=verb)
+    app.command("objectives")(show_objectives)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from zoreward import __version__
+
+        print(f"zoreward {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass

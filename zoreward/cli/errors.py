@@ -1,0 +1,44 @@
+"""How errors are told: one line that says what is wrong, one that says what to do."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import cast
+
+import typer
+
+from zoreward.records import ZorewardError
+
+# The one usage error that Typer exports; its base is that of them all.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
+def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) -> int:
+    """Print `error: …` and `hint: …` to stderr and return the exit code.
+
+    Args:
+        error: what went wrong.
+        help_at: the command whose help is pointed to where nothing better is known.
+        code: the exit code.
+    """
+    hint = error.hint or place_of(error.__cause__) or f"`{' '.join(['zoreward', *help_at])} --help` lists what there is"
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
+    print(f"hint: {one_line(hint)}", file=sys.stderr)
+    return code
+
+
+def one_line(text: str) -> str:
+    r"""Join the lines of a text.
+
+    >>> one_line("first\n  second  third\n")
+    'first second  third'
+    """
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def place_of(error: BaseException | None) -> str:
+    """Where an exception was raised, as a traceback's last line has it; "" where that is not known."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    return f"raised in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

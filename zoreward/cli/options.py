@@ -1,0 +1,177 @@
+"""The options of the commands, as parameters from which Typer makes flags. Free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoreward.config import ZOArguments
+from zoreward.records import InputError
+from zoreward.registry import Objective
+
+DATA, PROMPT, TUNING, RUN, OBJECTIVE = "Model and data", "Prompt", "Tuning", "Run", "Objective"
+PROMPT_FIELDS = ("template", "choices", "label", "answer", "max_length")
+TUNING_FIELDS = tuple(field.name for field in dataclasses.fields(ZOArguments) if field.name not in PROMPT_FIELDS)
+
+# Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
+_PREFIX = "objective_"
+_FLAGS = {"choices": "--choice"}
+# What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
+_ALIASES = {
+    "--max-steps": "--steps",
+    "--per-device-train-batch-size": "--batch-size",
+    "--learning-rate": "--lr",
+    "--eval-steps": "--eval-every",
+    "--output-dir": "--output",
+}
+_REQUIRED = inspect.Parameter.empty
+
+
+def option(
+    name: str, kind: Any, help: str, panel: str, flag: str = "", *, default: Any = _REQUIRED, least: int | None = None
+) -> inspect.Parameter:
+    """Return a parameter that Typer makes an option of; without a default it must be given."""
+    flag = flag or _flag(name)
+    others = [alias for alias, written in _ALIASES.items() if written == flag]
+    text = f"{help} Also {others[0]}." if others else help
+    # Not Typer's own min: "<int range> [x>=1]" in the help leaves little room for the help itself.
+    check = _at_least(least) if least is not None else None
+    info = typer.Option(flag, help=escape(text), rich_help_panel=panel, callback=check)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def _at_least(least: int) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value is not None and value < least:
+            raise typer.BadParameter(f"{value} is less than {least}.")
+        return value
+
+    return check
+
+
+def canonical(word: str) -> str:
+    """Return the name of a flag for its alias, both without dashes in front, and every other word as it is.
+
+    >>> canonical("learning-rate"), canonical("template")
+    ('lr', 'template')
+    """
+    return _ALIASES.get(f"--{word}", f"--{word}")[2:]
+
+
+def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) -> Callable[..., int]:
+    """Return `run` in the form that Typer reads: it takes the context and these parameters."""
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    signature = inspect.Signature([context, *parameters])
+
+    def callback(context: typer.Context, **values: Any) -> int:
+        return run(context, values)
+
+    callback.__signature__ = signature  # type: ignore[attr-defined]
+    callback.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return callback
+
+
+def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
+    """Return the fields of `ZOArguments` that have these names, as options."""
+    hints = typing.get_type_hints(ZOArguments)
+    found = []
+    for field in dataclasses.fields(ZOArguments):
+        if field.name in names:
+            panel = PROMPT if field.name in PROMPT_FIELDS else TUNING
+            flag = _FLAGS.get(field.name, "")
+            default = field.default if field.default is not dataclasses.MISSING else None
+            found.append(option(field.name, hints[field.name], field.metadata["help"], panel, flag, default=default))
+    return found
+
+
+def objective_options(objective: Objective, parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Return the objective's options as options of its command, beside `parameters`.
+
+    Those of a type that cannot be written on a command line (a function, a dict) are left out and keep their default.
+
+    Raises:
+        InputError: two options would have one flag.
+    """
+    taken = {"--help", "--objective", *_ALIASES}
+    for parameter in parameters:
+        taken |= {flag_of(parameter), _flag(parameter.name)}
+    found = []
+    for one in objective.options:
+        if not _is_writable(one.type):
+            continue
+        flag = _flag(one.name)
+        if flag in taken:
+            message = f"objective {objective.name!r} has an option {one.name!r}, but {flag} is one of zoreward's own"
+            raise InputError(message, hint="rename the parameter")
+        written = f"{flag}/--no-{flag[2:]}" if _without_none(one.type) is bool else flag
+        found.append(option(_PREFIX + one.name, one.type, one.help, OBJECTIVE, written, default=one.default))
+    return found
+
+
+def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the objective's options that stand on the command line, under their own names."""
+    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return {name.removeprefix(_PREFIX): values[name] for name in given}
+
+
+def resolved(objective: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return all options under their own names, in plain types: what `config.yaml` holds."""
+    plain = {name.removeprefix(_PREFIX): _plain(value) for name, value in values.items() if name != "json"}
+    return {"objective": objective, **plain}
+
+
+def flag_of(parameter: inspect.Parameter) -> str:
+    """Return how a parameter is written on the command line.
+
+    >>> flag_of(option("max_steps", int, "Steps.", TUNING, "--steps"))
+    '--steps'
+    """
+    # Typer takes the first flag for the default of an option that stands in Annotated.
+    return str(parameter.annotation.__metadata__[0].default)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.strip('_').replace('_', '-')}"
+
+
+def escape(text: str) -> str:
+    r"""Keep square brackets from being read as Rich's markup.
+
+    >>> escape("answers[0]")
+    'answers\\[0]'
+    """
+    return text.replace("[", r"\[")
+
+
+def _is_writable(kind: Any) -> bool:
+    kind = _without_none(kind)
+    if typing.get_origin(kind) is list:
+        return all(_is_writable(item) and typing.get_origin(item) is not list for item in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return all(isinstance(value, str) for value in typing.get_args(kind))
+    return isinstance(kind, type) and (kind in (str, int, float, bool, Path) or issubclass(kind, enum.Enum))
+
+
+def _without_none(kind: Any) -> Any:
+    """Return `X` for `X | None`, and everything else as it is."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    others = [item for item in typing.get_args(kind) if item is not types.NoneType]
+    return others[0] if len(others) == 1 else kind
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return _plain(value.value)
+    return str(value) if isinstance(value, Path) else value

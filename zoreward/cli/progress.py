@@ -1,0 +1,108 @@
+"""What is seen of a run while it lasts: a bar on a terminal, lines in a log file. Both on stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
+
+if TYPE_CHECKING:
+    from zoreward.trainer import ZOTrainer
+
+# Steps over which score and speed are averaged: enough to see a trend through the noise of a batch.
+WINDOW = 50
+
+
+class ProgressCallback(TrainerCallback):
+    """Shows score, best dev score, share of steps without signal, seconds a step and the time left.
+
+    A context manager: leaving it puts the terminal right, whatever happened inside.
+
+    Args:
+        trainer: whose run is shown.
+        console: where; by default stderr.
+
+    Example:
+        >>> progress = ProgressCallback(trainer)  # doctest: +SKIP
+        >>> trainer.add_callback(progress)  # doctest: +SKIP
+        >>> with progress:  # doctest: +SKIP
+        ...     trainer.train()
+    """
+
+    def __init__(self, trainer: ZOTrainer, console: Console | None = None):
+        self._trainer = trainer
+        self._console = console or Console(stderr=True)
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=trainer.args.max_steps)
+        self._scores: deque[float] = deque(maxlen=WINDOW)
+        self._seconds: deque[float] = deque(maxlen=WINDOW)
+        self._best = -math.inf
+        self._begun = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def status(self, step: int, steps: int) -> str:
+        """Return what is known after `step` of `steps` steps, as one line."""
+        parts = []
+        if self._scores:
+            parts.append(f"score {math.fsum(self._scores) / len(self._scores):.4f}")
+        if self._best > -math.inf:
+            parts.append(f"best dev {self._best:.4f}")
+        if step:
+            parts.append(f"no signal {self._trainer.method_state.silent / step:.0%}")
+        if self._seconds:
+            pace = math.fsum(self._seconds) / len(self._seconds)
+            left = timedelta(seconds=round(pace * (steps - step)))
+            parts.append(f"{pace:.2f} s/step · {left} left")
+        return " · ".join(parts)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take in the step's scores, and move the bar."""
+        self._seconds.append(time.perf_counter() - self._begun)
+        if self._trainer.last_step is not None:
+            scores = self._trainer.last_step.scores
+            self._scores.append(math.fsum(scores) / len(scores))
+        status = self.status(state.global_step, state.max_steps)
+        self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Print a line where there is no terminal for a bar."""
+        if self._bar.disable and logs and "score" in logs:
+            self._print(
+                f"step {state.global_step}/{state.max_steps} · {self.status(state.global_step, state.max_steps)}"
+            )
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Print the dev score."""
+        if metrics and "eval_score" in metrics:
+            self._best = max(self._best, metrics["eval_score"])
+            self._print(f"step {state.global_step} · dev score {metrics['eval_score']:.4f} · best {self._best:.4f}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def without_own_progress(trainer: ZOTrainer) -> None:
+    """Take away what transformers itself would print of a run."""
+    for callback in (PrinterCallback, TransformersProgressCallback):
+        trainer.remove_callback(callback)

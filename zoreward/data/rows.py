@@ -1,0 +1,185 @@
+"""Rows from a file: JSON lines, JSON, CSV, Parquet. Free of torch; only Parquet needs a package (pyarrow)."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zoreward.records import InputError, MissingFileError
+
+Row = dict[str, Any]
+"""One dataset example: column → value."""
+
+
+def load_rows(path: str | Path) -> list[Row]:
+    """The rows of a local file, in its order.
+
+    The ending says what the file is: `.jsonl` (one object a line; blank lines do not count), `.json` (a list of
+    objects), `.csv` (with a header; comma, double quotes, UTF-8; values stay strings) or `.parquet` (needs pyarrow).
+    Rows need not have the same columns.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: an unknown ending, no rows, or something in the file that cannot be read; says where.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "train.csv"
+        >>> _ = path.write_text("sentence,label\\na fine film,1\\n")
+        >>> load_rows(path)
+        [{'sentence': 'a fine film', 'label': '1'}]
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file of rows", hint=_files_hint(path))
+    if not path.exists():
+        raise MissingFileError(f"there is no file {path}", hint=_neighbours_hint(path))
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        raise InputError(f"{path} has {ending}, so its format is unknown", hint=f"known endings: {', '.join(_READERS)}")
+    try:
+        rows = reader(path)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", hint="save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not rows:
+        raise InputError(f"{path} holds no rows", hint="give a file with at least one row")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(
+                    f"{path}, line {number} is not JSON: {_json_reason(error)}",
+                    hint="a .jsonl file has one object a line; name a file that is one list .json",
+                ) from None
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{path}, line {number} is {_kind(row)}, not an object",
+                    hint='every line looks like {"sentence": "a fine film", "label": 1}',
+                )
+            rows.append(row)
+    return rows
+
+
+def _read_json(path: Path) -> list[Row]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        return []
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(
+            f"{path}{where} is not JSON: {_json_reason(error)}",
+            hint="a .json file is one list of objects; name a file with one object a line .jsonl",
+        ) from None
+    if not isinstance(rows, list):
+        raise InputError(
+            f"{path} is {_kind(rows)}, not a list of objects", hint="put the rows into one list: [{…}, {…}]"
+        )
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}, row {number} is {_kind(row)}, not an object",
+                hint='every row looks like {"sentence": "a fine film", "label": 1}',
+            )
+    return rows
+
+
+def _read_csv(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        # strict: without it a quote that is never closed swallows the rest of the file without a word
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            names = list(reader.fieldnames or ())
+            for name in names:
+                if names.count(name) > 1:
+                    raise InputError(f"{path} has two columns named {name!r}", hint="rename one of them in the header")
+            for row in reader:
+                if None in row:
+                    raise InputError(
+                        f"{path}, line {reader.line_num} has more values than the header has columns ({len(names)})",
+                        hint='put values with commas into double quotes: "slow, but fine"',
+                    )
+                rows.append({name: value for name, value in row.items() if value is not None})
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num} is not CSV: {error}",
+                hint="a quote inside a quoted value is written twice; or save the rows as .jsonl",
+            ) from None
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError(
+            f"{path} needs pyarrow, which is not installed", hint="pip install pyarrow, or save the rows as .jsonl"
+        ) from None
+    try:
+        with ParquetFile(path) as file:
+            rows: list[Row] = file.read().to_pylist()
+    except ArrowException as error:
+        raise InputError(
+            f"{path} is not a Parquet file: {' '.join(str(error).split())}", hint="write it anew"
+        ) from None
+    return rows
+
+
+_READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is called in JSON.
+
+    >>> _kind([1]), _kind(None), _kind(2.5)
+    ('a list', 'null', 'a number')
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")
+
+
+def _json_reason(error: ValueError) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _neighbours_hint(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    close = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
+    return (
+        f"did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else _files_hint(path.parent)
+    )
+
+
+def _files_hint(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _READERS)
+    return f"files of rows in {folder}: {', '.join(names) if names else 'none'}"

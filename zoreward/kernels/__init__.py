@@ -1,0 +1,1 @@
+"""The numbers that `zoreward.noise` defines, computed quickly."""

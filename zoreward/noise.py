@@ -1,0 +1,147 @@
+"""The definition of a direction z and of stochastic rounding: plain, slow, and the last word.
+
+z is a function of (seed, stream, index) and of nothing else: not of the device, the dtype of the weights, the order of
+the tensors, or what was drawn before. `zoreward.kernels` computes the same numbers quickly; the tests hold it to this
+file bit for bit. Changing a number here changes what every stored run means: raise `NOISE_VERSION` then.
+
+Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+| Philox | here |
+|---|---|
+| key (2 × 32 bits) | the 64-bit seed, low word first |
+| counter words 0, 1 | index // 4, low word first |
+| counter word 2 | the stream of the tensor |
+| counter word 3 | the purpose: 0 directions, 1 rounding |
+| output word | number index % 4 |
+
+`index` is the flat (row-major) index in the whole tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOISE_VERSION = 1
+DIRECTION, ROUNDING = 0, 1
+
+# Philox 4x32's multipliers and Weyl constants (Salmon et al. 2011, table 2).
+MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
+MASK_32 = 0xFFFFFFFF
+
+INV_SQRT_8 = np.float32(1 / 8**0.5)
+
+_WRAPPERS = re.compile(r"(^|(?<=\.))(base_model\.model\.|_orig_mod\.|module\.)")
+
+
+def canonical_name(name: str) -> str:
+    """Return a parameter's name without the wrappers that tools put around a model.
+
+    >>> canonical_name("module._orig_mod.base_model.model.lm_head.weight")
+    'lm_head.weight'
+    """
+    inner = _WRAPPERS.sub("", name)
+    return inner if inner == name else canonical_name(inner)  # one wrapper may sit inside another's name
+
+
+def stream_of(name: str) -> int:
+    """Return the 32-bit stream of a tensor: the first 4 bytes of BLAKE2b of its canonical name.
+
+    >>> stream_of("lm_head.weight") == stream_of("module.lm_head.weight")
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(canonical_name(name).encode(), digest_size=4).digest(), "little")
+
+
+def streams(names: Iterable[str]) -> dict[str, int]:
+    """Return a stream for each name, no two alike.
+
+    Two names whose hashes collide would share their z. The later one in sorted order is hashed again with a suffix.
+    """
+    table: dict[str, int] = {}
+    taken: set[int] = set()
+    for name in sorted(names, key=canonical_name):
+        stream, attempt = stream_of(name), 0
+        while stream in taken:
+            attempt += 1
+            stream = stream_of(f"{canonical_name(name)}\0{attempt}")
+        taken.add(stream)
+        table[name] = stream
+    return table
+
+
+def derive_seed(run_seed: int, step: int, k: int) -> int:
+    """Return the 64-bit seed of direction `k` of step `step`; `k` = 2^64 − 1 is the step's rounding seed.
+
+    >>> derive_seed(0, 0, 0) != derive_seed(0, 0, 1)
+    True
+    """
+    digest = hashlib.blake2b(struct.pack("<QQQ", run_seed, step, k), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def words(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.uint32]:
+    """Return the random words of the elements `start` … `start + count − 1`: uint32, shape (count,)."""
+    index = np.arange(start, start + count, dtype=np.uint64)
+    block, low = index >> np.uint64(2), np.uint64(MASK_32)
+    x0, x1 = block & low, block >> np.uint64(32)
+    x2, x3 = np.full_like(x0, stream), np.full_like(x0, purpose)
+    k0, k1 = seed & MASK_32, seed >> 32
+    for _ in range(10):
+        p0, p1 = x0 * np.uint64(MULTIPLIER_0), x2 * np.uint64(MULTIPLIER_1)
+        x0, x1 = (p1 >> np.uint64(32)) ^ x1 ^ np.uint64(k0), p1 & low
+        x2, x3 = (p0 >> np.uint64(32)) ^ x3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + WEYL_0) & MASK_32, (k1 + WEYL_1) & MASK_32
+    return np.choose((index & np.uint64(3)).astype(np.intp), [x0, x1, x2, x3]).astype(np.uint32)
+
+
+def normal(seed: int, stream: int, start: int, count: int) -> NDArray[np.float32]:
+    """Return z of the elements `start` … `start + count − 1`: float32, shape (count,).
+
+    z = (popcount(word) − 16) · float32(1/√8), rounded once. Mean 0, variance 1, kurtosis 2.94; 33 levels from −5.66 to
+    5.66, 14 % of them zero. Only integers and one product: the same bits on every machine.
+
+    >>> (normal(seed=0, stream=0, start=0, count=4) * 8**0.5).round().tolist()
+    [1.0, 0.0, 1.0, -1.0]
+    """
+    ones = np.bitwise_count(words(seed, stream, start, count)).astype(np.float32)
+    return (ones - np.float32(16)) * INV_SQRT_8
+
+
+def round_bf16(acc: NDArray[np.float32], word: NDArray[np.uint32]) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16 stochastically; returns the bfloat16 bit patterns.
+
+    The low 16 bits of `word` are added to the float32 pattern, the lower half is dropped: `acc` between two neighbours
+    goes to the upper one with the probability of its distance to the lower one. Infinity and NaN stay what they are; a
+    finite value never becomes infinite.
+    """
+    pattern = np.ascontiguousarray(acc).view(np.uint32)
+    special = (pattern & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    upper = ((pattern + (word & np.uint32(0xFFFF))) >> np.uint32(16)).astype(np.uint16)
+    overflow = (upper & np.uint16(0x7FFF)) == np.uint16(0x7F80)
+    upper = np.where(overflow, (upper & np.uint16(0x8000)) | np.uint16(0x7F7F), upper)
+    quiet = np.where(np.isnan(acc), np.uint16(0x0040), np.uint16(0))  # a NaN whose payload sat in the lower half
+    return np.where(special, (pattern >> np.uint32(16)).astype(np.uint16) | quiet, upper)
+
+
+def round_fp16(acc: NDArray[np.float32], word: NDArray[np.uint32]) -> NDArray[np.float16]:
+    """Round float32 to float16 stochastically.
+
+    From 2^−14 on: the low 13 bits of `word` are added to the float32 pattern and 13 bits dropped. Below, where float16
+    is a fixed grid: floor(acc·2^24 + u)·2^−24 with u = (word >> 8)·2^−24 (13 bits would be biased there by up to 19 %).
+    Infinity and NaN stay; finite values beyond ±65504 become ±65504.
+    """
+    pattern = np.ascontiguousarray(acc).view(np.uint32)
+    moved = ((pattern + (word & np.uint32(0x1FFF))) & np.uint32(0xFFFFE000)).view(np.float32)
+    u = (word >> np.uint32(8)).astype(np.float64) * 2.0**-24
+    with np.errstate(invalid="ignore", over="ignore"):
+        small = np.floor(acc.astype(np.float64) * 2.0**24 + u) * 2.0**-24
+        value = np.where(np.abs(acc) < np.float32(2.0**-14), small, moved.astype(np.float64))
+        value = np.where(np.isfinite(acc), np.clip(value, -65504.0, 65504.0), acc)
+        return value.astype(np.float16)

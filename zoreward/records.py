@@ -1,0 +1,180 @@
+"""The records that travel between the rooms, and the errors.
+
+    row → prompt → batch → members → outputs → scores → update → journal
+
+Everything here is frozen, small and free of torch. Shape letters, used as suffixes all over the project:
+
+| letter | size |
+|---|---|
+| `M` | members of a query |
+| `K` | directions of a step |
+| `N` | rows |
+| `C` | candidates of a row (the longest list, where they differ) |
+| `B` | rows of one forward pass |
+| `R` | sequences of one forward pass, members × rows |
+| `T` | tokens of a sequence |
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ZorewardError(Exception):
+    """Base of every error that zoreward raises on purpose.
+
+    The message is one line that says what is wrong; `hint` is one line that says what to do. Every subclass is also
+    the standard exception of its kind, so `except ValueError` goes on working.
+    """
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(ZorewardError, ValueError):
+    """Rows, templates, options or models that cannot be used as they are."""
+
+
+class UnknownNameError(ZorewardError, LookupError):
+    """A name that nobody has registered: an objective, a column, a choice."""
+
+    __str__ = Exception.__str__
+
+
+class MissingFileError(ZorewardError, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+    __str__ = Exception.__str__
+
+
+class ObjectiveError(ZorewardError, RuntimeError):
+    """An objective that raised, or returned something that is no score."""
+
+
+def to_float32(value: float) -> float:
+    """Return the float32 nearest to `value`, as a Python float.
+
+    >>> to_float32(0.5), to_float32(1e-3)
+    (0.5, 0.0010000000474974513)
+    """
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A multiple of one direction: `coefficient` · z(`seed`).
+
+    Args:
+        seed: names the direction z; 0 ≤ seed < 2^64.
+        coefficient: rounded to float32 on creation, so that a term means the same wherever it is stored.
+
+    Raises:
+        ValueError: the seed is out of range.
+
+    >>> Term(7, 0.25)
+    Term(seed=7, coefficient=0.25)
+    """
+
+    seed: int
+    coefficient: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"a direction seed lies between 0 and 2^64 - 1, not {self.seed}")
+        object.__setattr__(self, "coefficient", to_float32(self.coefficient))
+
+
+Member = tuple[Term, ...]
+"""The model at θ + Σ coefficient · z(seed). The empty tuple is the model itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a method wants to know: the score of each member, all on the same rows.
+
+    Args:
+        step: counts from 0.
+        members: M members; an antithetic couple stands side by side, θ + εz before θ − εz.
+    """
+
+    step: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What is done to θ at the end of a step: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
+
+    Args:
+        decay: share of θ that is taken away, ≥ 0; only from tensors with two or more dimensions (not from biases and
+            norms). Rounded to float32.
+        terms: in the order in which they are added.
+        rounding_seed: 0 ≤ rounding_seed < 2^64; decides the stochastic rounding of half-precision weights.
+    """
+
+    decay: float
+    terms: tuple[Term, ...]
+    rounding_seed: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decay", to_float32(self.decay))
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What happened in one step.
+
+    Args:
+        step: counts from 0.
+        scores: scores_M, in the order of the query's members.
+        update: what was done to θ.
+        lr: the step's learning rate.
+    """
+
+    step: int
+    scores: tuple[float, ...]
+    update: Update
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row made ready for a model that scores given answers.
+
+    Args:
+        row: the dataset's own row.
+        prompt: the rendered prompt, as text.
+        candidates: the answers to be compared, as text; one for `likelihood`.
+        reference: index of the right candidate.
+        prompt_tokens: at least one token.
+        candidate_tokens: for each candidate at least one token.
+        truncated: tokens that were cut off the prompt's left so that the longest candidate fits.
+    """
+
+    row: dict[str, Any]
+    prompt: str
+    candidates: tuple[str, ...]
+    reference: int
+    prompt_tokens: tuple[int, ...] = field(repr=False)
+    candidate_tokens: tuple[tuple[int, ...], ...] = field(repr=False)
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The score of one model on some rows.
+
+    Args:
+        objective: its name.
+        score: higher is better.
+        rows: how many rows were scored.
+        truncated: how many prompts lost tokens on their left to fit the context.
+    """
+
+    objective: str
+    score: float
+    rows: int
+    truncated: int

@@ -1,0 +1,22 @@
+"""Objectives: how a function becomes one, where they are found, and how their results become one score. No torch.
+
+A plugin is an entry point of the group `zoreward.objectives`; the shipped objectives come through the same door:
+
+    [project.entry-points."zoreward.objectives"]
+    brevity = "my_package.rewards:brevity"
+"""
+
+from zoreward.registry.decorator import objective
+from zoreward.registry.scores import Needs, Objective, Option
+from zoreward.registry.sources import Entry, describe_objective, get_objective, list_objectives
+
+__all__ = [
+    "Entry",
+    "Needs",
+    "Objective",
+    "Option",
+    "describe_objective",
+    "get_objective",
+    "list_objectives",
+    "objective",
+]

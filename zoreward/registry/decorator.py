@@ -1,0 +1,162 @@
+"""What a function says about itself: `@objective`, its parameters, its docstring."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from zoreward.records import InputError
+from zoreward.registry.names import neighbours
+from zoreward.registry.scores import Needs, Objective, Option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SPEC = "__zoreward_objective__"
+# What an objective may be handed beside the dataset's columns, so never an option.
+_OUTPUTS = ("predictions", "references", "logprobs", "prompts", "completions", "completion_ids")
+_FROM_TRL = ("trainer_state", "log_extra", "log_metric")
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    name: str
+    needs: Needs
+    range: tuple[float, float] | None
+
+
+def objective(name: str, *, needs: Needs | None = None, range: tuple[float, float] | None = None) -> Callable[[F], F]:
+    """Make a function or a class an objective; it is returned as it is, so TRL and your own code can go on calling it.
+
+    Keyword-only parameters with a type and a default are the objective's options. A class takes its options in
+    `__init__` and what is scored in `__call__`; it is made once, so it can hold a model.
+
+    Args:
+        name: what users call it; also the key of its entry point.
+        needs: may be left out where a parameter says it: `completions`, or `predictions` or `logprobs` (choices).
+        range: the lowest and the highest score possible.
+
+    Raises:
+        InputError: what it needs is neither said nor to be seen.
+
+    >>> from zoreward import get_objective
+    >>> @objective("brevity")
+    ... def brevity(completions, *, target: int = 40, **columns) -> list[float]:
+    ...     "Reward completions close to a target length."
+    ...     return [-abs(len(c) - target) / target for c in completions]
+    >>> brevity(["x" * 30]), get_objective(brevity, target=60).score(1, completions=["x" * 30])
+    ([-0.25], -0.5)
+    """
+    if not isinstance(name, str):
+        raise InputError("@objective stands without a name", hint='write it with one: @objective("brevity")')
+
+    def mark(function: F) -> F:
+        setattr(function, _SPEC, _Spec(name, _needs(name, function, needs), range))
+        return function
+
+    return mark
+
+
+def describe(function: Any, key: str | None = None) -> Objective:
+    """Read name, needs, options and help from a callable; `key` is its name where it has no decorator."""
+    if not callable(function):
+        raise InputError(f"{function!r} is no objective", hint="an objective is a function, or a class with __call__")
+    plain = function
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    spec = getattr(plain, _SPEC, None)
+    name = spec.name if spec else (key or str(getattr(plain, "__name__", type(plain).__name__)))
+    doc = inspect.getdoc(plain) or ""
+    stateful = isinstance(function, type)
+    told = f"{doc}\n\n{inspect.getdoc(function.__init__)}" if stateful else doc
+    return Objective(
+        name=name,
+        needs=spec.needs if spec else _needs(name, function, None),
+        function=function,
+        options=_options(name, function, told),
+        values={},
+        help=doc.strip().partition("\n")[0],
+        distribution="",
+        range=spec.range if spec else None,
+        stateful=stateful,
+    )
+
+
+def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
+    call: Callable[..., Any] = function
+    if isinstance(function, type):
+        call = function.__call__
+        if not inspect.isfunction(call):
+            raise InputError(f"objective {name!r} is a class without __call__", hint="what is scored goes to __call__")
+    try:
+        parameters = inspect.signature(call).parameters
+    except ValueError as error:  # some functions written in C do not say what they take
+        raise InputError(f"objective {name!r} has no readable parameters", hint="wrap it in a function") from error
+    if said is not None:
+        if said not in typing.get_args(Needs):
+            hint = neighbours(str(said), typing.get_args(Needs), "It can need")
+            raise InputError(f"objective {name!r} cannot need {said!r}", hint=hint)
+        return typing.cast(Needs, said)
+    if "completions" in parameters or "completion_ids" in parameters:
+        return "completions"
+    if "predictions" in parameters or "logprobs" in parameters:
+        return "choices"
+    raise InputError(
+        f"what objective {name!r} needs from the model cannot be seen from its parameters",
+        hint=f'name one of them completions, predictions or logprobs, or say it: @objective("{name}", needs=…)',
+    )
+
+
+def _options(name: str, function: Callable[..., Any], doc: str) -> tuple[Option, ...]:
+    written = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and parameter.default is not parameter.empty
+        and parameter.annotation is not parameter.empty
+        and parameter.name not in _OUTPUTS + _FROM_TRL
+    ]
+    # Only the options' annotations are resolved: those of the outputs may name types that exist for the checker alone.
+    holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation for parameter in written})
+    try:
+        hints = typing.get_type_hints(holder, globalns=_globals(function))
+    except Exception as error:
+        raise InputError(f"the type of an option of objective {name!r} cannot be resolved: {error}") from error
+    lines = _argument_lines(doc)
+    return tuple(Option(p.name, hints[p.name], p.default, lines.get(p.name, "")) for p in written)
+
+
+def _globals(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the names that a callable's annotations refer to: the globals of the module that defines it."""
+    plain: Any = function
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    if isinstance(plain, type):
+        plain = plain.__init__  # type: ignore[misc]
+    elif not inspect.isroutine(plain):
+        plain = type(plain).__call__
+    return getattr(inspect.unwrap(plain), "__globals__", {})
+
+
+def _argument_lines(doc: str) -> dict[str, str]:
+    """Return the entries under `Args:` of a Google-style docstring, each as one line.
+
+    >>> _argument_lines("Do it.\\n\\nArgs:\\n    size (int): how big\\n        it is\\n    name: who\\n\\nReturns: no")
+    {'size': 'how big it is', 'name': 'who'}
+    """
+    found: dict[str, str] = {}
+    for section in re.findall(r"^(?:Args|Arguments):[ \t]*\n((?:[ \t]+.*\n?|[ \t]*\n)*)", doc, flags=re.MULTILINE):
+        name = ""
+        for line in inspect.cleandoc("\n" + section).splitlines():
+            entry = re.match(r"\*{0,2}(\w+)(?: \([^)]*\))?:\s*(.*)", line)
+            if entry:
+                name, text = entry.groups()
+                found[name] = text
+            elif name and line.strip():
+                found[name] = f"{found[name]} {line.strip()}".strip()
+    return found

@@ -1,0 +1,185 @@
+"""Where objectives come from: entry points, modules, files, or the function itself."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
+from zoreward.registry.decorator import describe
+from zoreward.registry.names import neighbours
+from zoreward.registry.scores import Objective
+
+_GROUP = "zoreward.objectives"
+_SHIPPED_BY = "zoreward"
+# Sources that are no Python module, so that `trl:NAME` never means an arbitrary function of that package.
+_RESERVED_PREFIXES = ("sklearn", "evaluate", "trl")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered objective that has not been loaded.
+
+    Args:
+        name: what the user calls it.
+        distribution: the installed package that brings it.
+    """
+
+    name: str
+    distribution: str
+
+
+def get_objective(source: str | Objective | Callable[..., Any], /, **options: Any) -> Objective:
+    """Return the objective that `source` names, with its options set.
+
+    Args:
+        source: a registered name, `package.module:name`, `path/file.py:name`, the function or class itself, or an
+            objective that is ready: it is returned as it is.
+        options: values of its options; they are taken as they are, not converted.
+
+    Raises:
+        UnknownNameError: nobody has registered the name, or the module or file has no such function.
+        MissingFileError: there is no such file.
+        InputError: it has no such option, or is no objective.
+        ObjectiveError: it cannot be loaded or made.
+
+    >>> def length(completions, *, scale: float = 1.0):
+    ...     return [scale * len(c) for c in completions]
+    >>> get_objective(length, scale=0.5).score(2, completions=["ab", "abcd"])
+    1.5
+    """
+    if isinstance(source, Objective) and not options:
+        return source
+    found = describe_objective(source)
+    known = [option.name for option in found.options]
+    for name in options:
+        if name not in known:
+            hint = neighbours(name, known, "Options") if known else "it has none: an option is a keyword-only parameter"
+            raise InputError(f"objective {found.name!r} has no option {name!r}", hint=hint)
+    function = found.function
+    if found.stateful:
+        try:
+            function = function(**options)
+        except ZorewardError:
+            raise
+        except Exception as error:
+            message = f"objective {found.name!r} cannot be made: {type(error).__name__}: {error}"
+            raise ObjectiveError(message) from error
+    return replace(found, function=function, values=dict(options))
+
+
+def describe_objective(source: str | Objective | Callable[..., Any], /) -> Objective:
+    """Return the objective that `source` names for its options and help only: a class is not made, so cannot score.
+
+    Args and Raises are those of `get_objective`.
+
+    >>> def length(completions, *, scale: float = 1.0):
+    ...     return [scale * len(c) for c in completions]
+    >>> describe_objective(length).options
+    (Option(name='scale', type=<class 'float'>, default=1.0, help=''),)
+    """
+    if isinstance(source, Objective):
+        return source
+    if not isinstance(source, str):
+        return describe(source)
+    place, colon, attribute = source.rpartition(":")
+    if not colon:
+        return _from_entry_point(source)
+    if place in _RESERVED_PREFIXES:
+        raise UnknownNameError(
+            f"unknown objective {source!r}", hint=f"this version takes no objectives from {place!r} by a prefix"
+        )
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    if not hasattr(module, attribute):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UnknownNameError(f"{place!r} has no {attribute!r}", hint=neighbours(attribute, names, "It has"))
+    return describe(getattr(module, attribute))
+
+
+def list_objectives() -> list[Entry]:
+    """Return every registered objective, by name. Nothing is loaded, so a broken plugin is listed too.
+
+    Example: `[entry.name for entry in list_objectives()]` → `["accuracy", "f1", "log-likelihood", …]`
+    """
+    points = _entry_points()
+    return [Entry(name, _distribution(point)) for name in sorted(points) for point in points[name]]
+
+
+def _entry_points() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=_GROUP):
+        found.setdefault(point.name, []).append(point)
+    for name, points in found.items():
+        shipped = [point for point in points if _distribution(point) == _SHIPPED_BY]
+        if shipped:
+            found[name] = shipped
+            for point in points:
+                if point not in shipped:
+                    warnings.warn(
+                        f"ignored the objective {name!r} of {_distribution(point)!r}: zoreward ships one of that name",
+                        stacklevel=1,  # always this line, so that Python's default filter shows it once
+                    )
+    return found
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "unknown"
+
+
+def _from_entry_point(name: str) -> Objective:
+    registered = _entry_points()
+    if name not in registered:
+        hint = neighbours(name, sorted(registered), "Objectives")
+        raise UnknownNameError(f"unknown objective {name!r}", hint=hint if registered else "none is installed")
+    points = registered[name]
+    if len(points) > 1:
+        owners = " and ".join(sorted(repr(_distribution(point)) for point in points))
+        raise ObjectiveError(f"objective {name!r} is registered by {owners}", hint="uninstall all but one of them")
+    distribution = _distribution(points[0])
+    try:
+        found = describe(points[0].load(), name)
+    except Exception as error:
+        message = f"objective {name!r} of {distribution!r} cannot be loaded: {type(error).__name__}: {error}"
+        raise ObjectiveError(message, hint=f"update or uninstall {distribution!r}") from error
+    if found.name != name:
+        raise ObjectiveError(
+            f"objective {name!r} of {distribution!r} calls itself {found.name!r} in its decorator",
+            hint="its entry point and its decorator must give the same name",
+        )
+    return replace(found, distribution=distribution)
+
+
+def _import_module(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            hint = "install it, or give a file: path/file.py:name"
+            raise UnknownNameError(f"there is no module {name!r} to take an objective from", hint=hint) from error
+        raise ObjectiveError(f"module {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ObjectiveError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        raise MissingFileError(f"there is no file {str(path)!r} to take an objective from")
+    name = f"zoreward_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ObjectiveError(f"{str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

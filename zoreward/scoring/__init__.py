@@ -1,0 +1,17 @@
+"""Scores: an objective's value for members of a model on rows."""
+
+from zoreward.scoring.evaluation import evaluate, member_scores
+from zoreward.scoring.loading import check_model_name, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.logprobs import Reader, candidate_logprobs, reader_of
+
+__all__ = [
+    "Reader",
+    "candidate_logprobs",
+    "check_model_name",
+    "evaluate",
+    "load_model",
+    "load_tokenizer",
+    "member_scores",
+    "prepare_tokenizer",
+    "reader_of",
+]

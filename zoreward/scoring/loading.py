@@ -1,0 +1,86 @@
+"""Models and tokenizers by path or Hub id, with errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoreward.records import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that pads on the left and has a padding token.
+
+    Args:
+        name: a folder or a Hub id.
+
+    Raises:
+        MissingFileError: a path that does not exist.
+        InputError: a folder without a tokenizer, or a Hub id that cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    check_model_name(name)
+    try:
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer could be loaded from '{name}'", hint=_first_line(error)) from error
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give a tokenizer left padding and, where it has none, its end-of-sequence token as padding."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model for scoring: in its own dtype on a GPU, in float32 on a CPU, in eval mode.
+
+    Args:
+        name: a folder or a Hub id.
+        **kwargs: for `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        MissingFileError: a path that does not exist.
+        InputError: something that is no causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_model_name(name)
+    # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
+    kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
+
+
+def check_model_name(name: str) -> None:
+    """Find out, before anything is imported or downloaded, that `name` is no model.
+
+    Raises:
+        MissingFileError: it looks like a path and does not exist.
+        InputError: a file, a folder without `config.json`, or no possible Hub id.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"the folder '{name}' is no model: it has no config.json",
+                hint="Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m.",
+            )
+    elif path.exists():
+        raise InputError(f"'{name}' is a file, not a model", hint="Give the folder that holds config.json.")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise MissingFileError(f"there is no model folder '{name}'", hint="Give a folder, or a Hub id such as gpt2.")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

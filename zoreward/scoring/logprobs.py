@@ -1,0 +1,251 @@
+"""Mean log-probabilities of given answers, for many members, with as little forward as possible."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from zoreward.members import Tuned, members_at, tuned_weights
+from zoreward.records import Example, Member
+
+# Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
+# a GPU wants its units filled.
+CPU_TOKENS, GPU_TOKENS = 1024, 32768
+
+# Logits that are turned into float32 at once: 256 MB.
+LOGITS_AT_ONCE = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """A language model and what must be known to read with it.
+
+    Args:
+        model: any causal language model of transformers.
+        tuned: its tuned weights.
+        pad_token_id: fills rows up on the left.
+        accepts: names of the arguments of its forward.
+        shares_prefix: whether a prompt's cache can be reused for each of its candidates.
+        grouped: whether all members share a forward pass; otherwise one member at a time.
+        tokens: tokens of one forward pass, padding included, all members together.
+    """
+
+    model: nn.Module
+    tuned: Tuned
+    pad_token_id: int
+    accepts: frozenset[str]
+    shares_prefix: bool
+    grouped: bool
+    tokens: int
+
+
+def reader_of(model: nn.Module, pad_token_id: int, *, grouped: bool = True, tokens: int | None = None) -> Reader:
+    """Look at a model once and return how to read with it."""
+    accepts = frozenset(inspect.signature(model.forward).parameters)
+    device = next(model.parameters()).device
+    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
+    return Reader(
+        model, tuned_weights(model), pad_token_id, accepts, _shares_prefix(model, pad_token_id), grouped, tokens
+    )
+
+
+@torch.no_grad()
+def _shares_prefix(model: nn.Module, token: int) -> bool:
+    """Whether the cache of a forward pass is plain attention in every layer, whose rows can be picked and repeated."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    ids = torch.full((1, 2), token, device=next(model.parameters()).device)
+    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+@torch.no_grad()
+def candidate_logprobs(
+    reader: Reader, examples: Sequence[Example], members: Sequence[Member] = ((),)
+) -> NDArray[np.float64]:
+    """Return the mean log-probability per token of each candidate after its prompt.
+
+        logprobs[m, n, c] = 1/T · Σ_t log p_m(candidate_t | prompt, candidate_<t),  T tokens of candidate c of row n
+
+    Rows are sorted by length into full batches; a prompt is computed once for all its candidates where the model
+    allows; only the positions before a candidate's tokens go through the language-model head.
+
+    Args:
+        reader: the model.
+        examples: N rows.
+        members: M members; by default the model itself.
+
+    Returns:
+        logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates. Sums are float64, in token order.
+    """
+    width = max(len(example.candidate_tokens) for example in examples)
+    logprobs_MNC = np.full((len(members), len(examples), width), -np.inf)
+    groups = [members] if reader.grouped else [(member,) for member in members]
+    first = 0
+    for group in groups:
+        with members_at(reader.model, group, tuned=reader.tuned):
+            for batch in sorted_batches([_cost(reader, e) for e in examples], reader.tokens // len(group)):
+                rows = [examples[n] for n in batch]
+                for (n, c), values_M in _batch_logprobs(reader, rows, len(group)):
+                    logprobs_MNC[first : first + len(group), batch[n], c] = values_M
+        first += len(group)
+    return logprobs_MNC
+
+
+def sorted_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Cut rows into batches that are full and of like length, the longest rows first.
+
+    Args:
+        lengths: tokens of each row.
+        tokens: rows × longest row of a batch stays within this; a longer single row makes a batch of its own.
+
+    >>> sorted_batches([3, 9, 4, 2], tokens=10)
+    [[1], [2, 0], [3]]
+    """
+    batches: list[list[int]] = []
+    for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+            batches[-1].append(n)
+        else:
+            batches.append([n])
+    return batches
+
+
+def _cost(reader: Reader, example: Example) -> int:
+    extra = [len(tokens) - 1 for tokens in example.candidate_tokens]
+    if reader.shares_prefix or len(extra) == 1 or not any(extra):
+        return len(example.prompt_tokens) + sum(extra)
+    return sum(len(example.prompt_tokens) + more for more in extra)
+
+
+Place = tuple[int, int]  # row of the batch, candidate
+
+
+def _batch_logprobs(reader: Reader, rows: list[Example], members: int) -> Iterator[tuple[Place, list[float]]]:
+    places = [(n, c) for n, row in enumerate(rows) for c in range(len(row.candidate_tokens))]
+    long = [(n, c) for n, c in places if len(rows[n].candidate_tokens[c]) > 1]
+    if not long:
+        yield from _after_prompt(reader, rows, places, members)
+    elif reader.shares_prefix and len(places) > len(rows):
+        yield from _with_cache(reader, rows, places, long, members)
+    else:
+        yield from _whole(reader, rows, places, members)
+
+
+def _after_prompt(
+    reader: Reader, rows: list[Example], places: list[Place], members: int
+) -> Iterator[tuple[Place, list[float]]]:
+    """Candidates of one token: the logits after the prompt are all there is to know."""
+    logits_RTV, _ = _forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
+    firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
+    table = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, logits_RTV.device))
+    for n, c in places:
+        yield (n, c), table[n :: len(rows), c].tolist()
+
+
+def _whole(
+    reader: Reader, rows: list[Example], places: list[Place], members: int
+) -> Iterator[tuple[Place, list[float]]]:
+    """Prompt and candidate in one sequence, once for each candidate."""
+    answers = [rows[n].candidate_tokens[c] for n, c in places]
+    sequences = [(*rows[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
+    keep = max(map(len, answers))
+    logits_RTV, _ = _forward(reader, sequences, members, keep=keep)
+    # Sequences end on the right, so answers are filled up on the left.
+    targets = [(0,) * (keep - len(answer)) + answer for answer in answers]
+    table = _log_softmax_at(logits_RTV[:, -keep:], _padded(targets, members, logits_RTV.device).unsqueeze(-1))
+    for r, place in enumerate(places):
+        kept = table[r :: len(places), keep - len(answers[r]) :, 0]
+        yield place, (kept.sum(axis=1) / kept.shape[1]).tolist()
+
+
+def _with_cache(
+    reader: Reader, rows: list[Example], places: list[Place], long: list[Place], members: int
+) -> Iterator[tuple[Place, list[float]]]:
+    """The prompt once, then its candidates on copies of its cache."""
+    prompts = [row.prompt_tokens for row in rows]
+    logits_RTV, cache = _forward(reader, prompts, members, keep=1, use_cache=True)
+    device = logits_RTV.device
+    firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
+    first = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, device))
+
+    origin = [m * len(rows) + n for m in range(members) for n, _ in long]
+    cache.reorder_cache(torch.tensor(origin, device=device))
+    tails = [rows[n].candidate_tokens[c] for n, c in long]
+    inputs = _padded([tail[:-1] for tail in tails], members, device)
+    mask_R = _padded([(1,) * (len(tail) - 1) for tail in tails], members, device)
+    prompt_mask = _left_mask(prompts, members, device)[origin]
+    kwargs = _known(
+        reader,
+        attention_mask=torch.cat([prompt_mask, mask_R], dim=1),
+        position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=device),
+    )
+    logits_RTV = reader.model(input_ids=inputs, past_key_values=cache, use_cache=True, **kwargs).logits
+    rest = _log_softmax_at(logits_RTV, _padded([tail[1:] for tail in tails], members, device).unsqueeze(-1))
+
+    row_of = {place: r for r, place in enumerate(long)}
+    for n, c in places:
+        total = first[n :: len(rows), c].copy()
+        length = len(rows[n].candidate_tokens[c])
+        if length > 1:
+            total += rest[row_of[n, c] :: len(long), : length - 1, 0].sum(axis=1)
+        yield (n, c), (total / length).tolist()
+
+
+def _forward(
+    reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int, use_cache: bool = False
+) -> tuple[torch.Tensor, Any]:
+    """Run the sequences, left-padded, once for each member; logits of at least the last `keep` positions."""
+    device = next(reader.model.parameters()).device
+    length = max(map(len, sequences))
+    padded = [(reader.pad_token_id,) * (length - len(tokens)) + tuple(tokens) for tokens in sequences]
+    ids = torch.tensor(padded, device=device).repeat(members, 1)
+    mask = _left_mask(sequences, members, device)
+    kwargs = _known(
+        reader,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=keep,
+    )
+    output = reader.model(input_ids=ids, use_cache=use_cache, **kwargs)
+    return output.logits, getattr(output, "past_key_values", None)
+
+
+def _known(reader: Reader, **kwargs: Any) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name in reader.accepts}
+
+
+def _left_mask(sequences: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
+    length = max(map(len, sequences))
+    mask = [[0] * (length - len(tokens)) + [1] * len(tokens) for tokens in sequences]
+    return torch.tensor(mask, device=device).repeat(members, 1)
+
+
+def _padded(lists: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
+    """Right-padded with zeros, once for each member: int64 (M·len(lists), longest)."""
+    width = max(map(len, lists))
+    filled = [list(items) + [0] * (width - len(items)) for items in lists]
+    return torch.tensor(filled, device=device).repeat(members, 1)
+
+
+def _log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:
+    """Return log softmax(logits)[…, targets] as float64, without a float32 copy of all logits at once.
+
+    Args:
+        logits: (R, …, V).
+        targets: (R, …, n), indices into V.
+    """
+    rows_at_once = max(1, LOGITS_AT_ONCE // max(1, logits[0].numel()))
+    pieces = []
+    for part, index in zip(logits.split(rows_at_once), targets.split(rows_at_once), strict=True):
+        part = part.float()
+        pieces.append((part.gather(-1, index) - part.logsumexp(-1, keepdim=True)).double().cpu())
+    return torch.cat(pieces).numpy()

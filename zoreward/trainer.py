@@ -1,0 +1,359 @@
+"""Tuning a model with transformers' own training loop: its callbacks, loggers, schedules, samplers and saving."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from zoreward.config import ZOArguments
+from zoreward.data import render
+from zoreward.journal import JOURNAL_NAME, Journal
+from zoreward.members import grouping_problem, update_
+from zoreward.methods import SPSA
+from zoreward.methods.spsa import projected_gradients
+from zoreward.records import Example, InputError, Query, StepRecord
+from zoreward.registry import Objective, get_objective
+from zoreward.scoring import (
+    Reader,
+    candidate_logprobs,
+    load_model,
+    load_tokenizer,
+    member_scores,
+    prepare_tokenizer,
+    reader_of,
+)
+from zoreward.scoring.evaluation import context_length
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+
+# Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
+# forward pass or two.
+TRIAL_ROWS = 8
+
+
+@dataclass
+class ZOConfig(ZOArguments, TrainingArguments):
+    """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
+
+    Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
+    1,000 steps of 16 rows, no clipping. Each step scores all rows of all its accumulated batches together.
+
+    Raises:
+        InputError: an option that makes no sense without gradients.
+
+    Example:
+        >>> ZOConfig("runs/sst2", max_steps=1500, learning_rate=3e-5, eps=5e-3).lr_scheduler_type
+        <SchedulerType.CONSTANT: 'constant'>
+    """
+
+    output_dir: str = "zoreward-run"
+    learning_rate: float = 1e-6
+    max_steps: int = 1000
+    per_device_train_batch_size: int = 16
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 0.0
+    logging_steps: float = 10
+    save_strategy: str = "no"
+    metric_for_best_model: str | None = "score"
+    greater_is_better: bool | None = True
+    report_to: Any = "none"
+    dataloader_pin_memory: bool = False
+    remove_unused_columns: bool | None = False
+    seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refusals = {
+            "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
+            "fp16": (self.fp16, "Load the model in float16 instead: ZOTrainer(model=…, dtype)."),
+            "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
+            "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
+        }
+        for name, (given, hint) in refusals.items():
+            if given:
+                raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+
+
+class ZOTrainer(Trainer):
+    """Tunes a language model on an objective with forward passes alone.
+
+    Everything is checked before anything is written: the objective, the rows, the template, the model, and the
+    objective's value on a few rows.
+
+    Args:
+        model: a folder or Hub id, or a loaded causal language model.
+        reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
+        args: the options.
+        train_dataset: rows; a list of dicts or a `datasets.Dataset`.
+        eval_dataset: rows to choose by.
+        processing_class: the tokenizer; by default the model's own.
+        reward_processing_classes: not supported yet.
+        callbacks: transformers' callbacks.
+        peft_config: not supported yet.
+        objective: the same as `reward_funcs`, under its own name; give one of the two.
+
+    Attributes:
+        objective: the `Objective`.
+        method: the SPSA at work, and `method_state`, where it stands.
+        last_step: the `StepRecord` of the last step, or None.
+
+    Raises:
+        ZorewardError: something does not fit together; the hint says what to do.
+
+    Example:
+        >>> trainer = ZOTrainer("gpt2", objective="accuracy", train_dataset=rows,
+        ...                     args=ZOConfig("runs/demo", template="{text} It was",
+        ...                                   choices=[" bad", " good"]))  # doctest: +SKIP
+        >>> trainer.train(); trainer.save_model("runs/demo/model")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        reward_funcs: str | Objective | Callable[..., Any] | None = None,
+        args: ZOConfig | None = None,
+        train_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
+        eval_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        objective: str | Objective | Callable[..., Any] | None = None,
+    ):
+        args = args or ZOConfig()
+        _refuse_what_is_missing(args, reward_processing_classes, peft_config)
+        self.objective = get_objective(_the_one(objective, reward_funcs))
+        if self.objective.needs == "completions":
+            raise InputError(
+                f"objective '{self.objective.name}' needs completions, which cannot be scored yet",
+                hint="Use one that needs choices or likelihood: accuracy, f1, neg-cross-entropy, log-likelihood.",
+            )
+        tokenizer = prepare_tokenizer(processing_class or load_tokenizer(_name_of(model)))
+        train_examples = _examples(train_dataset, self.objective.needs, args, tokenizer, model)
+        eval_examples = None
+        if eval_dataset is not None:
+            eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model)
+        loaded = load_model(model) if isinstance(model, str) else model
+        loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
+        self.method = SPSA(args.eps, args.learning_rate, args.num_directions, args.weight_decay, args.seed)
+        self.method_state = self.method.init()
+        self.last_step: StepRecord | None = None
+        self._reader = _checked_reader(loaded, tokenizer, train_examples[:TRIAL_ROWS], self.method)
+        member_scores(self._reader, self.objective, train_examples[:TRIAL_ROWS])
+        self._rows: list[Example] = []
+        self._logged_scores: list[float] = []
+        self._journal: Journal | None = None
+        super().__init__(
+            model=loaded,
+            args=args,
+            data_collator=list,
+            train_dataset=train_examples,  # type: ignore[arg-type]
+            eval_dataset=eval_examples,  # type: ignore[arg-type]
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        if args.n_gpu > 1:
+            raise InputError("one process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Tune the model; see `transformers.Trainer.train`.
+
+        Raises:
+            InputError: a resume is asked for, or the run folder holds a run already.
+        """
+        if resume_from_checkpoint:
+            raise InputError("a run cannot be resumed yet", hint="Start again in a new folder.")
+        try:
+            self._journal = Journal(self.args.output_dir, self._journal_header())
+        except FileExistsError as error:
+            raise InputError(
+                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder."
+            ) from error
+        before = [log for log in self.state.log_history if "eval_score" in log]
+        with self._journal:
+            for log in before:  # scored before step 1
+                self._journal.append_evaluation(log["step"], log["eval_score"])
+            try:
+                return super().train(**kwargs)
+            finally:
+                self._journal = None
+
+    def evaluate(
+        self,
+        eval_dataset: Sequence[dict[str, Any]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score the model on the rows to choose by, or on others.
+
+        Returns:
+            `eval_score`, `eval_rows`, `eval_runtime` in seconds.
+
+        Raises:
+            InputError: there are no rows.
+        """
+        examples = self.eval_dataset
+        if eval_dataset is not None:
+            examples = _examples(eval_dataset, self.objective.needs, self.args, self.processing_class, self.model)
+        if examples is None:
+            raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
+        start = time.perf_counter()
+        [score] = member_scores(self._reader, self.objective, examples)
+        metrics = {
+            f"{metric_key_prefix}_score": score,
+            f"{metric_key_prefix}_rows": float(len(examples)),
+            f"{metric_key_prefix}_runtime": time.perf_counter() - start,
+        }
+        self.log(metrics)
+        if self._journal is not None and metric_key_prefix == "eval":
+            self._journal.append_evaluation(self.state.global_step, score)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # changes `control` in place
+        return metrics
+
+    # What follows are hooks of transformers' training loop; tests/test_trainer_hooks.py holds it to them.
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer: it gives schedulers a learning rate to set, and calls our update."""
+        weights = list(self._reader.tuned.weights.values())
+        self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
+        self._rows += inputs
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        rows, self._rows = self._rows, []
+        query = self.method.ask(self.method_state)
+        scores = tuple(member_scores(self._reader, self.objective, rows, query.members))
+        rate = self._get_learning_rate()
+        update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
+        self.last_step = StepRecord(query.step, scores, update, rate)
+        self._slope = _slope(query, scores)
+        self._logged_scores.append(math.fsum(scores) / len(scores))
+        return torch.tensor(-self._logged_scores[-1], device=self.args.device)
+
+    def _apply_update(self) -> None:
+        record = self.last_step
+        assert record is not None and self._journal is not None
+        self._journal.append(record)
+        update_(self._reader.model, record.update, tuned=self._reader.tuned)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
+        return self._slope
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the mean score since the last time and the share of steps without signal."""
+        if "loss" in logs and self._logged_scores:
+            logs["score"] = math.fsum(self._logged_scores) / len(self._logged_scores)
+            logs["silent"] = self.method_state.silent / self.method_state.step
+            self._logged_scores.clear()
+        super().log(logs, start_time)
+
+    def _journal_header(self) -> dict[str, Any]:
+        import transformers
+
+        from zoreward import __version__
+
+        return {
+            "objective": self.objective.name,
+            "options": dict(self.objective.values),
+            "method": {"name": "spsa", **asdict(self.method)},
+            "model": self.model.name_or_path,
+            "streams": self._reader.tuned.streams,
+            "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        }
+
+
+class UpdateOptimizer(torch.optim.Optimizer):
+    """The optimizer that transformers' loop asks for: holds the learning rate, and a step is one call of `apply`."""
+
+    def __init__(self, weights: list[nn.Parameter], lr: float, apply: Callable[[], None]):
+        super().__init__(weights, {"lr": lr})
+        self._apply = apply
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Apply the update that this step's scores called for."""
+        self._apply()
+
+
+def _checked_reader(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example], method: SPSA
+) -> Reader:
+    """The reader that scores a step's members together, or one by one where this model cannot."""
+    pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]
+    reader = reader_of(model, pad_token_id)
+    members = method.ask(method.init()).members
+    problem = grouping_problem(
+        model,
+        members[:2],
+        lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
+        tuned=reader.tuned,
+        tolerance=1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2,
+    )
+    if problem:
+        from transformers.utils import logging
+
+        logging.get_logger(__name__).warning("Members are scored one at a time: %s.", problem)
+        return reader_of(model, pad_token_id, grouped=False)
+    return reader
+
+
+def _examples(
+    dataset: Any, needs: str, args: ZOConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | str
+) -> list[Example]:
+    rows = list(dataset) if dataset is not None else []
+    if not rows:
+        raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
+    return render(
+        rows,
+        tokenizer,
+        needs=needs,
+        template=args.template,
+        choices=args.choices,
+        label=args.label,
+        answer=args.answer,
+        max_length=args.max_length or context_length(model if isinstance(model, str) else model.config),
+    )
+
+
+def _the_one(objective: Any, reward_funcs: Any) -> Any:
+    given = [value for value in (objective, reward_funcs) if value is not None]
+    if len(given) != 1:
+        raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
+    if isinstance(given[0], list | tuple):
+        raise InputError("several objectives at once are not supported yet", hint="Give one.")
+    return given[0]
+
+
+def _refuse_what_is_missing(args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
+    if reward_processing_classes is not None or peft_config is not None:
+        raise InputError("reward_processing_classes and peft_config are not supported yet", hint="Leave them out.")
+    if args.world_size > 1:
+        raise InputError("runs over several processes are not supported yet", hint="Start one process.")
+    if Path(args.output_dir, JOURNAL_NAME).exists():
+        raise InputError(f"'{args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder.")
+
+
+def _name_of(model: PreTrainedModel | str) -> str:
+    return model if isinstance(model, str) else model.name_or_path
+
+
+def _slope(query: Query, scores: Sequence[float]) -> float:
+    """The norm of the projected gradients, in the place of a gradient's."""
+    return math.sqrt(math.fsum(g * g for g in projected_gradients(query, scores)))
