@@ -37,6 +37,7 @@ def tune(options: argparse.Namespace, seed: int, threads: int) -> subprocess.Pop
         *("--template", PROMPT["template"], "--choice", " terrible", "--choice", " great", "--label", "label"),
         *("--steps", str(options.steps), "--batch-size", "64", "--eps", "5e-3", "--lr", "3e-5", "--eval-every", "250"),
         *("--seed", str(seed), "--output", f"{options.output}/seed-{seed}", "--json"),
+        *("--dtype", "float32"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with Path(options.output, f"seed-{seed}.log").open("wb") as log:
@@ -47,7 +48,7 @@ def margins(model: str, rows: list[dict[str, object]]) -> NDArray[np.float64]:
     """Return log p(great) − log p(terrible) of each row."""
     tokenizer = load_tokenizer(model)
     examples = render(rows, tokenizer, needs="choices", **PROMPT)
-    logprobs = candidate_logprobs(reader_of(load_model(model), tokenizer.pad_token_id), examples)[0]
+    logprobs = candidate_logprobs(reader_of(load_model(model, dtype="float32"), tokenizer.pad_token_id), examples)[0]
     return logprobs[:, 1] - logprobs[:, 0]
 
 
@@ -79,7 +80,8 @@ def main() -> None:
     threshold = np.median(margins(options.model, load_rows(f"{options.data}/train.jsonl")[:256]))
     print(f"base {((before > 0) == labels).mean():.4f}, with one label-free threshold", end=" ")
     print(f"{((before > threshold) == labels).mean():.4f}, AUC {roc_auc_score(labels, before):.4f}")
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    print(f"torch {torch.__version__}, {device}")
     print("| seed | " + " | ".join(f"step {mark:,}" for mark in MARKS) + " | AUC after | silent steps |")
     print("|---" * (len(MARKS) + 3) + "|")
     table = []

@@ -34,3 +34,9 @@ class ZOArguments:
         default=None,
         metadata={"help": "Tokens of prompt and answer; more are cut off on the left. Default: the model's context."},
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto."
+        },
+    )

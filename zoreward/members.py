@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from zoreward import noise
-from zoreward.kernels import cpu
+from zoreward.kernels import cpu, portable
 from zoreward.records import InputError, Member, Update
 
 KEEP_BYTES = 2 << 30
@@ -56,14 +56,12 @@ def tuned_weights(model: nn.Module) -> Tuned:
     """Return all floating-point weights of `model` as tuned weights.
 
     Raises:
-        InputError: the model has none, or holds weights on a device that no kernel serves.
+        InputError: the model has none.
     """
     named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
     weights = {name: weight for name, weight in named.items() if weight.is_floating_point()}
     if not weights:
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
-    if devices := {weight.device.type for weight in weights.values()} - {"cpu"}:
-        raise InputError(f"weights on {', '.join(sorted(devices))} cannot be tuned yet", hint="Use the CPU.")
     streams = noise.streams(weights)
     stream_by_id = {id(weight): streams[name] for name, weight in weights.items()}
     owners: dict[nn.Module, list[Slot]] = {}
@@ -142,9 +140,8 @@ def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> 
         >>> update_(net, Update(decay=0.0, terms=(Term(1, 0.5),), rounding_seed=0))
     """
     tuned = tuned or tuned_weights(model)
-    cpu.run(
-        job for name, weight in tuned.weights.items() for job in cpu.update_jobs(weight, tuned.streams[name], update)
-    )
+    for kernel, weights in _by_kernel(tuned):
+        kernel.update_all_(weights, update)
 
 
 def grouping_problem(
@@ -217,8 +214,10 @@ class _Grouping:
         def copies_of(member: int) -> Mapping[int, torch.Tensor]:
             if self._kept is not None:
                 return {key: self._kept[key][member] for key in distinct}
-            one = self._members[member : member + 1]
-            return {key: cpu.perturb(slot.weight, slot.stream, one)[0] for key, slot in distinct.items()}
+            weights = [(slot.weight, slot.stream) for slot in distinct.values()]
+            kernel = _kernel(weights[0][0].device)
+            copies = kernel.perturb_all(weights, self._members[member : member + 1])
+            return {key: own[0] for key, own in zip(distinct, copies, strict=True)}
 
         def as_member(member: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             copies = copies_of(member)
@@ -272,14 +271,25 @@ class _Grouping:
         raise TypeError(f"a {type(first).__name__} cannot be joined over members")
 
 
-def _all_copies(tuned: Tuned, members: Sequence[Member]) -> dict[int, list[torch.Tensor]]:
-    copies: dict[int, list[torch.Tensor]] = {}
-    jobs: list[cpu.Job] = []
+def _by_kernel(tuned: Tuned) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int]]]]:
+    """Yield the weights of each device with what works on them there."""
+    devices: dict[torch.device, list[tuple[torch.Tensor, int]]] = {}
     for name, weight in tuned.weights.items():
-        copies[id(weight)], more = cpu.perturb_jobs(weight, tuned.streams[name], members)
-        jobs += more
-    cpu.run(jobs)
-    return copies
+        devices.setdefault(weight.device, []).append((weight, tuned.streams[name]))
+    for device, weights in devices.items():
+        yield _kernel(device), weights
+
+
+def _kernel(device: torch.device) -> Any:
+    return cpu if device.type == "cpu" else portable
+
+
+def _all_copies(tuned: Tuned, members: Sequence[Member]) -> dict[int, list[torch.Tensor]]:
+    return {
+        id(weight): copies
+        for kernel, weights in _by_kernel(tuned)
+        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, members), strict=True)
+    }
 
 
 @contextmanager

@@ -144,7 +144,9 @@ class ZOTrainer(Trainer):
         eval_examples = None
         if eval_dataset is not None:
             eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model)
-        loaded = load_model(model) if isinstance(model, str) else model
+        if isinstance(model, str):
+            model = load_model(model, dtype=args.dtype, device=args.device)
+        loaded = model.to(args.device)  # before the members are tried on it
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
         self.method = SPSA(args.eps, args.learning_rate, args.num_directions, args.weight_decay, args.seed)
         self.method_state = self.method.init()
@@ -163,8 +165,6 @@ class ZOTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=callbacks,
         )
-        if args.n_gpu > 1:
-            raise InputError("one process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Tune the model; see `transformers.Trainer.train`.
@@ -346,6 +346,8 @@ def _refuse_what_is_missing(args: ZOConfig, reward_processing_classes: Any, peft
         raise InputError("reward_processing_classes and peft_config are not supported yet", hint="Leave them out.")
     if args.world_size > 1:
         raise InputError("runs over several processes are not supported yet", hint="Start one process.")
+    if args.n_gpu > 1:
+        raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
     if Path(args.output_dir, JOURNAL_NAME).exists():
         raise InputError(f"'{args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder.")
 

@@ -14,6 +14,7 @@ import typer
 
 from zoreward.cli.options import (
     DATA,
+    MODEL_FIELDS,
     PROMPT_FIELDS,
     RUN,
     command,
@@ -31,7 +32,7 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
     parameters = [
         option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
         option("data", str, "The rows to score on: .jsonl, .json, .csv or .parquet.", DATA),
-        *own_options(PROMPT_FIELDS),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
     ]
     parameters += objective_options(found, parameters)
@@ -48,7 +49,7 @@ def _eval(source: str, found: Objective, context: typer.Context, values: dict[st
         quiet_transformers()
         from zoreward.scoring import evaluate
 
-        result = evaluate(values["model"], source, rows, **prompt, options=options)
+        result = evaluate(values["model"], source, rows, **prompt, dtype=values["dtype"], options=options)
     summary = {
         "objective": result.objective,
         "score": result.score,

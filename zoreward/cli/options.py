@@ -19,7 +19,10 @@ from zoreward.registry import Objective
 
 DATA, PROMPT, TUNING, RUN, OBJECTIVE = "Model and data", "Prompt", "Tuning", "Run", "Objective"
 PROMPT_FIELDS = ("template", "choices", "label", "answer", "max_length")
-TUNING_FIELDS = tuple(field.name for field in dataclasses.fields(ZOArguments) if field.name not in PROMPT_FIELDS)
+MODEL_FIELDS = ("dtype",)
+TUNING_FIELDS = tuple(
+    field.name for field in dataclasses.fields(ZOArguments) if field.name not in PROMPT_FIELDS + MODEL_FIELDS
+)
 
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
 _PREFIX = "objective_"
@@ -85,7 +88,9 @@ def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
     found = []
     for field in dataclasses.fields(ZOArguments):
         if field.name in names:
-            panel = PROMPT if field.name in PROMPT_FIELDS else TUNING
+            panel = {**dict.fromkeys(PROMPT_FIELDS, PROMPT), **dict.fromkeys(MODEL_FIELDS, DATA)}.get(
+                field.name, TUNING
+            )
             flag = _FLAGS.get(field.name, "")
             default = field.default if field.default is not dataclasses.MISSING else None
             found.append(option(field.name, hints[field.name], field.metadata["help"], panel, flag, default=default))

@@ -17,6 +17,7 @@ import typer
 from zoreward.cli.errors import one_line, place_of, report
 from zoreward.cli.options import (
     DATA,
+    MODEL_FIELDS,
     PROMPT_FIELDS,
     RUN,
     TUNING,
@@ -48,8 +49,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
         option("data", str, "The rows to tune on: .jsonl, .json, .csv or .parquet.", DATA),
         option("eval_data", str | None, "Dev rows: scored before step 1, at the end and between.", DATA, default=None),
-        *own_options(PROMPT_FIELDS),
-        *own_options(TUNING_FIELDS),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TUNING_FIELDS),
         *_trainer_options(),
         option("output", str, "The run folder to write to.", RUN, "--output"),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
@@ -147,7 +147,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: list[Any], dev_
     quiet_transformers()
     from zoreward.trainer import ZOConfig, ZOTrainer
 
-    names = [*PROMPT_FIELDS, *TUNING_FIELDS, *(parameter.name for parameter in _trainer_options())]
+    names = [*MODEL_FIELDS, *PROMPT_FIELDS, *TUNING_FIELDS, *(parameter.name for parameter in _trainer_options())]
     try:
         args = ZOConfig(
             **{name: values[name] for name in names},

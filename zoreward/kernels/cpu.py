@@ -124,6 +124,23 @@ def perturb(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> lis
     return copies
 
 
+def perturb_all(weights: Sequence[tuple[torch.Tensor, int]], members: Sequence[Member]) -> list[list[torch.Tensor]]:
+    """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time."""
+    copies: list[list[torch.Tensor]] = []
+    jobs: list[Job] = []
+    for weight, stream in weights:
+        own, more = perturb_jobs(weight, stream, members)
+        copies.append(own)
+        jobs += more
+    run(jobs)
+    return copies
+
+
+def update_all_(weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> None:
+    """Do `update_(weight, stream, update)` to each tensor and its stream, all tensors at the same time."""
+    run(job for weight, stream in weights for job in update_jobs(weight, stream, update))
+
+
 def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> tuple[list[torch.Tensor], list[Job]]:
     """Return `perturb`'s copies, still empty, and the jobs that fill them: for `run`, with those of other tensors."""
     theta = _flat(weight.detach().contiguous())

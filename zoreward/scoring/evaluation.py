@@ -52,6 +52,7 @@ def evaluate(
     label: str = "label",
     answer: str | None = None,
     max_length: int | None = None,
+    dtype: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
@@ -66,6 +67,7 @@ def evaluate(
         label: the column that holds the right choice.
         answer: the right answer as a template, for objectives that need a likelihood.
         max_length: tokens of prompt and answer; by default the model's context.
+        dtype: of the weights, where the model is loaded here; see `load_model`.
         options: the objective's own options.
 
     Raises:
@@ -90,7 +92,7 @@ def evaluate(
         answer=answer,
         max_length=max_length or context_length(model if isinstance(model, str) else model.config),
     )
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = load_model(model, dtype=dtype) if isinstance(model, str) else model
     [score] = member_scores(reader_of(loaded.eval(), tokenizer.pad_token_id), chosen, examples)
     return Evaluation(chosen.name, score, len(examples), sum(example.truncated > 0 for example in examples))
 

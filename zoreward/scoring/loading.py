@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads on the left and has a padding token.
 
@@ -39,25 +42,30 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     return tokenizer
 
 
-def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model for scoring: in its own dtype on a GPU, in float32 on a CPU, in eval mode.
+def load_model(name: str, *, dtype: str | None = None, device: Any = None) -> PreTrainedModel:
+    """Load a causal language model for scoring, in eval mode.
 
     Args:
         name: a folder or a Hub id.
-        **kwargs: for `AutoModelForCausalLM.from_pretrained`.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`, the checkpoint's own; by default `float32` on a CPU and
+            `auto` elsewhere.
+        device: where to; by default the GPU if there is one.
 
     Raises:
         MissingFileError: a path that does not exist.
-        InputError: something that is no causal language model.
+        InputError: something that is no causal language model, or an unknown dtype.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     check_model_name(name)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
-    kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    if dtype not in DTYPES:
+        raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
     try:
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
 

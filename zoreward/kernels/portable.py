@@ -1,0 +1,157 @@
+"""Perturbed copies and updates in plain torch operations: the same bits as `cpu.py`, for tensors on any device.
+
+Tensors are worked on in groups, so that a model of hundreds of small ones costs few launches; a large one is cut.
+Products and sums are separate operations: one fused multiply-add would change the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from zoreward import noise
+from zoreward.records import Member, Update
+
+# Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
+GROUP = 1 << 22
+
+Weight = tuple[torch.Tensor, int]
+"""A tensor and its stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements `start` … `start + count − 1` of tensor number `tensor`; in the group's words they begin at `offset`."""
+
+    tensor: int
+    start: int
+    count: int
+    offset: int
+
+
+@torch.no_grad()
+def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
+    """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb`."""
+    copies = [
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in members] for weight, _ in weights
+    ]
+    flats = [weight.detach().reshape(-1) for weight, _ in weights]
+    for group in _groups(weights):
+        draw = _Draw(weights, group)
+        for m, member in enumerate(members):
+            z_K = [draw.normal(term.seed) for term in member]
+            for piece in group:
+                acc = _load(flats[piece.tensor], piece)
+                for z, term in zip(z_K, member, strict=True):
+                    acc += z[piece.offset : piece.offset + piece.count].to(acc.dtype) * term.coefficient
+                out = copies[piece.tensor][m].view(-1)
+                out[piece.start : piece.start + piece.count] = acc.to(out.dtype)
+    return copies
+
+
+@torch.no_grad()
+def update_all_(weights: Sequence[Weight], update: Update) -> None:
+    """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
+    flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
+    half = any(weight.dtype in (torch.bfloat16, torch.float16) for weight, _ in weights)
+    for group in _groups(weights):
+        draw = _Draw(weights, group)
+        z_K = [draw.normal(term.seed) for term in update.terms]
+        word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
+        for piece in group:
+            weight, flat = weights[piece.tensor][0], flats[piece.tensor]
+            here = slice(piece.offset, piece.offset + piece.count)
+            base = _load(flat, piece)
+            acc = base.clone()
+            for z, term in zip(z_K, update.terms, strict=True):
+                acc += z[here].to(acc.dtype) * term.coefficient
+            if update.decay != 0 and weight.ndim >= 2:
+                acc -= base * update.decay
+            rounded = _round(acc, word[here], weight.dtype) if word is not None else acc
+            flat[piece.start : piece.start + piece.count] = rounded
+    for (weight, _), flat in zip(weights, flats, strict=True):
+        if not weight.is_contiguous():
+            weight.copy_(flat.view(weight.shape))
+
+
+class _Draw:
+    """The words of one group of pieces; the last direction is kept, because couples share theirs."""
+
+    def __init__(self, weights: Sequence[Weight], group: Sequence[Piece]):
+        device = weights[group[0].tensor][0].device
+        blocks = [(piece.start // 4, -(-piece.count // 4), weights[piece.tensor][1]) for piece in group]
+        self._block = torch.cat([torch.arange(first, first + n, device=device) for first, n, _ in blocks])
+        self._stream = torch.cat([torch.full((n,), stream, device=device) for _, n, stream in blocks])
+        self._seed: int | None = None
+        self._z = torch.empty(0)
+
+    def normal(self, seed: int) -> torch.Tensor:
+        if seed != self._seed:
+            ones = _popcount(self.words(seed, noise.DIRECTION)).float()
+            self._seed, self._z = seed, (ones - 16.0) * float(noise.INV_SQRT_8)
+        return self._z
+
+    def words(self, seed: int, purpose: int) -> torch.Tensor:
+        """Philox 4x32-10 on 32-bit words held in int64; a product that overflows keeps the 64 bits that count."""
+        low = noise.MASK_32
+        x0, x1 = self._block & low, self._block >> 32
+        x2, x3 = self._stream, torch.full_like(self._stream, purpose)
+        k0, k1 = seed & low, seed >> 32
+        for _ in range(10):
+            p0, p1 = x0 * noise.MULTIPLIER_0, x2 * noise.MULTIPLIER_1
+            x0, x1 = ((p1 >> 32) & low) ^ x1 ^ k0, p1 & low
+            x2, x3 = ((p0 >> 32) & low) ^ x3 ^ k1, p0 & low
+            k0, k1 = (k0 + noise.WEYL_0) & low, (k1 + noise.WEYL_1) & low
+        return torch.stack([x0, x1, x2, x3], dim=1).view(-1)
+
+
+def _groups(weights: Sequence[Weight]) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
+    offset = 0
+    for tensor, (weight, _) in enumerate(weights):
+        for start in range(0, weight.numel(), GROUP):
+            count = min(GROUP, weight.numel() - start)
+            if group and offset + count > GROUP:
+                yield group
+                group, offset = [], 0
+            group.append(Piece(tensor, start, count, offset))
+            offset += -(-count // 4) * 4
+    if group:
+        yield group
+
+
+def _load(flat: torch.Tensor, piece: Piece) -> torch.Tensor:
+    part = flat[piece.start : piece.start + piece.count]
+    return part.clone() if part.dtype in (torch.float32, torch.float64) else part.float()
+
+
+def _popcount(word: torch.Tensor) -> torch.Tensor:
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return (word * 0x01010101 >> 24) & 0xFF
+
+
+def _round(acc: torch.Tensor, word: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`noise.round_bf16` and `noise.round_fp16`, in torch."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return acc
+    finite = acc.isfinite()
+    pattern = acc.view(torch.int32).long() & noise.MASK_32
+    if dtype == torch.bfloat16:
+        moved = _as_float((pattern + (word & 0xFFFF)) & 0xFFFF0000)
+        largest = torch.finfo(torch.bfloat16).max
+        return torch.where(finite, moved.clamp(-largest, largest), acc).to(dtype)
+    moved = _as_float((pattern + (word & 0x1FFF)) & 0xFFFFE000).double()
+    u = (word >> 8).double() * 2.0**-24
+    small = torch.floor(acc.double() * 2.0**24 + u) * 2.0**-24
+    value = torch.where(acc.abs() < 2.0**-14, small, moved).clamp(-65504.0, 65504.0)
+    return torch.where(finite, value, acc.double()).to(dtype)
+
+
+def _as_float(pattern: torch.Tensor) -> torch.Tensor:
+    """The float32 whose bits are the lower half of an int64."""
+    signed = torch.where(pattern >= 2**31, pattern - 2**32, pattern)
+    return signed.int().view(torch.float32)
