@@ -75,7 +75,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
         super().__post_init__()
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
-            "fp16": (self.fp16, "Load the model in float16 instead: ZOTrainer(model=…, dtype)."),
+            "fp16": (self.fp16, "Load the weights in float16 instead: dtype="float16"."),
             "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
             "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
         }
@@ -97,7 +97,7 @@ class ZOTrainer(Trainer):
         train_dataset: rows; a list of dicts or a `datasets.Dataset`.
         eval_dataset: rows to choose by.
         processing_class: the tokenizer; by default the model's own.
-        reward_processing_classes: not supported yet.
+        reward_processing_classes: not supported yet; GRPOTrainer's argument.
         callbacks: transformers' callbacks.
         peft_config: not supported yet.
         objective: the same as `reward_funcs`, under its own name; give one of the two.
@@ -221,7 +221,7 @@ class ZOTrainer(Trainer):
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # changes `control` in place
         return metrics
 
-    # What follows are hooks of transformers' training loop; tests/test_trainer_hooks.py holds it to them.
+    # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer: it gives schedulers a learning rate to set, and calls our update."""
