@@ -75,7 +75,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
         super().__post_init__()
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
-            "fp16": (self.fp16, "Load the weights in float16 instead: dtype="float16"."),
+            "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
             "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
             "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
         }
