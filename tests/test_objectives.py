@@ -45,7 +45,7 @@ def shuffled(outputs: dict[str, Any], order: list[int]) -> dict[str, Any]:
 
 
 def test_the_shipped_objectives_are_found() -> None:
-    assert {"accuracy", "f1", "log-likelihood", "neg-cross-entropy"} <= set(SHIPPED)
+    assert {"accuracy", "auc", "balanced-accuracy", "f1", "log-likelihood", "mcc", "neg-cross-entropy"} <= set(SHIPPED)
 
 
 def scoring_answers(name: str) -> Objective:
@@ -138,6 +138,41 @@ def test_f1_refuses_a_positive_choice_that_is_none() -> None:
     outputs = {"predictions": [0, 0], "references": [0, 0], "logprobs": np.zeros((2, 2))}
     with pytest.raises(ObjectiveError, match="pos_label=2 is none of the choices"):
         get_objective("f1", pos_label=2).score(2, **outputs)
+
+
+def test_auc_counts_pairs() -> None:
+    outputs = batch("choices", 60)
+    outputs["logprobs"] = outputs["logprobs"].round(1)  # so that margins tie
+    margins = outputs["logprobs"][:, 1] - outputs["logprobs"][:, 0]
+    right = np.array(outputs["references"])
+    pairs = margins[right == 1][:, None] - margins[right == 0][None, :]
+    expected = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    assert (pairs == 0).any()
+    # counts of pairs, divided; scikit-learn sums trapezoids: a few float64 roundings for each of 60 thresholds
+    assert get_objective("auc").score(60, **outputs) == pytest.approx(expected, rel=60 * 2**-52)
+
+
+def test_auc_of_one_class_is_that_of_chance_and_three_choices_are_refused() -> None:
+    assert get_objective("auc").score(2, logprobs=np.array([[-1.0, -2.0], [-2.0, -1.0]]), references=[1, 1]) == 0.5
+    with pytest.raises(ObjectiveError, match="two choices, not 3"):
+        get_objective("auc").score(1, logprobs=np.zeros((1, 3)), references=[2])
+
+
+def test_mcc_is_the_correlation_of_two_indicators() -> None:
+    outputs = batch("choices", 60)
+    expected = np.corrcoef(outputs["predictions"], outputs["references"])[0, 1]
+    assert get_objective("mcc").score(60, **outputs) == pytest.approx(expected, rel=1e-13)  # sums of 60 products
+    assert get_objective("mcc").score(2, predictions=[1, 1], references=[0, 1]) == 0.0
+
+
+def test_balanced_accuracy_averages_the_shares_found() -> None:
+    outputs = batch("choices", 60, n_choices=3)
+    right, found = np.array(outputs["references"]), np.array(outputs["predictions"])
+    expected = np.mean([np.mean(found[right == c] == c) for c in range(3)])
+    assert get_objective("balanced-accuracy").score(60, **outputs) == pytest.approx(expected, rel=1e-14)
+    assert get_objective("balanced-accuracy").score(3, predictions=[0, 2, 0], references=[0, 0, 0]) == pytest.approx(
+        2 / 3
+    )
 
 
 def test_f1_names_its_options() -> None:
