@@ -207,3 +207,21 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, tokenizer):
     trainer(tmp_path, tokenizer).train()
     with pytest.raises(InputError, match="holds a run already"):
         trainer(tmp_path, tokenizer)
+
+
+def test_a_model_whose_rows_mix_is_tuned_one_member_at_a_time(tmp_path, tokenizer, caplog):
+    model = random_model("llama")
+
+    def mix(module, args, output):
+        return output + 0.5 * output.mean(0, keepdim=True)
+
+    model.model.layers[0].mlp.register_forward_hook(mix)
+    run = trainer(tmp_path, tokenizer, model=model)
+    assert not run._reader.grouped and "differ" in run._reader.problem
+    query = run.method.ask(run.method_state)
+    together = member_scores(run._reader, run.objective, run.train_dataset[:8], query.members)
+    assert together == [
+        member_scores(run._reader, run.objective, run.train_dataset[:8], (member,))[0] for member in query.members
+    ]
+    run.train()
+    assert len(journal(tmp_path)) == 3

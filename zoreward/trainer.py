@@ -12,24 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from zoreward.config import ZOArguments
 from zoreward.data import render
 from zoreward.journal import JOURNAL_NAME, Journal
-from zoreward.members import grouping_problem, update_
+from zoreward.members import update_
 from zoreward.methods import SPSA
 from zoreward.methods.spsa import projected_gradients
 from zoreward.records import Example, InputError, Query, StepRecord
 from zoreward.registry import Objective, get_objective
-from zoreward.scoring import (
-    Reader,
-    candidate_logprobs,
-    load_model,
-    load_tokenizer,
-    member_scores,
-    prepare_tokenizer,
-    reader_of,
-)
+from zoreward.scoring import checked_reader, load_model, load_tokenizer, member_scores, prepare_tokenizer
 from zoreward.scoring.evaluation import context_length
 
 if TYPE_CHECKING:
@@ -117,6 +110,9 @@ class ZOTrainer(Trainer):
         >>> trainer.train(); trainer.save_model("runs/demo/model")  # doctest: +SKIP
     """
 
+    control: Any  # of Trainer; said again for type checkers that do not read transformers
+    optimizer: Any
+
     def __init__(
         self,
         model: PreTrainedModel | str,
@@ -151,8 +147,11 @@ class ZOTrainer(Trainer):
         self.method = SPSA(args.eps, args.learning_rate, args.num_directions, args.weight_decay, args.seed)
         self.method_state = self.method.init()
         self.last_step: StepRecord | None = None
-        self._reader = _checked_reader(loaded, tokenizer, train_examples[:TRIAL_ROWS], self.method)
-        member_scores(self._reader, self.objective, train_examples[:TRIAL_ROWS])
+        trial, members = train_examples[:TRIAL_ROWS], self.method.ask(self.method_state).members
+        self._reader = checked_reader(loaded, tokenizer.pad_token_id, trial, members[:2])
+        if not self._reader.grouped:
+            logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self._reader.problem)
+        member_scores(self._reader, self.objective, trial)
         self._rows: list[Example] = []
         self._logged_scores: list[float] = []
         self._journal: Journal | None = None
@@ -218,7 +217,7 @@ class ZOTrainer(Trainer):
         self.log(metrics)
         if self._journal is not None and metric_key_prefix == "eval":
             self._journal.append_evaluation(self.state.global_step, score)
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # changes `control` in place
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
@@ -290,28 +289,6 @@ class UpdateOptimizer(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Apply the update that this step's scores called for."""
         self._apply()
-
-
-def _checked_reader(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example], method: SPSA
-) -> Reader:
-    """The reader that scores a step's members together, or one by one where this model cannot."""
-    pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]
-    reader = reader_of(model, pad_token_id)
-    members = method.ask(method.init()).members
-    problem = grouping_problem(
-        model,
-        members[:2],
-        lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
-        tuned=reader.tuned,
-        tolerance=1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2,
-    )
-    if problem:
-        from transformers.utils import logging
-
-        logging.get_logger(__name__).warning("Members are scored one at a time: %s.", problem)
-        return reader_of(model, pad_token_id, grouped=False)
-    return reader
 
 
 def _examples(

@@ -2,12 +2,13 @@
 
 from zoreward.scoring.evaluation import evaluate, member_scores
 from zoreward.scoring.loading import check_model_name, load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.logprobs import Reader, candidate_logprobs, reader_of
+from zoreward.scoring.logprobs import Reader, candidate_logprobs, checked_reader, reader_of
 
 __all__ = [
     "Reader",
     "candidate_logprobs",
     "check_model_name",
+    "checked_reader",
     "evaluate",
     "load_model",
     "load_tokenizer",

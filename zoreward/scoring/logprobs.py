@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zoreward.members import Tuned, members_at, tuned_weights
+from zoreward.members import Tuned, grouping_problem, members_at, tuned_weights
 from zoreward.records import Example, Member
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
@@ -33,8 +33,8 @@ class Reader:
         pad_token_id: fills rows up on the left.
         accepts: names of the arguments of its forward.
         shares_prefix: whether a prompt's cache can be reused for each of its candidates.
-        grouped: whether all members share a forward pass; otherwise one member at a time.
         tokens: tokens of one forward pass, padding included, all members together.
+        problem: why members cannot share a forward pass; None if they can.
     """
 
     model: nn.Module
@@ -42,18 +42,45 @@ class Reader:
     pad_token_id: int
     accepts: frozenset[str]
     shares_prefix: bool
-    grouped: bool
     tokens: int
+    problem: str | None = None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether all members share a forward pass; otherwise they are read one at a time."""
+        return self.problem is None
 
 
-def reader_of(model: nn.Module, pad_token_id: int, *, grouped: bool = True, tokens: int | None = None) -> Reader:
+def reader_of(model: nn.Module, pad_token_id: int, *, tokens: int | None = None) -> Reader:
     """Look at a model once and return how to read with it."""
     accepts = frozenset(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
     tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
-    return Reader(
-        model, tuned_weights(model), pad_token_id, accepts, _shares_prefix(model, pad_token_id), grouped, tokens
+    return Reader(model, tuned_weights(model), pad_token_id, accepts, _shares_prefix(model, pad_token_id), tokens)
+
+
+def checked_reader(
+    model: nn.Module, pad_token_id: int, examples: Sequence[Example], members: Sequence[Member]
+) -> Reader:
+    """Return a reader that scores members together, or one at a time where this model cannot share a forward pass.
+
+    Args:
+        model: the model.
+        pad_token_id: fills rows up on the left.
+        examples: real rows to try it on.
+        members: at least two, different from each other.
+    """
+    reader = reader_of(model, pad_token_id)
+    full = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    problem = grouping_problem(
+        model,
+        members,
+        lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
+        tuned=reader.tuned,
+        # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
+        tolerance=1e-3 if full else 5e-2,
     )
+    return replace(reader, problem=problem)
 
 
 @torch.no_grad()
