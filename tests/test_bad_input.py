@@ -38,7 +38,7 @@ BASE = {
 
 # objective, what is changed of BASE, what the error says, what the hint says
 CASES = {
-    "unknown objective": ("acuracy", {}, "unknown objective 'acuracy'", "did you mean accuracy?"),
+    "unknown objective": ("acuracy", {}, "unknown objective 'acuracy'", "did you mean accuracy"),
     "unknown objective lists all": ("zzzz", {}, "unknown objective 'zzzz'", "f1"),
     "no such file of objectives": ("./no.py:f", {}, "no.py", ""),
     "no such objective in the file": ("./rewards.py:raise", {}, "has no 'raise'", "did you mean raises"),

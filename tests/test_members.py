@@ -226,3 +226,13 @@ def test_members_and_updates_agree_on_the_direction():
         shown = net.weight.detach().clone()
     update_(net, Update(0.0, (Term(9, 0.5),), 0))
     assert torch.equal(net.weight, shown)
+
+
+def test_update_writes_a_transposed_weight_that_still_requires_grad():
+    net = nn.Linear(3, 3, bias=False)
+    start = torch.randn(3, 3).t()
+    net.weight = nn.Parameter(start)
+    with members_at(net, ((Term(9, 0.5),),)):
+        shown = net.weight.detach().clone()
+    update_(net, Update(0.0, (Term(9, 0.5),), 0))
+    assert torch.equal(net.weight, shown)

@@ -11,7 +11,7 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import FAMILIES, random_model
-from zoreward.records import Example, Term
+from zoreward.records import Example, ObjectiveError, Term
 from zoreward.registry import get_objective
 from zoreward.scoring import candidate_logprobs, evaluate, member_scores, reader_of
 from zoreward.scoring.logprobs import sorted_batches
@@ -161,3 +161,11 @@ def test_evaluate_equals_arithmetic_on_slow_scores(tiny_model_dir, tokenizer):
         for row in rows
     ]
     assert math.isclose(result.score, float(slow_logprobs(model, only).mean()), abs_tol=1e-4)
+
+
+def test_a_model_that_has_lost_its_numbers_is_no_answer():
+    model = random_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ObjectiveError, match="not finite"):
+        candidate_logprobs(reader_of(model, 0), SHORT)

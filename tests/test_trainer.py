@@ -12,6 +12,7 @@ from conftest import random_model
 from zoreward.members import update_
 from zoreward.methods import SPSA
 from zoreward.records import InputError, ObjectiveError, Term, Update
+from zoreward.registry import get_objective
 from zoreward.scoring import evaluate, member_scores
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -225,3 +226,21 @@ def test_a_model_whose_rows_mix_is_tuned_one_member_at_a_time(tmp_path, tokenize
     ]
     run.train()
     assert len(journal(tmp_path)) == 3
+
+
+def test_a_second_run_of_one_trainer_is_refused(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer)
+    run.train()
+    run.args.output_dir = str(tmp_path / "other")
+    with pytest.raises(InputError, match="has done its run"):
+        run.train()
+    assert not (tmp_path / "other").exists()
+
+
+def test_options_of_any_type_fit_the_journal(tmp_path, tokenizer):
+    def pen(predictions, *, table: object = None):
+        return float(len(predictions))
+
+    run = trainer(tmp_path, tokenizer, get_objective(pen, table=tmp_path))
+    run.train()
+    assert journal(tmp_path, "header")[0]["options"] == {"table": str(tmp_path)}

@@ -70,5 +70,5 @@ class Journal:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
         self._file.flush()

@@ -128,7 +128,7 @@ class ZOTrainer(Trainer):
         objective: str | Objective | Callable[..., Any] | None = None,
     ):
         args = args or ZOConfig()
-        _refuse_what_is_missing(args, reward_processing_classes, peft_config)
+        _refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = get_objective(_the_one(objective, reward_funcs))
         if self.objective.needs == "completions":
             raise InputError(
@@ -173,6 +173,8 @@ class ZOTrainer(Trainer):
         """
         if resume_from_checkpoint:
             raise InputError("a run cannot be resumed yet", hint="Start again in a new folder.")
+        if self.method_state.step:
+            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
         try:
             self._journal = Journal(self.args.output_dir, self._journal_header())
         except FileExistsError as error:
@@ -318,11 +320,13 @@ def _the_one(objective: Any, reward_funcs: Any) -> Any:
     return given[0]
 
 
-def _refuse_what_is_missing(args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
+def _refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
     if reward_processing_classes is not None or peft_config is not None:
         raise InputError("reward_processing_classes and peft_config are not supported yet", hint="Leave them out.")
     if args.world_size > 1:
         raise InputError("runs over several processes are not supported yet", hint="Start one process.")
+    if hasattr(model, "peft_config"):
+        raise InputError("a model with adapters cannot be tuned yet", hint="Merge them: model.merge_and_unload().")
     if args.n_gpu > 1:
         raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
     if Path(args.output_dir, JOURNAL_NAME).exists():

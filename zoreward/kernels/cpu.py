@@ -214,7 +214,7 @@ def _update_strided_(weight: torch.Tensor, stream: int, update: Update, workspac
     dense = weight.detach().contiguous()
     for job in update_jobs(dense, stream, update):
         job.work(workspace)
-    weight.copy_(dense)
+    weight.detach().copy_(dense)
 
 
 def _flat(tensor: torch.Tensor) -> NDArray[Any]:

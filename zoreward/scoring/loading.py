@@ -30,7 +30,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     check_model_name(name)
     try:
         return prepare_tokenizer(AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise InputError(f"no tokenizer could be loaded from '{name}'", hint=_first_line(error)) from error
 
 
@@ -66,7 +66,7 @@ def load_model(name: str, *, dtype: str | None = None, device: Any = None) -> Pr
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.members import Tuned, grouping_problem, members_at, tuned_weights
-from zoreward.records import Example, Member
+from zoreward.records import Example, Member, ObjectiveError
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
 # a GPU wants its units filled.
@@ -124,6 +124,11 @@ def candidate_logprobs(
                 for (n, c), values_M in _batch_logprobs(reader, rows, len(group)):
                     logprobs_MNC[first : first + len(group), batch[n], c] = values_M
         first += len(group)
+    if np.isnan(logprobs_MNC).any():  # an argmax would take NaN for the first answer
+        raise ObjectiveError(
+            "the model's outputs are not finite",
+            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
+        )
     return logprobs_MNC
 
 
@@ -274,5 +279,5 @@ def _log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.f
     pieces = []
     for part, index in zip(logits.split(rows_at_once), targets.split(rows_at_once), strict=True):
         part = part.float()
-        pieces.append((part.gather(-1, index) - part.logsumexp(-1, keepdim=True)).double().cpu())
+        pieces.append((part.gather(-1, index) - part.logsumexp(-1, keepdim=True)).cpu().double())
     return torch.cat(pieces).numpy()
