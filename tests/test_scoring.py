@@ -8,12 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from conftest import FAMILIES, random_model
-from zoreward.records import Example, ObjectiveError, Term
+from zoreward.records import Example, InputError, ObjectiveError, Term
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, evaluate, member_scores, reader_of
+from zoreward.scoring import candidate_logprobs, checked_reader, evaluate, member_scores, reader_of
 from zoreward.scoring.logprobs import sorted_batches
 
 
@@ -58,6 +67,95 @@ def test_scores_are_exact_under_padding_batching_and_shared_prompts(family, exam
     assert np.ptp(expected[np.isfinite(expected)]) > 0.5
     # float32 logits of size ≤ 20: the sums of 32 products behind them are good to some 32 · 20 · 2^-24 = 4e-5.
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+RECURRENT = {
+    "rwkv": lambda: RwkvForCausalLM(RwkvConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, context_length=64)),
+    "recurrent_gemma": lambda: RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            vocab_size=32,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            lru_width=32,
+            attention_window_size=16,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG, SINGLE], ids=["one-token", "many-tokens", "one-candidate"])
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_model_that_reads_padding_gets_none(family, examples):
+    torch.manual_seed(0)
+    model = RECURRENT[family]().eval()
+    reader = reader_of(model, 5)  # RecurrentGemma embeds token 0 as zeros, which do no harm
+    assert not reader.pads
+    expected = slow_logprobs(model, examples)
+    np.testing.assert_allclose(candidate_logprobs(reader, examples)[0], expected, rtol=0, atol=1e-4)
+    padded = candidate_logprobs(replace(reader, pads=True), examples)[0]
+    there = np.isfinite(expected)
+    assert abs(padded[there] - expected[there]).max() > 1e-3  # or this test could not fail
+    twice = candidate_logprobs(reader, examples, ((Term(1, 0.0),), (Term(2, 0.0),)))
+    np.testing.assert_allclose(twice, np.stack([expected] * 2), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_sees_the_answer_is_refused():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    with pytest.raises(InputError, match="sees the tokens behind"):
+        reader_of(BertLMHeadModel(config).eval(), 0)
+
+
+def test_a_padding_token_without_an_embedding_does_no_harm():
+    model = random_model("llama")
+    got = candidate_logprobs(reader_of(model, 1000), SHORT)[0]
+    np.testing.assert_allclose(got, slow_logprobs(model, SHORT), rtol=0, atol=1e-4)
+
+
+def test_batches_that_are_too_large_are_split():
+    model = random_model("llama")
+    sizes: list[int] = []
+
+    def small_memory(_, args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("too large")
+
+    reader = reader_of(model, 0)
+    model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    got = candidate_logprobs(reader, SHORT)[0]
+    assert max(sizes) == 4
+    model._forward_pre_hooks.clear()
+    np.testing.assert_allclose(got, slow_logprobs(model, SHORT), rtol=0, atol=1e-4)
+
+    model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    fitting = checked_reader(model, 0, SHORT, ((Term(1, 0.01),), (Term(1, -0.01),)))
+    sizes.clear()
+    candidate_logprobs(replace(fitting, tokens=fitting.tokens // 128), SHORT)
+    assert fitting.tokens < reader.tokens
+
+
+def test_no_more_rows_at_once_than_asked_for():
+    model = random_model("llama")
+    rows: list[int] = []
+    reader = replace(reader_of(model, 0), rows=3)
+    model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    candidate_logprobs(reader, SHORT)
+    assert rows == [3, 1]
+
+
+def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monkeypatch):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)
+    model = MambaForCausalLM(config).eval()
+    members = ((Term(1, 0.1),), (Term(1, -0.1),))
+    expected = candidate_logprobs(replace(reader_of(model, 0), problem="one at a time"), SHORT, members)
+    monkeypatch.setattr("zoreward.scoring.logprobs.KEEP_BYTES", 0)
+    reader = checked_reader(model, 0, SHORT, members)
+    assert reader.problem
+    assert np.array_equal(candidate_logprobs(reader, SHORT, members), expected)
 
 
 def test_a_model_without_an_attention_cache_is_read_whole():

@@ -244,3 +244,39 @@ def test_options_of_any_type_fit_the_journal(tmp_path, tokenizer):
     run = trainer(tmp_path, tokenizer, get_objective(pen, table=tmp_path))
     run.train()
     assert journal(tmp_path, "header")[0]["options"] == {"table": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({}, 1000), ({"num_train_epochs": 2}, 2 * len(ROWS) // 8), ({"num_train_epochs": 2, "max_steps": 5}, 5)],
+)
+def test_epochs_count_where_steps_are_not_given(tmp_path, tokenizer, changes, steps):
+    settings = {"per_device_train_batch_size": 8, "learning_rate": 0.0}
+
+    class Stop(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.steps = state.max_steps
+            control.should_training_stop = True
+
+    stop = Stop()
+    args = ZOConfig(str(tmp_path / "run"), use_cpu=True, disable_tqdm=True, **settings, **PROMPT, **changes)
+    run = ZOTrainer(
+        random_model("llama"),
+        objective="accuracy",
+        args=args,
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+        callbacks=[stop],
+    )
+    run.train()
+    assert stop.steps == steps
+
+
+def test_prompts_stay_within_the_context_whatever_is_asked_for(tmp_path, tokenizer):
+    rows = [{"text": "good " * 200, "label": 0}, {"text": "bad " * 200, "label": 1}]
+    args = config(tmp_path, max_length=1000)
+    run = ZOTrainer(
+        random_model("opt"), objective="accuracy", args=args, train_dataset=rows, processing_class=tokenizer
+    )
+    # OPT has an embedding for each of its 64 positions, and none beyond
+    assert {len(example.prompt_tokens) + 1 for example in run.train_dataset} == {64}

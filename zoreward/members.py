@@ -96,7 +96,8 @@ def members_at(
         members: M members.
         tuned: `tuned_weights(model)`, if it is at hand.
         keep_bytes: perturbed copies are all kept while the context lasts if they fit this many bytes, otherwise made
-            again for each call of a module.
+            again for each call of a module: then a weight that is read without a call of its module (as Mamba's are)
+            is seen unperturbed.
 
     Raises:
         InputError: a call inside has rows that M does not divide.
@@ -256,6 +257,8 @@ class _Grouping:
 
     def _joined(self, outputs: list[Any]) -> Any:
         first = outputs[0]
+        if len(outputs) == 1:
+            return first
         if isinstance(first, torch.Tensor):
             share = self._rows // len(self._members)
             if first.shape[0] == 1 != share:  # from a position table that was called with one line for all rows
@@ -281,6 +284,8 @@ def _by_kernel(tuned: Tuned) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int
 
 
 def _kernel(device: torch.device) -> Any:
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"weights on a {device.type} device cannot be tuned", hint="Take the CPU or a CUDA device.")
     return cpu if device.type == "cpu" else portable
 
 

@@ -23,7 +23,7 @@ from zoreward.methods.spsa import projected_gradients
 from zoreward.records import Example, InputError, Query, StepRecord
 from zoreward.registry import Objective, get_objective
 from zoreward.scoring import checked_reader, load_model, load_tokenizer, member_scores, prepare_tokenizer
-from zoreward.scoring.evaluation import context_length
+from zoreward.scoring.evaluation import length_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,7 +39,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
     """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
 
     Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
-    1,000 steps of 16 rows, no clipping. Each step scores all rows of all its accumulated batches together.
+    1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. Each step scores all rows of
+    all its accumulated batches together.
 
     Raises:
         InputError: an option that makes no sense without gradients.
@@ -51,7 +52,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
 
     output_dir: str = "zoreward-run"
     learning_rate: float = 1e-6
-    max_steps: int = 1000
+    max_steps: int = -1
+    num_train_epochs: float = 0.0
     per_device_train_batch_size: int = 16
     lr_scheduler_type: str = "constant"
     max_grad_norm: float = 0.0
@@ -65,11 +67,14 @@ class ZOConfig(ZOArguments, TrainingArguments):
     seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
 
     def __post_init__(self) -> None:
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            self.max_steps = 1000
         super().__post_init__()
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
             "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
             "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
+            "auto_find_batch_size": (self.auto_find_batch_size, "A batch that is too large is split by itself."),
             "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
         }
         for name, (given, hint) in refusals.items():
@@ -307,7 +312,7 @@ def _examples(
         choices=args.choices,
         label=args.label,
         answer=args.answer,
-        max_length=args.max_length or context_length(model if isinstance(model, str) else model.config),
+        max_length=length_limit(args.max_length, model if isinstance(model, str) else model.config),
     )
 
 

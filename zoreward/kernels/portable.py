@@ -63,12 +63,11 @@ def update_all_(weights: Sequence[Weight], update: Update) -> None:
         for piece in group:
             weight, flat = weights[piece.tensor][0], flats[piece.tensor]
             here = slice(piece.offset, piece.offset + piece.count)
-            base = _load(flat, piece)
-            acc = base.clone()
+            acc = _load(flat, piece)
             for z, term in zip(z_K, update.terms, strict=True):
                 acc += z[here].to(acc.dtype) * term.coefficient
             if update.decay != 0 and weight.ndim >= 2:
-                acc -= base * update.decay
+                acc -= _load(flat, piece) * update.decay
             rounded = _round(acc, word[here], weight.dtype) if word is not None else acc
             flat[piece.start : piece.start + piece.count] = rounded
     for (weight, _), flat in zip(weights, flats, strict=True):

@@ -2,7 +2,8 @@
 
 from zoreward.scoring.evaluation import evaluate, member_scores
 from zoreward.scoring.loading import check_model_name, load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.logprobs import Reader, candidate_logprobs, checked_reader, reader_of
+from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.reader import Reader, reader_of
 
 __all__ = [
     "Reader",

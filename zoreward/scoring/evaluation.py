@@ -11,7 +11,8 @@ from zoreward.registry import Objective, get_objective
 from zoreward.scoring.choices import choice_outputs
 from zoreward.scoring.likelihood import likelihood_outputs
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.logprobs import Reader, candidate_logprobs, reader_of
+from zoreward.scoring.logprobs import candidate_logprobs
+from zoreward.scoring.reader import Reader, reader_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,16 +91,26 @@ def evaluate(
         choices=choices,
         label=label,
         answer=answer,
-        max_length=max_length or context_length(model if isinstance(model, str) else model.config),
+        max_length=length_limit(max_length, model if isinstance(model, str) else model.config),
     )
     loaded = load_model(model, dtype=dtype) if isinstance(model, str) else model
     [score] = member_scores(reader_of(loaded.eval(), tokenizer.pad_token_id), chosen, examples)
     return Evaluation(chosen.name, score, len(examples), sum(example.truncated > 0 for example in examples))
 
 
-def context_length(source: Any) -> int | None:
-    """Return how many tokens a model can read, from its config or from where its config can be loaded."""
+def length_limit(max_length: int | None, source: Any) -> int | None:
+    """Return how many tokens of prompt and answer a model is given: what is asked for, within its context.
+
+    Args:
+        max_length: what is asked for; None: all that the model can read.
+        source: its config, or a folder or Hub id to load it from.
+
+    >>> from transformers import GPT2Config
+    >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
+    [64, 32, 64]
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source) if isinstance(source, str) else source
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min((limit for limit in (max_length, context) if limit), default=None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,51 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zoreward.members import Tuned, grouping_problem, members_at, tuned_weights
+from zoreward.members import KEEP_BYTES, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
-
-# Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
-# a GPU wants its units filled.
-CPU_TOKENS, GPU_TOKENS = 1024, 32768
+from zoreward.scoring.reader import Reader, reader_of
 
 # Logits that are turned into float32 at once: 256 MB.
 LOGITS_AT_ONCE = 1 << 26
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reader:
-    """A language model and what must be known to read with it.
-
-    Args:
-        model: any causal language model of transformers.
-        tuned: its tuned weights.
-        pad_token_id: fills rows up on the left.
-        accepts: names of the arguments of its forward.
-        shares_prefix: whether a prompt's cache can be reused for each of its candidates.
-        tokens: tokens of one forward pass, padding included, all members together.
-        problem: why members cannot share a forward pass; None if they can.
-    """
-
-    model: nn.Module
-    tuned: Tuned
-    pad_token_id: int
-    accepts: frozenset[str]
-    shares_prefix: bool
-    tokens: int
-    problem: str | None = None
-
-    @property
-    def grouped(self) -> bool:
-        """Whether all members share a forward pass; otherwise they are read one at a time."""
-        return self.problem is None
-
-
-def reader_of(model: nn.Module, pad_token_id: int, *, tokens: int | None = None) -> Reader:
-    """Look at a model once and return how to read with it."""
-    accepts = frozenset(inspect.signature(model.forward).parameters)
-    device = next(model.parameters()).device
-    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
-    return Reader(model, tuned_weights(model), pad_token_id, accepts, _shares_prefix(model, pad_token_id), tokens)
 
 
 def checked_reader(
@@ -70,7 +31,7 @@ def checked_reader(
         examples: real rows to try it on.
         members: at least two, different from each other.
     """
-    reader = reader_of(model, pad_token_id)
+    reader = _fitting(reader_of(model, pad_token_id), examples, members)
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
     problem = grouping_problem(
         model,
@@ -83,15 +44,22 @@ def checked_reader(
     return replace(reader, problem=problem)
 
 
-@torch.no_grad()
-def _shares_prefix(model: nn.Module, token: int) -> bool:
-    """Whether the cache of a forward pass is plain attention in every layer, whose rows can be picked and repeated."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    ids = torch.full((1, 2), token, device=next(model.parameters()).device)
-    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> Reader:
+    """Return the reader with as many tokens at once as the memory holds, tried on the longest rows."""
+    costs = [_cost(reader, example) for example in examples]
+    longest = [examples[n] for n in sorted_batches(costs, reader.tokens // len(members), reader.rows)[0]]
+    while True:
+        try:
+            with torch.no_grad(), members_at(reader.model, members, tuned=reader.tuned):
+                list(_batch_logprobs(reader, longest, len(members)))
+            return reader
+        except torch.OutOfMemoryError:
+            if len(longest) == 1:
+                raise
+        except Exception:  # what else may be wrong with this model is found out, and told, later
+            return reader
+        longest = longest[: len(longest) // 2]
+        reader = replace(reader, tokens=reader.tokens // 2)
 
 
 @torch.no_grad()
@@ -115,13 +83,24 @@ def candidate_logprobs(
     """
     width = max(len(example.candidate_tokens) for example in examples)
     logprobs_MNC = np.full((len(members), len(examples), width), -np.inf)
+    costs = [_cost(reader, example) for example in examples]
     groups = [members] if reader.grouped else [(member,) for member in members]
+    # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
+    keep_bytes = KEEP_BYTES if reader.grouped else sys.maxsize
     first = 0
     for group in groups:
-        with members_at(reader.model, group, tuned=reader.tuned):
-            for batch in sorted_batches([_cost(reader, e) for e in examples], reader.tokens // len(group)):
-                rows = [examples[n] for n in batch]
-                for (n, c), values_M in _batch_logprobs(reader, rows, len(group)):
+        with members_at(reader.model, group, tuned=reader.tuned, keep_bytes=keep_bytes):
+            batches = sorted_batches(costs, reader.tokens // len(group), reader.rows)
+            while batches:
+                batch = batches.pop(0)
+                try:
+                    found = list(_batch_logprobs(reader, [examples[n] for n in batch], len(group)))
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    batches[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                    continue
+                for (n, c), values_M in found:
                     logprobs_MNC[first : first + len(group), batch[n], c] = values_M
         first += len(group)
     if np.isnan(logprobs_MNC).any():  # an argmax would take NaN for the first answer
@@ -132,19 +111,21 @@ def candidate_logprobs(
     return logprobs_MNC
 
 
-def sorted_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def sorted_batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> list[list[int]]:
     """Cut rows into batches that are full and of like length, the longest rows first.
 
     Args:
         lengths: tokens of each row.
         tokens: rows × longest row of a batch stays within this; a longer single row makes a batch of its own.
+        rows: most rows of a batch.
 
     >>> sorted_batches([3, 9, 4, 2], tokens=10)
     [[1], [2, 0], [3]]
     """
+    rows = rows or len(lengths)
     batches: list[list[int]] = []
     for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+        if batches and len(batches[-1]) < rows and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
             batches[-1].append(n)
         else:
             batches.append([n])
@@ -236,9 +217,11 @@ def _forward(
     reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int, use_cache: bool = False
 ) -> tuple[torch.Tensor, Any]:
     """Run the sequences, left-padded, once for each member; logits of at least the last `keep` positions."""
+    lengths = list(map(len, sequences))
+    if not reader.pads and len(set(lengths)) > 1:
+        return _forward_by_length(reader, sequences, members, keep), None
     device = next(reader.model.parameters()).device
-    length = max(map(len, sequences))
-    padded = [(reader.pad_token_id,) * (length - len(tokens)) + tuple(tokens) for tokens in sequences]
+    padded = [(reader.pad_token_id,) * (max(lengths) - len(tokens)) + tuple(tokens) for tokens in sequences]
     ids = torch.tensor(padded, device=device).repeat(members, 1)
     mask = _left_mask(sequences, members, device)
     kwargs = _known(
@@ -249,6 +232,20 @@ def _forward(
     )
     output = reader.model(input_ids=ids, use_cache=use_cache, **kwargs)
     return output.logits, getattr(output, "past_key_values", None)
+
+
+def _forward_by_length(reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int) -> torch.Tensor:
+    """The last `keep` logits, from one forward pass for each length; zeros in front of shorter sequences."""
+    logits_RTV = torch.empty(0)
+    for length in sorted({len(tokens) for tokens in sequences}):
+        same = [r for r, tokens in enumerate(sequences) if len(tokens) == length]
+        part, _ = _forward(reader, [sequences[r] for r in same], members, keep)
+        part = part[:, -keep:]
+        if not len(logits_RTV):
+            logits_RTV = part.new_zeros(members * len(sequences), keep, part.shape[-1])
+        places = [m * len(sequences) + r for m in range(members) for r in same]
+        logits_RTV[places, keep - part.shape[1] :] = part
+    return logits_RTV
 
 
 def _known(reader: Reader, **kwargs: Any) -> dict[str, Any]:
