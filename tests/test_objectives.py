@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from sklearn import metrics
 
 from zoreward.records import InputError, ObjectiveError
-from zoreward.registry import Objective, get_objective, list_objectives
+from zoreward.registry import Objective, describe_objective, get_objective, list_objectives
 
 SHIPPED = sorted(entry.name for entry in list_objectives() if entry.distribution == "zoreward")
 
@@ -56,15 +57,18 @@ def scoring_answers(name: str) -> Objective:
     return found
 
 
+SCORING = [name for name in SHIPPED if describe_objective(name).needs != "any"]
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_says_what_it_is(name: str) -> None:
-    found = get_objective(name)
+    found = describe_objective(name)
     assert found.name == name
     assert found.help.endswith(".")
     assert all(option.help for option in found.options)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SCORING)
 def test_perfect_answers_reach_the_top_and_nothing_passes_it(name: str) -> None:
     found = scoring_answers(name)
     assert found.range is not None
@@ -75,13 +79,33 @@ def test_perfect_answers_reach_the_top_and_nothing_passes_it(name: str) -> None:
     assert len(set(scores)) > 3
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SCORING)
 def test_the_order_of_rows_does_not_matter(name: str) -> None:
     found = scoring_answers(name)
     outputs = batch(found.needs, 50)
     order = np.random.default_rng(1).permutation(50).tolist()
     # Bit-equal: rows are summed exactly (math.fsum) or counted.
     assert found.score(50, **outputs) == found.score(50, **shuffled(outputs, order))
+
+
+@pytest.mark.parametrize("name", SCORING)
+def test_the_same_outputs_give_the_same_score(name: str) -> None:
+    found = scoring_answers(name)
+    assert len({found.score(50, **batch(found.needs, 50)) for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("name", SCORING)
+def test_empty_and_foreign_text_in_the_rows_does_no_harm(name: str) -> None:
+    found = scoring_answers(name)
+    outputs = batch(found.needs, 4)
+    plain = found.score(4, **{**outputs, "text": ["a"] * 4})
+    assert found.score(4, **{**outputs, "text": ["", "größe", "日本語", "\U0001f600\u0000"]}) == plain
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_stands_in_the_documentation(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    assert f"| `{name}` |" in page
 
 
 # --- their values -------------------------------------------------------------------------------------------------
@@ -216,3 +240,80 @@ def test_log_likelihood() -> None:
     expected = sum(outputs["logprobs"].tolist()) / 33
     # 33 additions, each rounded by at most 2^-53 of a sum below 33 · the mean
     assert found.score(33, **outputs) == pytest.approx(expected, rel=33 * 2**-53)
+
+
+def test_calibration_error_of_a_model_that_is_too_sure() -> None:
+    # 10 rows at confidence 0.9 of which 6 are right, 10 at 0.6 of which 6 are right
+    shares = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    references = [0] * 6 + [1] * 4 + [0] * 6 + [1] * 4
+    outputs = {"predictions": [0] * 20, "references": references, "logprobs": np.log(shares)}
+    # half of the rows are off by 0.3, half by nothing; 20 float64 subtractions
+    assert get_objective("calibration-error").score(20, **outputs) == pytest.approx(-0.15, abs=1e-14)
+    assert get_objective("calibration-error", bins=1).score(20, **outputs) == pytest.approx(-0.15, abs=1e-14)
+    with pytest.raises(ObjectiveError, match="bins must be at least 1"):
+        get_objective("calibration-error", bins=0).score(20, **outputs)
+
+
+def test_sklearn_scores_what_scikit_learn_scores() -> None:
+    outputs = batch("choices", 40, n_choices=3)
+    right, found = outputs["references"], outputs["predictions"]
+    shares = np.exp(outputs["logprobs"])
+    shares /= shares.sum(axis=1, keepdims=True)
+    expected = {
+        "matthews_corrcoef": metrics.matthews_corrcoef(right, found),
+        "f1_macro": metrics.f1_score(right, found, average="macro"),
+        "cohen_kappa_score": metrics.cohen_kappa_score(right, found),
+        "neg_log_loss": -metrics.log_loss(right, shares),
+        "neg_hamming_loss": -metrics.hamming_loss(right, found),
+        "roc_auc_ovr": metrics.roc_auc_score(right, shares, multi_class="ovr"),
+    }
+    for name, value in expected.items():
+        # the same functions on probabilities that differ by rounding
+        assert get_objective(f"sklearn:{name}").score(40, **outputs) == pytest.approx(value, rel=1e-12), name
+    macro = get_objective("sklearn", name="f1_score", average="macro")
+    assert macro.score(40, **outputs) == pytest.approx(expected["f1_macro"], rel=1e-12)
+
+
+def test_sklearns_auc_of_two_choices_is_ours() -> None:
+    outputs = batch("choices", 40)
+    ours = get_objective("auc").score(40, **outputs)
+    assert get_objective("sklearn:roc_auc").score(40, **outputs) == pytest.approx(ours, rel=1e-12)
+
+
+def test_sklearn_has_many_and_says_which_do_not_fit() -> None:
+    fits = 0
+    for name in metrics.get_scorer_names():
+        try:
+            get_objective(f"sklearn:{name}")
+            fits += 1
+        except ObjectiveError as error:
+            assert "cannot score choices" in str(error), name
+    assert fits >= 40
+    with pytest.raises(ObjectiveError, match="did you mean f1_macro"):
+        get_objective("sklearn:f1_macr")
+    with pytest.raises(ObjectiveError, match="hamming_loss is called neg_hamming_loss here"):
+        get_objective("sklearn:hamming_loss")
+
+
+def test_a_batch_on_which_a_metric_is_undefined() -> None:
+    outputs = {"predictions": [1, 1], "references": [1, 1], "logprobs": np.log([[0.4, 0.6], [0.3, 0.7]])}
+    with pytest.raises(ObjectiveError):
+        get_objective("sklearn:roc_auc").score(2, **outputs)
+    assert get_objective("sklearn:roc_auc", undefined=0.5).score(2, **outputs) == 0.5
+    assert get_objective("sklearn:neg_log_loss", undefined=-1.0).score(2, **outputs) == -1.0
+
+
+def test_callable_is_the_function_with_its_options(tmp_path: Path) -> None:
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "def caution(predictions, *, price: float = 1.0, of: str = '1'):\n"
+        "    return [-price * (p == int(of)) for p in predictions]\n"
+    )
+    outputs = {"predictions": [0, 1, 1, 1]}
+    assert get_objective("callable", function=f"{path}:caution").score(4, **outputs) == -0.75
+    found = get_objective("callable", function=f"{path}:caution", option=["price=4", "of=0"])
+    assert (found.name, found.score(4, **outputs)) == ("caution", -1.0)
+    with pytest.raises(ObjectiveError, match="not written as name=value"):
+        get_objective("callable", function=f"{path}:caution", option=["price"])
+    with pytest.raises(InputError, match="no option 'prize'"):
+        get_objective("callable", function=f"{path}:caution", option=["prize=4"])

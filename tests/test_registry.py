@@ -7,7 +7,6 @@ import importlib
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError
-from zoreward.registry import Option, describe_objective, get_objective, list_objectives, objective
+from zoreward.registry import Option, describe_objective, get_objective, list_objectives, objective, weighted_sum
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTheChecker
@@ -132,7 +131,7 @@ def test_needs_that_cannot_be_seen_must_be_said() -> None:
 def test_unknown_needs() -> None:
     with pytest.raises(InputError, match="cannot need 'choice'") as caught:
         objective("x", needs="choice")(by_logprobs)  # type: ignore[arg-type]
-    assert caught.value.hint == "did you mean choices? It can need: choices, completions, likelihood"
+    assert caught.value.hint == "did you mean choices? It can need: choices, completions, likelihood, any"
 
 
 def test_decorator_without_a_name() -> None:
@@ -280,7 +279,7 @@ def test_unknown_name_lists_neighbours_and_all_names(plug: Plug) -> None:
     assert all(entry.name in caught.value.hint for entry in list_objectives())
 
 
-@pytest.mark.parametrize("source", ["sklearn:f1_score", "evaluate:load", "trl:GRPOTrainer", "nonsense:f1"])
+@pytest.mark.parametrize("source", ["evaluate:load", "trl:GRPOTrainer", "nonsense:f1"])
 def test_unknown_prefix(source: str) -> None:
     with pytest.raises(UnknownNameError):
         get_objective(source)
@@ -348,20 +347,11 @@ def test_nobody_shadows_a_shipped_name(plug: Plug) -> None:
     shipped = [entry for entry in list_objectives() if entry.distribution == "zoreward"]
     assert shipped, "zoreward is not installed"
     plug("acme-thief", {"accuracy": "acme_thief:accuracy"}, "def accuracy(predictions): return 1.0")
-    with pytest.warns(UserWarning, match="ignored the objective 'accuracy' of 'acme-thief'"):
-        assert [entry.distribution for entry in list_objectives() if entry.name == "accuracy"] == ["zoreward"]
-    with pytest.warns(UserWarning, match="acme-thief"):
-        assert get_objective("accuracy").distribution == "zoreward"
+    with pytest.raises(ObjectiveError, match="'accuracy' is registered by 'acme-thief' and 'zoreward'") as caught:
+        get_objective("accuracy")
+    assert caught.value.hint.startswith("uninstall 'acme-thief'")
     assert "acme_thief" not in sys.modules
-
-
-def test_the_warning_about_a_shadow_comes_once(plug: Plug) -> None:
-    plug("acme-thief-again", {"accuracy": "acme_thief_again:f"})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        list_objectives()
-        list_objectives()
-    assert len(caught) == 1
+    assert get_objective("f1").distribution == "zoreward"
 
 
 def test_two_strangers_with_one_name(plug: Plug) -> None:
@@ -554,3 +544,74 @@ def test_the_hint_of_an_objective_that_raises_is_kept() -> None:
     with pytest.raises(ObjectiveError) as caught:
         get_objective(f).score(1, predictions=[0])
     assert caught.value.hint == "warm it"
+
+
+# --- sums, and what makes objectives ------------------------------------------------------------------------------
+
+
+def right(predictions, references):
+    return [p == r for p, r in zip(predictions, references, strict=True)]
+
+
+def caution(predictions, *, price: float = 1.0):
+    return [-price * p for p in predictions]
+
+
+def test_a_weighted_sum_adds_up_and_tells_its_parts() -> None:
+    both = weighted_sum([get_objective(right), get_objective(caution, price=2.0)], [1.0, 0.25])
+    outputs = {"predictions": [0, 1, 1, 0], "references": [0, 1, 0, 0]}
+    assert both.part_scores(4, **outputs) == {"right": 0.75, "caution": -1.0}
+    assert both.score(4, **outputs) == 0.5
+    assert both.name == "right + 0.25*caution"
+    assert get_objective([right, caution]).score(4, **outputs) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("objectives", "weights", "message"),
+    [
+        ([right], [1, 2], "do not fit together"),
+        ([], None, "do not fit together"),
+        ([right, right], None, "two objectives are called 'right'"),
+        ([right, caution], [1, float("nan")], "not all finite"),
+        ([right, brevity], None, "need different things"),
+    ],
+)
+def test_sums_that_make_no_sense(objectives, weights, message) -> None:
+    with pytest.raises(InputError, match=message):
+        weighted_sum([get_objective(one) for one in objectives], weights)
+
+
+def test_the_range_of_a_sum_turns_with_a_negative_weight() -> None:
+    sum_ = weighted_sum([get_objective("accuracy"), get_objective("mcc")], [1.0, -0.5])
+    assert sum_.range == (-0.5, 1.5)
+
+
+def test_one_objective_makes_another() -> None:
+    @objective("made", needs="any")
+    def made(*, factor: float, offset: float = 0.0):
+        """Make one."""
+
+        def scaled(predictions):
+            return factor * sum(predictions) + offset
+
+        return get_objective(scaled)
+
+    found = get_objective(made, factor=2.0)
+    assert (found.name, found.needs, found.score(2, predictions=[1, 1])) == ("scaled", "choices", 4.0)
+    with pytest.raises(InputError, match="needs its option 'factor'"):
+        get_objective(made)
+
+
+def test_a_maker_must_return_an_objective() -> None:
+    @objective("made", needs="any")
+    def made():
+        """Forget to."""
+
+    with pytest.raises(ObjectiveError, match="returned None for an objective"):
+        get_objective(made)
+
+
+def test_the_words_behind_the_colon_are_the_first_option_of_a_maker() -> None:
+    assert get_objective("sklearn:fbeta_score", beta=2.0).name == "fbeta_score"
+    options = [option.name for option in describe_objective("sklearn:fbeta_score").options]
+    assert "beta" in options and "name" not in options

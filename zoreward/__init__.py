@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zoreward.members import members_at, update_
     from zoreward.methods import SPSA
-    from zoreward.registry import get_objective, list_objectives, objective
+    from zoreward.registry import describe_objective, get_objective, list_objectives, objective
     from zoreward.scoring import evaluate
     from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -18,6 +18,7 @@ __all__ = [
     "SPSA",
     "ZOConfig",
     "ZOTrainer",
+    "describe_objective",
     "evaluate",
     "get_objective",
     "list_objectives",
@@ -31,6 +32,7 @@ _HOMES = {
     "SPSA": "zoreward.methods",
     "ZOConfig": "zoreward.trainer",
     "ZOTrainer": "zoreward.trainer",
+    "describe_objective": "zoreward.registry",
     "evaluate": "zoreward.scoring",
     "get_objective": "zoreward.registry",
     "list_objectives": "zoreward.registry",

@@ -7,7 +7,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 """
 
 from zoreward.registry.decorator import objective
-from zoreward.registry.scores import Needs, Objective, Option
+from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
 from zoreward.registry.sources import Entry, describe_objective, get_objective, list_objectives
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "get_objective",
     "list_objectives",
     "objective",
+    "weighted_sum",
 ]

@@ -39,6 +39,7 @@ def objective(name: str, *, needs: Needs | None = None, range: tuple[float, floa
     Args:
         name: what users call it; also the key of its entry point.
         needs: may be left out where a parameter says it: `completions`, or `predictions` or `logprobs` (choices).
+            `any`: the function scores nothing itself; it takes only options and returns an `Objective`.
         range: the lowest and the highest score possible.
 
     Raises:
@@ -74,11 +75,12 @@ def describe(function: Any, key: str | None = None) -> Objective:
     doc = inspect.getdoc(plain) or ""
     stateful = isinstance(function, type)
     told = f"{doc}\n\n{inspect.getdoc(function.__init__)}" if stateful else doc
+    needs = spec.needs if spec else _needs(name, function, None)
     return Objective(
         name=name,
-        needs=spec.needs if spec else _needs(name, function, None),
+        needs=needs,
         function=function,
-        options=_options(name, function, told),
+        options=_options(name, function, told, makes=stateful or needs == "any"),
         values={},
         help=doc.strip().partition("\n")[0],
         distribution="",
@@ -112,12 +114,13 @@ def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
     )
 
 
-def _options(name: str, function: Callable[..., Any], doc: str) -> tuple[Option, ...]:
+def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> tuple[Option, ...]:
+    # What a row brings may be asked for without a default; where no rows come in, it can only be an option.
     written = [
         parameter
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
-        and parameter.default is not parameter.empty
+        and (makes or parameter.default is not parameter.empty)
         and parameter.annotation is not parameter.empty
         and parameter.name not in _OUTPUTS + _FROM_TRL
     ]

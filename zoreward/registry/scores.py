@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError
 from zoreward.registry.names import neighbours
 
-Needs = Literal["choices", "completions", "likelihood"]
-"""What an objective needs from the model: the best of some candidates, generated text, or how likely the answer is."""
+Needs = Literal["choices", "completions", "likelihood", "any"]
+"""What an objective needs from the model: the best of some candidates, generated text, or how likely the answer is.
+
+`any` is said of what makes objectives: it depends on which.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Option:
     Args:
         name: of the keyword-only parameter.
         type: its annotation, resolved: `int`, `Literal["macro", "micro"]`.
-        default: the parameter's own.
+        default: the parameter's own; `inspect.Parameter.empty` where it must be given.
         help: its line under `Args:` in the docstring; "" where there is none.
     """
 
@@ -46,6 +49,7 @@ class Objective:
         distribution: the installed package that brings it; "" for a function or a file of the user's own.
         range: the lowest and the highest score possible, where known.
         stateful: it is made from a class, so `values` went to its `__init__`.
+        parts: for a weighted sum: the weights and the objectives that are summed.
     """
 
     name: str
@@ -57,6 +61,22 @@ class Objective:
     distribution: str
     range: tuple[float, float] | None = None
     stateful: bool = False
+    parts: tuple[tuple[float, Objective], ...] = ()
+
+    def part_scores(self, n_rows: int, /, **outputs: Any) -> dict[str, float]:
+        """Return the value of each objective of a weighted sum, by name; of another objective its own alone.
+
+        Raises what `score` raises.
+        """
+        if self.parts:
+            return {part.name: part.score(n_rows, **outputs) for _, part in self.parts}
+        return {self.name: self.score(n_rows, **outputs)}
+
+    def total(self, part_scores: Mapping[str, float]) -> float:
+        """Return the score that `part_scores` add up to."""
+        if not self.parts:
+            return part_scores[self.name]
+        return math.fsum(weight * part_scores[part.name] for weight, part in self.parts)
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.
@@ -76,6 +96,8 @@ class Objective:
         >>> get_objective(exact).score(4, predictions=[0, 1, 1, 0], references=[0, 1, 1, 1])
         0.75
         """
+        if self.parts:
+            return self.total(self.part_scores(n_rows, **outputs))
         arguments = _arguments(self, outputs)
         try:
             result = self.function(**arguments)
@@ -83,6 +105,58 @@ class Objective:
             message = f"objective {self.name!r} raised {type(error).__name__}: {error}"
             raise ObjectiveError(message, hint=getattr(error, "hint", "")) from error
         return _mean(self.name, result, n_rows)
+
+
+def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | None = None) -> Objective:
+    """Return the objective Σ weight · score of several, which all need the same from the model.
+
+    Args:
+        objectives: at least one.
+        weights: one for each; by default 1.
+
+    Raises:
+        InputError: none, weights that do not fit, two of one name, or different needs.
+
+    >>> from zoreward import get_objective
+    >>> def right(predictions, references):
+    ...     return [p == r for p, r in zip(predictions, references)]
+    >>> def ones(predictions):
+    ...     return predictions
+    >>> both = weighted_sum([get_objective(right), get_objective(ones)], [1, 0.1])
+    >>> both.name, both.score(2, predictions=[0, 1], references=[0, 0])
+    ('right + 0.1*ones', 0.55)
+    """
+    weights = [1.0] * len(objectives) if weights is None else list(weights)
+    if not objectives or len(weights) != len(objectives):
+        message = f"{len(objectives)} objectives and {len(weights)} weights do not fit together"
+        raise InputError(message, hint="give one weight for each objective, and at least one objective")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise InputError(f"the weights {weights} are not all finite", hint="a weight is a number, such as 0.1")
+    names = [one.name for one in objectives]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two objectives are called {name!r}", hint="sum each only once, with its whole weight")
+    needs = {one.name: one.needs for one in objectives}
+    if len(set(needs.values())) > 1:
+        message = f"objectives that need different things cannot be summed: {needs}"
+        raise InputError(message, hint="take those that need the same")
+    parts = tuple(zip(weights, objectives, strict=True))
+    if weights == [1.0]:
+        return objectives[0]
+    name = " + ".join(one.name if weight == 1 else f"{weight:g}*{one.name}" for weight, one in parts)
+    helps = f"Weighted sum: {name}."
+    return Objective(name, objectives[0].needs, _no_function, (), {}, helps, "", _range(parts), parts=parts)
+
+
+def _no_function(**outputs: Any) -> float:
+    raise AssertionError("a weighted sum is scored by its parts")
+
+
+def _range(parts: tuple[tuple[float, Objective], ...]) -> tuple[float, float] | None:
+    if any(part.range is None for _, part in parts):
+        return None
+    ends = [sorted(weight * end for end in part.range or () if weight) or [0.0, 0.0] for weight, part in parts]
+    return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
 
 
 def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:

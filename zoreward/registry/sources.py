@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 import types
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
 from zoreward.registry.decorator import describe
 from zoreward.registry.names import neighbours
-from zoreward.registry.scores import Objective
+from zoreward.registry.scores import Objective, weighted_sum
 
 _GROUP = "zoreward.objectives"
 _SHIPPED_BY = "zoreward"
 # Sources that are no Python module, so that `trl:NAME` never means an arbitrary function of that package.
-_RESERVED_PREFIXES = ("sklearn", "evaluate", "trl")
+_RESERVED_PREFIXES = ("evaluate", "trl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,17 @@ class Entry:
     distribution: str
 
 
-def get_objective(source: str | Objective | Callable[..., Any], /, **options: Any) -> Objective:
+Source = str | Objective | Callable[..., Any]
+"""Whatever names an objective: see `get_objective`."""
+
+
+def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objective:
     """Return the objective that `source` names, with its options set.
 
     Args:
         source: a registered name, `package.module:name`, `path/file.py:name`, the function or class itself, or an
-            objective that is ready: it is returned as it is.
+            objective that is ready: it is returned as it is. `sklearn:NAME` is the objective `sklearn` with its first
+            option set, and so for others that make objectives. Several: their sum.
         options: values of its options; they are taken as they are, not converted.
 
     Raises:
@@ -58,22 +64,35 @@ def get_objective(source: str | Objective | Callable[..., Any], /, **options: An
     """
     if isinstance(source, Objective) and not options:
         return source
+    if isinstance(source, list | tuple):
+        return weighted_sum([get_objective(one, **options) for one in source])
     found = describe_objective(source)
     known = [option.name for option in found.options]
     for name in options:
         if name not in known:
             hint = neighbours(name, known, "Options") if known else "it has none: an option is a keyword-only parameter"
             raise InputError(f"objective {found.name!r} has no option {name!r}", hint=hint)
-    function = found.function
+    for option in found.options:
+        if option.default is inspect.Parameter.empty and option.name not in options:
+            hint = f"{option.name}: {option.help}"
+            raise InputError(f"objective {found.name!r} needs its option {option.name!r}", hint=hint)
+    if not found.stateful and found.needs != "any":
+        return replace(found, values=dict(options))
+    try:
+        made = found.function(**options)
+    except ZorewardError:
+        raise
+    except Exception as error:
+        # These two are raised with a sentence of their own; others say little without their name.
+        kind = "" if type(error) in (ValueError, LookupError) else f"{type(error).__name__}: "
+        message = f"objective {found.name!r} cannot be made: {kind}{error}"
+        raise ObjectiveError(message) from error
     if found.stateful:
-        try:
-            function = function(**options)
-        except ZorewardError:
-            raise
-        except Exception as error:
-            message = f"objective {found.name!r} cannot be made: {type(error).__name__}: {error}"
-            raise ObjectiveError(message) from error
-    return replace(found, function=function, values=dict(options))
+        return replace(found, function=made, values=dict(options))
+    if not isinstance(made, Objective):
+        hint = "what is said to need 'any' returns an Objective, as get_objective does"
+        raise ObjectiveError(f"objective {found.name!r} returned {made!r:.60} for an objective", hint=hint)
+    return made
 
 
 def describe_objective(source: str | Objective | Callable[..., Any], /) -> Objective:
@@ -90,9 +109,14 @@ def describe_objective(source: str | Objective | Callable[..., Any], /) -> Objec
         return source
     if not isinstance(source, str):
         return describe(source)
-    place, colon, attribute = source.rpartition(":")
+    prefix, colon, rest = source.partition(":")
     if not colon:
         return _from_entry_point(source)
+    if prefix in _entry_points() and (found := _from_entry_point(prefix)).needs == "any":
+        first = found.options[0].name
+        made = functools.partial(found.function, **{first: rest})
+        return replace(found, name=source, function=made, options=found.options[1:])
+    place, _, attribute = source.rpartition(":")
     if place in _RESERVED_PREFIXES:
         raise UnknownNameError(
             f"unknown objective {source!r}", hint=f"this version takes no objectives from {place!r} by a prefix"
@@ -117,16 +141,6 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=_GROUP):
         found.setdefault(point.name, []).append(point)
-    for name, points in found.items():
-        shipped = [point for point in points if _distribution(point) == _SHIPPED_BY]
-        if shipped:
-            found[name] = shipped
-            for point in points:
-                if point not in shipped:
-                    warnings.warn(
-                        f"ignored the objective {name!r} of {_distribution(point)!r}: zoreward ships one of that name",
-                        stacklevel=1,  # always this line, so that Python's default filter shows it once
-                    )
     return found
 
 
@@ -141,8 +155,10 @@ def _from_entry_point(name: str) -> Objective:
         raise UnknownNameError(f"unknown objective {name!r}", hint=hint if registered else "none is installed")
     points = registered[name]
     if len(points) > 1:
-        owners = " and ".join(sorted(repr(_distribution(point)) for point in points))
-        raise ObjectiveError(f"objective {name!r} is registered by {owners}", hint="uninstall all but one of them")
+        owners = sorted(_distribution(point) for point in points)
+        others = [owner for owner in owners if owner != _SHIPPED_BY]
+        hint = f"uninstall {others[0]!r}, or give its objective another name"
+        raise ObjectiveError(f"objective {name!r} is registered by {' and '.join(map(repr, owners))}", hint=hint)
     distribution = _distribution(points[0])
     try:
         found = describe(points[0].load(), name)

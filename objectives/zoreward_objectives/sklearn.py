@@ -1,0 +1,145 @@
+"""Scorers and metrics of scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoreward import get_objective, objective
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zoreward.registry import Objective
+
+_LOSSES = ("_loss", "_error", "_deviance")
+
+
+@objective("sklearn", needs="any")
+def sklearn_(
+    *,
+    name: str,
+    average: str | None = None,
+    pos_label: int | None = None,
+    beta: float | None = None,
+    undefined: float | None = None,
+) -> Objective:
+    """A scorer or a metric of scikit-learn: f1_macro, roc_auc, cohen_kappa_score, neg_log_loss and the like.
+
+    Classes are the choices, by index; probabilities are the softmax of the choices' mean log-probabilities per token.
+    Losses are negated and must be asked for as such: neg_log_loss, neg_hamming_loss.
+
+    Args:
+        name: of a scorer (sklearn.metrics.get_scorer_names) or of a function of sklearn.metrics.
+        average: of the metric: binary, macro, micro or weighted, where it has that.
+        pos_label: the index of the positive choice, where the metric has that.
+        beta: of fbeta_score.
+        undefined: the score of a batch on which the metric is not defined; without it such a batch is an error.
+
+    Raises:
+        LookupError: scikit-learn has nothing of that name, or nothing that scores given choices.
+
+    >>> found = get_objective("sklearn:matthews_corrcoef")
+    >>> found.name, found.needs
+    ('matthews_corrcoef', 'choices')
+    """
+    given = {"average": average, "pos_label": pos_label, "beta": beta}
+    settings = {key: value for key, value in given.items() if value is not None}
+    scorer = _scorer(name, settings)
+
+    def score(predictions: Sequence[int], references: Sequence[int], logprobs: np.ndarray) -> float:
+        try:
+            value = _value(scorer, predictions, references, logprobs)
+        except ValueError:  # log_loss and others refuse a batch in which a choice is missing
+            if undefined is None:
+                raise
+            return undefined
+        return undefined if undefined is not None and value != value else value
+
+    score.__name__ = name
+    score.__doc__ = f"scikit-learn's {name}."
+    _try(name, score)
+    return get_objective(score)
+
+
+def _scorer(name: str, settings: dict[str, Any]) -> Callable[..., float]:
+    """Return a scorer: it is called with an estimator, what to predict from, and the right answers."""
+    from sklearn import metrics
+
+    scorers = metrics.get_scorer_names()
+    if name in scorers and not settings:
+        return metrics.get_scorer(name)
+    negated = name.removeprefix("neg_")
+    function = getattr(metrics, negated, None)
+    if not callable(function) or isinstance(function, type) or negated.startswith(("get_", "check_", "make_")):
+        import difflib
+
+        functions = [one for one in metrics.__all__ if one.endswith(("_score", *_LOSSES))]
+        near = difflib.get_close_matches(name, [*scorers, *functions, *(f"neg_{one}" for one in functions)])
+        raise LookupError(f"scikit-learn has no scorer or metric {name!r}; {_or(near)}")
+    loss = negated.endswith(_LOSSES)
+    if loss != (negated != name):
+        other = f"neg_{negated}" if loss else negated
+        raise LookupError(f"higher is better for every objective: {negated} is called {other} here")
+    wants = _second_argument(function)
+    methods = {"y_proba": "predict_proba", "y_prob": "predict_proba", "y_score": ("decision_function", "predict_proba")}
+    return metrics.make_scorer(
+        function, response_method=methods.get(wants, "predict"), greater_is_better=not loss, **settings
+    )
+
+
+def _second_argument(function: Callable[..., Any]) -> str:
+    import inspect
+
+    return [*inspect.signature(function).parameters, "", ""][1]
+
+
+def _value(
+    scorer: Callable[..., float], predictions: Sequence[int], references: Sequence[int], logprobs: np.ndarray
+) -> float:
+    import numpy as np
+    from sklearn.exceptions import UndefinedMetricWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)  # told by what is returned
+        return float(scorer(_given(predictions, logprobs), logprobs, np.asarray(references)))
+
+
+def _given(predictions: Sequence[int], logprobs: np.ndarray) -> Any:
+    """An estimator in scikit-learn's sense whose answers are already known."""
+    import numpy as np
+    from sklearn.base import BaseEstimator, ClassifierMixin
+
+    class Given(ClassifierMixin, BaseEstimator):
+        classes_ = np.arange(logprobs.shape[1])
+
+        def predict(self, rows: Any) -> Any:
+            return np.asarray(predictions)
+
+        def predict_proba(self, rows: Any) -> Any:
+            shares = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
+            return shares / shares.sum(axis=1, keepdims=True)
+
+        def decision_function(self, rows: Any) -> Any:
+            # A sure model's log-probabilities are infinite; a margin of 1e300 ranks the same.
+            finite = np.clip(logprobs, -1e300, 0)
+            return finite[:, 1] - finite[:, 0] if finite.shape[1] == 2 else self.predict_proba(rows)
+
+    return Given()
+
+
+def _try(name: str, score: Callable[..., float]) -> None:
+    """Find out on four rows of two choices whether the metric scores choices at all."""
+    import numpy as np
+
+    logprobs = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]))
+    try:
+        score(predictions=[0, 1, 0, 1], references=[0, 1, 1, 1], logprobs=logprobs)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise LookupError(f"{name} of scikit-learn cannot score choices so: {text:.200}") from error
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(names)}?" if names else "sklearn.metrics.get_scorer_names() lists the scorers"
