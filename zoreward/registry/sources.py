@@ -64,7 +64,7 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
     """
     if isinstance(source, Objective) and not options:
         return source
-    if isinstance(source, list | tuple):
+    if isinstance(source, Sequence) and not isinstance(source, str):
         return weighted_sum([get_objective(one, **options) for one in source])
     found = describe_objective(source)
     known = [option.name for option in found.options]
