@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward import describe_objective, get_objective, objective
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @objective("callable", needs="any")
-def callable_(*, function: str, option: Sequence[str] = ()) -> Objective:
+def callable_(*, function: str, option: list[str] | None = None) -> Objective:
     """Any Python function, from a file or a module.
 
     The same as giving the file in the objective's place, `zoreward tune rewards.py:brevity`, where the function's own
@@ -32,7 +31,7 @@ def callable_(*, function: str, option: Sequence[str] = ()) -> Objective:
     """
     types = {one.name: one.type for one in describe_objective(function).options}
     values = {}
-    for one in option:
+    for one in option or ():
         name, equals, value = one.partition("=")
         if not equals:
             raise ValueError(f"the option {one!r} is not written as name=value")
