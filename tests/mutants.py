@@ -94,7 +94,7 @@ MUTANTS = [
     ),
     Mutant(
         "only the last accumulated batch is scored",
-        "zoreward/trainer.py",
+        "zoreward/trainer/loop.py",
         "self._rows += inputs",
         "self._rows = list(inputs)",
         "tests/test_trainer.py",

@@ -24,9 +24,23 @@ def counts_wrong(predictions):
 def wants_column(predictions, weight):
     return 1.0
 
+def says_good(predictions):
+    return "good"
+
+def says_good_each(predictions):
+    return ["good"] * len(predictions)
+
 def takes_seed(predictions, *, seed: int = 0):
     return 1.0
 '''
+
+CONFIGS = {
+    "key": "chioce: [bad, good]\n",
+    "broken": "eps: [1\n",
+    "list": "- eps\n",
+    "f1": "objective: f1\n",
+    "twice": "choice: [bad, good]\nchoices: [bad, good]\n",
+}
 
 BASE = {
     "--model": "model",
@@ -59,12 +73,57 @@ CASES = {
     "objective raises": ("./rewards.py:raises", {}, "'raises' raised KeyError: 'positive'", "rewards.py, line 5"),
     "objective is NaN": ("./rewards.py:is_nan", {}, "'is_nan' returned nan", "finite"),
     "objective counts wrong": ("./rewards.py:counts_wrong", {}, "got 1 for 4 rows", "one for each row"),
+    "objective says a word": ("./rewards.py:says_good", {}, "'says_good' returned no number: 'good'", "one number"),
+    "objective says words": ("./rewards.py:says_good_each", {}, "returned no number for row 0: 'good'", "one number"),
+    "choice without tokens": ("accuracy", {"--choice": ["", "great"]}, "the answer '' has no tokens", "some text"),
+    "no room for a prompt": ("accuracy", {"--max-length": "1"}, "leaves no room for the prompt", "--max-length"),
+    "shadowed objective": ("mcc", {}, "'mcc' is registered by 'evil' and 'zoreward'", "uninstall 'evil'"),
+    "Hub data without network": ("accuracy", {"--data": "nobody/nothing"}, "nobody/nothing", "HF_HUB_OFFLINE"),
+    "Hub model without network": ("accuracy", {"--model": "nobody/nothing"}, "nobody/nothing", "HF_HUB_OFFLINE"),
+    "config: unknown key": (
+        "accuracy",
+        {"--config": "key.yaml"},
+        "there is no option 'chioce'",
+        "did you mean choice?",
+    ),
+    "config: no YAML": ("accuracy", {"--config": "broken.yaml"}, "broken.yaml is not YAML", "name: value"),
+    "config: no file": ("accuracy", {"--config": "no.yaml"}, "there is no file no.yaml", "YAML"),
+    "config: no options": ("accuracy", {"--config": "list.yaml"}, "list.yaml holds no options", "name: value"),
+    "config: other objective": (
+        "accuracy",
+        {"--config": "f1.yaml"},
+        "is for the objective 'f1'",
+        "f1 --config f1.yaml",
+    ),
+    "config: twice": ("accuracy", {"--config": "twice.yaml"}, "gives 'choices' twice", "keep one"),
+    "sklearn: unknown": ("sklearn", {"--name": "f1_macr"}, "no scorer or metric 'f1_macr'", ""),
+    "sklearn: a loss": ("sklearn:hamming_loss", {}, "hamming_loss is called neg_hamming_loss", ""),
+    "sklearn: for no choices": ("sklearn:silhouette_score", {}, "cannot score choices", ""),
+    "callable: no function": ("callable", {}, "'--function'", "--help"),
+    "callable: no option": ("callable", {"--function": "rewards.py:takes_seed", "--option": "sed=1"}, "'sed'", "seed"),
+    "also: unknown": ("accuracy", {"--also": "acuracy=1"}, "unknown objective 'acuracy'", "did you mean accuracy"),
+    "also: no weight": ("accuracy", {"--also": "f1=much"}, "'much' is no weight", "--also f1=0.1"),
+    "also: twice": ("accuracy", {"--also": "accuracy=1"}, "two objectives are called 'accuracy'", "once"),
+    "also: other needs": ("accuracy", {"--also": "log-likelihood=1"}, "need different things", "the same"),
+    "device": ("accuracy", {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
+    "dtype": ("accuracy", {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
+    "no rows": ("accuracy", {"--limit": "0"}, "0 is less than 1", "--help"),
+    "split of a file": ("accuracy", {"--split": "train"}, "split", ""),
+    "shots of none": ("accuracy", {"--shots-data": "train.jsonl"}, "--shots-data", "--shots 4"),
+    "too many shots": ("accuracy", {"--shots": "4"}, "", ""),
+    "choices twice": ("accuracy", {"--choice-column": "sentence"}, "choice", ""),
+    "choice column": ("accuracy", {"--choice": None, "--choice-column": "optoins"}, "optoins", ""),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
 TUNE_CASES = {
     "flag taken": ("./rewards.py:takes_seed", {}, "--seed is one of zoreward's own", "rename"),
     "eval-data": ("accuracy", {"--eval-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
     "nothing to evaluate": ("accuracy", {"--eval-every": "5"}, "--eval-every", "--eval-data"),
+    "set: no value": ("accuracy", {"--set": "optim"}, "there is no value", "name=value"),
+    "set: unknown": ("accuracy", {"--set": "adam_bta1=1"}, "no such field", "did you mean adam_beta1"),
+    "set: has an option": ("accuracy", {"--set": "max_steps=5"}, "option of its own", "--help"),
+    "set: wrong type": ("accuracy", {"--set": "save_strategy=sometimes"}, "sometimes", "change the option"),
+    "eval-limit": ("accuracy", {"--eval-limit": "5"}, "--eval-limit", "--eval-data"),
     "no --output": ("accuracy", {"--output": None}, "'--output'", "--help"),
     "output is a file": ("accuracy", {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "eps of 0": ("accuracy", {"--eps": "0"}, "eps must be positive", "option"),
@@ -86,6 +145,17 @@ def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
     (tmp_path / "rewards.py").write_text(REWARDS)
+    for name, text in CONFIGS.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    evil = tmp_path / "plugins" / "evil-1.0.dist-info"
+    evil.mkdir(parents=True)
+    (evil / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    (evil / "entry_points.txt").write_text("[zoreward.objectives]\nmcc = evil:mcc\n")
+    monkeypatch.syspath_prepend(str(evil.parent))
+    # A Hub that nobody answers for: port 9 of this machine.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 

@@ -1,13 +1,86 @@
-"""The examples run as they are printed, and do what they say."""
+"""Every example runs, and does what it says."""
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_any_module_is_tuned_on_a_staircase():
+def run(*words: object, path: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+def test_examples_are_short() -> None:
+    for example in [*EXAMPLES.rglob("*.py"), *EXAMPLES.rglob("*.toml")]:
+        assert len(example.read_text().splitlines()) <= 60, example
+
+
+def test_any_module_is_tuned_on_a_staircase() -> None:
     before, after = runpy.run_path(str(EXAMPLES / "any_module.py"))["main"]()
     assert before < 0.7 and after > 0.9, (before, after)
+
+
+def test_own_metric() -> None:
+    done = run(EXAMPLES / "own_metric.py")
+    # one of three is wrong; of the two that are right one is answered at 0.6
+    assert [float(word) for word in done.stdout.split()] == pytest.approx([2 / 3, 1 / 3]), done.stderr
+
+
+# --- the plugin, installed by pip beside us -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the plugin was installed."""
+    folder = tmp_path_factory.mktemp("site")
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+    done = run("-m", "pip", "install", *options, "--target", folder, EXAMPLES / "plugin")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def zoreward(site: Path, *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run("-m", "zoreward", *words, path=site, cwd=cwd)
+
+
+def test_a_plugins_command_exists_once_it_is_installed(site: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    help = zoreward(site, "tune", "worst-group", "--help").stdout
+    assert "Accuracy of the group of rows that fares worst." in help
+    assert "--group" in help and "--least" in help and "[default: 1]" in help
+    listed = json.loads(zoreward(site, "objectives", "--json").stdout)["objectives"]
+    assert [one["distribution"] for one in listed if one["name"] == "worst-group"] == ["zoreward-worst-group"]
+
+    rows = [
+        {"text": f"a {word} film", "label": i % 2, "kind": i // 2} for i, word in enumerate("bad good an the".split())
+    ]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["--model", tiny_model_dir, "--data", "dev.jsonl", "--template", "{text} it was"]
+    words = ["eval", "worst-group", *common, "--choice", "terrible", "--choice", "great", "--group", "kind", "--json"]
+    alone = json.loads(zoreward(site, *words, cwd=tmp_path).stdout)
+    together = json.loads(zoreward(site, *words, "--least", "3", cwd=tmp_path).stdout)
+    # two groups of two rows: the worst is no better than the mean, and no group has three
+    assert alone["score"] in (0.0, 0.5, 1.0)
+    assert alone["score"] <= together["score"]
+
+
+def test_a_plugin_without_its_dependency_breaks_only_its_own_command(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
+    path = Path(f"{tmp_path}{os.pathsep}{site}")
+    broken = zoreward(path, "tune", "worst-group", "--help")
+    assert broken.returncode == 2
+    assert "'worst-group' of 'zoreward-worst-group' cannot be loaded" in broken.stderr
+    assert "No module named 'pandas'" in broken.stderr
+    assert len(broken.stderr.splitlines()) == 2
+    assert zoreward(path, "tune", "accuracy", "--help").returncode == 0
+    assert zoreward(path, "tune", "--help").returncode == 0
+    assert zoreward(path, "objectives").returncode == 0

@@ -40,3 +40,6 @@ class ZOArguments:
             "help": "Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto."
         },
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that a model from the Hub brings along."}
+    )

@@ -172,9 +172,13 @@ class Evaluation:
         score: higher is better.
         rows: how many rows were scored.
         truncated: how many prompts lost tokens on their left to fit the context.
+        fewer_shots: how many prompts had no room for all demonstrations.
+        parts: for a weighted sum: the score of each objective, by name.
     """
 
     objective: str
     score: float
     rows: int
     truncated: int
+    fewer_shots: int = 0
+    parts: dict[str, float] = field(default_factory=dict)

@@ -13,48 +13,82 @@ from typing import Any
 import typer
 
 from zoreward.cli.options import (
-    DATA,
     MODEL_FIELDS,
     PROMPT_FIELDS,
     RUN,
     command,
+    config_option,
     given_options,
     objective_options,
     option,
     own_options,
 )
-from zoreward.cli.prepare import checked_rows, quiet_transformers
+from zoreward.cli.prepare import (
+    batch_option,
+    data_options,
+    made_objective,
+    print_prompts,
+    prompt_options,
+    quiet_transformers,
+    rows_of,
+    select_device,
+    shot_rows_of,
+    sum_options,
+)
 from zoreward.registry import Objective
 
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
     parameters = [
-        option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
-        option("data", str, "The rows to score on: .jsonl, .json, .csv or .parquet.", DATA),
+        *data_options("score on"),
         *own_options(MODEL_FIELDS + PROMPT_FIELDS),
+        *prompt_options(),
+        batch_option(),
+        option("seed", int, "Seed of the demonstrations.", RUN, default=0),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
+        *sum_options(),
     ]
     parameters += objective_options(found, parameters)
-    return command(functools.partial(_eval, source, found), parameters)
+    parameters.append(config_option("eval", source, parameters))
+    return command(functools.partial(_eval, source), parameters)
 
 
-def _eval(source: str, found: Objective, context: typer.Context, values: dict[str, Any]) -> int:
+def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     start = time.perf_counter()
-    options = given_options(context, values)
     prompt = {name: values[name] for name in PROMPT_FIELDS}
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        rows = checked_rows(values["data"], found, prompt)
+        objective = made_objective(source, given_options(context, values), values["also"])
+        shot_rows = shot_rows_of(objective, prompt, values)
+        rows = rows_of(objective, prompt, values, shot_rows)
+        device = select_device(values["device"])
+        if values["show_prompts"]:
+            with contextlib.redirect_stdout(sys.__stdout__ or sys.stderr):
+                print_prompts(objective, prompt, values, rows, shot_rows)
+            return 0
         quiet_transformers()
         from zoreward.scoring import evaluate
 
-        result = evaluate(values["model"], source, rows, **prompt, dtype=values["dtype"], options=options)
+        result = evaluate(
+            values["model"],
+            objective,
+            rows,
+            **prompt,
+            shot_rows=shot_rows,
+            seed=values["seed"],
+            dtype=values["dtype"],
+            device=device,
+            trust_remote_code=values["trust_remote_code"],
+            batch_size=values["eval_batch_size"],
+        )
     summary = {
         "objective": result.objective,
         "score": result.score,
+        **({"parts": result.parts} if result.parts else {}),
         "rows": result.rows,
         "truncated": result.truncated,
+        **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),
         "model": values["model"],
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -71,6 +105,7 @@ def _print_table(summary: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    summary = {**summary, **summary.pop("parts", {})}
     columns = [name for name in summary if name != "model"]  # which has been typed, and may be long
     table = Table(*columns, box=box.SIMPLE_HEAD)
     shown = [summary[name] for name in columns]

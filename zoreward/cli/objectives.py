@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -35,9 +36,11 @@ def show_objectives(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "needs", "from", "", box=box.SIMPLE_HEAD)
+    table = Table("name", "needs", "range", "from", "", box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(row["name"], row["needs"] or "?", row["distribution"], escape(row["help"]))
+        low, high = row["range"] or ("", "")
+        ends = f"{'−∞' if low is None else low} to {'∞' if high is None else high}" if row["range"] else ""
+        table.add_row(row["name"], row["needs"] or "?", ends, row["distribution"], escape(row["help"]))
     Console().print(table)
     return 0
 
@@ -45,11 +48,14 @@ def show_objectives(
 def _row(entry: Entry) -> dict[str, Any]:
     needs: str | None
     found = _shipped(entry)
+    ends: tuple[float | None, ...] | None = None
     if isinstance(found, Objective):
         needs, text = found.needs, found.help
+        # JSON knows no infinity.
+        ends = found.range and tuple(end if math.isfinite(end) else None for end in found.range)
     else:
         needs, text = None, found or f"loaded when used: zoreward tune {entry.name} --help"
-    return {"name": entry.name, "needs": needs, "distribution": entry.distribution, "help": text}
+    return {"name": entry.name, "needs": needs, "range": ends, "distribution": entry.distribution, "help": text}
 
 
 def _shipped(entry: Entry) -> Objective | str:

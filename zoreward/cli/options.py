@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import inspect
 import types
@@ -14,12 +15,12 @@ from typing import Annotated, Any
 import typer
 
 from zoreward.config import ZOArguments
-from zoreward.records import InputError
+from zoreward.records import InputError, MissingFileError
 from zoreward.registry import Objective
 
 DATA, PROMPT, TUNING, RUN, OBJECTIVE = "Model and data", "Prompt", "Tuning", "Run", "Objective"
-PROMPT_FIELDS = ("template", "choices", "label", "answer", "max_length")
-MODEL_FIELDS = ("dtype",)
+PROMPT_FIELDS = ("template", "choices", "choice_column", "label", "answer", "max_length", "shots")
+MODEL_FIELDS = ("dtype", "trust_remote_code")
 TUNING_FIELDS = tuple(
     field.name for field in dataclasses.fields(ZOArguments) if field.name not in PROMPT_FIELDS + MODEL_FIELDS
 )
@@ -34,8 +35,11 @@ _ALIASES = {
     "--learning-rate": "--lr",
     "--eval-steps": "--eval-every",
     "--output-dir": "--output",
+    "--per-device-eval-batch-size": "--eval-batch-size",
 }
 _REQUIRED = inspect.Parameter.empty
+# Not written into config.yaml: how a result is shown is no part of the run.
+_NOT_KEPT = ("json", "config", "show_prompts")
 
 
 def option(
@@ -85,12 +89,11 @@ def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) ->
 def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
     """Return the fields of `ZOArguments` that have these names, as options."""
     hints = typing.get_type_hints(ZOArguments)
+    panels = {**dict.fromkeys(PROMPT_FIELDS, PROMPT), **dict.fromkeys(MODEL_FIELDS, DATA)}
     found = []
     for field in dataclasses.fields(ZOArguments):
         if field.name in names:
-            panel = {**dict.fromkeys(PROMPT_FIELDS, PROMPT), **dict.fromkeys(MODEL_FIELDS, DATA)}.get(
-                field.name, TUNING
-            )
+            panel = panels.get(field.name, TUNING)
             flag = _FLAGS.get(field.name, "")
             default = field.default if field.default is not dataclasses.MISSING else None
             found.append(option(field.name, hints[field.name], field.metadata["help"], panel, flag, default=default))
@@ -122,16 +125,71 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
 
 
 def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the objective's options that stand on the command line, under their own names."""
+    """Return those of the objective's options that are given, on the command line or by --config, under their names."""
     sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    said = ("COMMANDLINE", "DEFAULT_MAP")  # the latter by --config
+    given = [name for name, source in sources.items() if source is not None and source.name in said]
     return {name.removeprefix(_PREFIX): values[name] for name in given}
 
 
 def resolved(objective: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return all options under their own names, in plain types: what `config.yaml` holds."""
-    plain = {name.removeprefix(_PREFIX): _plain(value) for name, value in values.items() if name != "json"}
+    plain = {name.removeprefix(_PREFIX): _plain(value) for name, value in values.items() if name not in _NOT_KEPT}
     return {"objective": objective, **plain}
+
+
+def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter]) -> inspect.Parameter:
+    """Return the option --config, whose file gives the other `parameters` other defaults."""
+    known: dict[str, str] = {}
+    for parameter in parameters:
+        flag = flag_of(parameter).partition("/")[0]
+        others = [alias for alias, written in _ALIASES.items() if written == flag]
+        for spelling in (
+            parameter.name.removeprefix(_PREFIX),
+            *(word[2:].replace("-", "_") for word in (flag, *others)),
+        ):
+            known[spelling] = parameter.name
+
+    def read(context: typer.Context, path: str | None) -> str | None:
+        if path is not None:
+            context.default_map = {**(context.default_map or {}), **_defaults(path, verb, source, known)}
+        return path
+
+    help = "A YAML file of options, as config.yaml of a run; the command line wins."
+    info = typer.Option("--config", help=help, rich_help_panel=RUN, callback=read, is_eager=True)
+    return inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, info]
+    )
+
+
+def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[str, Any]:
+    """The options in a YAML file, by the names of our parameters."""
+    import yaml
+
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}", hint="--config takes a YAML file") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="--config takes a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}", hint="write name: value") from None
+    if not isinstance(given, dict):
+        raise InputError(f"{path} holds no options", hint="write one option a line, name: value")
+    if (other := given.pop("objective", source)) != source:
+        raise InputError(f"{path} is for the objective {other!r}", hint=f"zoreward {verb} {other} --config {path}")
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = known.get(str(key).replace("-", "_"))
+        if name is None:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"`zoreward {verb} {source} --help` lists what there is"
+            raise InputError(f"{path}: there is no option {key!r}", hint=hint)
+        if name in found:
+            raise InputError(f"{path} gives {key!r} twice, under two names", hint="keep one of them")
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def flag_of(parameter: inspect.Parameter) -> str:

@@ -1,29 +1,138 @@
-"""What `tune` and `eval` do before a model is loaded."""
+"""What `tune` and `eval` do before a model is loaded, and the options for it."""
 
 from __future__ import annotations
 
+import inspect
+import os
 from typing import Any
 
+from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, RUN, option
 from zoreward.data import check_columns, load_rows
-from zoreward.registry import Objective
+from zoreward.records import InputError
+from zoreward.registry import Objective, get_objective, weighted_sum
+
+Rows = list[dict[str, Any]]
+
+_KINDS = "a .jsonl, .json, .csv or .parquet file, or a Hub dataset"
 
 
-def checked_rows(path: str, objective: Objective, prompt: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a file, once the prompt's options are known to fit them.
+def data_options(purpose: str) -> list[inspect.Parameter]:
+    """Return the options that say which model, and which rows for which purpose."""
+    return [
+        option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
+        option("data", str, f"The rows to {purpose}: {_KINDS}.", DATA),
+        option("data_config", str | None, "The configuration of a Hub dataset.", DATA, default=None),
+        option("split", str | None, "The split of a Hub dataset. Default: train.", DATA, default=None),
+        option("limit", int | None, "Take the first rows only.", DATA, default=None, least=1),
+        option("revision", str | None, "The revision of a Hub dataset: a branch, tag or commit.", DATA, default=None),
+        option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
+    ]
 
-    Args:
-        path: the file.
-        objective: what the rows are for.
-        prompt: the options of the panel "Prompt", by name.
+
+def prompt_options() -> list[inspect.Parameter]:
+    """Return the options about prompts that only the command line has."""
+    shots = "Rows to take the demonstrations from. Default: those of --data, but never the row itself."
+    return [
+        option("shots_data", str | None, shots, PROMPT, default=None),
+        option("show_prompts", bool, "Print the first prompts and their tokens, and stop.", PROMPT, default=False),
+    ]
+
+
+def sum_options() -> list[inspect.Parameter]:
+    """Return the option that adds objectives."""
+    also = "Another objective to add, as NAME=WEIGHT: neg-cross-entropy=0.1. Give it once for each."
+    return [option("also", list[str] | None, also, OBJECTIVE, default=None)]
+
+
+def batch_option() -> inspect.Parameter:
+    """Return the option that bounds the rows of a forward pass over the rows that are scored."""
+    rows = "Rows of one forward pass when scoring. Default: as many as make it efficient."
+    return option("eval_batch_size", int | None, rows, RUN, "--eval-batch-size", default=None, least=1)
+
+
+def made_objective(source: str, options: dict[str, Any], also: list[str] | None) -> Objective:
+    """Return the objective that is asked for, with those that --also adds.
 
     Raises:
-        ZorewardError: the file cannot be read, or a template, a label or a choice does not fit.
+        ZorewardError: one cannot be found or made, or a weight is no number.
     """
-    rows = load_rows(path)
+    objectives, weights = [get_objective(source, **options)], [1.0]
+    for one in also or ():
+        name, equals, weight = one.rpartition("=")
+        objectives.append(get_objective(name if equals else one))
+        try:
+            weights.append(float(weight) if equals else 1.0)
+        except ValueError:
+            raise InputError(f"--also {one}: {weight!r} is no weight", hint=f"--also {name}=0.1") from None
+    return weighted_sum(objectives, weights)
+
+
+def checked_rows(
+    objective: Objective, prompt: dict[str, Any], source: str, shot_rows: Rows | None = None, **where: Any
+) -> Rows:
+    """Return rows, once the prompt's options are known to fit them.
+
+    Args:
+        objective: what the rows are for.
+        prompt: the options of the panel "Prompt", by name.
+        source: a file or a Hub dataset.
+        shot_rows: rows for demonstrations; by default those that are returned.
+        where: in the dataset: `config`, `split`, `limit`, `revision`.
+
+    Raises:
+        ZorewardError: the rows cannot be read, or a template, a label or a choice does not fit.
+    """
+    rows = load_rows(source, **where)
     if objective.needs != "completions":
         columns = {name: value for name, value in prompt.items() if name != "max_length"}
-        check_columns(rows, needs=objective.needs, **columns)
+        check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
     return rows
+
+
+def rows_of(objective: Objective, prompt: dict[str, Any], values: dict[str, Any], shot_rows: Rows | None) -> Rows:
+    """Return the rows of --data."""
+    where = {"config": values["data_config"], "split": values["split"], "limit": values["limit"]}
+    return checked_rows(objective, prompt, values["data"], shot_rows, **where, revision=values["revision"])
+
+
+def shot_rows_of(objective: Objective, prompt: dict[str, Any], values: dict[str, Any]) -> Rows | None:
+    """Return the rows of --shots-data, None without it."""
+    if values["shots_data"] is None:
+        return None
+    if not values["shots"]:
+        raise InputError("--shots-data has no demonstrations to give", hint="say how many: --shots 4")
+    return checked_rows(objective, {**prompt, "shots": 0}, values["shots_data"])
+
+
+def print_prompts(
+    objective: Objective,
+    prompt: dict[str, Any],
+    values: dict[str, Any],
+    rows: Rows,
+    shot_rows: Rows | None,
+) -> None:
+    """Print the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
+    quiet_transformers()
+    from zoreward.data import describe_prompts, render
+    from zoreward.scoring import length_limit, load_tokenizer
+
+    trust = {"trust_remote_code": values["trust_remote_code"]}
+    tokenizer = load_tokenizer(values["model"], **trust)
+    limit = length_limit(prompt["max_length"], values["model"], **trust)
+    settings = {**prompt, "max_length": limit, "seed": values.get("seed", 0)}
+    examples = render(rows, tokenizer, needs=objective.needs, shot_rows=shot_rows, **settings)
+    print(describe_prompts(examples, tokenizer))
+
+
+def select_device(device: str | None) -> str | None:
+    """Return the device as torch will know it, before torch is imported.
+
+    transformers takes the first GPU that it sees, so of several only the one that is asked for is shown to it.
+    """
+    if device and device.startswith("cuda:") and device[5:].isdigit() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device[5:]
+        return "cuda"
+    return device
 
 
 def quiet_transformers() -> None:

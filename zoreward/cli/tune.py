@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import functools
 import json
 import sys
@@ -23,15 +25,28 @@ from zoreward.cli.options import (
     TUNING,
     TUNING_FIELDS,
     command,
+    config_option,
     given_options,
     objective_options,
     option,
     own_options,
     resolved,
 )
-from zoreward.cli.prepare import checked_rows, quiet_transformers
+from zoreward.cli.prepare import (
+    batch_option,
+    checked_rows,
+    data_options,
+    made_objective,
+    print_prompts,
+    prompt_options,
+    quiet_transformers,
+    rows_of,
+    select_device,
+    shot_rows_of,
+    sum_options,
+)
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective, get_objective
+from zoreward.registry import Objective
 
 if TYPE_CHECKING:
     import inspect
@@ -45,16 +60,26 @@ _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 def tune_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that tunes a model on the objective that `source` names."""
+    dev = "Dev rows, a file or a Hub dataset: scored before step 1, at the end and between."
+    dev_split = "The split of the dev rows in a Hub dataset: that of --eval-data, else of --data."
+    others = "Another field of transformers' TrainingArguments, as name=value. Give it once for each."
     parameters = [
-        option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
-        option("data", str, "The rows to tune on: .jsonl, .json, .csv or .parquet.", DATA),
-        option("eval_data", str | None, "Dev rows: scored before step 1, at the end and between.", DATA, default=None),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TUNING_FIELDS),
+        *data_options("tune on"),
+        option("eval_data", str | None, dev, DATA, default=None),
+        option("eval_split", str | None, dev_split, DATA, default=None),
+        option("eval_limit", int | None, "Take the first dev rows only.", DATA, default=None, least=1),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS),
+        *prompt_options(),
+        *own_options(TUNING_FIELDS),
         *_trainer_options(),
+        batch_option(),
+        option("set", list[str] | None, others, RUN, default=None),
         option("output", str, "The run folder to write to.", RUN, "--output"),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
+        *sum_options(),
     ]
     parameters += objective_options(found, parameters)
+    parameters.append(config_option("tune", source, parameters))
     return command(functools.partial(_tune, source), parameters)
 
 
@@ -83,7 +108,15 @@ def _trainer_options() -> list[inspect.Parameter]:
 def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        trainer, progress, before = _prepared(source, given_options(context, values), values)
+        _check(values)
+        objective = made_objective(source, given_options(context, values), values["also"])
+        rows = _rows(objective, values)
+        if values["show_prompts"]:
+            with contextlib.redirect_stdout(sys.__stdout__ or sys.stderr):
+                prompt = {name: values[name] for name in PROMPT_FIELDS}
+                print_prompts(objective, prompt, values, rows["train_dataset"], rows["shot_dataset"])
+            return 0
+        trainer, progress, before = _prepared(objective, rows, values)
         _write_config(Path(values["output"]), resolved(source, values))
         start = time.perf_counter()
         try:
@@ -111,31 +144,45 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     return 0
 
 
-def _prepared(
-    source: str, options: dict[str, Any], values: dict[str, Any]
-) -> tuple[ZOTrainer, ProgressCallback, float | None]:
-    """Everything that can fail before step 1; of the run folder nothing is left if it does."""
-    output = Path(values["output"])
-    _check_output(output)
-    if values["eval_steps"] is not None and values["eval_data"] is None:
-        raise InputError("--eval-every has no rows to score", hint="give --eval-data, or leave --eval-every out")
+def _check(values: dict[str, Any]) -> None:
+    """Find what is wrong with the options themselves."""
+    _check_output(Path(values["output"]))
+    dev = values["eval_data"] or values["eval_split"]
+    for name in ("eval_steps", "eval_limit"):
+        if values[name] is not None and not dev:
+            flag = {"eval_steps": "--eval-every"}.get(name, "--eval-limit")
+            raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
     _check_numbers(values)
-    objective = get_objective(source, **options)
+
+
+def _rows(objective: Objective, values: dict[str, Any]) -> dict[str, Any]:
+    """The rows to tune on, the dev rows and those for demonstrations, as ZOTrainer's arguments."""
     prompt = {name: values[name] for name in PROMPT_FIELDS}
-    rows = checked_rows(values["data"], objective, prompt)
-    dev_rows = None
-    if values["eval_data"] is not None:
-        with _named(values["eval_data"]):
-            dev_rows = checked_rows(values["eval_data"], objective, prompt)
+    shot_rows = shot_rows_of(objective, prompt, values)
+    rows, dev_rows = rows_of(objective, prompt, values, shot_rows), None
+    source, split = values["eval_data"] or values["data"], values["eval_split"]
+    if values["eval_data"] is not None or split is not None:
+        whose = {"config": values["data_config"], "revision": values["revision"]} if source == values["data"] else {}
+        where = {**whose, "split": split, "limit": values["eval_limit"]}
+        with _named(source):
+            dev_rows = checked_rows(objective, prompt, source, shot_rows or rows, **where)
+    return {"train_dataset": rows, "eval_dataset": dev_rows, "shot_dataset": shot_rows}
+
+
+def _prepared(
+    objective: Objective, rows: dict[str, Any], values: dict[str, Any]
+) -> tuple[ZOTrainer, ProgressCallback, float | None]:
+    """Everything else that can fail before step 1; of the run folder nothing is left if it does."""
+    output = Path(values["output"])
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
     try:
-        trainer = _trainer(objective, values, rows, dev_rows)
+        trainer = _trainer(objective, values, rows)
         from zoreward.cli.progress import ProgressCallback, without_own_progress
 
         without_own_progress(trainer)
         progress = ProgressCallback(trainer)
         trainer.add_callback(progress)
-        return trainer, progress, trainer.evaluate()["eval_score"] if dev_rows else None
+        return trainer, progress, trainer.evaluate()["eval_score"] if rows["eval_dataset"] else None
     except BaseException:
         with contextlib.suppress(OSError):
             for folder in made:
@@ -143,30 +190,50 @@ def _prepared(
         raise
 
 
-def _trainer(objective: Objective, values: dict[str, Any], rows: list[Any], dev_rows: list[Any] | None) -> ZOTrainer:
+def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any]) -> ZOTrainer:
+    device = select_device(values["device"])
     quiet_transformers()
+    from zoreward.scoring import checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
 
+    kind = checked_device(device).type if device else None
     names = [*MODEL_FIELDS, *PROMPT_FIELDS, *TUNING_FIELDS, *(parameter.name for parameter in _trainer_options())]
+    settings = {name: values[name] for name in names}
+    settings |= {
+        "output_dir": values["output"],
+        "eval_strategy": "steps" if values["eval_steps"] else "no",
+        "per_device_eval_batch_size": values["eval_batch_size"] or 0,
+        "disable_tqdm": True,
+        "use_cpu": kind == "cpu",
+    }
     try:
-        args = ZOConfig(
-            **{name: values[name] for name in names},
-            output_dir=values["output"],
-            eval_strategy="steps" if values["eval_steps"] else "no",
-            disable_tqdm=True,
-        )
-        return ZOTrainer(
-            model=values["model"],
-            objective=objective,
-            args=args,
-            train_dataset=rows,
-            eval_dataset=dev_rows,
-        )
+        args = ZOConfig(**settings | _others(values["set"], settings, ZOConfig))
+        return ZOTrainer(model=values["model"], objective=objective, args=args, **rows)
     except ZorewardError:
         raise
-    except ValueError as error:  # transformers' own checks of its options
+    except (ValueError, TypeError) as error:  # transformers' own checks of its options
         hint = f"change the option that it is about, or leave it out ({place_of(error)})"
         raise InputError(one_line(str(error)), hint=hint) from error
+
+
+def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> dict[str, Any]:
+    """The fields that --set gives, as YAML reads their values."""
+    import yaml
+
+    fields = [field.name for field in dataclasses.fields(config) if field.init]
+    found = {}
+    for one in given or ():
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise InputError(f"--set {one}: there is no value", hint="--set name=value")
+        if name in settings:
+            raise InputError(f"--set {name}: it has an option of its own", hint="zoreward tune … --help lists them")
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else "the fields are those of transformers.TrainingArguments"
+            raise InputError(f"--set {name}: there is no such field", hint=hint)
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def _dev_scores(trainer: ZOTrainer) -> list[float]:

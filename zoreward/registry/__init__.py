@@ -8,13 +8,14 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 
 from zoreward.registry.decorator import objective
 from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
-from zoreward.registry.sources import Entry, describe_objective, get_objective, list_objectives
+from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
 
 __all__ = [
     "Entry",
     "Needs",
     "Objective",
     "Option",
+    "Source",
     "describe_objective",
     "get_objective",
     "list_objectives",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data import render
@@ -28,11 +29,22 @@ def member_scores(
     Raises:
         ObjectiveError: the objective raised, or returned no score.
     """
+    return [objective.total(parts) for parts in member_parts(reader, objective, examples, members)]
+
+
+def member_parts(
+    reader: Reader, objective: Objective, examples: Sequence[Example], members: Sequence[Member] = ((),)
+) -> list[dict[str, float]]:
+    """Return for each member the value of each objective of a weighted sum; see `Objective.part_scores`.
+
+    Raises what `member_scores` raises.
+    """
     columns = columns_of(examples)
     logprobs_MNC = candidate_logprobs(reader, examples, members)
     outputs = OUTPUTS[objective.needs]
     return [
-        objective.score(len(examples), **{**columns, **outputs(examples, logprobs_NC)}) for logprobs_NC in logprobs_MNC
+        objective.part_scores(len(examples), **{**columns, **outputs(examples, logprobs_NC)})
+        for logprobs_NC in logprobs_MNC
     ]
 
 
@@ -44,31 +56,45 @@ def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
 
 def evaluate(
     model: PreTrainedModel | str,
-    objective: str | Callable[..., Any],
+    objective: str | Objective | Callable[..., Any] | Sequence[str | Objective | Callable[..., Any]],
     rows: Sequence[dict[str, Any]],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str | None = None,
     choices: Sequence[str] | None = None,
+    choice_column: str | None = None,
     label: str = "label",
     answer: str | None = None,
     max_length: int | None = None,
+    shots: int = 0,
+    shot_rows: Sequence[dict[str, Any]] | None = None,
+    seed: int = 0,
     dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
     Args:
         model: a causal language model, or a folder or Hub id to load it from.
-        objective: a name, a function, or anything else that `get_objective` takes.
+        objective: a name, a function, or anything else that `get_objective` takes; several for their sum.
         rows: the dataset, a dict each.
         tokenizer: needed with a loaded model.
         template: the prompt, with columns in braces.
         choices: the candidates in label order, or `label=answer`.
+        choice_column: instead of choices, the column that holds each row's own.
         label: the column that holds the right choice.
         answer: the right answer as a template, for objectives that need a likelihood.
         max_length: tokens of prompt and answer; by default the model's context.
+        shots: demonstrations in front of each prompt; fewer where the context is short.
+        shot_rows: where to take them from; by default `rows`, but never the row itself.
+        seed: decides which they are.
         dtype: of the weights, where the model is loaded here; see `load_model`.
+        device: where to load it; by default the GPU if there is one.
+        trust_remote_code: run the code that comes with the model.
+        batch_size: rows of one forward pass; by default as many as make it efficient.
         options: the objective's own options.
 
     Raises:
@@ -81,7 +107,9 @@ def evaluate(
     """
     chosen = get_objective(objective, **(options or {}))
     if tokenizer is None:
-        tokenizer = load_tokenizer(model if isinstance(model, str) else model.name_or_path)
+        tokenizer = load_tokenizer(
+            model if isinstance(model, str) else model.name_or_path, trust_remote_code=trust_remote_code
+        )
     tokenizer = prepare_tokenizer(tokenizer)
     examples = render(
         rows,
@@ -89,21 +117,32 @@ def evaluate(
         needs=chosen.needs,
         template=template,
         choices=choices,
+        choice_column=choice_column,
         label=label,
         answer=answer,
-        max_length=length_limit(max_length, model if isinstance(model, str) else model.config),
+        shots=shots,
+        shot_rows=shot_rows,
+        seed=seed,
+        max_length=length_limit(
+            max_length, model if isinstance(model, str) else model.config, trust_remote_code=trust_remote_code
+        ),
     )
-    loaded = load_model(model, dtype=dtype) if isinstance(model, str) else model
-    [score] = member_scores(reader_of(loaded.eval(), tokenizer.pad_token_id), chosen, examples)
-    return Evaluation(chosen.name, score, len(examples), sum(example.truncated > 0 for example in examples))
+    if isinstance(model, str):
+        model = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    reader = replace(reader_of(model.eval(), tokenizer.pad_token_id), rows=batch_size)
+    [parts] = member_parts(reader, chosen, examples)
+    truncated = sum(example.truncated > 0 for example in examples)
+    fewer = sum(example.shots < shots for example in examples)
+    return Evaluation(chosen.name, chosen.total(parts), len(examples), truncated, fewer, parts if chosen.parts else {})
 
 
-def length_limit(max_length: int | None, source: Any) -> int | None:
+def length_limit(max_length: int | None, source: Any, *, trust_remote_code: bool = False) -> int | None:
     """Return how many tokens of prompt and answer a model is given: what is asked for, within its context.
 
     Args:
         max_length: what is asked for; None: all that the model can read.
         source: its config, or a folder or Hub id to load it from.
+        trust_remote_code: run the code that comes with it.
 
     >>> from transformers import GPT2Config
     >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
@@ -111,6 +150,8 @@ def length_limit(max_length: int | None, source: Any) -> int | None:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source) if isinstance(source, str) else source
+    config = source
+    if isinstance(source, str):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (max_length, context) if limit), default=None)

@@ -6,20 +6,23 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data import check_hub
 from zoreward.records import InputError, MissingFileError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads on the left and has a padding token.
 
     Args:
         name: a folder or a Hub id.
+        trust_remote_code: run the code that comes with it.
 
     Raises:
         MissingFileError: a path that does not exist.
@@ -29,7 +32,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     check_model_name(name)
     try:
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(name))
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
     except Exception as error:
         raise InputError(f"no tokenizer could be loaded from '{name}'", hint=_first_line(error)) from error
 
@@ -42,7 +45,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     return tokenizer
 
 
-def load_model(name: str, *, dtype: str | None = None, device: Any = None) -> PreTrainedModel:
+def load_model(
+    name: str, *, dtype: str | None = None, device: Any = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Load a causal language model for scoring, in eval mode.
 
     Args:
@@ -50,24 +55,51 @@ def load_model(name: str, *, dtype: str | None = None, device: Any = None) -> Pr
         dtype: `float32`, `bfloat16`, `float16` or `auto`, the checkpoint's own; by default `float32` on a CPU and
             `auto` elsewhere.
         device: where to; by default the GPU if there is one.
+        trust_remote_code: run the code that comes with it.
 
     Raises:
         MissingFileError: a path that does not exist.
-        InputError: something that is no causal language model, or an unknown dtype.
+        InputError: something that is no causal language model, an unknown dtype, or no such device.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     check_model_name(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        return model.to(device).eval()
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
+
+
+def checked_device(name: Any) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        InputError: it is no device, or not one of this machine's.
+
+    >>> checked_device("cpu")
+    device(type='cpu')
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(
+            f"there is no device '{name}'", hint="Choose cpu, cuda, or cuda:1 for the second GPU."
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"there is no device '{name}': torch sees {torch.cuda.device_count()} GPUs",
+            hint="Choose cpu, or install a torch that knows your GPU.",
+        )
+    return device
 
 
 def check_model_name(name: str) -> None:
@@ -75,7 +107,7 @@ def check_model_name(name: str) -> None:
 
     Raises:
         MissingFileError: it looks like a path and does not exist.
-        InputError: a file, a folder without `config.json`, or no possible Hub id.
+        InputError: a file, a folder without `config.json`, no possible Hub id, or no way to the Hub.
     """
     path = Path(name)
     if path.is_dir():
@@ -88,6 +120,11 @@ def check_model_name(name: str) -> None:
         raise InputError(f"'{name}' is a file, not a model", hint="Give the folder that holds config.json.")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise MissingFileError(f"there is no model folder '{name}'", hint="Give a folder, or a Hub id such as gpt2.")
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            check_hub(f"the model '{name}'")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,29 +1,29 @@
-"""Tuning a model with transformers' own training loop: its callbacks, loggers, schedules, samplers and saving."""
+"""`ZOTrainer`: our steps in transformers' own training loop."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from zoreward.config import ZOArguments
 from zoreward.data import render
 from zoreward.journal import JOURNAL_NAME, Journal
 from zoreward.members import update_
 from zoreward.methods import SPSA
 from zoreward.methods.spsa import projected_gradients
 from zoreward.records import Example, InputError, Query, StepRecord
-from zoreward.registry import Objective, get_objective
-from zoreward.scoring import checked_reader, load_model, load_tokenizer, member_scores, prepare_tokenizer
+from zoreward.registry import Objective, Source, get_objective, weighted_sum
+from zoreward.scoring import checked_reader, load_model, load_tokenizer, member_parts, member_scores, prepare_tokenizer
 from zoreward.scoring.evaluation import length_limit
+from zoreward.trainer.options import ZOConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,54 +32,6 @@ if TYPE_CHECKING:
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
 TRIAL_ROWS = 8
-
-
-@dataclass
-class ZOConfig(ZOArguments, TrainingArguments):
-    """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
-
-    Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
-    1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. Each step scores all rows of
-    all its accumulated batches together.
-
-    Raises:
-        InputError: an option that makes no sense without gradients.
-
-    Example:
-        >>> ZOConfig("runs/sst2", max_steps=1500, learning_rate=3e-5, eps=5e-3).lr_scheduler_type
-        <SchedulerType.CONSTANT: 'constant'>
-    """
-
-    output_dir: str = "zoreward-run"
-    learning_rate: float = 1e-6
-    max_steps: int = -1
-    num_train_epochs: float = 0.0
-    per_device_train_batch_size: int = 16
-    lr_scheduler_type: str = "constant"
-    max_grad_norm: float = 0.0
-    logging_steps: float = 10
-    save_strategy: str = "no"
-    metric_for_best_model: str | None = "score"
-    greater_is_better: bool | None = True
-    report_to: Any = "none"
-    dataloader_pin_memory: bool = False
-    remove_unused_columns: bool | None = False
-    seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
-
-    def __post_init__(self) -> None:
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            self.max_steps = 1000
-        super().__post_init__()
-        refusals = {
-            "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
-            "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
-            "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
-            "auto_find_batch_size": (self.auto_find_batch_size, "A batch that is too large is split by itself."),
-            "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
-        }
-        for name, (given, hint) in refusals.items():
-            if given:
-                raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
 
 
 class ZOTrainer(Trainer):
@@ -98,7 +50,10 @@ class ZOTrainer(Trainer):
         reward_processing_classes: not supported yet; GRPOTrainer's argument.
         callbacks: transformers' callbacks.
         peft_config: not supported yet.
-        objective: the same as `reward_funcs`, under its own name; give one of the two.
+        objective: the same as `reward_funcs`, under its own name; give one of the two. Several make their sum, with
+            `reward_weights` of the options.
+        shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
+            tune on, but never the row itself.
 
     Attributes:
         objective: the `Objective`.
@@ -121,7 +76,7 @@ class ZOTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel | str,
-        reward_funcs: str | Objective | Callable[..., Any] | None = None,
+        reward_funcs: Source | Sequence[Source] | None = None,
         args: ZOConfig | None = None,
         train_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
         eval_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
@@ -130,23 +85,28 @@ class ZOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
         *,
-        objective: str | Objective | Callable[..., Any] | None = None,
+        objective: Source | Sequence[Source] | None = None,
+        shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
         args = args or ZOConfig()
         _refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = get_objective(_the_one(objective, reward_funcs))
+        self.objective = _the_one(objective, reward_funcs, args.reward_weights)
         if self.objective.needs == "completions":
             raise InputError(
                 f"objective '{self.objective.name}' needs completions, which cannot be scored yet",
                 hint="Use one that needs choices or likelihood: accuracy, f1, neg-cross-entropy, log-likelihood.",
             )
-        tokenizer = prepare_tokenizer(processing_class or load_tokenizer(_name_of(model)))
-        train_examples = _examples(train_dataset, self.objective.needs, args, tokenizer, model)
+        tokenizer = prepare_tokenizer(
+            processing_class or load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
+        )
+        self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
+        train_examples = _examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
         eval_examples = None
         if eval_dataset is not None:
-            eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model)
+            eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        _warn_about_context(train_examples, args.shots)
         if isinstance(model, str):
-            model = load_model(model, dtype=args.dtype, device=args.device)
+            model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         loaded = model.to(args.device)  # before the members are tried on it
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
         self.method = SPSA(args.eps, args.learning_rate, args.num_directions, args.weight_decay, args.seed)
@@ -158,7 +118,7 @@ class ZOTrainer(Trainer):
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self._reader.problem)
         member_scores(self._reader, self.objective, trial)
         self._rows: list[Example] = []
-        self._logged_scores: list[float] = []
+        self._logged_parts: list[dict[str, float]] = []
         self._journal: Journal | None = None
         super().__init__(
             model=loaded,
@@ -211,13 +171,18 @@ class ZOTrainer(Trainer):
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
-            examples = _examples(eval_dataset, self.objective.needs, self.args, self.processing_class, self.model)
+            examples = _examples(
+                eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
+            )
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
-        [score] = member_scores(self._reader, self.objective, examples)
+        reader = replace(self._reader, rows=self.args.per_device_eval_batch_size or None)
+        [parts] = member_parts(reader, self.objective, examples)
+        score = self.objective.total(parts)
         metrics = {
             f"{metric_key_prefix}_score": score,
+            **({f"{metric_key_prefix}_score/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}),
             f"{metric_key_prefix}_rows": float(len(examples)),
             f"{metric_key_prefix}_runtime": time.perf_counter() - start,
         }
@@ -242,13 +207,14 @@ class ZOTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         rows, self._rows = self._rows, []
         query = self.method.ask(self.method_state)
-        scores = tuple(member_scores(self._reader, self.objective, rows, query.members))
+        parts_M = member_parts(self._reader, self.objective, rows, query.members)
+        scores = tuple(self.objective.total(parts) for parts in parts_M)
         rate = self._get_learning_rate()
         update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
         self.last_step = StepRecord(query.step, scores, update, rate)
         self._slope = _slope(query, scores)
-        self._logged_scores.append(math.fsum(scores) / len(scores))
-        return torch.tensor(-self._logged_scores[-1], device=self.args.device)
+        self._logged_parts += parts_M
+        return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
@@ -265,10 +231,13 @@ class ZOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean score since the last time and the share of steps without signal."""
-        if "loss" in logs and self._logged_scores:
-            logs["score"] = math.fsum(self._logged_scores) / len(self._logged_scores)
+        if "loss" in logs and (logged := self._logged_parts):
+            means = {name: math.fsum(parts[name] for parts in logged) / len(logged) for name in logged[0]}
+            logs["score"] = self.objective.total(means)
+            if len(means) > 1:
+                logs.update({f"score/{name}": mean for name, mean in means.items()})
             logs["silent"] = self.method_state.silent / self.method_state.step
-            self._logged_scores.clear()
+            logged.clear()
         super().log(logs, start_time)
 
     def _journal_header(self) -> dict[str, Any]:
@@ -299,7 +268,12 @@ class UpdateOptimizer(torch.optim.Optimizer):
 
 
 def _examples(
-    dataset: Any, needs: str, args: ZOConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | str
+    dataset: Any,
+    needs: str,
+    args: ZOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | str,
+    shot_rows: list[dict[str, Any]],
 ) -> list[Example]:
     rows = list(dataset) if dataset is not None else []
     if not rows:
@@ -310,19 +284,34 @@ def _examples(
         needs=needs,
         template=args.template,
         choices=args.choices,
+        choice_column=args.choice_column,
         label=args.label,
         answer=args.answer,
-        max_length=length_limit(args.max_length, model if isinstance(model, str) else model.config),
+        shots=args.shots,
+        shot_rows=shot_rows,
+        seed=args.seed,
+        max_length=length_limit(
+            args.max_length,
+            model if isinstance(model, str) else model.config,
+            trust_remote_code=args.trust_remote_code,
+        ),
     )
 
 
-def _the_one(objective: Any, reward_funcs: Any) -> Any:
+def _warn_about_context(examples: Sequence[Example], shots: int) -> None:
+    logger = logging.get_logger(__name__)
+    if truncated := sum(example.truncated > 0 for example in examples):
+        logger.warning("%d of %d prompts were cut on the left to fit the context.", truncated, len(examples))
+    if fewer := sum(example.shots < shots for example in examples):
+        logger.warning("%d of %d prompts have room for fewer than %d demonstrations.", fewer, len(examples), shots)
+
+
+def _the_one(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
     given = [value for value in (objective, reward_funcs) if value is not None]
     if len(given) != 1:
         raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
-    if isinstance(given[0], list | tuple):
-        raise InputError("several objectives at once are not supported yet", hint="Give one.")
-    return given[0]
+    sources = given[0] if isinstance(given[0], list | tuple) else [given[0]]
+    return weighted_sum([get_objective(source) for source in sources], weights)
 
 
 def _refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:

@@ -1,0 +1,65 @@
+"""`ZOConfig`: every option of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from zoreward.config import ZOArguments
+from zoreward.records import InputError
+
+
+@dataclass
+class ZOConfig(ZOArguments, TrainingArguments):
+    """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
+
+    Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
+    1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. Each step scores all rows of
+    all its accumulated batches together.
+
+    Raises:
+        InputError: an option that makes no sense without gradients.
+
+    Example:
+        >>> ZOConfig("runs/sst2", max_steps=1500, learning_rate=3e-5, eps=5e-3).lr_scheduler_type
+        <SchedulerType.CONSTANT: 'constant'>
+    """
+
+    output_dir: str = "zoreward-run"
+    learning_rate: float = 1e-6
+    max_steps: int = -1
+    num_train_epochs: float = 0.0
+    per_device_train_batch_size: int = 16
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 0.0
+    logging_steps: float = 10
+    save_strategy: str = "no"
+    metric_for_best_model: str | None = "score"
+    greater_is_better: bool | None = True
+    report_to: Any = "none"
+    dataloader_pin_memory: bool = False
+    remove_unused_columns: bool | None = False
+    per_device_eval_batch_size: int = field(
+        default=0, metadata={"help": "Rows of one forward pass over the dev rows. 0: as many as make it efficient."}
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of several objectives. Default: 1 each."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
+
+    def __post_init__(self) -> None:
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            self.max_steps = 1000
+        super().__post_init__()
+        refusals = {
+            "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
+            "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
+            "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
+            "auto_find_batch_size": (self.auto_find_batch_size, "A batch that is too large is split by itself."),
+            "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
+        }
+        for name, (given, hint) in refusals.items():
+            if given:
+                raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
