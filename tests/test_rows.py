@@ -108,3 +108,44 @@ def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(InputError, match="is a folder") as caught:
         load_rows(tmp_path)
     assert "dev.csv" in caught.value.hint
+
+
+def test_limit_keeps_the_first_rows(tmp_path):
+    path = write(tmp_path, "rows.jsonl", '{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    assert load_rows(path, limit=2) == [{"a": 1}, {"a": 2}]
+    assert len(load_rows(path, limit=9)) == 3
+    with pytest.raises(InputError, match="--limit 0 leaves no rows"):
+        load_rows(path, limit=0)
+
+
+@pytest.mark.parametrize("option", ["config", "split", "revision"])
+def test_what_is_only_for_the_hub_is_refused_with_a_file(tmp_path, option):
+    path = write(tmp_path, "rows.jsonl", '{"a": 1}\n')
+    flag = {"config": "--data-config", "split": "--split", "revision": "--revision"}[option]
+    with pytest.raises(InputError, match=f"{flag} x is for datasets from the Hub") as caught:
+        load_rows(str(path), **{option: "x"})
+    assert "rows.jsonl is a local file" in str(caught.value)
+    assert f"leave {flag} out" in caught.value.hint
+    with pytest.raises(MissingFileError):  # which says more than that a file takes no such option
+        load_rows(tmp_path / "raws.jsonl", **{option: "x"})
+
+
+@pytest.mark.parametrize(
+    "source", ["tarin.jsonl", "data/TRAIN.CSV", "./train", "../train", "/tmp/no/train", "a/b/c", Path("owner/name")]
+)
+def test_what_is_plainly_a_path_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoreward.data.rows.hub_rows", lambda *args, **options: pytest.fail("asked the Hub"))
+    with pytest.raises(MissingFileError, match="there is no file"):
+        load_rows(source)
+
+
+def test_what_exists_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoreward.data.rows.hub_rows", lambda *args, **options: pytest.fail("asked the Hub"))
+    write(tmp_path, "sst2", "x")
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    with pytest.raises(InputError, match="sst2 has no ending"):
+        load_rows("sst2")
+    with pytest.raises(InputError, match="owner/name is a folder"):
+        load_rows("owner/name")

@@ -25,10 +25,24 @@ class ZOArguments:
         default=None,
         metadata={"help": "A candidate answer, in the order of the labels; or label=answer. Give it once for each."},
     )
+    choice_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of choices: the column that holds each row's own answers, a list of strings. Spaces at "
+            "the end of the template are read with the answer, so 'Answer: ' fits answers that begin without one."
+        },
+    )
     label: str = field(default="label", metadata={"help": "The column that holds the right choice."})
     answer: str | None = field(
         default=None,
         metadata={"help": "The right answer, as a template: ' {answer}'. For objectives that need a likelihood."},
+    )
+    shots: int = field(
+        default=0,
+        metadata={
+            "help": "Demonstrations in front of each prompt: other rows with their right answers, drawn by the seed. "
+            "Where the context is too short for all, the first ones go."
+        },
     )
     max_length: int | None = field(
         default=None,

@@ -152,6 +152,7 @@ class Example:
         prompt_tokens: at least one token.
         candidate_tokens: for each candidate at least one token.
         truncated: tokens that were cut off the prompt's left so that the longest candidate fits.
+        shots: demonstrations in the prompt.
     """
 
     row: dict[str, Any]
@@ -161,6 +162,7 @@ class Example:
     prompt_tokens: tuple[int, ...] = field(repr=False)
     candidate_tokens: tuple[tuple[int, ...], ...] = field(repr=False)
     truncated: int = 0
+    shots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,48 @@
-"""Rows from a file: JSON lines, JSON, CSV, Parquet. Free of torch; only Parquet needs a package (pyarrow)."""
+"""Rows from a file (JSON lines, JSON, CSV, Parquet) or from the Hub. Free of torch; Parquet needs pyarrow."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zoreward.data.hub import hub_rows
 from zoreward.records import InputError, MissingFileError
 
 Row = dict[str, Any]
 """One dataset example: column → value."""
 
 
-def load_rows(path: str | Path) -> list[Row]:
-    """The rows of a local file, in its order.
+def load_rows(
+    source: str | Path,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    revision: str | None = None,
+) -> list[Row]:
+    """The rows of a local file or of a dataset on the Hub, in their order.
 
-    The ending says what the file is: `.jsonl` (one object a line; blank lines do not count), `.json` (a list of
+    A file's ending says what it is: `.jsonl` (one object a line; blank lines do not count), `.json` (a list of
     objects), `.csv` (with a header; comma, double quotes, UTF-8; values stay strings) or `.parquet` (needs pyarrow).
-    Rows need not have the same columns.
+    Rows need not have the same columns. A dataset's classes stay the integers that they are stored as.
+
+    Args:
+        source: a file, or `owner/name` of a dataset on the Hub. What exists here is never asked for there; nor is what
+            has one of the endings above, or begins as paths do.
+        config: for the Hub: which configuration of the dataset.
+        split: for the Hub: which split, `train` by default; also `train[:100]`, `train+validation`.
+        limit: keep the first so many rows, ≥ 1. From the Hub no more are fetched, unless the split is a slice.
+        revision: for the Hub: a branch, tag or commit.
 
     Raises:
         MissingFileError: there is no such file.
-        InputError: an unknown ending, no rows, or something in the file that cannot be read; says where.
+        InputError: an unknown ending, no rows, or something in the file that cannot be read; says where. A dataset
+            that cannot be had. `config`, `split` or `revision` with a file.
 
     Example:
         >>> import tempfile
@@ -33,26 +51,46 @@ def load_rows(path: str | Path) -> list[Row]:
         >>> load_rows(path)
         [{'sentence': 'a fine film', 'label': '1'}]
     """
-    path = Path(path)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit} leaves no rows", hint="give 1 or more, or leave it out")
+    if isinstance(source, str) and _is_hub_name(source):
+        rows = hub_rows(source, config=config, split=split, limit=limit, revision=revision)
+    else:
+        rows = _file_rows(Path(source), {"--data-config": config, "--split": split, "--revision": revision})[:limit]
+    if not rows:
+        raise InputError(f"{source} holds no rows", hint="give a file or a split with at least one row")
+    return rows
+
+
+def _is_hub_name(source: str) -> bool:
+    path = Path(source)
+    looks_local = path.suffix.lower() in _READERS or source.startswith(".") or path.exists()
+    return not looks_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+
+
+def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a file of rows", hint=_files_hint(path))
     if not path.exists():
         raise MissingFileError(f"there is no file {path}", hint=_neighbours_hint(path))
+    for option, value in hub_options.items():
+        if value is not None:
+            raise InputError(
+                f"{option} {value} is for datasets from the Hub, and {path} is a local file",
+                hint=f"leave {option} out, or give a dataset's name",
+            )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
         raise InputError(f"{path} has {ending}, so its format is unknown", hint=f"known endings: {', '.join(_READERS)}")
     try:
-        rows = reader(path)
+        return reader(path)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", hint="save it as UTF-8"
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    if not rows:
-        raise InputError(f"{path} holds no rows", hint="give a file with at least one row")
-    return rows
 
 
 def _read_jsonl(path: Path) -> list[Row]:

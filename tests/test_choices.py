@@ -1,0 +1,114 @@
+"""Answers that differ by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tiny_tokenizers import bpe, ids
+from zoreward.data import check_columns, render
+from zoreward.records import InputError, UnknownNameError
+
+OPTIONS = {"needs": "choices", "template": "{q}", "choice_column": "ends"}
+ROW = {"q": "He", "ends": [" sat", " ran", " flew"], "label": 2}
+
+
+def references(rows, **options):
+    return [example.reference for example in render(rows, bpe(), **OPTIONS | options)]
+
+
+def test_every_row_has_its_own_answers_in_any_number():
+    tokenizer = bpe()
+    rows = [ROW, {"q": "She", "ends": (" sang", " slept"), "label": 0}]
+    first, second = render(rows, tokenizer, **OPTIONS)
+    assert first.candidates == (" sat", " ran", " flew")
+    assert second.candidates == (" sang", " slept")
+    assert (first.reference, second.reference) == (2, 0)
+    assert second.candidate_tokens == (ids(tokenizer, " sang"), ids(tokenizer, " slept"))
+
+
+def test_answers_without_a_space_fit_a_template_with_one():
+    tokenizer = bpe()
+    rows = [{"q": "It was", "ends": ["great", "terrible"], "label": 0}]
+    [example] = render(rows, tokenizer, **OPTIONS | {"template": "{q} "})
+    assert example.prompt_tokens == ids(tokenizer, "It was")
+    assert example.candidate_tokens == (ids(tokenizer, " great"), ids(tokenizer, " terrible"))
+
+
+def test_numpy_arrays_are_lists():
+    row = {"q": "He", "ends": np.array([" sat", " ran"], dtype=object), "label": np.int64(1)}
+    [example] = render([row], bpe(), **OPTIONS)
+    assert example.candidates == (" sat", " ran")
+    assert example.reference == 1
+
+
+@pytest.mark.parametrize("label", [1, "1", True, 1.0, np.int64(1), " ran"], ids=repr)
+def test_a_label_is_an_index_or_a_text(label):
+    assert references([ROW | {"label": label}]) == [1]
+
+
+def test_numbers_count_the_answers_even_where_the_answers_are_numbers():
+    assert references([{"q": "2 - 1 =", "ends": ["1", "0", "2"], "label": 1}]) == [1]
+
+
+def test_strings_are_texts_where_every_one_is_an_answer():
+    rows = [
+        {"q": "1 + 1 =", "ends": ["1", "2", "3"], "label": "2"},  # could be the index of "3"
+        {"q": "4 + 1 =", "ends": ["5", "6", "7"], "label": "5"},  # could not
+    ]
+    assert references(rows) == [1, 0]
+
+
+def test_strings_are_indices_where_every_one_is_one():
+    rows = [
+        {"q": "1 + 1 =", "ends": ["1", "2", "3"], "label": "1"},  # could be the text "1"
+        {"q": "4 + 1 =", "ends": ["5", "6", "7"], "label": "0"},  # could not
+    ]
+    assert references(rows) == [1, 0]
+
+
+def test_strings_that_could_be_both_are_no_trouble_where_both_agree():
+    assert references([{"q": "x", "ends": ["0", "1"], "label": "1"}]) == [1]
+
+
+def test_the_other_rows_needs_no_choices():
+    rows = [{"q": "He", "a": " sat"}]
+    options = {"needs": "likelihood", "template": "{q}", "answer": "{a}", "choice_column": "ends"}
+    assert render(rows, bpe(), **options)[0].candidates == (" sat",)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message", "hint"),
+    [
+        ({}, {"choices": [" a", " b"]}, "answers for all rows and a column of answers", "not both"),
+        ({}, {"choice_column": None}, "no answers to choose from", "--choice-column"),
+        ({"ends": " sat"}, {}, "row 2: the column 'ends' holds a str, not a list of answers", ".jsonl"),
+        ({"ends": {"text": ["a", "b"]}}, {}, "row 2: the column 'ends' holds a dict", "one"),
+        ({"ends": None}, {}, "row 2 has no answers in column 'ends'", "fill them"),
+        ({"ends": []}, {}, "row 2: the column 'ends' holds 0 answers", "at least two"),
+        ({"ends": [" sat"]}, {}, "row 2: the column 'ends' holds 1 answers", "at least two"),
+        ({"ends": [" sat", " ran", " sat"]}, {}, "row 2: the column 'ends' holds ' sat' twice", "differ"),
+        ({"ends": [" sat", ""]}, {}, "row 2: the column 'ends' holds an empty answer", "some text"),
+        ({"ends": [" sat", 3]}, {}, "row 2: the column 'ends' holds 3, which is no text", "string"),
+        ({"label": 3}, {}, "row 2: the label 3 belongs to none of its 3 answers", "0 to 2, or the text of an answer"),
+        ({"label": -1}, {}, "row 2: the label -1 belongs to none", "0 to 2"),
+        ({"label": 0.5}, {}, "row 2: the label 0.5 belongs to none", "0 to 2"),
+        ({"label": "sat"}, {}, "row 2: the label 'sat' belongs to none", "' sat', ' ran', ' flew'"),
+        ({"label": None}, {}, "row 2 has no label in column 'label'", "fill them"),
+        ({"ends": ["1", "2"], "label": "1"}, {}, "row 2: the label '1' is one answer's text and another's", "integers"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_and_without_a_tokenizer(change, options, message, hint):
+    rows, options = [ROW, ROW | change], OPTIONS | options
+    for attempt in (lambda: check_columns(rows, **options), lambda: render(rows, bpe(), **options)):
+        with pytest.raises(InputError) as caught:
+            attempt()
+        assert message in str(caught.value)
+        assert hint in caught.value.hint
+        assert "\n" not in str(caught.value) + caught.value.hint
+
+
+def test_an_unknown_column_lists_neighbours():
+    with pytest.raises(UnknownNameError, match="no row has the answers column 'end'") as caught:
+        check_columns([ROW], **OPTIONS | {"choice_column": "end"})
+    assert caught.value.hint == "give --choice-column; did you mean ends? the columns are q, ends, label"

@@ -1,0 +1,128 @@
+"""The answers that a row can be given, and which of them is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from zoreward.data.columns import listed, values_of
+from zoreward.records import InputError
+
+Chosen = tuple[tuple[str, ...], int]
+"""The candidates of a row, and the index of the right one."""
+
+
+def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str) -> list[Chosen]:
+    """The same candidates for every row, and for each the index of the right one.
+
+    Raises:
+        InputError: fewer than two choices, two alike, or a label that belongs to none.
+        UnknownNameError: no row has the column `label`.
+
+    >>> fixed_choices([{"mood": "good"}], ["bad= sad", "good= happy"], "mood")
+    [((' sad', ' happy'), 1)]
+    """
+    if isinstance(choices, str) or len(choices) < 2:
+        raise InputError("one choice is no choice", hint="give --choice once for each label, at least two")
+    for choice in choices:
+        if not isinstance(choice, str):
+            raise InputError(f"the choice {choice!r} is no text", hint=f"put it in quotes: '{choice}'")
+    labels = values_of(rows, label, "label", "--label")
+    spelled = {spelling for value in labels for spelling in _spellings(value)}
+    keys, answers = [str(index) for index in range(len(choices))], list(choices)
+    pairs = [choice.partition("=") for choice in choices]
+    named = all(equals for _, equals, _ in pairs) and any(key in spelled for key, _, _ in pairs)
+    if named:
+        keys, answers = [key for key, _, _ in pairs], [text for _, _, text in pairs]
+    for what, texts in (("label", keys), ("answer", answers)):
+        for text in texts:
+            if texts.count(text) > 1:
+                raise InputError(f"two choices have the {what} {text!r}", hint="every choice needs its own")
+    index = {key: i for i, key in enumerate(keys)}
+    references = [next((index[s] for s in _spellings(value) if s in index), -1) for value in labels]
+    if -1 in references:
+        wrong = references.index(-1)
+        known = listed(list(dict.fromkeys(map(repr, labels))))
+        hint = f"labels in the rows: {known}; choices are for {listed(keys)}{'' if named else '; or give label=answer'}"
+        raise InputError(
+            f"row {wrong + 1}: the label {labels[wrong]!r} belongs to none of the {len(choices)} choices", hint=hint
+        )
+    return [(tuple(answers), reference) for reference in references]
+
+
+def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Chosen]:
+    """Each row's own candidates, from a column of lists, and the index of the right one.
+
+    A number or a bool in the column `label` is an index. Strings are read in one way for all rows: as texts where each
+    is one of its row's answers, as indices where each is one ("0", "1", …). Where both could be and they disagree,
+    nothing is guessed.
+
+    Raises:
+        InputError: a row without a list of two or more different texts, or with a label that belongs to none of them;
+            labels that can be read in two ways.
+        UnknownNameError: no row has the column.
+
+    >>> row_choices([{"ends": [" sat", " ran", " flew"], "label": 2}], "ends", "label")
+    [((' sat', ' ran', ' flew'), 2)]
+    """
+    found = values_of(rows, column, "answers", "--choice-column")
+    candidates = [_answers(value, number, column) for number, value in enumerate(found, 1)]
+    labels = values_of(rows, label, "label", "--label")
+    indices = [_place(value, [str(i) for i in range(len(own))]) for value, own in zip(labels, candidates, strict=True)]
+    places = [
+        _place(value, own) if isinstance(value, str) else index
+        for value, own, index in zip(labels, candidates, indices, strict=True)
+    ]
+    for number, (place, index, value) in enumerate(zip(places, indices, labels, strict=True), 1):
+        if None not in places and None not in indices and place != index:
+            raise InputError(
+                f"row {number}: the label {value!r} is one answer's text and another's index",
+                hint="give the labels as integers, counted from 0",
+            )
+    references = indices if None in places and None not in indices else places
+    chosen: list[Chosen] = []
+    for number, (own, reference, value) in enumerate(zip(candidates, references, labels, strict=True), 1):
+        if reference is None:
+            raise InputError(
+                f"row {number}: the label {value!r} belongs to none of its {len(own)} answers",
+                hint=f"a label is 0 to {len(own) - 1}, or the text of an answer: {listed([repr(a) for a in own])}",
+            )
+        chosen.append((own, reference))
+    return chosen
+
+
+def _answers(value: Any, number: int, column: str) -> tuple[str, ...]:
+    where = f"row {number}: the column {column!r}"
+    if not isinstance(value, list | tuple):
+        raise InputError(
+            f"{where} holds a {type(value).__name__}, not a list of answers",
+            hint='it looks like ["one", "two"]; CSV files hold no lists, .jsonl files do',
+        )
+    if len(value) < 2:
+        raise InputError(f"{where} holds {len(value)} answers", hint="a choice needs at least two: drop such rows")
+    for answer in value:
+        if not isinstance(answer, str):
+            raise InputError(f"{where} holds {answer!r:.80}, which is no text", hint="every answer is a string")
+        if not answer:
+            raise InputError(f"{where} holds an empty answer", hint="every answer needs some text")
+        if value.count(answer) > 1:
+            raise InputError(f"{where} holds {answer!r:.80} twice", hint="the answers of a row differ")
+    return tuple(value)
+
+
+def _place(label: Any, texts: Sequence[str]) -> int | None:
+    """Where a label stands among texts; None where it does not."""
+    return next((texts.index(spelling) for spelling in _spellings(label) if spelling in texts), None)
+
+
+def _spellings(label: Any) -> tuple[str, ...]:
+    """How a label may be written in `label=answer`; for a number also its index.
+
+    >>> _spellings(True), _spellings(2.0), _spellings("positive")
+    (('1', 'true', 'True'), ('2',), ('positive',))
+    """
+    if isinstance(label, bool):
+        return str(int(label)), str(label).lower(), str(label)
+    if isinstance(label, float) and label.is_integer():
+        return (str(int(label)),)
+    return (str(label),)

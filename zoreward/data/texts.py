@@ -1,0 +1,78 @@
+"""Rows as texts: what is asked, what can be answered, what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from zoreward.data.choices import Chosen, fixed_choices, row_choices
+from zoreward.data.templates import fill
+from zoreward.records import InputError
+
+
+class Prompt(NamedTuple):
+    """How a row becomes a text; the options of `zoreward.data.render` of the same names."""
+
+    needs: str
+    template: str | None
+    choices: Sequence[str] | None
+    choice_column: str | None
+    label: str
+    answer: str | None
+
+
+class Text(NamedTuple):
+    """A row as text.
+
+    Args:
+        number: of the row, counted from 1.
+        prompt: the filled template, demonstrations in front.
+        candidates: the answers.
+        reference: index of the right one.
+    """
+
+    number: int
+    prompt: str
+    candidates: tuple[str, ...]
+    reference: int
+
+
+def texts_of(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
+    """Every row as text.
+
+    Raises:
+        InputError, UnknownNameError: an option is missing, or does not fit the rows.
+    """
+    if not rows:
+        raise InputError("there are no rows", hint="give at least one row")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
+    if prompt.needs not in ("choices", "likelihood"):
+        raise InputError(f"no prompts are known for {prompt.needs!r}", hint="it is choices or likelihood")
+    if prompt.template is None:
+        raise InputError("there is no prompt", hint="give --template '{sentence} It was', with your columns")
+    asked = fill(prompt.template, rows, "--template")
+    if prompt.needs == "likelihood":
+        if prompt.answer is None:
+            raise InputError("there is no right answer", hint="give --answer ' {answer}', with your columns")
+        chosen: list[Chosen] = [((right,), 0) for right in fill(prompt.answer, rows, "--answer")]
+    else:
+        chosen = _chosen(rows, prompt)
+    return [Text(i, text, *own) for i, (text, own) in enumerate(zip(asked, chosen, strict=True), 1)]
+
+
+def _chosen(rows: list[dict[str, Any]], prompt: Prompt) -> list[Chosen]:
+    if prompt.choices is not None and prompt.choice_column is not None:
+        raise InputError(
+            "there are answers for all rows and a column of answers",
+            hint="give --choice or --choice-column, not both",
+        )
+    if prompt.choice_column is not None:
+        return row_choices(rows, prompt.choice_column, prompt.label)
+    if prompt.choices is None:
+        raise InputError(
+            "there are no answers to choose from",
+            hint="give --choice once for each label, or --choice-column where every row has its own answers",
+        )
+    return fixed_choices(rows, prompt.choices, prompt.label)
