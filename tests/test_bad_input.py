@@ -111,7 +111,7 @@ CASES = {
     "split of a file": ("accuracy", {"--split": "train"}, "split", ""),
     "shots of none": ("accuracy", {"--shots-data": "train.jsonl"}, "--shots-data", "--shots 4"),
     "too many shots": ("accuracy", {"--shots": "4"}, "", ""),
-    "choices twice": ("accuracy", {"--choice-column": "sentence"}, "choice", ""),
+    "choices twice": ("accuracy", {"--choice-column": "sentence"}, "answers for all rows and a column", ""),
     "choice column": ("accuracy", {"--choice": None, "--choice-column": "optoins"}, "optoins", ""),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
