@@ -27,12 +27,12 @@ from zoreward.cli.prepare import (
     batch_option,
     data_options,
     made_objective,
-    print_prompts,
     prompt_options,
     quiet_transformers,
     rows_of,
     select_device,
     shot_rows_of,
+    shown_prompts,
     sum_options,
 )
 from zoreward.registry import Objective
@@ -57,6 +57,7 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
 def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     start = time.perf_counter()
     prompt = {name: values[name] for name in PROMPT_FIELDS}
+    out = sys.stdout
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         objective = made_objective(source, given_options(context, values), values["also"])
@@ -64,8 +65,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         rows = rows_of(objective, prompt, values, shot_rows)
         device = select_device(values["device"])
         if values["show_prompts"]:
-            with contextlib.redirect_stdout(sys.__stdout__ or sys.stderr):
-                print_prompts(objective, prompt, values, rows, shot_rows)
+            print(shown_prompts(objective, prompt, values, rows, shot_rows), file=out)
             return 0
         quiet_transformers()
         from zoreward.scoring import evaluate

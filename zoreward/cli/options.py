@@ -173,7 +173,10 @@ def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="--config takes a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}", hint="write name: value") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else path
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{place} is not YAML: {reason}", hint="write name: value") from None
     if not isinstance(given, dict):
         raise InputError(f"{path} holds no options", hint="write one option a line, name: value")
     if (other := given.pop("objective", source)) != source:

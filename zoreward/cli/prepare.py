@@ -104,14 +104,14 @@ def shot_rows_of(objective: Objective, prompt: dict[str, Any], values: dict[str,
     return checked_rows(objective, {**prompt, "shots": 0}, values["shots_data"])
 
 
-def print_prompts(
+def shown_prompts(
     objective: Objective,
     prompt: dict[str, Any],
     values: dict[str, Any],
     rows: Rows,
     shot_rows: Rows | None,
-) -> None:
-    """Print the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
+) -> str:
+    """Return the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
     quiet_transformers()
     from zoreward.data import describe_prompts, render
     from zoreward.scoring import length_limit, load_tokenizer
@@ -121,7 +121,7 @@ def print_prompts(
     limit = length_limit(prompt["max_length"], values["model"], **trust)
     settings = {**prompt, "max_length": limit, "seed": values.get("seed", 0)}
     examples = render(rows, tokenizer, needs=objective.needs, shot_rows=shot_rows, **settings)
-    print(describe_prompts(examples, tokenizer))
+    return describe_prompts(examples, tokenizer)
 
 
 def select_device(device: str | None) -> str | None:

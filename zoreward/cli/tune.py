@@ -37,12 +37,12 @@ from zoreward.cli.prepare import (
     checked_rows,
     data_options,
     made_objective,
-    print_prompts,
     prompt_options,
     quiet_transformers,
     rows_of,
     select_device,
     shot_rows_of,
+    shown_prompts,
     sum_options,
 )
 from zoreward.records import InputError, ZorewardError
@@ -106,15 +106,15 @@ def _trainer_options() -> list[inspect.Parameter]:
 
 
 def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
+    out = sys.stdout
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         _check(values)
         objective = made_objective(source, given_options(context, values), values["also"])
         rows = _rows(objective, values)
         if values["show_prompts"]:
-            with contextlib.redirect_stdout(sys.__stdout__ or sys.stderr):
-                prompt = {name: values[name] for name in PROMPT_FIELDS}
-                print_prompts(objective, prompt, values, rows["train_dataset"], rows["shot_dataset"])
+            prompt = {name: values[name] for name in PROMPT_FIELDS}
+            print(shown_prompts(objective, prompt, values, rows["train_dataset"], rows["shot_dataset"]), file=out)
             return 0
         trainer, progress, before = _prepared(objective, rows, values)
         _write_config(Path(values["output"]), resolved(source, values))

@@ -103,7 +103,7 @@ class Objective:
             result = self.function(**arguments)
         except Exception as error:
             message = f"objective {self.name!r} raised {type(error).__name__}: {error}"
-            raise ObjectiveError(message, hint=getattr(error, "hint", "")) from error
+            raise ObjectiveError(message, hint=hint_of(error)) from error
         return _mean(self.name, result, n_rows)
 
 
@@ -138,8 +138,10 @@ def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | Non
             raise InputError(f"two objectives are called {name!r}", hint="sum each only once, with its whole weight")
     needs = {one.name: one.needs for one in objectives}
     if len(set(needs.values())) > 1:
-        message = f"objectives that need different things cannot be summed: {needs}"
-        raise InputError(message, hint="take those that need the same")
+        each = ", ".join(f"{name} needs {what}" for name, what in needs.items())
+        raise InputError(
+            f"objectives that need different things make no sum: {each}", hint="take such as need the same"
+        )
     parts = tuple(zip(weights, objectives, strict=True))
     if weights == [1.0]:
         return objectives[0]
@@ -208,6 +210,11 @@ def _number(name: str, value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise ObjectiveError(f"objective {name!r} returned {number}{where}", hint="a score must be finite")
     return number
+
+
+def hint_of(error: BaseException) -> str:
+    """Return what an exception says to do: its `hint`, or the notes that were added to it."""
+    return str(getattr(error, "hint", "") or " ".join(getattr(error, "__notes__", ())))
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
 from zoreward.registry.decorator import describe
 from zoreward.registry.names import neighbours
-from zoreward.registry.scores import Objective, weighted_sum
+from zoreward.registry.scores import Objective, hint_of, weighted_sum
 
 _GROUP = "zoreward.objectives"
 _SHIPPED_BY = "zoreward"
@@ -86,7 +86,7 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
         # These two are raised with a sentence of their own; others say little without their name.
         kind = "" if type(error) in (ValueError, LookupError) else f"{type(error).__name__}: "
         message = f"objective {found.name!r} cannot be made: {kind}{error}"
-        raise ObjectiveError(message) from error
+        raise ObjectiveError(message, hint=hint_of(error)) from error
     if found.stateful:
         return replace(found, function=made, values=dict(options))
     if not isinstance(made, Objective):
