@@ -1,4 +1,4 @@
-"""How long the help takes: `zoreward --help` and one command's, against Python itself and Typer's import.
+"""How long the help takes: `zoreward --help` and one command's, against Python itself and a bare Typer program.
 
 python benchmarks/startup.py
 """
@@ -10,9 +10,17 @@ import subprocess
 import sys
 import time
 
+BARE = """
+import typer
+app = typer.Typer()
+@app.command()
+def hello(name: str = typer.Option("you", help="Whom to greet.")): print(name)
+app()
+"""
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "python -c 'import typer, rich'": ["-c", "import typer, rich"],
+    "a bare Typer program's --help": ["-c", BARE, "--help"],
     "zoreward --help": ["-m", "zoreward", "--help"],
     "zoreward tune accuracy --help": ["-m", "zoreward", "tune", "accuracy", "--help"],
 }
