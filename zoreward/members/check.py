@@ -36,7 +36,7 @@ def grouping_problem(
             differ by some 1e-5; bfloat16 by some 1e-2.
     """
     tuned = tuned or tuned_weights(model)
-    owners = tuned.moved_by(members)
+    owners = tuned.shown_by(members)
     calls: Counter[int] = Counter()
     try:
         with ExitStack() as stack:

@@ -48,15 +48,15 @@ def members_at(
         ...     plus, minus = net(torch.ones(1, 2).repeat(2, 1))
     """
     tuned = tuned or tuned_weights(model)
-    owners = tuned.moved_by(members)
+    owners = tuned.shown_by(members)
     if len(members) == 1 and _fit(owners, 1, keep_bytes):
         kept = perturbed_copies(_slots(owners), members)
         with filled(_slots(owners), lambda slot: kept[id(slot.weight)][0]):
             yield
         return
-    low_rank = all(term.rank for member in members for term in member)
+    low_rank = any(members) and all(term.rank for member in members for term in member)
     corrected, copied = split(owners) if low_rank else ([], owners)
-    factors = member_factors((slot for _, slot, _ in corrected), members)
+    factors = member_factors([slot for _, slot, _ in corrected], members) if corrected else {}
     fit = _fit(copied, len(members), keep_bytes)
     grouping = Grouping(members, perturbed_copies(_slots(copied), members) if fit else None)
     with ExitStack() as stack:

@@ -47,9 +47,15 @@ class Tuned:
         """Every slot of every owner."""
         return (slot for _, slots in self.owners for slot in slots)
 
-    def moved_by(self, members: Sequence[Member]) -> list[Owner]:
-        """The owners of weights that some member's terms move, with the slots of those weights only."""
+    def shown_by(self, members: Sequence[Member]) -> list[Owner]:
+        """The owners whose weights differ between members: all, or where terms have a rank those with matrices.
+
+        Also all for members without any term: where weights lie in memory can move the last bit of a product, so the
+        model itself is shown from a copy as dense members are, and a saved model scores as it did before.
+        """
         terms = [term for member in members for term in member]
+        if not any(term.rank for term in terms):
+            return list(self.owners)
         moved = {ndim for ndim in {slot.weight.ndim for slot in self.slots} if any(term.moves(ndim) for term in terms)}
         own = [(owner, tuple(slot for slot in slots if slot.weight.ndim in moved)) for owner, slots in self.owners]
         return [(owner, slots) for owner, slots in own if slots]
