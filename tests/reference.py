@@ -26,8 +26,10 @@ DIRECTIONS, ROUNDING = 0, 1  # the purposes: the last word of the counter
 ROUNDING_K = 2**64 - 1  # the direction number that stands for the rounding seed of a step
 WORD = 2**32
 
-Terms = Sequence[tuple[int, float]]
-"""(direction seed, coefficient), in the order in which they are added."""
+FACTOR_A, FACTOR_B = 2, 3  # the factors of low-rank directions
+
+Terms = Sequence[tuple[int, float] | tuple[int, float, int]]
+"""(direction seed, coefficient), or with a rank behind them, in the order in which they are added."""
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -61,14 +63,34 @@ def words(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECTI
     return found
 
 
-def normal(seed: int, stream: int, indices: Iterable[int]) -> NDArray[np.float32]:
+def normal(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECTIONS) -> NDArray[np.float32]:
     """Return z at each index: (popcount(word) − 16) / √8, with one float32 product.
 
     >>> normal(0, 0, range(4))
     array([ 0.35355338,  0.        ,  0.35355338, -0.35355338], dtype=float32)
     """
     step = np.float32(1 / math.sqrt(8))
-    return np.array([np.float32(word.bit_count() - 16) * step for word in words(seed, stream, indices)], np.float32)
+    drawn = words(seed, stream, indices, purpose)
+    return np.array([np.float32(word.bit_count() - 16) * step for word in drawn], np.float32)
+
+
+def low_rank(seed: int, stream: int, shape: tuple[int, int], rank: int) -> NDArray[np.float32]:
+    """Return z = a·bᵀ/√r of a matrix, one float32 operation at a time: products, their sum from k = 0 on, the scale.
+
+    a is (m, r) and b is (n, r), each `normal` with a purpose of its own, in row-major order.
+    """
+    rows, columns = shape
+    a = normal(seed, stream, range(rows * rank), FACTOR_A)
+    b = normal(seed, stream, range(columns * rank), FACTOR_B)
+    scale = np.float32(1 / math.sqrt(rank))
+    z = np.empty(shape, np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            total = a[i * rank] * b[j * rank]
+            for k in range(1, rank):
+                total = total + a[i * rank + k] * b[j * rank + k]
+            z[i, j] = total * scale
+    return z
 
 
 # --- names and seeds -------------------------------------------------------------------------------------------------
@@ -181,14 +203,22 @@ def accumulate(
     """Return θ + Σ coefficient · z in float32: each product is rounded, then each sum, in the order of the terms.
 
     Args:
-        theta: the weights, any shape; flattened in row-major order.
-        indices: the flat indices that `theta` stands for, where it is a sample of a larger tensor; else all.
+        theta: the weights, any shape; flattened in row-major order. Terms with a rank move it where it is a matrix.
+        indices: the flat indices that `theta` stands for, where it is a sample of a larger tensor; else all. Not with
+            terms that have a rank.
     """
+    shape = np.shape(theta)
     acc = np.array(theta, np.float32).reshape(-1)
     indices = range(acc.size) if indices is None else indices
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for seed, coefficient in terms:
-            for place, z in enumerate(normal(seed, stream, indices)):
+        for seed, coefficient, *rank in terms:
+            if not any(rank):
+                direction = normal(seed, stream, indices)
+            elif len(shape) == 2:
+                direction = low_rank(seed, stream, shape, rank[0]).reshape(-1)
+            else:
+                continue
+            for place, z in enumerate(direction):
                 acc[place] = acc[place] + np.float32(coefficient) * z
     return acc
 

@@ -5,6 +5,8 @@
 | `header` | first | whatever the steps depend on: noise version, method, streams, versions |
 | `step` | once a step | scores, learning rate, and the update as terms |
 | `evaluation` | when rows to choose by were scored | the score at that step |
+
+A term is [seed, coefficient], or [seed, coefficient, rank] where its direction is of low rank.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import StepRecord
+from zoreward.records import StepRecord, Term
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -50,7 +52,7 @@ class Journal:
                 "scores": list(record.scores),
                 "lr": record.lr,
                 "decay": update.decay,
-                "terms": [[term.seed, term.coefficient] for term in update.terms],
+                "terms": [_term(term) for term in update.terms],
                 "rounding_seed": update.rounding_seed,
             }
         )
@@ -72,3 +74,7 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
         self._file.flush()
+
+
+def _term(term: Term) -> list[int | float]:
+    return [term.seed, term.coefficient, term.rank] if term.rank else [term.seed, term.coefficient]

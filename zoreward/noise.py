@@ -11,15 +11,17 @@ Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel 
 | key (2 × 32 bits) | the 64-bit seed, low word first |
 | counter words 0, 1 | index // 4, low word first |
 | counter word 2 | the stream of the tensor |
-| counter word 3 | the purpose: 0 directions, 1 rounding |
+| counter word 3 | the purpose: 0 dense directions, 1 rounding, 2 and 3 the factors a and b of low-rank directions |
 | output word | number index % 4 |
 
-`index` is the flat (row-major) index in the whole tensor.
+`index` is the flat (row-major) index in the whole tensor; in a factor of rank r, i·r + k is that of a[i, k].
+The purpose keeps a, b, dense directions and rounding apart; the streams keep the tensors apart.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -28,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE_VERSION = 1
-DIRECTION, ROUNDING = 0, 1
+DIRECTION, ROUNDING, FACTOR_A, FACTOR_B = 0, 1, 2, 3
 
 # Philox 4x32's multipliers and Weyl constants (Salmon et al. 2011, table 2).
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -101,7 +103,7 @@ def words(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTI
     return np.choose((index & np.uint64(3)).astype(np.intp), [x0, x1, x2, x3]).astype(np.uint32)
 
 
-def normal(seed: int, stream: int, start: int, count: int) -> NDArray[np.float32]:
+def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
     """Return z of the elements `start` … `start + count − 1`: float32, shape (count,).
 
     z = (popcount(word) − 16) · float32(1/√8), rounded once. Mean 0, variance 1, kurtosis 2.94; 33 levels from −5.66 to
@@ -110,8 +112,34 @@ def normal(seed: int, stream: int, start: int, count: int) -> NDArray[np.float32
     >>> (normal(seed=0, stream=0, start=0, count=4) * 8**0.5).round().tolist()
     [1.0, 0.0, 1.0, -1.0]
     """
-    ones = np.bitwise_count(words(seed, stream, start, count)).astype(np.float32)
+    ones = np.bitwise_count(words(seed, stream, start, count, purpose)).astype(np.float32)
     return (ones - np.float32(16)) * INV_SQRT_8
+
+
+def inv_sqrt_rank(rank: int) -> np.float32:
+    """Return 1/√r, computed in float64 and rounded to float32."""
+    return np.float32(1 / math.sqrt(rank))
+
+
+def low_rank(seed: int, stream: int, shape: tuple[int, int], rank: int) -> NDArray[np.float32]:
+    """Return the low-rank direction z of a matrix: float32, shape (m, n).
+
+        z[i, j] = (a[i, 0]·b[j, 0] + a[i, 1]·b[j, 1] + … + a[i, r−1]·b[j, r−1]) · float32(1/√r)
+
+    a (m, r) and b (n, r) are `normal` with purposes of their own. Each product and each sum is rounded to float32, in
+    this order; nothing is fused. Each entry has mean 0 and variance 1. Only matrices have such a direction: tensors
+    with more or fewer dimensions are left as they are.
+
+    >>> round(float(low_rank(seed=0, stream=0, shape=(3, 2), rank=1)[2, 1]), 6)  # 1/√8 · 4/√8
+    0.5
+    """
+    rows, columns = shape
+    a = normal(seed, stream, 0, rows * rank, FACTOR_A).reshape(rows, rank)
+    b = normal(seed, stream, 0, columns * rank, FACTOR_B).reshape(columns, rank)
+    z = a[:, None, 0] * b[None, :, 0]
+    for k in range(1, rank):
+        z = z + a[:, None, k] * b[None, :, k]
+    return z * inv_sqrt_rank(rank)
 
 
 def round_bf16(acc: NDArray[np.float32], word: NDArray[np.uint32]) -> NDArray[np.uint16]:

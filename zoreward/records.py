@@ -70,21 +70,33 @@ class Term:
     Args:
         seed: names the direction z; 0 ≤ seed < 2^64.
         coefficient: rounded to float32 on creation, so that a term means the same wherever it is stored.
+        rank: 0 for a dense direction; r > 0 for z = a·bᵀ/√r, which moves matrices only.
 
     Raises:
-        ValueError: the seed is out of range.
+        ValueError: the seed or the rank is out of range.
 
-    >>> Term(7, 0.25)
-    Term(seed=7, coefficient=0.25)
+    >>> Term(7, 0.25, rank=1)
+    Term(seed=7, coefficient=0.25, rank=1)
     """
 
     seed: int
     coefficient: float
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"a direction seed lies between 0 and 2^64 - 1, not {self.seed}")
+        if not (isinstance(self.rank, int) and self.rank >= 0):
+            raise ValueError(f"a rank is a whole number from 0 on, not {self.rank}")
         object.__setattr__(self, "coefficient", to_float32(self.coefficient))
+
+    def moves(self, ndim: int) -> bool:
+        """Whether the direction has a part in tensors of `ndim` dimensions.
+
+        >>> Term(7, 0.25, rank=1).moves(2), Term(7, 0.25, rank=1).moves(1), Term(7, 0.25).moves(1)
+        (True, False, True)
+        """
+        return self.rank == 0 or ndim == 2
 
 
 Member = tuple[Term, ...]
@@ -121,6 +133,10 @@ class Update:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", to_float32(self.decay))
+
+    def moves(self, ndim: int) -> bool:
+        """Whether tensors of `ndim` dimensions are written at all."""
+        return (self.decay != 0 and ndim >= 2) or any(term.moves(ndim) for term in self.terms)
 
 
 @dataclass(frozen=True, slots=True)

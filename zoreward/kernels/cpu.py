@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from zoreward import noise
-from zoreward.records import Member, Update
+from zoreward.records import Member, Term, Update
 
 # 32,768 blocks: NumPy's calls cost 1 µs each, at 4,096 blocks that alone was half of the time; larger than 65,536 the
 # six buffers leave the cache.
@@ -41,19 +41,21 @@ class Workspace:
         self._buffers = [np.empty(blocks, np.uint64) for _ in range(6)]
         self._ones = np.empty((blocks, 4), np.uint8)
         self._z = np.empty(count, np.float32)
-        self._held: tuple[int, int, int, int] | None = None
+        self._held: tuple[int, int, int, int, int] | None = None
 
-    def normal(self, seed: int, stream: int, start: int, count: int) -> NDArray[np.float32]:
-        """Return `noise.normal(seed, stream, start, count)`; valid until the next call. `start` is a multiple of 4."""
+    def normal(
+        self, seed: int, stream: int, start: int, count: int, purpose: int = noise.DIRECTION
+    ) -> NDArray[np.float32]:
+        """Return `noise.normal` of the same arguments; valid until the next call. `start` is a multiple of 4."""
         z = self._z[:count]
-        if self._held != (seed, stream, start, count):
-            quads = self._blocks(seed, stream, start, count, noise.DIRECTION)
+        if self._held != (seed, stream, start, count, purpose):
+            quads = self._blocks(seed, stream, start, count, purpose)
             ones = self._ones[: len(quads[0])]
             for lane, word in enumerate(quads):
                 np.bitwise_count(word, out=ones[:, lane])
             np.subtract(ones.reshape(-1)[:count], np.float32(16), out=z, dtype=np.float32)
             np.multiply(z, noise.INV_SQRT_8, out=z)
-            self._held = (seed, stream, start, count)
+            self._held = (seed, stream, start, count, purpose)
         return z
 
     def rounding_words(self, seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
@@ -107,6 +109,71 @@ class Workspace:
         return [x0, x1, x2, x3]
 
 
+class Directions:
+    """The directions of one tensor, chunk by chunk; of the low-rank ones the factors are kept."""
+
+    def __init__(self, shape: torch.Size, stream: int, terms: Iterable[Term]) -> None:
+        self._ndim, self._stream = len(shape), stream
+        low_rank = [term for term in terms if term.rank and term.moves(len(shape))]
+        # Transposed: a line of b at a time is multiplied, and lies in one piece.
+        self._factors = {
+            (term.seed, term.rank): tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term))
+            for term in low_rank
+        }
+
+    def add(self, acc: NDArray[Any], terms: Iterable[Term], start: int, workspace: Workspace) -> NDArray[Any]:
+        """Add Σ coefficient · z of the elements from `start` on, in place; returns `acc`."""
+        with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
+            for term in terms:
+                if term.rank == 0:
+                    z = workspace.normal(term.seed, self._stream, start, len(acc))
+                elif term.moves(self._ndim):
+                    z = self._low_rank(term, start, len(acc))
+                else:
+                    continue
+                acc += acc.dtype.type(term.coefficient) * z
+        return acc
+
+    def _low_rank(self, term: Term, start: int, count: int) -> NDArray[np.float32]:
+        """The lines of `noise.low_rank` that the chunk touches, cut to the chunk."""
+        a, b = self._factors[term.seed, term.rank]
+        columns = b.shape[1]
+        first, last = start // columns, -(-(start + count) // columns)
+        z: NDArray[np.float32] = a[0, first:last, None] * b[0]
+        for k in range(1, term.rank):
+            z += a[k, first:last, None] * b[k]
+        if term.rank > 1:  # float32(1/√1) changes nothing
+            z *= noise.inv_sqrt_rank(term.rank)
+        return z.reshape(-1)[start - first * columns :][:count]
+
+
+def factors(shape: tuple[int, ...], stream: int, term: Term) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the factors a (m, r) and b (n, r) of a low-rank direction of a matrix of shape (m, n)."""
+    a, b = (
+        _whole(term.seed, stream, size * term.rank, purpose).reshape(size, term.rank)
+        for size, purpose in zip(shape, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
+    )
+    return a, b
+
+
+def factors_all(
+    weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
+) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Return for each matrix and its stream, and for each low-rank term, the factors a (m, r) and b (n, r), float32."""
+    return [
+        [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in (factors(weight.shape, stream, term) for term in terms)]
+        for weight, stream in weights
+    ]
+
+
+def _whole(seed: int, stream: int, count: int, purpose: int) -> NDArray[np.float32]:
+    z, workspace = np.empty(count, np.float32), Workspace(min(CHUNK, count))
+    for start in range(0, count, CHUNK):
+        piece = z[start : start + CHUNK]
+        piece[:] = workspace.normal(seed, stream, start, len(piece), purpose)
+    return z
+
+
 def perturb(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> list[torch.Tensor]:
     """Return a copy of `weight` at each member: round(θ + Σ coefficient · z(seed)).
 
@@ -146,11 +213,12 @@ def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -
     theta = _flat(weight.detach().contiguous())
     copies = [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
     outs = [_flat(copy) for copy in copies]
+    directions = Directions(weight.shape, stream, (term for member in members for term in member))
 
     def fill(start: int, workspace: Workspace) -> None:
         base = _load(theta[start : start + CHUNK], weight.dtype)
         for member, out in zip(members, outs, strict=True):
-            acc = _add_terms(base.copy(), member, stream, start, workspace)
+            acc = directions.add(base.copy(), member, start, workspace)
             out[start : start + CHUNK] = _to_nearest(acc, weight.dtype)
 
     return copies, _over_chunks(fill, weight.numel())
@@ -166,16 +234,19 @@ def update_(weight: torch.Tensor, stream: int, update: Update) -> None:
 
 @torch.no_grad()
 def update_jobs(weight: torch.Tensor, stream: int, update: Update) -> list[Job]:
-    """Return the jobs of `update_`: for `run`, with those of other tensors."""
+    """Return the jobs of `update_`: for `run`, with those of other tensors. None, where the update moves nothing."""
+    if not update.moves(weight.ndim):
+        return []
     if not weight.is_contiguous():
         return [Job(weight.numel(), partial(_update_strided_, weight, stream, update))]
     theta = _flat(weight.detach())
     decays = update.decay != 0 and weight.ndim >= 2
+    directions = Directions(weight.shape, stream, update.terms)
 
     def write(start: int, workspace: Workspace) -> None:
         piece = theta[start : start + CHUNK]
         base = _load(piece, weight.dtype)
-        acc = _add_terms(base.copy(), update.terms, stream, start, workspace)
+        acc = directions.add(base.copy(), update.terms, start, workspace)
         if decays:
             acc -= acc.dtype.type(update.decay) * base
         if weight.dtype in (torch.bfloat16, torch.float16):
@@ -227,13 +298,6 @@ def _load(piece: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
     if dtype == torch.bfloat16:
         return (piece.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return piece.astype(np.float32) if dtype == torch.float16 else piece
-
-
-def _add_terms(acc: NDArray[Any], terms: Member, stream: int, start: int, workspace: Workspace) -> NDArray[Any]:
-    with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
-        for term in terms:
-            acc += acc.dtype.type(term.coefficient) * workspace.normal(term.seed, stream, start, len(acc))
-    return acc
 
 
 def _to_nearest(acc: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:

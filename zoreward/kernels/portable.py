@@ -12,13 +12,19 @@ from dataclasses import dataclass
 import torch
 
 from zoreward import noise
-from zoreward.records import Member, Update
+from zoreward.records import Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
 GROUP = 1 << 22
 
 Weight = tuple[torch.Tensor, int]
 """A tensor and its stream."""
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
+
+FactorsOf = dict[tuple[int, int, int], Factors]
+"""(number of the tensor, seed, rank) → factors; matrices only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,10 @@ class Piece:
     count: int
     offset: int
 
+    def of(self, drawn: torch.Tensor) -> torch.Tensor:
+        """This piece's part of what was drawn for the group."""
+        return drawn[self.offset : self.offset + self.count]
+
 
 @torch.no_grad()
 def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
@@ -38,14 +48,14 @@ def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[li
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in members] for weight, _ in weights
     ]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]
-    for group in _groups(weights):
-        draw = _Draw(weights, group)
+    factors = _factors_of(weights, [term for member in members for term in member])
+    for group in _groups([weight.numel() for weight, _ in weights]):
+        draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for m, member in enumerate(members):
-            z_K = [draw.normal(term.seed) for term in member]
+            z_K = [None if term.rank else draw.normal(term.seed) for term in member]
             for piece in group:
                 acc = _load(flats[piece.tensor], piece)
-                for z, term in zip(z_K, member, strict=True):
-                    acc += z[piece.offset : piece.offset + piece.count].to(acc.dtype) * term.coefficient
+                _add_terms(acc, piece, member, z_K, factors)
                 out = copies[piece.tensor][m].view(-1)
                 out[piece.start : piece.start + piece.count] = acc.to(out.dtype)
     return copies
@@ -54,42 +64,103 @@ def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[li
 @torch.no_grad()
 def update_all_(weights: Sequence[Weight], update: Update) -> None:
     """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
+    weights = [(weight, stream) for weight, stream in weights if update.moves(weight.ndim)]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
     half = any(weight.dtype in (torch.bfloat16, torch.float16) for weight, _ in weights)
-    for group in _groups(weights):
-        draw = _Draw(weights, group)
-        z_K = [draw.normal(term.seed) for term in update.terms]
+    factors = _factors_of(weights, update.terms)
+    for group in _groups([weight.numel() for weight, _ in weights]):
+        draw = _Draw([stream for _, stream in weights], group, flats[0].device)
+        z_K = [None if term.rank else draw.normal(term.seed) for term in update.terms]
         word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
         for piece in group:
             weight, flat = weights[piece.tensor][0], flats[piece.tensor]
-            here = slice(piece.offset, piece.offset + piece.count)
             acc = _load(flat, piece)
-            for z, term in zip(z_K, update.terms, strict=True):
-                acc += z[here].to(acc.dtype) * term.coefficient
+            _add_terms(acc, piece, update.terms, z_K, factors)
             if update.decay != 0 and weight.ndim >= 2:
                 acc -= _load(flat, piece) * update.decay
-            rounded = _round(acc, word[here], weight.dtype) if word is not None else acc
+            rounded = _round(acc, piece.of(word), weight.dtype) if word is not None else acc
             flat[piece.start : piece.start + piece.count] = rounded
     for (weight, _), flat in zip(weights, flats, strict=True):
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
 
 
+@torch.no_grad()
+def factors_all(weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[Factors]]:
+    """Return the factors of each matrix and each low-rank term; see `zoreward.kernels.cpu.factors_all`."""
+    found: list[list[Factors]] = [[] for _ in weights]
+    for term in terms if weights else ():
+        a_all, b_all = (
+            _factor([(weight.shape[side], stream) for weight, stream in weights], term, purpose, weights[0][0].device)
+            for side, purpose in enumerate((noise.FACTOR_A, noise.FACTOR_B))
+        )
+        for pairs, a, b in zip(found, a_all, b_all, strict=True):
+            pairs.append((a, b))
+    return found
+
+
+def _factor(sizes: Sequence[tuple[int, int]], term: Term, purpose: int, device: torch.device) -> list[torch.Tensor]:
+    """One factor of all matrices at once, from the size and the stream of each: (size, r)."""
+    parts: list[list[torch.Tensor]] = [[] for _ in sizes]
+    for group in _groups([size * term.rank for size, _ in sizes]):
+        z = _Draw([stream for _, stream in sizes], group, device).normal(term.seed, purpose)
+        for piece in group:
+            parts[piece.tensor].append(piece.of(z))
+    wholes = [torch.cat(some) if some else torch.empty(0, device=device) for some in parts]
+    return [whole.view(-1, term.rank) for whole in wholes]
+
+
+def _factors_of(weights: Sequence[Weight], terms: Sequence[Term]) -> FactorsOf:
+    numbers = [number for number, (weight, _) in enumerate(weights) if weight.ndim == 2]
+    distinct = list({(term.seed, term.rank): term for term in terms if term.rank}.values())
+    pairs_of = zip(numbers, factors_all([weights[number] for number in numbers], distinct), strict=True)
+    return {
+        (number, term.seed, term.rank): pair
+        for number, pairs in pairs_of
+        for term, pair in zip(distinct, pairs, strict=True)
+    }
+
+
+def _add_terms(
+    acc: torch.Tensor, piece: Piece, terms: Member, z_K: Sequence[torch.Tensor | None], factors: FactorsOf
+) -> None:
+    """Add Σ coefficient · z to a piece, in place. `z_K`: the group's dense directions, None for low-rank ones."""
+    for dense, term in zip(z_K, terms, strict=True):
+        if dense is not None:
+            z = piece.of(dense)
+        elif (piece.tensor, term.seed, term.rank) in factors:
+            z = _low_rank(*factors[piece.tensor, term.seed, term.rank], piece)
+        else:
+            continue
+        acc += z.to(acc.dtype) * term.coefficient
+
+
+def _low_rank(a: torch.Tensor, b: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """The lines of `noise.low_rank` that the piece touches, cut to the piece."""
+    columns, rank = b.shape
+    first, last = piece.start // columns, -(-(piece.start + piece.count) // columns)
+    z = a[first:last, None, 0] * b[:, 0]
+    for k in range(1, rank):
+        z += a[first:last, None, k] * b[:, k]
+    if rank > 1:  # float32(1/√1) changes nothing
+        z *= float(noise.inv_sqrt_rank(rank))
+    return z.view(-1)[piece.start - first * columns :][: piece.count]
+
+
 class _Draw:
     """The words of one group of pieces; the last direction is kept, because couples share theirs."""
 
-    def __init__(self, weights: Sequence[Weight], group: Sequence[Piece]):
-        device = weights[group[0].tensor][0].device
-        blocks = [(piece.start // 4, -(-piece.count // 4), weights[piece.tensor][1]) for piece in group]
+    def __init__(self, streams: Sequence[int], group: Sequence[Piece], device: torch.device):
+        blocks = [(piece.start // 4, -(-piece.count // 4), streams[piece.tensor]) for piece in group]
         self._block = torch.cat([torch.arange(first, first + n, device=device) for first, n, _ in blocks])
         self._stream = torch.cat([torch.full((n,), stream, device=device) for _, n, stream in blocks])
-        self._seed: int | None = None
+        self._held: tuple[int, int] | None = None
         self._z = torch.empty(0)
 
-    def normal(self, seed: int) -> torch.Tensor:
-        if seed != self._seed:
-            ones = _popcount(self.words(seed, noise.DIRECTION)).float()
-            self._seed, self._z = seed, (ones - 16.0) * float(noise.INV_SQRT_8)
+    def normal(self, seed: int, purpose: int = noise.DIRECTION) -> torch.Tensor:
+        if self._held != (seed, purpose):
+            ones = _popcount(self.words(seed, purpose)).float()
+            self._held, self._z = (seed, purpose), (ones - 16.0) * float(noise.INV_SQRT_8)
         return self._z
 
     def words(self, seed: int, purpose: int) -> torch.Tensor:
@@ -106,12 +177,12 @@ class _Draw:
         return torch.stack([x0, x1, x2, x3], dim=1).view(-1)
 
 
-def _groups(weights: Sequence[Weight]) -> Iterator[list[Piece]]:
+def _groups(sizes: Sequence[int]) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     offset = 0
-    for tensor, (weight, _) in enumerate(weights):
-        for start in range(0, weight.numel(), GROUP):
-            count = min(GROUP, weight.numel() - start)
+    for tensor, size in enumerate(sizes):
+        for start in range(0, size, GROUP):
+            count = min(GROUP, size - start)
             if group and offset + count > GROUP:
                 yield group
                 group, offset = [], 0

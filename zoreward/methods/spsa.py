@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from zoreward.methods.estimators import centred_ranks, differences, halved, over_rms, z_scores
+from zoreward.methods.steps import SPSAState, check_scores, check_settings, step_along
 from zoreward.noise import derive_seed
 from zoreward.records import Query, Term, Update, to_float32
 
-ROUNDING_INDEX = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SPSAState:
-    """Where a run stands: scalars only, ready for JSON.
-
-    Args:
-        step: updates done so far.
-        silent: how many of them had the same score on both sides of every direction.
-    """
-
-    step: int = 0
-    silent: int = 0
+Normalize = Literal["none", "rms", "zscore", "rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +24,28 @@ class SPSA:
     This is MeZO's step with L = −s. `ask` names the 2K members whose scores it needs, `tell` turns the scores into an
     update; neither sees a weight. Weight decay spares biases and norms (tensors with fewer than two dimensions).
 
+    With `normalize` the scale of the scores does not matter: g_k gives way to a w_k of size 1 or so,
+
+    | normalize | w_k, with d_k = s(θ + ε z_k) − s(θ − ε z_k) |
+    |---|---|
+    | `none` | g_k = d_k / 2ε |
+    | `rms` | d_k / max(rms of the K d, floor) |
+    | `zscore` | d_k / 2 max(std of the 2K scores, floor) |
+    | `rank` | half the difference of the two ranks among the 2K scores, centred in [−½, ½] |
+
+    and a step without differences is left out. Wherever scores of different directions are compared (all but `none`),
+    all members must be scored on the same rows.
+
     Args:
         eps: ε > 0; rounded to float32, as the members' coefficients are.
         lr: learning rate ≥ 0.
         num_directions: K ≥ 1 directions a step, averaged.
         weight_decay: ≥ 0.
         seed: of the run; each step's directions derive from it and the step's number.
+        rank: 0 for dense directions; r > 0 for a·bᵀ/√r, which move matrices only.
+        normalize: what becomes of the differences of scores.
+        floor: a spread of scores below which `rms` and `zscore` take it for noise, and make the step smaller. The
+            default is ten times what float32 log-probabilities of the same rows differ by in other batches.
 
     Raises:
         ValueError: a value is out of its range.
@@ -61,16 +66,22 @@ class SPSA:
     num_directions: int = 1
     weight_decay: float = 0.0
     seed: int = 0
+    rank: int = 0
+    normalize: Normalize = "none"
+    floor: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not (self.eps > 0 and math.isfinite(self.eps)):
-            raise ValueError(f"eps must be positive, not {self.eps}")
-        if self.num_directions < 1:
-            raise ValueError(f"num_directions must be at least 1, not {self.num_directions}")
-        if not (self.lr >= 0 and self.weight_decay >= 0):
-            raise ValueError("lr and weight_decay must not be negative")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie between 0 and 2^64 - 1, not {self.seed}")
+        check_settings(
+            eps=self.eps,
+            lr=self.lr,
+            num_directions=self.num_directions,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+            rank=self.rank,
+            floor=self.floor,
+        )
+        if self.normalize not in get_args(Normalize):
+            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, not {self.normalize!r}")
 
     def init(self) -> SPSAState:
         """Return the state before the first step."""
@@ -79,7 +90,7 @@ class SPSA:
     def ask(self, state: SPSAState) -> Query:
         """Return the 2K members of this step: θ + εz_0, θ − εz_0, θ + εz_1, …"""
         seeds = [derive_seed(self.seed, state.step, k) for k in range(self.num_directions)]
-        members = tuple((Term(seed, sign * self.eps),) for seed in seeds for sign in (1, -1))
+        members = tuple((Term(seed, sign * self.eps, self.rank),) for seed in seeds for sign in (1, -1))
         return Query(state.step, members)
 
     def tell(
@@ -96,22 +107,20 @@ class SPSA:
         Raises:
             ValueError: wrong number of scores, a score that is not finite, or a query of another step.
         """
-        if query.step != state.step:
-            raise ValueError(f"the query belongs to step {query.step}, the state to step {state.step}")
-        if len(scores) != len(query.members):
-            raise ValueError(f"{len(query.members)} members need as many scores, not {len(scores)}")
-        if not all(math.isfinite(score) for score in scores):
-            raise ValueError(f"scores must be finite, got {list(scores)}")
+        check_scores(state, query, scores)
         rate = self.lr if lr is None else lr
-        gradients = projected_gradients(query, scores)
-        terms = tuple(
-            Term(query.members[2 * k][0].seed, rate * gradient / self.num_directions)
-            for k, gradient in enumerate(gradients)
-            if gradient != 0
-        )
-        rounding_seed = derive_seed(self.seed, state.step, ROUNDING_INDEX)
-        silent = state.silent + (not terms)
-        return Update(rate * self.weight_decay, terms, rounding_seed), SPSAState(state.step + 1, silent)
+        directions = [member[0] for member in query.members[::2]]
+        weights = self._weights(query, scores)
+        return step_along(directions, weights, state, seed=self.seed, rate=rate, decay=self.weight_decay)
+
+    def _weights(self, query: Query, scores: Sequence[float]) -> list[float]:
+        if self.normalize == "rms":
+            return over_rms(differences(scores), self.floor)
+        if self.normalize == "zscore":
+            return halved(z_scores(scores, self.floor))
+        if self.normalize == "rank":
+            return halved(centred_ranks(scores))
+        return projected_gradients(query, scores)
 
 
 def projected_gradients(query: Query, scores: Sequence[float]) -> list[float]:

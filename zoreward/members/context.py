@@ -1,0 +1,101 @@
+"""`members_at`: the model at other weights. `update_`: other weights for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
+from zoreward.members.low_rank import corrected_forward, member_factors, split
+from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, tuned_weights
+from zoreward.records import Member, Update
+
+KEEP_BYTES = 2 << 30
+"""Perturbed copies are kept for the whole context up to this size; beyond it they are made a module at a time."""
+
+
+@contextmanager
+def members_at(
+    model: nn.Module, members: Sequence[Member], *, tuned: Tuned | None = None, keep_bytes: int = KEEP_BYTES
+) -> Iterator[None]:
+    """Show `model` as M members at once, for as long as the context lasts.
+
+    The rows of each call are grouped by member: the first R / M rows see member 0, the next R / M rows member 1, and
+    so on; with one member every row sees it. The model may be called many times, with other numbers of rows and tokens,
+    as `generate` does. θ is not touched: whatever happens inside, it is bit for bit the same afterwards.
+
+    Where all terms have a rank, several members need no perturbed weights: the outputs of linear and embedding layers
+    are corrected instead. Only other modules that own a matrix take copies.
+
+    Args:
+        model: any module. Its outputs must have rows in their first dimension.
+        members: M members.
+        tuned: `tuned_weights(model)`, if it is at hand.
+        keep_bytes: perturbed copies are all kept while the context lasts if they fit this many bytes, otherwise made
+            again for each call of a module: then a weight that is read without a call of its module (as Mamba's are)
+            is seen unperturbed.
+
+    Raises:
+        InputError: a call inside has rows that M does not divide, or a layer is called with neither rows nor tokens.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.records import Term
+        >>> net = torch.nn.Linear(2, 1)
+        >>> with torch.no_grad(), members_at(net, ((Term(1, 0.1),), (Term(1, -0.1),))):
+        ...     plus, minus = net(torch.ones(1, 2).repeat(2, 1))
+    """
+    tuned = tuned or tuned_weights(model)
+    owners = tuned.shown_by(members)
+    if len(members) == 1 and _fit(owners, 1, keep_bytes):
+        kept = perturbed_copies(_slots(owners), members)
+        with filled(_slots(owners), lambda slot: kept[id(slot.weight)][0]):
+            yield
+        return
+    low_rank = any(members) and all(term.rank for member in members for term in member)
+    corrected, copied = split(owners) if low_rank else ([], owners)
+    factors = member_factors([slot for _, slot, _ in corrected], members) if corrected else {}
+    fit = _fit(copied, len(members), keep_bytes)
+    grouping = Grouping(members, perturbed_copies(_slots(copied), members) if fit else None)
+    with ExitStack() as stack:
+        handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
+        stack.callback(handle.remove)
+        for owner, slot, correct in corrected:
+            forward = corrected_forward(grouping, owner, correct, factors[id(slot.weight)])
+            stack.enter_context(patched_forward(owner, forward))
+        for owner, slots in copied:
+            stack.enter_context(patched_forward(owner, grouping.forward_of(owner, slots)))
+        yield
+
+
+def _slots(owners: Iterable[Owner]) -> list[Slot]:
+    return [slot for _, slots in owners for slot in slots]
+
+
+def _fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
+    weights = {id(slot.weight): slot.weight for slot in _slots(owners)}.values()
+    return sum(weight.numel() * weight.element_size() for weight in weights) * members <= keep_bytes
+
+
+def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
+    """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
+
+    The only writer of weights. float32 sums in the order of the terms; one rounding at the end, stochastic for half
+    precision.
+
+    Args:
+        model: the model; changed in place.
+        update: what to add and to take away.
+        tuned: `tuned_weights(model)`, if it is at hand.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.records import Term
+        >>> net = torch.nn.Linear(2, 1)
+        >>> update_(net, Update(decay=0.0, terms=(Term(1, 0.5),), rounding_seed=0))
+    """
+    tuned = tuned or tuned_weights(model)
+    for kernel, weights in by_kernel((weight, tuned.streams[name]) for name, weight in tuned.weights.items()):
+        kernel.update_all_(weights, update)

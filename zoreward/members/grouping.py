@@ -1,0 +1,138 @@
+"""The rows of a forward pass that several members share, cut to each member and joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoreward.members.tuned import Slot, by_kernel
+from zoreward.records import InputError, Member
+
+
+class Grouping:
+    """The rows of the call in flight, and whose turn it is."""
+
+    def __init__(self, members: Sequence[Member], kept: Mapping[int, list[torch.Tensor]] | None):
+        self._members = members
+        self._kept = kept
+        self.rows = self.tokens = 0
+        self.current: int | None = None  # the member whose rows a surrounding owner is at work on
+
+    def see_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the numbers of rows and tokens from the model's own call: a hook before its forward."""
+        named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None]
+        tensors = (value for value in (*named, *args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        first = next(tensors, None)
+        if first is None or first.ndim == 0 or first.shape[0] % len(self._members):
+            rows = None if first is None or first.ndim == 0 else first.shape[0]
+            raise InputError(
+                f"a call with {rows} rows cannot be shared by {len(self._members)} members",
+                hint="Give each member the same number of rows, one member after the other.",
+            )
+        self.rows = first.shape[0]
+        self.tokens = first.shape[0] * first.shape[1] if first.ndim > 1 else first.shape[0]
+
+    def forward_of(self, owner: nn.Module, slots: tuple[Slot, ...]) -> Callable[..., Any]:
+        """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
+        plain_forward = owner.forward
+
+        def copies_of(member: int) -> Mapping[int, torch.Tensor]:
+            if self._kept is not None:
+                return {id(slot.weight): self._kept[id(slot.weight)][member] for slot in slots}
+            copies = perturbed_copies(slots, self._members[member : member + 1])
+            return {key: own[0] for key, own in copies.items()}
+
+        def as_member(member: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            copies = copies_of(member)
+            with filled(slots, lambda slot: copies[id(slot.weight)]):
+                return plain_forward(*args, **kwargs)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.current is not None:
+                return as_member(self.current, args, kwargs)
+            outputs = []
+            try:
+                for member in range(len(self._members)):
+                    self.current = member
+                    outputs.append(as_member(member, self._part(args), self._part(kwargs)))
+            finally:
+                self.current = None
+            return self._joined(outputs)
+
+        return forward
+
+    def _part(self, value: Any) -> Any:
+        """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
+
+        A length that merely happens to be divisible by M says nothing, so only the lengths of the model's own call
+        count.
+        """
+        if isinstance(value, torch.Tensor):
+            if value.ndim == 0 or value.shape[0] not in (self.rows, self.tokens):
+                return value
+            assert self.current is not None
+            share = value.shape[0] // len(self._members)
+            return value[self.current * share : (self.current + 1) * share]
+        if type(value) in (tuple, list):
+            return type(value)(self._part(item) for item in value)
+        return {key: self._part(item) for key, item in value.items()} if type(value) is dict else value
+
+    def _joined(self, outputs: list[Any]) -> Any:
+        first = outputs[0]
+        if len(outputs) == 1:
+            return first
+        if isinstance(first, torch.Tensor):
+            share = self.rows // len(self._members)
+            if first.shape[0] == 1 != share:  # from a position table that was called with one line for all rows
+                outputs = [output.expand(share, *output.shape[1:]) for output in outputs]
+            return torch.cat(outputs)
+        if isinstance(first, tuple | list):
+            joined = [self._joined(list(items)) for items in zip(*outputs, strict=True)]
+            return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
+        if isinstance(first, Mapping):
+            return type(first)(**{key: self._joined([output[key] for output in outputs]) for key in first})
+        if all(output is first for output in outputs):
+            return first
+        raise TypeError(f"a {type(first).__name__} cannot be joined over members")
+
+
+def perturbed_copies(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int, list[torch.Tensor]]:
+    """Return the copies of the slots' weights at each member, by the weight's id."""
+    distinct = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
+    return {
+        id(weight): copies
+        for kernel, weights in by_kernel(distinct.values())
+        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, members), strict=True)
+    }
+
+
+@contextmanager
+def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> Iterator[None]:
+    """Hang other tensors into the slots, and the weights back when the context ends, however it ends."""
+    filled: list[Slot] = []
+    try:
+        for slot in slots:
+            slot.holder._parameters[slot.key] = copy_of(slot)  # type: ignore[assignment]
+            filled.append(slot)
+        yield
+    finally:
+        for slot in filled:
+            slot.holder._parameters[slot.key] = slot.weight
+
+
+@contextmanager
+def patched_forward(owner: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `owner` run another forward, until the context ends."""
+    before = owner.__dict__.get("forward")  # accelerate hangs its own here
+    owner.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del owner.__dict__["forward"]
+        else:
+            owner.__dict__["forward"] = before

@@ -1,0 +1,139 @@
+"""Members of low-rank terms without perturbed weights: the plain module once for all rows, plus a correction.
+
+With z = a·bᵀ/√r a member's linear layer is x(W + c·z)ᵀ = xWᵀ + c/√r · (x·b)aᵀ: two thin products beside the large one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoreward import noise
+from zoreward.members.grouping import Grouping
+from zoreward.members.tuned import Owner, Slot, by_kernel
+from zoreward.records import InputError, Member
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """Σ coefficient · z of one matrix W (m, n) at each member, as a·bᵀ; cast to the dtype of W once.
+
+    Args:
+        a: (M, m, R), R the ranks of a member's terms together; times coefficient/√r. Zeros where a member has fewer.
+        b: (M, n, R).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@torch.no_grad()
+def member_factors(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int, Factors]:
+    """Return the factors of the slots' matrices at each member, by the weight's id."""
+    terms = list({(term.seed, term.rank): term for member in members for term in member}.values())
+    ends = [sum(term.rank for term in terms[: k + 1]) for k in range(len(terms))]
+    columns_of = {(t.seed, t.rank): range(end - t.rank, end) for t, end in zip(terms, ends, strict=True)}
+    # The columns of all factors side by side that a member uses, each with its scale; filled up with 0 · the first.
+    used = [
+        [
+            (column, term.coefficient * float(noise.inv_sqrt_rank(term.rank)))
+            for term in member
+            for column in columns_of[term.seed, term.rank]
+        ]
+        for member in members
+    ]
+    width = max(map(len, used))
+    used = [[*some, *[(0, 0.0)] * (width - len(some))] for some in used]
+    found: dict[int, Factors] = {}
+    matrices = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
+    for kernel, weights in by_kernel(matrices.values()):
+        device = weights[0][0].device
+        columns = torch.tensor([[column for column, _ in some] for some in used], device=device)
+        scales = torch.tensor([[scale for _, scale in some] for some in used], device=device)
+        for (weight, _), pairs in zip(weights, kernel.factors_all(weights, terms), strict=True):
+            a, b = (torch.cat(some, dim=1)[:, columns].transpose(0, 1) for some in zip(*pairs, strict=True))
+            a = a * scales.unsqueeze(1)
+            found[id(weight)] = Factors(a.to(weight.dtype).contiguous(), b.to(weight.dtype).contiguous())
+    return found
+
+
+Correction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(y, x, a, b) → y at the members: y of the plain module, x its input, rows of one member after the other."""
+
+
+def correction_of(owner: nn.Module, slots: Sequence[Slot]) -> Correction | None:
+    """Return how the plain output of a module becomes that of its members; None where it takes perturbed copies.
+
+    Known are `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, with a forward of their own that nobody replaced.
+    """
+    if [(slot.holder, slot.key) for slot in slots] != [(owner, "weight")] or "forward" in owner.__dict__:
+        return None
+    forward = type(owner).forward
+    if forward is nn.Linear.forward:
+        return _linear
+    if forward is nn.Embedding.forward and owner.max_norm is None:  # else it rescales its weights
+        return _embedding
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return _conv1d if conv1d is not None and forward is conv1d.forward else None
+
+
+def split(owners: Iterable[Owner]) -> tuple[list[tuple[nn.Module, Slot, Correction]], list[Owner]]:
+    """Return the owners whose outputs can be corrected, with their only slot, and those that take perturbed copies."""
+    corrected: list[tuple[nn.Module, Slot, Correction]] = []
+    copied: list[Owner] = []
+    for owner, slots in owners:
+        correct = correction_of(owner, slots)
+        if correct is None:
+            copied.append((owner, slots))
+        else:
+            corrected.append((owner, slots[0], correct))
+    return corrected, copied
+
+
+def corrected_forward(
+    grouping: Grouping, owner: nn.Module, correct: Correction, factors: Factors
+) -> Callable[..., Any]:
+    """Return a forward of `owner` for the rows of all members at once.
+
+    Raises (when called):
+        InputError: the input has neither a row nor a token of the model's call in each line.
+    """
+    plain_forward = owner.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        (x,) = (*args, *kwargs.values())
+        a, b = factors.a, factors.b
+        if grouping.current is not None:  # inside a module that is at work on one member's rows
+            a, b = a[grouping.current, None], b[grouping.current, None]
+        elif x.ndim > 1 and x.shape[0] == 1:  # a position table, called with one line for all rows
+            x = x.expand(grouping.rows, *x.shape[1:])
+        elif x.ndim == 0 or x.shape[0] not in (grouping.rows, grouping.tokens):
+            name = type(owner).__name__
+            raise InputError(f"{name} was called with {tuple(x.shape)}: no row or token of the model's call in a line")
+        return correct(plain_forward(x), x, a, b)
+
+    return forward
+
+
+def _linear(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """y + (x·b)aᵀ, member by member."""
+    grouped = y.reshape(len(a), -1, y.shape[-1])
+    inner = torch.bmm(x.reshape(len(b), -1, x.shape[-1]), b)
+    return grouped.baddbmm_(inner.to(y.dtype), a.mT.to(y.dtype)).view(y.shape)
+
+
+def _conv1d(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The same for a weight that is stored transposed: y + (x·a)bᵀ."""
+    return _linear(y, x, b, a)
+
+
+def _embedding(y: torch.Tensor, ids: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """y + a[ids]·bᵀ, member by member."""
+    member = torch.arange(len(a), device=a.device).unsqueeze(1)
+    grouped = y.reshape(len(a), -1, y.shape[-1])
+    return grouped.baddbmm_(a[member, ids.reshape(len(a), -1)], b.mT).view(y.shape)

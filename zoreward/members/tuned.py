@@ -1,0 +1,105 @@
+"""The tuned weights of a model, and the modules that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoreward import noise
+from zoreward.kernels import cpu, portable
+from zoreward.records import InputError, Member
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`."""
+
+    holder: nn.Module
+    key: str
+    weight: nn.Parameter
+    stream: int
+
+
+Owner = tuple[nn.Module, tuple[Slot, ...]]
+"""A module whose forward uses tuned weights, and where they hang."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuned:
+    """The tuned weights of a model, found once.
+
+    Args:
+        weights: canonical name → weight, each once, in the model's order. Tied weights go by their first name.
+        streams: canonical name → stream.
+        owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
+    """
+
+    weights: dict[str, nn.Parameter]
+    streams: dict[str, int]
+    owners: tuple[Owner, ...]
+
+    @property
+    def slots(self) -> Iterator[Slot]:
+        """Every slot of every owner."""
+        return (slot for _, slots in self.owners for slot in slots)
+
+    def shown_by(self, members: Sequence[Member]) -> list[Owner]:
+        """The owners whose weights differ between members: all, or where terms have a rank those with matrices.
+
+        Also all for members without any term: where weights lie in memory can move the last bit of a product, so the
+        model itself is shown from a copy as dense members are, and a saved model scores as it did before.
+        """
+        terms = [term for member in members for term in member]
+        if not any(term.rank for term in terms):
+            return list(self.owners)
+        moved = {ndim for ndim in {slot.weight.ndim for slot in self.slots} if any(term.moves(ndim) for term in terms)}
+        own = [(owner, tuple(slot for slot in slots if slot.weight.ndim in moved)) for owner, slots in self.owners]
+        return [(owner, slots) for owner, slots in own if slots]
+
+
+def tuned_weights(model: nn.Module) -> Tuned:
+    """Return all floating-point weights of `model` as tuned weights.
+
+    Raises:
+        InputError: the model has none.
+    """
+    named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
+    weights = {name: weight for name, weight in named.items() if weight.is_floating_point()}
+    if not weights:
+        raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
+    streams = noise.streams(weights)
+    stream_by_id = {id(weight): streams[name] for name, weight in weights.items()}
+    owners: dict[nn.Module, list[Slot]] = {}
+    for owner, holder in _holders(model):
+        for key, weight in holder._parameters.items():
+            if weight is not None and id(weight) in stream_by_id:
+                owners.setdefault(owner, []).append(Slot(holder, key, weight, stream_by_id[id(weight)]))
+    return Tuned(weights, streams, tuple((owner, tuple(slots)) for owner, slots in owners.items()))
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield (owner, holder) for each module: a holder without a forward (a ParameterList) is its parent's business."""
+    nearest: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        has_forward = type(module).forward is not nn.Module.forward
+        nearest[name] = module if has_forward else nearest.get(name.rpartition(".")[0], module)
+        yield nearest[name], module
+
+
+def by_kernel(weights: Iterable[tuple[torch.Tensor, int]]) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int]]]]:
+    """Yield the weights of each device, and their streams, with the kernel that works on them there."""
+    devices: dict[torch.device, list[tuple[torch.Tensor, int]]] = {}
+    for weight, stream in weights:
+        devices.setdefault(weight.device, []).append((weight, stream))
+    for device, same in devices.items():
+        yield _kernel(device), same
+
+
+def _kernel(device: torch.device) -> Any:
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"weights on a {device.type} device cannot be tuned", hint="Take the CPU or a CUDA device.")
+    return cpu if device.type == "cpu" else portable
