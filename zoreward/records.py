@@ -158,17 +158,19 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row made ready for a model that scores given answers.
+    """A row made ready for a model that scores given answers, or that writes its own.
 
     Args:
         row: the dataset's own row.
         prompt: the rendered prompt, as text.
-        candidates: the answers to be compared, as text; one for `likelihood`.
-        reference: index of the right candidate.
+        candidates: the answers to be compared, as text; one for `likelihood`, none for `completions`.
+        reference: index of the right candidate; 0 where there are none.
         prompt_tokens: at least one token.
         candidate_tokens: for each candidate at least one token.
-        truncated: tokens that were cut off the prompt's left so that the longest candidate fits.
+        truncated: tokens that were cut off the prompt's left so that the longest candidate, or what is to be written,
+            fits.
         shots: demonstrations in the prompt.
+        messages: the conversation that the prompt was rendered from; None for a plain prompt.
     """
 
     row: dict[str, Any]
@@ -179,6 +181,44 @@ class Example:
     candidate_tokens: tuple[tuple[int, ...], ...] = field(repr=False)
     truncated: int = 0
     shots: int = 0
+    messages: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a member wrote behind a prompt.
+
+    Args:
+        text: without special tokens, and up to the first stop string.
+        tokens: as the model wrote them; the token that ended it (EOS, or the last one of a stop string) is the last.
+        ended: whether it came to an end by itself; otherwise it was cut off at the greatest length.
+    """
+
+    text: str
+    tokens: tuple[int, ...] = field(repr=False)
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What one member wrote for N prompts, and what it is worth.
+
+    Args:
+        completions: one for each prompt.
+        score: the objective's value; higher is better.
+        part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part left
+            out all rows.
+        rewards: for each part that scores rows, the reward of each completion; None where it was left out.
+        extra: columns that reward functions logged with `log_extra`.
+        metrics: numbers that reward functions logged with `log_metric`; the mean where one was logged repeatedly.
+    """
+
+    completions: tuple[Completion, ...]
+    score: float
+    part_scores: dict[str, float]
+    rewards: dict[str, tuple[float | None, ...]]
+    extra: dict[str, list[Any]]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

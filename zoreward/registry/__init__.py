@@ -6,6 +6,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
     brevity = "my_package.rewards:brevity"
 """
 
+from zoreward.registry.calls import Returned, mean_score
 from zoreward.registry.decorator import objective
 from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
 from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
@@ -15,10 +16,12 @@ __all__ = [
     "Needs",
     "Objective",
     "Option",
+    "Returned",
     "Source",
     "describe_objective",
     "get_objective",
     "list_objectives",
+    "mean_score",
     "objective",
     "weighted_sum",
 ]

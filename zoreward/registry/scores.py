@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zoreward.records import InputError, ObjectiveError, UnknownNameError
-from zoreward.registry.names import neighbours
+from zoreward.records import InputError
+from zoreward.registry.calls import Returned, all_left_out, call_all, mean_score
 
 Needs = Literal["choices", "completions", "likelihood", "any"]
 """What an objective needs from the model: the best of some candidates, generated text, or how likely the answer is.
@@ -63,27 +62,12 @@ class Objective:
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
 
-    def part_scores(self, n_rows: int, /, **outputs: Any) -> dict[str, float]:
-        """Return the value of each objective of a weighted sum, by name; of another objective its own alone.
-
-        Raises what `score` raises.
-        """
-        if self.parts:
-            return {part.name: part.score(n_rows, **outputs) for _, part in self.parts}
-        return {self.name: self.score(n_rows, **outputs)}
-
-    def total(self, part_scores: Mapping[str, float]) -> float:
-        """Return the score that `part_scores` add up to."""
-        if not self.parts:
-            return part_scores[self.name]
-        return math.fsum(weight * part_scores[part.name] for weight, part in self.parts)
-
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.
 
         The function gets those `outputs` that it names, all of them if it takes `**columns`. It returns one number for
         the set, or a list (tuple, array, tensor) of `n_rows` numbers: then the score is their mean in float64, without
-        the rows whose score is None.
+        the rows whose score is None. An async function is awaited.
 
         Raises:
             ObjectiveError: the function raised, or did not return finite numbers, one or `n_rows`.
@@ -96,15 +80,68 @@ class Objective:
         >>> get_objective(exact).score(4, predictions=[0, 1, 1, 0], references=[0, 1, 1, 1])
         0.75
         """
-        if self.parts:
-            return self.total(self.part_scores(n_rows, **outputs))
-        arguments = _arguments(self, outputs)
-        try:
-            result = self.function(**arguments)
-        except Exception as error:
-            message = f"objective {self.name!r} raised {type(error).__name__}: {error}"
-            raise ObjectiveError(message, hint=hint_of(error)) from error
-        return _mean(self.name, result, n_rows)
+        [returned] = self.returned_for([(n_rows, outputs)])
+        return self.combined(returned)
+
+    def part_scores(self, n_rows: int, /, **outputs: Any) -> dict[str, float]:
+        """Return the value of each objective of a weighted sum, by name; of another objective its own alone.
+
+        Raises what `score` raises.
+        """
+        [returned] = self.returned_for([(n_rows, outputs)])
+        return {name: mean_score(name, found) for name, found in returned.items()}
+
+    def total(self, part_scores: Mapping[str, float]) -> float:
+        """Return the score that `part_scores` add up to, where no row was left out."""
+        if not self.parts:
+            return part_scores[self.name]
+        return math.fsum(weight * part_scores[part.name] for weight, part in self.parts)
+
+    def returned_for(self, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Returned]]:
+        """Return what the objective's parts return for each batch, checked; by the name of the part.
+
+        Async functions run together: all parts, all batches.
+
+        Args:
+            batches: the number of rows and the outputs of each.
+
+        Raises what `score` raises.
+
+        >>> from zoreward import get_objective
+        >>> async def length(completions):
+        ...     return [len(text) if text else None for text in completions]
+        >>> get_objective(length).returned_for([(2, {"completions": ["ab", ""]}), (1, {"completions": ["c"]})])
+        [{'length': [2.0, None]}, {'length': [1.0]}]
+        """
+        parts = [part for _, part in self.parts] or [self]
+        results = iter(call_all([(part, n_rows, outputs) for n_rows, outputs in batches for part in parts]))
+        return [{part.name: next(results) for part in parts} for _ in batches]
+
+    def combined(self, returned: Mapping[str, Returned]) -> float:
+        """Return the score that comes of what the parts returned for one batch.
+
+            score = 1/n · Σ_rows Σ_parts weight · returned[part][row]  +  Σ_parts weight · returned[part]
+
+        The first sum is over parts that score rows, without what is None; n counts the rows that at least one of them
+        scored. The second is over parts that score the batch.
+
+        Raises:
+            ObjectiveError: there are rows' scores, and all of them are None.
+
+        Source: the rewards of TRL's GRPOTrainer, `sum_then_normalize` (nansum over functions, nanmean over rows).
+        """
+        weighed = [(weight, returned[part.name]) for weight, part in self.parts] or [(1.0, returned[self.name])]
+        of_batch = math.fsum(weight * found for weight, found in weighed if not isinstance(found, list))
+        of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
+        if not of_rows:
+            return of_batch
+        terms = [
+            [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
+            for row in zip(*(found for _, found in of_rows), strict=True)
+        ]
+        if not any(terms):
+            raise all_left_out(self.name, len(terms))
+        return math.fsum(term for row in terms for term in row) / sum(map(bool, terms)) + of_batch
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | None = None) -> Objective:
@@ -139,7 +176,8 @@ def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | Non
     needs = {one.name: one.needs for one in objectives}
     if len(set(needs.values())) > 1:
         each = ", ".join(f"{name} needs {what}" for name, what in needs.items())
-        raise InputError(
+        message = f"objectives that need different things make no sum: {each}"
+        raise InputError(message, hint="take such as need the same")
             f"objectives that need different things make no sum: {each}", hint="take such as need the same"
         )
     parts = tuple(zip(weights, objectives, strict=True))
@@ -159,64 +197,3 @@ def _range(parts: tuple[tuple[float, Objective], ...]) -> tuple[float, float] | 
         return None
     ends = [sorted(weight * end for end in part.range or () if weight) or [0.0, 0.0] for weight, part in parts]
     return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
-
-
-def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the objective's function is called with: its share of `outputs`, and the values of its options."""
-    parameters = inspect.signature(objective.function).parameters.values()
-    options = set() if objective.stateful else {option.name for option in objective.options}
-    values = {} if objective.stateful else objective.values
-    for name in sorted(options & outputs.keys() - values.keys()):
-        # TRL would pass the column, the command line would take the default: neither is plainly what was meant.
-        hint = f"set the option ({name}=…), or rename the column"
-        raise InputError(f"{name!r} is an option of objective {objective.name!r} and also a column", hint=hint)
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    passed = {k: v for k, v in outputs.items() if takes_all or k in named} | dict(values)
-    for parameter in parameters:
-        required = parameter.name in named and parameter.default is parameter.empty
-        if required and parameter.name not in passed:
-            hint = neighbours(parameter.name, outputs, "There are")
-            message = f"objective {objective.name!r} asks for {parameter.name!r}, which is no column of the rows"
-            raise UnknownNameError(message, hint=hint)
-    return passed
-
-
-def _mean(name: str, result: Any, n_rows: int) -> float:
-    if hasattr(result, "tolist"):  # arrays, tensors and their scalars
-        result = result.tolist()
-    if not isinstance(result, (list, tuple)):
-        return _number(name, result, "")
-    if len(result) != n_rows:
-        raise ObjectiveError(
-            f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows",
-            hint="return one number, or a list with one for each row",
-        )
-    scores = [_number(name, score, f" for row {row}") for row, score in enumerate(result) if score is not None]
-    if not scores:
-        raise ObjectiveError(f"objective {name!r} left out all {n_rows} rows: every score is None")
-    return math.fsum(scores) / len(scores)
-
-
-def _number(name: str, value: Any, where: str) -> float:
-    try:
-        plain = value.item() if hasattr(value, "item") else value
-        number = float(plain) if isinstance(plain, (int, float)) else None
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = None
-    if number is None:
-        hint = "return one number, or a list with one for each row"
-        raise ObjectiveError(f"objective {name!r} returned no number{where}: {_short(value)}", hint=hint)
-    if not math.isfinite(number):
-        raise ObjectiveError(f"objective {name!r} returned {number}{where}", hint="a score must be finite")
-    return number
-
-
-def hint_of(error: BaseException) -> str:
-    """Return what an exception says to do: its `hint`, or the notes that were added to it."""
-    return str(getattr(error, "hint", "") or " ".join(getattr(error, "__notes__", ())))
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return f"{text[:60]}…" if len(text) > 60 else text

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
+from zoreward.registry.calls import hint_of
 from zoreward.registry.decorator import describe
 from zoreward.registry.names import neighbours
-from zoreward.registry.scores import Objective, hint_of, weighted_sum
+from zoreward.registry.scores import Objective, weighted_sum
 
 _GROUP = "zoreward.objectives"
 _SHIPPED_BY = "zoreward"
-# Sources that are no Python module, so that `trl:NAME` never means an arbitrary function of that package.
-_RESERVED_PREFIXES = ("evaluate", "trl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +116,6 @@ def describe_objective(source: str | Objective | Callable[..., Any], /) -> Objec
         made = functools.partial(found.function, **{first: rest})
         return replace(found, name=source, function=made, options=found.options[1:])
     place, _, attribute = source.rpartition(":")
-    if place in _RESERVED_PREFIXES:
-        raise UnknownNameError(
-            f"unknown objective {source!r}", hint=f"this version takes no objectives from {place!r} by a prefix"
-        )
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     if not hasattr(module, attribute):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -10,6 +10,7 @@ from zoreward.data import render
 from zoreward.records import Evaluation, Example, Member
 from zoreward.registry import Objective, get_objective
 from zoreward.scoring.choices import choice_outputs
+from zoreward.scoring.columns import columns_of
 from zoreward.scoring.likelihood import likelihood_outputs
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.logprobs import candidate_logprobs
@@ -46,12 +47,6 @@ def member_parts(
         objective.part_scores(len(examples), **{**columns, **outputs(examples, logprobs_NC)})
         for logprobs_NC in logprobs_MNC
     ]
-
-
-def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """Return the rows' columns as lists; a row without a column has None there."""
-    names = dict.fromkeys(name for example in examples for name in example.row)
-    return {name: [example.row.get(name) for example in examples] for name in names}
 
 
 def evaluate(

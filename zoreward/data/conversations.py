@@ -1,0 +1,136 @@
+"""Prompts that a model writes on from: plain texts and conversations, as tokens. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoreward.data.columns import columns_hint, columns_of
+from zoreward.data.templates import fill
+from zoreward.data.tokens import _any_start, _front, encode
+from zoreward.records import Example, InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = tuple[dict[str, Any], ...]
+
+
+class _Prompt(NamedTuple):
+    text: str
+    messages: Messages | None
+
+
+def render_prompts(
+    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str | None = None,
+    prompt: str = "prompt",
+    max_length: int | None = None,
+) -> list[Example]:
+    """Every row as an `Example` without candidates: a prompt to write on from.
+
+    A prompt is a template filled with the row, or what the row's column `prompt` holds: a text, or a conversation, a
+    list of messages `{"role": …, "content": …}`. A conversation goes through the tokenizer's chat template and ends
+    where the assistant's turn begins; one whose last message is the assistant's goes on in that message. The tokens
+    of a plain prompt begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
+
+    Args:
+        rows: at least one; a list of dicts or a `datasets.Dataset`.
+        tokenizer: of the model that will write.
+        template: the prompt; a `str.format` template over the columns: `Question: {question} Answer:`.
+        prompt: the column of the prompt, where there is no template.
+        max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts lose
+            tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
+
+    Raises:
+        InputError: a prompt is no text and no conversation, some are one and some the other, the tokenizer has no
+            chat template, or `max_length` leaves no room. Rows are counted from 1.
+        UnknownNameError: no row has the column `prompt`.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "fine": 1, "film": 2}))
+        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> [example] = render_prompts([{"prompt": "a fine film"}], tokenizer, max_length=2)
+        >>> example.prompt, example.prompt_tokens, example.truncated
+        ('a fine film', (1, 2), 1)
+
+    Source: rows and conversations as in TRL's "prompt-only" dataset formats; the last message as in its
+    `apply_chat_template`.
+    """
+    rows = list(rows)
+    if not rows:
+        raise InputError("there are no rows", hint="give at least one row")
+    if max_length is not None and max_length < 1:
+        hint = "write fewer new tokens, or take a model with a longer context"
+        raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
+    prompts = _prompts(rows, tokenizer, template, prompt)
+    chat = prompts[0].messages is not None
+    tokens = encode(tokenizer, [one.text for one in prompts])
+    front = [] if chat else _front(tokenizer, [one.text for one in prompts], tokens)
+    examples = []
+    for number, (row, one, own) in enumerate(zip(rows, prompts, tokens, strict=True), 1):
+        head = front
+        if own[: len(front)] == front:  # a template may write BOS itself; it is not doubled
+            own = own[len(front) :]
+        if not head and not own:
+            head = _any_start(tokenizer, number)
+        cut = 0 if max_length is None else max(0, len(own) - max(max_length - len(head), 0))
+        if own and cut == len(own):
+            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
+        examples.append(Example(row, one.text, (), 0, (*head, *own[cut:]), (), cut, messages=one.messages))
+    return examples
+
+
+def _prompts(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str | None, column: str
+) -> list[_Prompt]:
+    if template is not None:
+        return [_Prompt(text, None) for text in fill(template, rows, "--template")]
+    columns = columns_of(rows)
+    if column not in columns:
+        hint = f"give --prompt or --template; {columns_hint(column, columns)}"
+        raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
+    chat = not isinstance(rows[0].get(column), str)
+    prompts = []
+    for number, row in enumerate(rows, 1):
+        value: Any = row.get(column)
+        if isinstance(value, str) == chat and (isinstance(value, str) or _is_conversation(value)):
+            hint = "score plain prompts and conversations one after the other"
+            raise InputError(
+                f"row {number} is of another kind than row 1: a text here, a conversation there", hint=hint
+            )
+        if chat and not _is_conversation(value):
+            hint = 'a prompt is a text, or a list of messages {"role": "user", "content": "…"}'
+            raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no prompt", hint=hint)
+        if not chat and not isinstance(value, str):
+            raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no text", hint="drop such rows")
+        prompts.append(_chat(tokenizer, value, number) if chat else _Prompt(value, None))
+    return prompts
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
+    )
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], number: int) -> _Prompt:
+    if tokenizer.chat_template is None:
+        hint = "take an instruction-tuned model, or write the prompts as text (--template)"
+        raise InputError("the prompts are conversations, and this model's tokenizer has no chat template", hint=hint)
+    goes_on = messages[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        )
+    except Exception as error:  # a template raises what its author chose
+        why = " ".join(str(error).split())
+        raise InputError(f"row {number} does not fit the chat template: {why:.200}") from error
+    return _Prompt(str(text), tuple(messages))

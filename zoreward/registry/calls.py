@@ -1,0 +1,166 @@
+"""The call of an objective's function: what it is given, how it is awaited, and whether what comes back is a score."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoreward.records import InputError, ObjectiveError, UnknownNameError
+from zoreward.registry.names import neighbours
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from zoreward.registry.scores import Objective
+
+Returned = float | list[float | None]
+"""One number for a batch, or one for each row; None leaves a row out."""
+
+
+def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[Returned]:
+    """Call objectives' functions, each with its number of rows and outputs; those that are async run together.
+
+    Functions that are not async run one after the other, in this thread.
+
+    Raises what `Objective.score` raises.
+    """
+    given = [_arguments(objective, outputs) for objective, _, outputs in calls]
+    results: list[Any] = []
+    try:
+        for (objective, _, _), arguments in zip(calls, given, strict=True):
+            try:
+                results.append(objective.function(**arguments))
+            except Exception as error:
+                raise _raised(objective, error) from error
+    except BaseException:
+        for result in results:
+            if inspect.iscoroutine(result):
+                result.close()
+        raise
+    waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
+    for i, result in zip(waiting, _await_all([results[i] for i in waiting]), strict=True):
+        if isinstance(result, BaseException):
+            raise _raised(calls[i][0], result) from result
+        results[i] = result
+    return [
+        _checked(objective.name, result, n_rows) for (objective, n_rows, _), result in zip(calls, results, strict=True)
+    ]
+
+
+def mean_score(name: str, returned: Returned) -> float:
+    """Return the mean of what an objective returned, without the rows that it left out.
+
+    Raises:
+        ObjectiveError: it left out all rows.
+
+    >>> mean_score("f", [1.0, None, 0.5]), mean_score("f", 0.25)
+    (0.75, 0.25)
+    """
+    if not isinstance(returned, list):
+        return returned
+    scores = [score for score in returned if score is not None]
+    if not scores:
+        raise all_left_out(name, len(returned))
+    return math.fsum(scores) / len(scores)
+
+
+def all_left_out(name: str, n_rows: int) -> ObjectiveError:
+    return ObjectiveError(f"objective {name!r} left out all {n_rows} rows: every score is None")
+
+
+def _raised(objective: Objective, error: BaseException) -> ObjectiveError:
+    message = f"objective {objective.name!r} raised {type(error).__name__}: {error}"
+    return ObjectiveError(message, hint=hint_of(error))
+
+
+def _await_all(awaitables: Sequence[Awaitable[Any]]) -> Sequence[Any]:
+    """Run them together; the result of each, or the exception that it raised."""
+    if not awaitables:
+        return []
+    import asyncio
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*awaitables, return_exceptions=True)
+
+    future = asyncio.run_coroutine_threadsafe(together(), _event_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for the whole process, on a thread of its own, from the first async objective on.
+
+    Clients that a reward function keeps (of an HTTP service, say) belong to the loop that they were first used in: a
+    loop for each batch would break them. A notebook has a loop of its own, which must not be blocked.
+    """
+    import asyncio
+    import threading
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="zoreward-async", daemon=True).start()
+    return loop
+
+
+def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the objective's function is called with: its share of `outputs`, and the values of its options."""
+    parameters = inspect.signature(objective.function).parameters.values()
+    options = set() if objective.stateful else {option.name for option in objective.options}
+    values = {} if objective.stateful else objective.values
+    for name in sorted(options & outputs.keys() - values.keys()):
+        # TRL would pass the column, the command line would take the default: neither is plainly what was meant.
+        hint = f"set the option ({name}=…), or rename the column"
+        raise InputError(f"{name!r} is an option of objective {objective.name!r} and also a column", hint=hint)
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    passed = {k: v for k, v in outputs.items() if takes_all or k in named} | dict(values)
+    for parameter in parameters:
+        required = parameter.name in named and parameter.default is parameter.empty
+        if required and parameter.name not in passed:
+            hint = neighbours(parameter.name, outputs, "There are")
+            message = f"objective {objective.name!r} asks for {parameter.name!r}, which is no column of the rows"
+            raise UnknownNameError(message, hint=hint)
+    return passed
+
+
+def _checked(name: str, result: Any, n_rows: int) -> Returned:
+    if hasattr(result, "tolist"):  # arrays, tensors and their scalars
+        result = result.tolist()
+    if not isinstance(result, (list, tuple)):
+        return _number(name, result, "")
+    if len(result) != n_rows:
+        raise ObjectiveError(
+            f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows",
+            hint="return one number, or a list with one for each row",
+        )
+    return [None if score is None else _number(name, score, f" for row {row}") for row, score in enumerate(result)]
+
+
+def _number(name: str, value: Any, where: str) -> float:
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+        number = float(plain) if isinstance(plain, (int, float)) else None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = None
+    if number is None:
+        hint = "return one number, or a list with one for each row"
+        raise ObjectiveError(f"objective {name!r} returned no number{where}: {_short(value)}", hint=hint)
+    if not math.isfinite(number):
+        raise ObjectiveError(f"objective {name!r} returned {number}{where}", hint="a score must be finite")
+    return number
+
+
+def hint_of(error: BaseException) -> str:
+    """Return what an exception says to do: its `hint`, or the notes that were added to it."""
+    return str(getattr(error, "hint", "") or " ".join(getattr(error, "__notes__", ())))
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return f"{text[:60]}…" if len(text) > 60 else text

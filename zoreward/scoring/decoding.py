@@ -1,0 +1,214 @@
+"""One call of a model's `generate`: several members, several prompts, and nothing but the settings given here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from zoreward.members import KEEP_BYTES, members_at
+from zoreward.records import InputError, Member, ObjectiveError
+from zoreward.scoring.reader import Reader
+from zoreward.scoring.sampling import CommonNumbers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How members write.
+
+    Args:
+        max_new_tokens: greatest length of a completion.
+        temperature: 0: always the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
+        top_p: drawn from the likeliest tokens that have this probability together; 1: from all.
+        top_k: drawn from so many likeliest tokens; 0: from all.
+        stop: a completion ends before the first of these texts.
+        seed: of what is drawn, from 0 to 2^64 − 1. The same for every member; another one for each step.
+        rows: most rows of one call, all members together; None: as many as the memory takes.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "max_new_tokens": self.max_new_tokens < 1 and "is at least 1",
+            "temperature": not 0 <= self.temperature < float("inf") and "is 0 or more",
+            "top_p": not 0 < self.top_p <= 1 and "lies above 0 and is at most 1",
+            "top_k": self.top_k < 0 and "is 0 or more",
+            "stop": (isinstance(self.stop, str) or not all(self.stop)) and "holds texts, none of them empty",
+            "seed": not 0 <= self.seed < 2**64 and "lies between 0 and 2^64 - 1",
+            "rows": self.rows is not None and self.rows < 1 and "is at least 1",
+        }
+        for name, what in wrong.items():
+            if what:
+                raise InputError(f"{name}={getattr(self, name)!r} is out of range", hint=f"{name} {what}")
+
+
+def write(
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    rows: Sequence[int],
+    members: Sequence[Member],
+    settings: Generation,
+    *,
+    processors: Sequence[LogitsProcessor] = (),
+    ends: bool = True,
+) -> list[list[Tokens]]:
+    """Return what each member writes behind the prompts numbered `rows`, from one `generate` for all of them.
+
+    Args:
+        reader: the model.
+        tokenizer: the model's.
+        prompts: all prompts.
+        rows: which of them; their numbers also say what is drawn for them.
+        members: they share the forward passes.
+        settings: how to write.
+        processors: more to be done to the logits, first of all.
+        ends: whether a completion may end before its greatest length.
+
+    Raises:
+        ObjectiveError: the model's outputs are not finite.
+    """
+    model: Any = reader.model
+    chosen = [prompts[n] for n in rows]
+    width = max(map(len, chosen))
+    padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
+    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
+    end_tokens = _end_tokens(model, tokenizer) if ends else []
+    finite = _Finite()
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=False,
+        eos_token_id=end_tokens or None,
+        pad_token_id=reader.pad_token_id,
+    )
+    keep_bytes = _keep_bytes(reader) if reader.grouped and len(members) > 1 else sys.maxsize
+    with (
+        torch.no_grad(),
+        _own_settings(model),
+        members_at(model, members, tuned=reader.tuned, keep_bytes=keep_bytes),
+    ):
+        found = model.generate(
+            input_ids=torch.tensor(padded, device=device_of(reader)).repeat(len(members), 1),
+            attention_mask=torch.tensor(mask, device=device_of(reader)).repeat(len(members), 1),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([finite, *processors, *_draws(settings, rows, width)]),
+            stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, settings.stop, width)] if settings.stop else []),
+        )
+    if finite.lost():
+        raise ObjectiveError(
+            "the model's outputs are not finite",
+            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
+        )
+    new = [_up_to_end(tokens, end_tokens) for tokens in found[:, width:].tolist()]
+    return [new[m * len(rows) : (m + 1) * len(rows)] for m in range(len(members))]
+
+
+def _draws(settings: Generation, rows: Sequence[int], start: int) -> list[LogitsProcessor]:
+    if settings.temperature == 0:
+        return []
+    draws: list[LogitsProcessor] = [TemperatureLogitsWarper(float(settings.temperature))]
+    if settings.top_k:
+        draws.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        draws.append(TopPLogitsWarper(settings.top_p))
+    return [*draws, CommonNumbers(settings.seed, rows, start)]
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Lay the checkpoint's own generation settings aside: what is not set here would be taken from them."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's EOS and those of the checkpoint's generation settings."""
+    own = model.generation_config.eos_token_id
+    own = [own] if isinstance(own, int) else list(own or [])
+    return sorted({*own, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+
+
+def _up_to_end(tokens: list[int], end_tokens: Sequence[int]) -> Tokens:
+    """
+    >>> _up_to_end([5, 1, 0, 0], [1]), _up_to_end([5, 6], [1])
+    ((5, 1), (5, 6))
+    """
+    ends = [i for i, token in enumerate(tokens) if token in end_tokens]
+    return tuple(tokens[: ends[0] + 1] if ends else tokens)
+
+
+def _keep_bytes(reader: Reader) -> int:
+    """How many bytes of perturbed copies may be kept: making them again for each token costs more than reading them."""
+    device = device_of(reader)
+    return KEEP_BYTES if device.type == "cpu" else max(KEEP_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
+
+
+def device_of(reader: Reader) -> torch.device:
+    return next(reader.model.parameters()).device
+
+
+class _Finite(LogitsProcessor):
+    """Remembers whether a logit was NaN, whose argmax would be a token like any other."""
+
+    def __init__(self) -> None:
+        self._lost: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        lost = scores.isnan().any()
+        self._lost = lost if self._lost is None else self._lost | lost
+        return scores
+
+    def lost(self) -> bool:
+        return self._lost is not None and bool(self._lost)
+
+
+class _Stop(StoppingCriteria):
+    """Ends rows in which a stop string stands. Texts are compared, as a stop string may lie across tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int):
+        self._tokenizer, self._stop, self._start = tokenizer, stop, start
+        # A character has at most four tokens (its bytes). Some more: the first token of a text may lose a space.
+        self._window = 4 * max(map(len, stop)) + 4
+        self._done: list[bool] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._done = self._done or [False] * len(input_ids)
+        waiting = [r for r, done in enumerate(self._done) if not done]
+        tails = input_ids[:, max(self._start, input_ids.shape[1] - self._window) :].tolist()
+        texts = self._tokenizer.batch_decode([tails[r] for r in waiting], skip_special_tokens=True)
+        for r, text in zip(waiting, texts, strict=True):
+            self._done[r] = any(stop in text for stop in self._stop)
+        return torch.tensor(self._done, device=input_ids.device)

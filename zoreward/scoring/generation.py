@@ -1,0 +1,165 @@
+"""What members write behind prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from transformers import LogitsProcessor
+
+from zoreward.members import grouping_problem
+from zoreward.records import Example, Member
+from zoreward.scoring.decoding import Generation, Tokens, device_of, write
+from zoreward.scoring.logprobs import sorted_batches
+from zoreward.scoring.reader import Reader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tokens of one call, prompts and completions of all members. What limits them is the cache: 200 KB a token for a model
+# of 1.3 B parameters in half precision.
+CPU_TOKENS, GPU_TOKENS = 16384, 65536
+
+
+class Generator(Protocol):
+    """Whatever writes on from prompts under members; another engine can stand behind it."""
+
+    def generate(
+        self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation
+    ) -> Iterable[list[list[Tokens]]]:
+        """Yield the members' completions in order, some members at a time: for each of these a list of N completions.
+
+        A completion is without its prompt and without padding; the token that ended it (EOS) is its last. It depends
+        on the member, its prompt and the prompt's place among `prompts` alone, not on what shares a batch with it.
+
+        Args:
+            prompts: N prompts.
+            members: M members.
+            settings: how to write.
+        """
+        ...
+
+
+class HFGenerator:
+    """A `Generator` by the model's own `generate`: members × prompts in one call, as far as memory goes.
+
+    It learns how much the memory takes: after a call that did not fit, the next ones are half as large.
+
+    Args:
+        reader: the model. Where its members cannot share a forward pass they write one after the other.
+        tokenizer: the model's.
+        tokens: tokens of one call, prompts and completions of all members together.
+    """
+
+    def __init__(self, reader: Reader, tokenizer: PreTrainedTokenizerBase, *, tokens: int | None = None):
+        self.reader = reader
+        self.tokenizer = tokenizer
+        self.tokens = tokens or (CPU_TOKENS if device_of(reader).type == "cpu" else GPU_TOKENS)
+
+    def generate(
+        self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation
+    ) -> Iterator[list[list[Tokens]]]:
+        """See `Generator.generate`.
+
+        Raises:
+            ObjectiveError: the model's outputs are not finite.
+        """
+        first = 0
+        while first < len(members):
+            group = members[first : first + self._members_at_once(prompts, settings)]
+            yield self._write(prompts, group, settings)
+            first += len(group)
+
+    def _members_at_once(self, prompts: Sequence[Tokens], settings: Generation) -> int:
+        if not self.reader.grouped:
+            return 1
+        tokens = len(prompts) * (max(map(len, prompts)) + settings.max_new_tokens)
+        by_rows = settings.rows // len(prompts) if settings.rows else sys.maxsize
+        return max(1, min(self.tokens // tokens, by_rows))
+
+    def _write(self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation) -> list[list[Tokens]]:
+        written: list[list[Tokens]] = [[()] * len(prompts) for _ in members]
+        lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
+        batches = sorted_batches(lengths, self.tokens // len(members), settings.rows)
+        if not self.reader.pads:
+            batches = [same for batch in batches for same in _by_length(batch, lengths)]
+        work = [(range(len(members)), batch) for batch in batches]
+        while work:
+            group, rows = work.pop(0)
+            try:
+                found = write(self.reader, self.tokenizer, prompts, rows, [members[m] for m in group], settings)
+            except torch.OutOfMemoryError:
+                if len(group) == len(rows) == 1:
+                    raise
+                self.tokens = max(1, self.tokens // 2)
+                work[:0] = _halves(group, rows)
+                continue
+            for m, completions in zip(group, found, strict=True):
+                for n, completion in zip(rows, completions, strict=True):
+                    written[m][n] = completion
+        return written
+
+
+def checked_generator(
+    reader: Reader, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], members: Sequence[Member]
+) -> HFGenerator:
+    """Return a generator that writes for members together, or one at a time where this model cannot.
+
+    Args:
+        reader: the model.
+        tokenizer: the model's.
+        examples: real rows to try it on; the first four are taken.
+        members: at least two, different from each other.
+    """
+    prompts = [example.prompt_tokens for example in examples[:4]]
+    if not reader.pads:
+        prompts = [prompts[0]] * len(prompts)
+    full = next(reader.model.parameters()).dtype in (torch.float32, torch.float64)
+    problem = grouping_problem(
+        reader.model,
+        members,
+        lambda some: _forced_logprobs(reader, tokenizer, prompts, some),
+        tuned=reader.tuned,
+        # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
+        tolerance=1e-3 if full else 5e-2,
+    )
+    return HFGenerator(replace(reader, problem=problem), tokenizer)
+
+
+def _forced_logprobs(
+    reader: Reader, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Tokens], members: Sequence[Member]
+) -> torch.Tensor:
+    """Mean log-probability of three given tokens, written one after the other through the cache: (M, N)."""
+    forced = _Forced(prompts[0][-1])
+    write(
+        reader, tokenizer, prompts, range(len(prompts)), members, Generation(max_new_tokens=3), processors=[forced],
+        ends=False,
+    )  # fmt: skip
+    return torch.stack(forced.logprobs).mean(dim=0).view(len(members), -1)
+
+
+def _by_length(batch: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    return [[n for n in batch if lengths[n] == length] for length in sorted({lengths[n] for n in batch})]
+
+
+def _halves(group: range, rows: list[int]) -> list[tuple[range, list[int]]]:
+    if len(group) > 1:
+        return [(group[: len(group) // 2], rows), (group[len(group) // 2 :], rows)]
+    return [(group, rows[: len(rows) // 2]), (group, rows[len(rows) // 2 :])]
+
+
+class _Forced(LogitsProcessor):
+    """Lets every row write one given token, and keeps its log-probability."""
+
+    def __init__(self, token: int):
+        self._token = token
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.logprobs.append(scores.log_softmax(-1)[:, self._token].cpu())
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self._token] = 0
+        return forced

@@ -1,0 +1,104 @@
+"""Reward functions, called as TRL's GRPOTrainer calls them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from zoreward.records import Completion, Example, ObjectiveError, Writing
+from zoreward.registry import Objective, Returned, mean_score
+from zoreward.scoring.columns import columns_of
+
+# What TRL keeps from a reward function because it says it in another way.
+_KEPT_BACK = ("prompt", "completion", "completion_ids")
+
+
+def score_writings(
+    objective: Objective,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[Completion]],
+    trainer_state: Any = None,
+) -> list[Writing]:
+    """Score what members wrote; async rewards of all of them run together.
+
+    Args:
+        objective: one that needs `completions`.
+        examples: N rows.
+        texts: for each member what it wrote for each row.
+        trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned no score.
+    """
+    if trainer_state is None:
+        from transformers import TrainerState
+
+        trainer_state = TrainerState()
+    notes = [_Notes() for _ in texts]
+    batches = [
+        (len(examples), {**completion_outputs(examples, written), "trainer_state": trainer_state, **note.loggers})
+        for written, note in zip(texts, notes, strict=True)
+    ]
+    return [
+        _writing(objective, written, returned, note)
+        for written, returned, note in zip(texts, objective.returned_for(batches), notes, strict=True)
+    ]
+
+
+def completion_outputs(examples: Sequence[Example], written: Sequence[Completion]) -> dict[str, Any]:
+    """Return the outputs of one member for an objective that needs `completions`.
+
+    Args:
+        examples: N rows, all of them plain or all of them conversations.
+        written: what the member wrote for each.
+
+    Returns:
+        `prompts`: texts, or lists of messages · `completions`: texts, or lists of one message of the assistant's ·
+        `completion_ids`: lists of tokens, up to and with EOS · every column, but `prompt`, `completion` and
+        `completion_ids`.
+    """
+    chat = examples[0].messages is not None
+    columns = {name: values for name, values in columns_of(examples).items() if name not in _KEPT_BACK}
+    return {
+        **columns,
+        "prompts": [list(one.messages) if one.messages else one.prompt for one in examples],
+        "completions": [[{"role": "assistant", "content": one.text}] if chat else one.text for one in written],
+        "completion_ids": [list(one.tokens) for one in written],
+    }
+
+
+def _writing(
+    objective: Objective, written: Sequence[Completion], returned: dict[str, Returned], notes: _Notes
+) -> Writing:
+    rewards = {name: tuple(found) for name, found in returned.items() if isinstance(found, list)}
+    return Writing(
+        completions=tuple(written),
+        score=objective.combined(returned),
+        part_scores={name: _part_score(name, found) for name, found in returned.items()},
+        rewards=rewards,
+        extra=notes.extra,
+        metrics={name: math.fsum(values) / len(values) for name, values in notes.metrics.items()},
+    )
+
+
+def _part_score(name: str, returned: Returned) -> float:
+    try:
+        return mean_score(name, returned)
+    except ObjectiveError:  # another part has scored these rows, or the sum would have said so
+        return math.nan
+
+
+class _Notes:
+    """What reward functions log beside their rewards."""
+
+    def __init__(self) -> None:
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+        self.loggers = {"log_extra": self._log_extra, "log_metric": self._log_metric}
+
+    def _log_extra(self, column: str, values: list[Any]) -> None:
+        self.extra.setdefault(column, []).extend(values)
+
+    def _log_metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(name, []).append(float(value))
