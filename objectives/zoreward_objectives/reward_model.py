@@ -1,0 +1,138 @@
+"""A reward model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from zoreward import objective
+
+
+@objective("reward-model")
+class RewardModel:
+    """What a reward model gives for prompt and completion: a sequence classifier with one logit.
+
+    Plain texts are joined and read without the tokens that the tokenizer would put around them, as in TRL's
+    GRPOTrainer. Conversations go through the reward model's own chat template. Texts that are too long lose tokens on
+    the left.
+
+    Source: the rewards of TRL's GRPOTrainer for a model.
+    """
+
+    def __init__(
+        self,
+        *,
+        reward_model: str,
+        activation: Literal["none", "sigmoid"] = "none",
+        eos: bool = False,
+        special_tokens: bool = False,
+        max_length: int | None = None,
+        batch_size: int = 16,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+        device: str | None = None,
+    ):
+        """Load the reward model.
+
+        Args:
+            reward_model: a folder or a Hub id.
+            activation: sigmoid maps the logit to a number between 0 and 1.
+            eos: put the end token behind plain texts, as TRL's RewardTrainer does in training.
+            special_tokens: put the tokenizer's own tokens (BOS, or CLS and SEP) around plain texts.
+            max_length: most tokens of prompt and completion; by default the reward model's context.
+            batch_size: texts at once.
+            dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
+            device: where the reward model runs; by default the GPU if there is one.
+
+        Raises:
+            ValueError: it is no reward model, or an option does not fit it.
+        """
+        if activation not in ("none", "sigmoid"):
+            raise ValueError(f"there is no activation {activation!r}: take none or sigmoid")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, not {batch_size}")
+        self._name = reward_model
+        self._tokenizer, self._model = _load(reward_model, dtype, device)
+        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_length = min((limit for limit in (max_length, context) if limit), default=None)
+        self._sigmoid, self._batch_size, self._special_tokens = activation == "sigmoid", batch_size, special_tokens
+        self._end = self._tokenizer.eos_token if eos else ""
+        if self._end is None:
+            raise ValueError(f"the tokenizer of {reward_model!r} has no end token: leave the option eos out")
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """Return the reward of each completion."""
+        pairs = list(zip(prompts, completions, strict=True))
+        chat = bool(pairs) and not isinstance(pairs[0][0], str)
+        texts = [self._chat(p, c) if chat else self._plain(p + c) for p, c in pairs]
+        encoded = self._tokenizer(texts, add_special_tokens=self._special_tokens and not chat, verbose=False)
+        tokens = [ids[-self._max_length :] if self._max_length else ids for ids in encoded["input_ids"]]
+        order = sorted(range(len(tokens)), key=lambda n: (len(tokens[n]), n))
+        rewards = [0.0] * len(tokens)
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            for n, logit in zip(batch, self._logits([tokens[n] for n in batch]), strict=True):
+                rewards[n] = 0.5 * (1 + math.tanh(logit / 2)) if self._sigmoid else logit
+        return rewards
+
+    def _plain(self, text: str) -> str:
+        return text if text.endswith(self._end) else text + self._end
+
+    def _chat(self, prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> str:
+        if self._tokenizer.chat_template is None:
+            raise ValueError(
+                f"the prompts are conversations, and the tokenizer of {self._name!r} has no chat template: take a reward "
+                "model for conversations, or write the prompts as text"
+            )
+        return str(self._tokenizer.apply_chat_template(prompt + completion, tokenize=False))
+
+    def _logits(self, tokens: list[list[int]]) -> list[float]:
+        import torch
+
+        pad = self._model.config.pad_token_id
+        width = max([1, *map(len, tokens)])
+        device = self._model.device
+        ids = torch.tensor([[*own, *[pad] * (width - len(own))] for own in tokens], device=device)
+        mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in tokens], device=device)
+        with torch.inference_mode():
+            logits = self._model(input_ids=ids, attention_mask=mask).logits
+        return [float(logit) for logit in logits[:, 0].double().cpu()]
+
+
+def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    if not Path(name).exists() and name.startswith((".", "/", "~")):
+        raise ValueError(f"there is no reward model folder {name!r}: give a folder, or a Hub id")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # safetensors, sentencepiece, the Hub and others raise their own
+        raise ValueError(f"no reward model could be loaded from {name!r}: {_first_line(error)}") from error
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{name!r} has {config.num_labels} logits, and a reward model has one: take a model trained with num_labels=1"
+        )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = dtype or ("float32" if place.type == "cpu" else "auto")
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=chosen, output_loading_info=True
+        )
+    except Exception as error:
+        raise ValueError(f"no reward model could be loaded from {name!r}: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise ValueError(f"{name!r} was never trained to score: its weights lack {first}; take a reward model")
+    if model.config.pad_token_id is None:  # as in TRL: the model looks for the last token that is no padding
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    if model.config.pad_token_id is None:
+        raise ValueError(f"the tokenizer of {name!r} has neither a padding token nor an end token")
+    return tokenizer, model.to(place).eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,84 @@
+"""Reward functions of TRL."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoreward import get_objective, objective
+
+if TYPE_CHECKING:
+    from zoreward.registry import Objective
+
+
+@objective("trl", needs="any")
+def trl_(*, name: str, option: Sequence[str] = ()) -> Objective:
+    """A reward function of trl.rewards: think_format_reward, accuracy_reward, get_soft_overlong_punishment and others.
+
+    These functions read completions as lists of messages; plain texts are handed to them as such. A function whose
+    name begins with get_ makes the reward from options.
+
+    Args:
+        name: of the function.
+        option: an option of a get_ function, as name=value; give it once for each.
+
+    Raises:
+        LookupError: trl.rewards has nothing of that name.
+        ValueError: options that the function does not take.
+
+    >>> found = get_objective("trl:think_format_reward")
+    >>> found.score(2, completions=["<think>so</think>4", "4"])
+    0.5
+    """
+    found = _found(name)
+    values = dict(_option(one) for one in option or ())
+    if name.startswith("get_"):
+        try:
+            inspect.signature(found).bind(**values)
+        except TypeError as error:
+            raise ValueError(f"the options do not fit trl.rewards.{name}{inspect.signature(found)}: {error}") from error
+        found = found(**values)
+    elif values:
+        raise ValueError(f"trl.rewards.{name} takes no options")
+
+    @functools.wraps(found, assigned=("__doc__",), updated=())
+    def reward(completions: Sequence[Any], **columns: Any) -> Any:
+        return found(completions=[_messages(one) for one in completions], **columns)
+
+    reward.__name__ = name
+    # functools.wraps lets inspect see the wrapped parameters, which do not say that all columns are passed on.
+    del reward.__wrapped__  # type: ignore[attr-defined]
+    return get_objective(reward)
+
+
+def _found(name: str) -> Callable[..., Any]:
+    try:
+        from trl import rewards
+    except ImportError as error:
+        raise LookupError(f"the rewards of TRL need the package trl ({error}): pip install trl") from error
+    names = sorted(one for one in dir(rewards) if one.endswith(("_reward", "_punishment")))
+    if name not in names:
+        import difflib
+
+        near = difflib.get_close_matches(name, names)
+        told = f"did you mean {' or '.join(near)}? " if near else ""
+        raise LookupError(f"trl.rewards has no reward {name!r}; {told}It has {', '.join(names)}")
+    found: Callable[..., Any] = getattr(rewards, name)
+    return found
+
+
+def _messages(completion: Any) -> Any:
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+
+
+def _option(written: str) -> tuple[str, Any]:
+    name, equals, value = written.partition("=")
+    if not equals:
+        raise ValueError(f"the option {written!r} is not written as name=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
