@@ -82,8 +82,8 @@ class RewardModel:
     def _chat(self, prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> str:
         if self._tokenizer.chat_template is None:
             raise ValueError(
-                f"the prompts are conversations, and the tokenizer of {self._name!r} has no chat template: take a reward "
-                "model for conversations, or write the prompts as text"
+                f"the prompts are conversations, and the tokenizer of {self._name!r} has no chat template: "
+                "take a reward model for conversations, or write the prompts as text"
             )
         return str(self._tokenizer.apply_chat_template(prompt + completion, tokenize=False))
 
@@ -113,7 +113,8 @@ def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
         raise ValueError(f"no reward model could be loaded from {name!r}: {_first_line(error)}") from error
     if config.num_labels != 1:
         raise ValueError(
-            f"{name!r} has {config.num_labels} logits, and a reward model has one: take a model trained with num_labels=1"
+            f"{name!r} has {config.num_labels} logits, and a reward model has one: "
+            "take a model trained with num_labels=1"
         )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = dtype or ("float32" if place.type == "cpu" else "auto")

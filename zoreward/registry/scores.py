@@ -178,8 +178,6 @@ def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | Non
         each = ", ".join(f"{name} needs {what}" for name, what in needs.items())
         message = f"objectives that need different things make no sum: {each}"
         raise InputError(message, hint="take such as need the same")
-            f"objectives that need different things make no sum: {each}", hint="take such as need the same"
-        )
     parts = tuple(zip(weights, objectives, strict=True))
     if weights == [1.0]:
         return objectives[0]
