@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics
 
 from zoreward.records import InputError, ObjectiveError
-from zoreward.registry import Objective, describe_objective, get_objective, list_objectives
+from zoreward.registry import describe_objective, get_objective, list_objectives
 
 SHIPPED = sorted(entry.name for entry in list_objectives() if entry.distribution == "zoreward")
 
@@ -49,15 +49,8 @@ def test_the_shipped_objectives_are_found() -> None:
     assert {"accuracy", "auc", "balanced-accuracy", "f1", "log-likelihood", "mcc", "neg-cross-entropy"} <= set(SHIPPED)
 
 
-def scoring_answers(name: str) -> Objective:
-    """Return the objective, or skip the test where it scores text: what is perfect there differs for each."""
-    found = get_objective(name)
-    if found.needs == "completions":
-        pytest.skip("scores text")
-    return found
-
-
-SCORING = [name for name in SHIPPED if describe_objective(name).needs != "any"]
+# What scores text is tested in test_text_objectives.py: what is perfect there differs for each.
+SCORING = [name for name in SHIPPED if describe_objective(name).needs in ("choices", "likelihood")]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -70,7 +63,7 @@ def test_it_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORING)
 def test_perfect_answers_reach_the_top_and_nothing_passes_it(name: str) -> None:
-    found = scoring_answers(name)
+    found = get_objective(name)
     assert found.range is not None
     low, high = found.range
     assert found.score(6, **perfect(found.needs, 6)) == high
@@ -81,7 +74,7 @@ def test_perfect_answers_reach_the_top_and_nothing_passes_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORING)
 def test_the_order_of_rows_does_not_matter(name: str) -> None:
-    found = scoring_answers(name)
+    found = get_objective(name)
     outputs = batch(found.needs, 50)
     order = np.random.default_rng(1).permutation(50).tolist()
     # Bit-equal: rows are summed exactly (math.fsum) or counted.
@@ -90,13 +83,13 @@ def test_the_order_of_rows_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORING)
 def test_the_same_outputs_give_the_same_score(name: str) -> None:
-    found = scoring_answers(name)
+    found = get_objective(name)
     assert len({found.score(50, **batch(found.needs, 50)) for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize("name", SCORING)
 def test_empty_and_foreign_text_in_the_rows_does_no_harm(name: str) -> None:
-    found = scoring_answers(name)
+    found = get_objective(name)
     outputs = batch(found.needs, 4)
     plain = found.score(4, **{**outputs, "text": ["a"] * 4})
     assert found.score(4, **{**outputs, "text": ["", "größe", "日本語", "\U0001f600\u0000"]}) == plain

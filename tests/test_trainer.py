@@ -67,7 +67,7 @@ def test_live_weights_are_base_plus_the_journal_and_scores_are_the_members(tmp_p
     run = trainer(tmp_path, tokenizer, weight_decay=0.1, num_directions=2)
     run.train()
     [header], steps = journal(tmp_path, "header"), journal(tmp_path)
-    assert header["noise_version"] == 1 and header["streams"] == run._reader.tuned.streams
+    assert header["noise_version"] == 1 and header["streams"] == run.scorer.reader.tuned.streams
     assert [step["step"] for step in steps] == [0, 1, 2]
     again = random_model("llama")
     for step in steps:
@@ -111,7 +111,7 @@ def test_callbacks_see_scores_slopes_rates_and_evaluations(tmp_path, tokenizer):
         assert logs["grad_norm"] == pytest.approx(abs(plus - minus) / 0.02, rel=1e-6)
     assert [step["lr"] for step in steps] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
     assert [at for at, _ in seen.evaluations] == [2, 4]
-    [expected] = member_scores(run._reader, run.objective, run.eval_dataset)
+    [expected] = member_scores(run.scorer.reader, run.objective, run.eval_dataset)
     assert seen.evaluations[-1][1] == expected
     assert [(line["step"], line["score"]) for line in journal(tmp_path, "evaluation")] == seen.evaluations
     assert run.state.best_metric == max(score for _, score in seen.evaluations)
@@ -218,11 +218,11 @@ def test_a_model_whose_rows_mix_is_tuned_one_member_at_a_time(tmp_path, tokenize
 
     model.model.layers[0].mlp.register_forward_hook(mix)
     run = trainer(tmp_path, tokenizer, model=model)
-    assert not run._reader.grouped and "differ" in run._reader.problem
+    assert not run.scorer.reader.grouped and "differ" in run.scorer.reader.problem
     query = run.method.ask(run.method_state)
-    together = member_scores(run._reader, run.objective, run.train_dataset[:8], query.members)
+    together = member_scores(run.scorer.reader, run.objective, run.train_dataset[:8], query.members)
     assert together == [
-        member_scores(run._reader, run.objective, run.train_dataset[:8], (member,))[0] for member in query.members
+        member_scores(run.scorer.reader, run.objective, run.train_dataset[:8], (member,))[0] for member in query.members
     ]
     run.train()
     assert len(journal(tmp_path)) == 3

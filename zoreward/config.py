@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass
@@ -12,14 +13,38 @@ class ZOArguments:
     Example:
         >>> ZOArguments(eps=5e-3, template="{sentence} It was", choices=[" terrible", " great"]).label
         'label'
+
+    Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
     """
 
-    eps: float = field(
-        default=1e-3, metadata={"help": "ε, how far the two members of a couple stand from the weights."}
+    method: Literal["spsa", "es", "fzoo"] = field(
+        default="spsa",
+        metadata={"help": "spsa: two members for each direction; es, fzoo: one, weighed against the others or θ."},
     )
-    num_directions: int = field(default=1, metadata={"help": "Directions a step (K); each costs two members."})
+    noise: Literal["dense", "low-rank"] | None = field(
+        default=None,
+        metadata={
+            "help": "Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank."
+        },
+    )
+    rank: int = field(default=1, metadata={"help": "Rank of low-rank directions."})
+    eps: float | None = field(
+        default=None,
+        metadata={"help": "ε, how far members stand from the weights. Default: 1e-3, for text 1e-2."},
+    )
+    num_directions: int | None = field(
+        default=None,
+        metadata={"help": "Directions a step (K); each costs two members. Default: 1, for text 16."},
+    )
+    normalize: Literal["none", "rms", "zscore", "rank"] | None = field(
+        default=None,
+        metadata={"help": "What becomes of differences of scores, with spsa. Default: none, for text rms."},
+    )
     template: str | None = field(
         default=None, metadata={"help": "The prompt, with the columns of a row in braces: '{sentence} It was'."}
+    )
+    prompt: str = field(
+        default="prompt", metadata={"help": "The column of the prompt, a text or messages. For objectives of text."}
     )
     choices: list[str] | None = field(
         default=None,
@@ -56,4 +81,18 @@ class ZOArguments:
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that a model from the Hub brings along."}
+    )
+    max_completion_length: int = field(default=64, metadata={"help": "Most tokens that are written behind a prompt."})
+    temperature: float = field(
+        default=0.0,
+        metadata={"help": "0: the likeliest token; otherwise tokens are drawn, with the same luck for all members."},
+    )
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the likeliest tokens that have this probability."})
+    top_k: int = field(default=0, metadata={"help": "Draw from so many likeliest tokens; 0: from all."})
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "What is written ends before this text. Give it once for each."}
+    )
+    completions_every: int = field(
+        default=10,
+        metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never."},
     )

@@ -200,22 +200,31 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class Scored:
+    """What one member is worth on N rows.
+
+    Args:
+        score: the objective's value; higher is better.
+        part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part left
+            out all rows.
+    """
+
+    score: float
+    part_scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing(Scored):
     """What one member wrote for N prompts, and what it is worth.
 
     Args:
         completions: one for each prompt.
-        score: the objective's value; higher is better.
-        part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part left
-            out all rows.
         rewards: for each part that scores rows, the reward of each completion; None where it was left out.
         extra: columns that reward functions logged with `log_extra`.
         metrics: numbers that reward functions logged with `log_metric`; the mean where one was logged repeatedly.
     """
 
     completions: tuple[Completion, ...]
-    score: float
-    part_scores: dict[str, float]
     rewards: dict[str, tuple[float | None, ...]]
     extra: dict[str, list[Any]]
     metrics: dict[str, float]
@@ -232,6 +241,7 @@ class Evaluation:
         truncated: how many prompts lost tokens on their left to fit the context.
         fewer_shots: how many prompts had no room for all demonstrations.
         parts: for a weighted sum: the score of each objective, by name.
+        statistics: of what was written: `length` in tokens and `distinct_2`; empty where nothing was.
     """
 
     objective: str
@@ -240,3 +250,4 @@ class Evaluation:
     truncated: int
     fewer_shots: int = 0
     parts: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, float] = field(default_factory=dict)

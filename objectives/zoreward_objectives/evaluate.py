@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from zoreward import get_objective, objective
 from zoreward_objectives.texts import answers_of, text_of
@@ -116,6 +112,11 @@ def _is_cached(name: str) -> bool:
 
 def _hub_is_reachable(seconds: float = 0.7) -> bool:
     """Whether a connection can be made; looked up in a thread, because a name server may take long to say no."""
+    import socket
+    import threading
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
     if any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE")

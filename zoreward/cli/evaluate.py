@@ -16,6 +16,7 @@ from zoreward.cli.options import (
     MODEL_FIELDS,
     PROMPT_FIELDS,
     RUN,
+    TEXT_FIELDS,
     command,
     config_option,
     given_options,
@@ -42,10 +43,10 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
     parameters = [
         *data_options("score on"),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS),
         *prompt_options(),
         batch_option(),
-        option("seed", int, "Seed of the demonstrations.", RUN, default=0),
+        option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
         *sum_options(),
     ]
@@ -68,8 +69,16 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             print(shown_prompts(objective, prompt, values, rows, shot_rows), file=out)
             return 0
         quiet_transformers()
-        from zoreward.scoring import evaluate
+        from zoreward.scoring import Generation, evaluate
 
+        generation = Generation(
+            max_new_tokens=values["max_completion_length"],
+            temperature=values["temperature"],
+            top_p=values["top_p"],
+            top_k=values["top_k"],
+            stop=tuple(values["stop"] or ()),
+            seed=values["seed"],
+        )
         result = evaluate(
             values["model"],
             objective,
@@ -81,11 +90,13 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             device=device,
             trust_remote_code=values["trust_remote_code"],
             batch_size=values["eval_batch_size"],
+            generation=generation,
         )
     summary = {
         "objective": result.objective,
         "score": result.score,
         **({"parts": result.parts} if result.parts else {}),
+        **result.statistics,
         "rows": result.rows,
         "truncated": result.truncated,
         **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),

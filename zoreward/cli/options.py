@@ -18,16 +18,20 @@ from zoreward.config import ZOArguments
 from zoreward.records import InputError, MissingFileError
 from zoreward.registry import Objective
 
-DATA, PROMPT, TUNING, RUN, OBJECTIVE = "Model and data", "Prompt", "Tuning", "Run", "Objective"
-PROMPT_FIELDS = ("template", "choices", "choice_column", "label", "answer", "max_length", "shots")
+DATA, PROMPT, TEXT, TUNING, RUN = "Model and data", "Prompt", "Text that is written", "Tuning", "Run"
+OBJECTIVE = "Objective"
+PROMPT_FIELDS = ("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots")
+TEXT_FIELDS = ("max_completion_length", "temperature", "top_p", "top_k", "stop")
 MODEL_FIELDS = ("dtype", "trust_remote_code")
 TUNING_FIELDS = tuple(
-    field.name for field in dataclasses.fields(ZOArguments) if field.name not in PROMPT_FIELDS + MODEL_FIELDS
+    field.name
+    for field in dataclasses.fields(ZOArguments)
+    if field.name not in PROMPT_FIELDS + TEXT_FIELDS + MODEL_FIELDS
 )
 
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
 _PREFIX = "objective_"
-_FLAGS = {"choices": "--choice"}
+_FLAGS = {"choices": "--choice", "max_completion_length": "--max-new-tokens"}
 # What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
 _ALIASES = {
     "--max-steps": "--steps",
@@ -35,6 +39,7 @@ _ALIASES = {
     "--learning-rate": "--lr",
     "--eval-steps": "--eval-every",
     "--output-dir": "--output",
+    "--max-completion-length": "--max-new-tokens",
     "--per-device-eval-batch-size": "--eval-batch-size",
 }
 _REQUIRED = inspect.Parameter.empty
@@ -89,7 +94,11 @@ def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) ->
 def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
     """Return the fields of `ZOArguments` that have these names, as options."""
     hints = typing.get_type_hints(ZOArguments)
-    panels = {**dict.fromkeys(PROMPT_FIELDS, PROMPT), **dict.fromkeys(MODEL_FIELDS, DATA)}
+    panels = {
+        **dict.fromkeys(PROMPT_FIELDS, PROMPT),
+        **dict.fromkeys(TEXT_FIELDS, TEXT),
+        **dict.fromkeys(MODEL_FIELDS, DATA),
+    }
     found = []
     for field in dataclasses.fields(ZOArguments):
         if field.name in names:

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, RUN, option
-from zoreward.data import check_columns, load_rows
+from zoreward.data import check_columns, check_prompts, load_rows
 from zoreward.records import InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
 
@@ -83,8 +83,10 @@ def checked_rows(
         ZorewardError: the rows cannot be read, or a template, a label or a choice does not fit.
     """
     rows = load_rows(source, **where)
-    if objective.needs != "completions":
-        columns = {name: value for name, value in prompt.items() if name != "max_length"}
+    if objective.needs == "completions":
+        check_prompts(rows, template=prompt["template"], prompt=prompt["prompt"])
+    else:
+        columns = {name: value for name, value in prompt.items() if name not in ("max_length", "prompt")}
         check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
     return rows
 
@@ -113,14 +115,14 @@ def shown_prompts(
 ) -> str:
     """Return the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
     quiet_transformers()
-    from zoreward.data import describe_prompts, render
-    from zoreward.scoring import length_limit, load_tokenizer
+    from zoreward.data import describe_prompts
+    from zoreward.scoring import examples_of, length_limit, load_tokenizer
 
     trust = {"trust_remote_code": values["trust_remote_code"]}
     tokenizer = load_tokenizer(values["model"], **trust)
     limit = length_limit(prompt["max_length"], values["model"], **trust)
-    settings = {**prompt, "max_length": limit, "seed": values.get("seed", 0)}
-    examples = render(rows, tokenizer, needs=objective.needs, shot_rows=shot_rows, **settings)
+    settings = {**prompt, "max_length": limit, "max_new_tokens": values["max_completion_length"]}
+    examples = examples_of(rows, tokenizer, objective.needs, shot_rows=shot_rows, seed=values["seed"], **settings)
     return describe_prompts(examples, tokenizer)
 
 

@@ -14,11 +14,17 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.trainer.window import completion_rows
+
 if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
 
 # Steps over which score and speed are averaged: enough to see a trend through the noise of a batch.
 WINDOW = 50
+# Lines of a table of completions, of the best member; the worst gets one.
+SHOWN = 4
+# What is told of texts beside the score.
+_OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing")
 
 
 class ProgressCallback(TrainerCallback):
@@ -82,13 +88,36 @@ class ProgressCallback(TrainerCallback):
             self._scores.append(math.fsum(scores) / len(scores))
         status = self.status(state.global_step, state.max_steps)
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
+        every = self._trainer.args.completions_every
+        if every and (state.global_step - 1) % every == 0:
+            self._show_completions(state.global_step)
+
+    def _show_completions(self, step: int) -> None:
+        """Print what the best and the worst member wrote for the step's first prompts."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = completion_rows(self._trainer.last_rows, self._trainer.last_scored)
+        if not table:
+            return
+        first = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
+        last = [line for line in table if line["member"] == table[-1]["member"]][: SHOWN - len(first) + 1]
+        rewards = [name for name in table[0] if name not in ("member", "score", "prompt", "completion")]
+        shown = Table("member", "prompt", "completion", *rewards, box=box.SIMPLE_HEAD, title=f"step {step}")
+        for who, lines in (("best", first), ("worst", last)):
+            for line in lines:
+                cells = [line["prompt"][-80:], line["completion"], *(_short(line[name]) for name in rewards)]
+                shown.add_row(who, *(Text(" ".join(cell.split())) for cell in cells))
+        self._console.print(shown)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print a line where there is no terminal for a bar."""
-        if self._bar.disable and logs and "score" in logs:
-            self._print(
-                f"step {state.global_step}/{state.max_steps} · {self.status(state.global_step, state.max_steps)}"
-            )
+        if logs and "score" in logs:
+            told = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
+            if self._bar.disable or told:
+                status = self.status(state.global_step, state.max_steps)
+                self._print(" · ".join([f"step {state.global_step}/{state.max_steps}", status, *told]))
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
@@ -100,6 +129,10 @@ class ProgressCallback(TrainerCallback):
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def without_own_progress(trainer: ZOTrainer) -> None:

@@ -22,6 +22,7 @@ from zoreward.cli.options import (
     MODEL_FIELDS,
     PROMPT_FIELDS,
     RUN,
+    TEXT_FIELDS,
     TUNING,
     TUNING_FIELDS,
     command,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
 
 CONFIG_NAME = "config.yaml"
+# Options whose defaults depend on what the objective needs.
+_BY_NEED = ("noise", "eps", "num_directions", "normalize", "learning_rate")
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 
@@ -70,6 +73,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         option("eval_limit", int | None, "Take the first dev rows only.", DATA, default=None, least=1),
         *own_options(MODEL_FIELDS + PROMPT_FIELDS),
         *prompt_options(),
+        *own_options(TEXT_FIELDS),
         *own_options(TUNING_FIELDS),
         *_trainer_options(),
         batch_option(),
@@ -85,6 +89,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
 
 def _trainer_options() -> list[inspect.Parameter]:
     """The options of `transformers.TrainingArguments` that have a flag of their own, under their names there."""
+    rate = "Learning rate. Default: 1e-6, for text 3e-3."
     accumulation = "Batches a step; their rows are scored together."
     schedule = "How the learning rate changes: constant, linear, cosine, …"
     warmup = "Steps over which the learning rate rises from 0."
@@ -94,7 +99,7 @@ def _trainer_options() -> list[inspect.Parameter]:
         option("max_steps", int, "Steps.", TUNING, "--steps", default=1000, least=1),
         option("per_device_train_batch_size", int, "Rows a batch.", TUNING, "--batch-size", default=16, least=1),
         option("gradient_accumulation_steps", int, accumulation, TUNING, default=1, least=1),
-        option("learning_rate", float, "Learning rate.", TUNING, "--lr", default=1e-6),
+        option("learning_rate", float | None, rate, TUNING, "--lr", default=None),
         option("lr_scheduler_type", str, schedule, TUNING, default="constant"),
         option("warmup_steps", int, warmup, TUNING, default=0, least=0),
         option("weight_decay", float, "Weight decay, times the learning rate.", TUNING, default=0.0),
@@ -117,7 +122,8 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             print(shown_prompts(objective, prompt, values, rows["train_dataset"], rows["shot_dataset"]), file=out)
             return 0
         trainer, progress, before = _prepared(objective, rows, values)
-        _write_config(Path(values["output"]), resolved(source, values))
+        chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in _BY_NEED}
+        _write_config(Path(values["output"]), resolved(source, {**values, **chosen}))
         start = time.perf_counter()
         try:
             with progress:
@@ -197,7 +203,13 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any])
     from zoreward.trainer import ZOConfig, ZOTrainer
 
     kind = checked_device(device).type if device else None
-    names = [*MODEL_FIELDS, *PROMPT_FIELDS, *TUNING_FIELDS, *(parameter.name for parameter in _trainer_options())]
+    names = [
+        *MODEL_FIELDS,
+        *PROMPT_FIELDS,
+        *TEXT_FIELDS,
+        *TUNING_FIELDS,
+        *(parameter.name for parameter in _trainer_options()),
+    ]
     settings = {name: values[name] for name in names}
     settings |= {
         "output_dir": values["output"],
@@ -250,9 +262,10 @@ def _dev_scores(trainer: ZOTrainer) -> list[float]:
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import SPSA
 
-    names = ("eps", "num_directions", "weight_decay", "seed")
+    names = {"eps": "eps", "num_directions": "num_directions", "learning_rate": "lr", "weight_decay": "weight_decay"}
+    given = {name: values[option] for option, name in names.items() if values[option] is not None}
     try:
-        SPSA(lr=values["learning_rate"], **{name: values[name] for name in names})
+        SPSA(**given, seed=values["seed"])
     except ValueError as error:
         raise InputError(str(error), hint="change the option of that name") from None
 

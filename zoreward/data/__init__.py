@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from zoreward.data.conversations import render_prompts
+from zoreward.data.conversations import check_prompts, render_prompts
 from zoreward.data.hub import check_hub
 from zoreward.data.prompts import check_columns, render
 from zoreward.data.rows import load_rows
 from zoreward.data.show import describe_prompts
 
-__all__ = ["check_columns", "check_hub", "describe_prompts", "load_rows", "render", "render_prompts"]
+__all__ = ["check_columns", "check_hub", "check_prompts", "describe_prompts", "load_rows", "render", "render_prompts"]

@@ -86,15 +86,36 @@ def render_prompts(
     return examples
 
 
+def check_prompts(rows: Iterable[dict[str, Any]], *, template: str | None = None, prompt: str = "prompt") -> None:
+    """Raise what `render_prompts` would raise about a template or a column, without a tokenizer.
+
+    Raises:
+        InputError, UnknownNameError: as `render_prompts`.
+
+    >>> check_prompts([{"text": "fine"}])
+    Traceback (most recent call last):
+    zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
+    """
+    rows = list(rows)
+    if template is not None:
+        fill(template, rows, "--template")
+    else:
+        _check_column(rows, prompt)
+
+
+def _check_column(rows: list[dict[str, Any]], column: str) -> None:
+    columns = columns_of(rows)
+    if column not in columns:
+        hint = f"give --prompt or --template; {columns_hint(column, columns)}"
+        raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
+
+
 def _prompts(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str | None, column: str
 ) -> list[_Prompt]:
     if template is not None:
         return [_Prompt(text, None) for text in fill(template, rows, "--template")]
-    columns = columns_of(rows)
-    if column not in columns:
-        hint = f"give --prompt or --template; {columns_hint(column, columns)}"
-        raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
+    _check_column(rows, column)
     chat = not isinstance(rows[0].get(column), str)
     prompts = []
     for number, row in enumerate(rows, 1):

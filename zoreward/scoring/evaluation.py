@@ -1,61 +1,28 @@
-"""From members and rows to scores."""
+"""`evaluate`: the score of one model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoreward.data import render
-from zoreward.records import Evaluation, Example, Member
-from zoreward.registry import Objective, get_objective
-from zoreward.scoring.choices import choice_outputs
-from zoreward.scoring.columns import columns_of
-from zoreward.scoring.likelihood import likelihood_outputs
+from zoreward.records import Evaluation
+from zoreward.registry import Source, get_objective
+from zoreward.scoring.decoding import Generation
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.logprobs import candidate_logprobs
-from zoreward.scoring.reader import Reader, reader_of
+from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-OUTPUTS = {"choices": choice_outputs, "likelihood": likelihood_outputs}
-
-
-def member_scores(
-    reader: Reader, objective: Objective, examples: Sequence[Example], members: Sequence[Member] = ((),)
-) -> list[float]:
-    """Return scores_M: the objective's value for each member, all on the same rows.
-
-    Raises:
-        ObjectiveError: the objective raised, or returned no score.
-    """
-    return [objective.total(parts) for parts in member_parts(reader, objective, examples, members)]
-
-
-def member_parts(
-    reader: Reader, objective: Objective, examples: Sequence[Example], members: Sequence[Member] = ((),)
-) -> list[dict[str, float]]:
-    """Return for each member the value of each objective of a weighted sum; see `Objective.part_scores`.
-
-    Raises what `member_scores` raises.
-    """
-    columns = columns_of(examples)
-    logprobs_MNC = candidate_logprobs(reader, examples, members)
-    outputs = OUTPUTS[objective.needs]
-    return [
-        objective.part_scores(len(examples), **{**columns, **outputs(examples, logprobs_NC)})
-        for logprobs_NC in logprobs_MNC
-    ]
-
 
 def evaluate(
     model: PreTrainedModel | str,
-    objective: str | Objective | Callable[..., Any] | Sequence[str | Objective | Callable[..., Any]],
+    objective: Source | Sequence[Source],
     rows: Sequence[dict[str, Any]],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str | None = None,
+    prompt: str = "prompt",
     choices: Sequence[str] | None = None,
     choice_column: str | None = None,
     label: str = "label",
@@ -68,6 +35,7 @@ def evaluate(
     device: str | None = None,
     trust_remote_code: bool = False,
     batch_size: int | None = None,
+    generation: Generation | None = None,
     options: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
@@ -78,6 +46,7 @@ def evaluate(
         rows: the dataset, a dict each.
         tokenizer: needed with a loaded model.
         template: the prompt, with columns in braces.
+        prompt: the column of the prompt, for objectives that need completions and where there is no template.
         choices: the candidates in label order, or `label=answer`.
         choice_column: instead of choices, the column that holds each row's own.
         label: the column that holds the right choice.
@@ -90,6 +59,7 @@ def evaluate(
         device: where to load it; by default the GPU if there is one.
         trust_remote_code: run the code that comes with the model.
         batch_size: rows of one forward pass; by default as many as make it efficient.
+        generation: how to write, for objectives that need completions.
         options: the objective's own options.
 
     Raises:
@@ -106,11 +76,17 @@ def evaluate(
             model if isinstance(model, str) else model.name_or_path, trust_remote_code=trust_remote_code
         )
     tokenizer = prepare_tokenizer(tokenizer)
-    examples = render(
+    generation = generation or Generation(seed=seed)
+    examples = examples_of(
         rows,
         tokenizer,
-        needs=chosen.needs,
+        chosen.needs,
+        max_length=length_limit(
+            max_length, model if isinstance(model, str) else model.config, trust_remote_code=trust_remote_code
+        ),
+        max_new_tokens=generation.max_new_tokens,
         template=template,
+        prompt=prompt,
         choices=choices,
         choice_column=choice_column,
         label=label,
@@ -118,17 +94,20 @@ def evaluate(
         shots=shots,
         shot_rows=shot_rows,
         seed=seed,
-        max_length=length_limit(
-            max_length, model if isinstance(model, str) else model.config, trust_remote_code=trust_remote_code
-        ),
     )
     if isinstance(model, str):
         model = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    reader = replace(reader_of(model.eval(), tokenizer.pad_token_id), rows=batch_size)
-    [parts] = member_parts(reader, chosen, examples)
-    truncated = sum(example.truncated > 0 for example in examples)
-    fewer = sum(example.shots < shots for example in examples)
-    return Evaluation(chosen.name, chosen.total(parts), len(examples), truncated, fewer, parts if chosen.parts else {})
+    scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
+    [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+    return Evaluation(
+        objective=chosen.name,
+        score=scored.score,
+        rows=len(examples),
+        truncated=sum(example.truncated > 0 for example in examples),
+        fewer_shots=0 if chosen.needs == "completions" else sum(example.shots < shots for example in examples),
+        parts=scored.part_scores if chosen.parts else {},
+        statistics=statistics_of([scored]),
+    )
 
 
 def length_limit(max_length: int | None, source: Any, *, trust_remote_code: bool = False) -> int | None:

@@ -75,14 +75,14 @@ def _writing(
     return Writing(
         completions=tuple(written),
         score=objective.combined(returned),
-        part_scores={name: _part_score(name, found) for name, found in returned.items()},
+        part_scores={name: part_score(name, found) for name, found in returned.items()},
         rewards=rewards,
         extra=notes.extra,
         metrics={name: math.fsum(values) / len(values) for name, values in notes.metrics.items()},
     )
 
 
-def _part_score(name: str, returned: Returned) -> float:
+def part_score(name: str, returned: Returned) -> float:
     try:
         return mean_score(name, returned)
     except ObjectiveError:  # another part has scored these rows, or the sum would have said so

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,23 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from zoreward.data import render
 from zoreward.journal import JOURNAL_NAME, Journal
 from zoreward.members import update_
-from zoreward.methods import SPSA
-from zoreward.methods.spsa import projected_gradients
-from zoreward.records import Example, InputError, Query, StepRecord
+from zoreward.noise import derive_seed
+from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Objective, Source, get_objective, weighted_sum
-from zoreward.scoring import checked_reader, load_model, load_tokenizer, member_parts, member_scores, prepare_tokenizer
-from zoreward.scoring.evaluation import length_limit
-from zoreward.trainer.options import ZOConfig
+from zoreward.scoring import (
+    checked_scorer,
+    examples_of,
+    length_limit,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+    statistics_of,
+)
+from zoreward.trainer.optimizer import UpdateOptimizer
+from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
+from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +39,9 @@ if TYPE_CHECKING:
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
 TRIAL_ROWS = 8
+
+# Keeps the seeds of what is drawn in a step apart from those of its directions and of its rounding.
+SAMPLING_INDEX = 2**64 - 2
 
 
 class ZOTrainer(Trainer):
@@ -57,8 +67,10 @@ class ZOTrainer(Trainer):
 
     Attributes:
         objective: the `Objective`.
-        method: the SPSA at work, and `method_state`, where it stands.
-        last_step: the `StepRecord` of the last step, or None.
+        method: the method at work, and `method_state`, where it stands.
+        scorer: the `Scorer` of its members.
+        last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
+            what each member was worth and wrote.
 
     Raises:
         ZorewardError: something does not fit together; the hint says what to do.
@@ -91,11 +103,8 @@ class ZOTrainer(Trainer):
         args = args or ZOConfig()
         _refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = _the_one(objective, reward_funcs, args.reward_weights)
-        if self.objective.needs == "completions":
-            raise InputError(
-                f"objective '{self.objective.name}' needs completions, which cannot be scored yet",
-                hint="Use one that needs choices or likelihood: accuracy, f1, neg-cross-entropy, log-likelihood.",
-            )
+        args = completed(args, self.objective.needs)
+        self.method, generation = method_of(args), generation_of(args)
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
         )
@@ -104,21 +113,23 @@ class ZOTrainer(Trainer):
         eval_examples = None
         if eval_dataset is not None:
             eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
-        _warn_about_context(train_examples, args.shots)
+        _warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
         if isinstance(model, str):
             model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         loaded = model.to(args.device)  # before the members are tried on it
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
-        self.method = SPSA(args.eps, args.learning_rate, args.num_directions, args.weight_decay, args.seed)
         self.method_state = self.method.init()
         self.last_step: StepRecord | None = None
-        trial, members = train_examples[:TRIAL_ROWS], self.method.ask(self.method_state).members
-        self._reader = checked_reader(loaded, tokenizer.pad_token_id, trial, members[:2])
-        if not self._reader.grouped:
-            logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self._reader.problem)
-        member_scores(self._reader, self.objective, trial)
+        self.last_rows: list[Example] = []
+        self.last_scored: list[Scored] = []
+        members = self.method.ask(self.method_state).members
+        self.scorer = checked_scorer(
+            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members
+        )
+        if self.scorer.problem:
+            logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
         self._rows: list[Example] = []
-        self._logged_parts: list[dict[str, float]] = []
+        self._window = Window()
         self._journal: Journal | None = None
         super().__init__(
             model=loaded,
@@ -164,7 +175,8 @@ class ZOTrainer(Trainer):
         """Score the model on the rows to choose by, or on others.
 
         Returns:
-            `eval_score`, `eval_rows`, `eval_runtime` in seconds.
+            `eval_score`, `eval_rows`, `eval_runtime` in seconds; where the model wrote, `eval_length` and
+            `eval_distinct_2`.
 
         Raises:
             InputError: there are no rows.
@@ -177,18 +189,16 @@ class ZOTrainer(Trainer):
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
-        reader = replace(self._reader, rows=self.args.per_device_eval_batch_size or None)
-        [parts] = member_parts(reader, self.objective, examples)
-        score = self.objective.total(parts)
-        metrics = {
-            f"{metric_key_prefix}_score": score,
-            **({f"{metric_key_prefix}_score/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}),
-            f"{metric_key_prefix}_rows": float(len(examples)),
-            f"{metric_key_prefix}_runtime": time.perf_counter() - start,
-        }
+        rows = self.args.per_device_eval_batch_size or None
+        [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
+        values = {"score": scored.score, **statistics_of([scored]), "rows": float(len(examples))}
+        if len(scored.part_scores) > 1:
+            values |= {f"score/{name}": value for name, value in scored.part_scores.items()}
+        values["runtime"] = time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         if self._journal is not None and metric_key_prefix == "eval":
-            self._journal.append_evaluation(self.state.global_step, score)
+            self._journal.append_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -196,7 +206,7 @@ class ZOTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer: it gives schedulers a learning rate to set, and calls our update."""
-        weights = list(self._reader.tuned.weights.values())
+        weights = list(self.scorer.reader.tuned.weights.values())
         self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
         return self.optimizer
 
@@ -207,37 +217,38 @@ class ZOTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         rows, self._rows = self._rows, []
         query = self.method.ask(self.method_state)
-        parts_M = member_parts(self._reader, self.objective, rows, query.members)
-        scores = tuple(self.objective.total(parts) for parts in parts_M)
+        seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
+        scored = self.scorer.score(rows, query.members, seed=seed, trainer_state=self.state)
+        scores = tuple(one.score for one in scored)
         rate = self._get_learning_rate()
         update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
         self.last_step = StepRecord(query.step, scores, update, rate)
-        self._slope = _slope(query, scores)
-        self._logged_parts += parts_M
+        self.last_rows, self.last_scored = rows, scored
+        self._window.add(scored)
+        every = self.args.completions_every
+        if every and query.step % every == 0 and self.objective.needs == "completions":
+            save_completions(self.args.output_dir, query.step, rows, scored)
         return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
         assert record is not None and self._journal is not None
         self._journal.append(record)
-        update_(self._reader.model, record.update, tuned=self._reader.tuned)
+        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
-        return self._slope
+        assert self.last_step is not None
+        return _slope(self.last_step, self.args.num_directions)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the mean score since the last time and the share of steps without signal."""
-        if "loss" in logs and (logged := self._logged_parts):
-            means = {name: math.fsum(parts[name] for parts in logged) / len(logged) for name in logged[0]}
-            logs["score"] = self.objective.total(means)
-            if len(means) > 1:
-                logs.update({f"score/{name}": mean for name, mean in means.items()})
+        """Log, with the mean score since the last time, the share of steps without signal, and how texts were."""
+        if "loss" in logs and self._window:
+            logs |= self._window.means()
             logs["silent"] = self.method_state.silent / self.method_state.step
-            logged.clear()
         super().log(logs, start_time)
 
     def _journal_header(self) -> dict[str, Any]:
@@ -248,23 +259,11 @@ class ZOTrainer(Trainer):
         return {
             "objective": self.objective.name,
             "options": dict(self.objective.values),
-            "method": {"name": "spsa", **asdict(self.method)},
+            "method": {"name": self.args.method, **asdict(self.method)},
             "model": self.model.name_or_path,
-            "streams": self._reader.tuned.streams,
+            "streams": self.scorer.reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
-
-
-class UpdateOptimizer(torch.optim.Optimizer):
-    """The optimizer that transformers' loop asks for: holds the learning rate, and a step is one call of `apply`."""
-
-    def __init__(self, weights: list[nn.Parameter], lr: float, apply: Callable[[], None]):
-        super().__init__(weights, {"lr": lr})
-        self._apply = apply
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Apply the update that this step's scores called for."""
-        self._apply()
 
 
 def _examples(
@@ -278,11 +277,17 @@ def _examples(
     rows = list(dataset) if dataset is not None else []
     if not rows:
         raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
-    return render(
+    limit = length_limit(
+        args.max_length, model if isinstance(model, str) else model.config, trust_remote_code=args.trust_remote_code
+    )
+    return examples_of(
         rows,
         tokenizer,
-        needs=needs,
+        needs,
+        max_length=limit,
+        max_new_tokens=args.max_completion_length,
         template=args.template,
+        prompt=args.prompt,
         choices=args.choices,
         choice_column=args.choice_column,
         label=args.label,
@@ -290,11 +295,6 @@ def _examples(
         shots=args.shots,
         shot_rows=shot_rows,
         seed=args.seed,
-        max_length=length_limit(
-            args.max_length,
-            model if isinstance(model, str) else model.config,
-            trust_remote_code=args.trust_remote_code,
-        ),
     )
 
 
@@ -331,6 +331,10 @@ def _name_of(model: PreTrainedModel | str) -> str:
     return model if isinstance(model, str) else model.name_or_path
 
 
-def _slope(query: Query, scores: Sequence[float]) -> float:
-    """The norm of the projected gradients, in the place of a gradient's."""
-    return math.sqrt(math.fsum(g * g for g in projected_gradients(query, scores)))
+def _slope(record: StepRecord, directions: int) -> float:
+    """The norm of what the step made of the scores along its directions, in the place of a gradient's.
+
+    With raw differences it is the norm of the projected gradients.
+    """
+    norm = math.sqrt(math.fsum(term.coefficient**2 for term in record.update.terms))
+    return norm * directions / record.lr if record.lr else 0.0

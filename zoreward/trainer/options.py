@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from zoreward.config import ZOArguments
+from zoreward.methods import SPSA, Population
 from zoreward.records import InputError
+from zoreward.scoring import Generation
 
 
 @dataclass
@@ -16,8 +19,9 @@ class ZOConfig(ZOArguments, TrainingArguments):
     """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
 
     Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
-    1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. Each step scores all rows of
-    all its accumulated batches together.
+    1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. For objectives of text they
+    are: 16 low-rank directions, ε 1e-2, a learning rate of 3e-3, differences over their rms. Each step scores all rows
+    of all its accumulated batches together.
 
     Raises:
         InputError: an option that makes no sense without gradients.
@@ -28,7 +32,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     """
 
     output_dir: str = "zoreward-run"
-    learning_rate: float = 1e-6
+    learning_rate: float | None = None
     max_steps: int = -1
     num_train_epochs: float = 0.0
     per_device_train_batch_size: int = 16
@@ -63,3 +67,65 @@ class ZOConfig(ZOArguments, TrainingArguments):
         for name, (given, hint) in refusals.items():
             if given:
                 raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+
+
+# What depends on what the objective needs. Measured for text on two models of 12 M and 1.3 B parameters; the others are
+# MeZO's (Malladi et al. 2023).
+_FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+_FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
+
+
+def completed(args: ZOConfig, needs: str) -> ZOConfig:
+    """Return the options with the defaults that fit what the objective needs.
+
+    >>> completed(ZOConfig("run", eps=5e-3, use_cpu=True), "completions").eps
+    0.005
+    """
+    args = copy.copy(args)
+    for name, value in (_FOR_TEXT if needs == "completions" else _FOR_ANSWERS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def method_of(args: ZOConfig) -> SPSA | Population:
+    """Return the method that completed options ask for.
+
+    Raises:
+        InputError: a value is out of its range, or two do not go together.
+    """
+    rank = args.rank if args.noise == "low-rank" else 0
+    common = {
+        "eps": args.eps,
+        "lr": args.learning_rate,
+        "num_directions": args.num_directions,
+        "weight_decay": args.weight_decay,
+        "seed": args.seed,
+        "rank": rank,
+    }
+    if args.noise == "low-rank" and args.rank < 1:
+        raise InputError(f"rank={args.rank} is no rank of directions", hint="It is at least 1; or take noise=dense.")
+    try:
+        if args.method == "spsa":
+            return SPSA(**common, normalize=args.normalize)  # type: ignore[arg-type]
+        if args.method in ("es", "fzoo"):
+            return Population(**common, estimator="zscore" if args.method == "es" else "base")  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(str(error), hint="Change the option of that name.") from None
+    raise InputError(f"there is no method {args.method!r}", hint="Choose spsa, es or fzoo.")
+
+
+def generation_of(args: ZOConfig) -> Generation:
+    """Return how members write.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Generation(
+        max_new_tokens=args.max_completion_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        stop=tuple(args.stop or ()),
+        seed=args.seed,
+    )

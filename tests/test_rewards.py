@@ -1,0 +1,321 @@
+"""Contract under test: a reward written for TRL's GRPOTrainer gets what it gets there, and counts as it does there."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from zoreward.records import Completion, Example, ObjectiveError
+from zoreward.registry import get_objective, weighted_sum
+from zoreward.scoring import score_writings
+
+# --- the reward functions of TRL's GRPO documentation, as they stand there ----------------------------------------
+
+
+def reward_len(completion_ids, **kwargs):
+    """Reward function that assigns higher scores to longer completions (in terms of token count)."""
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def reward_num_unique_letters(completions, **kwargs):
+    """Reward function that rewards completions with more unique letters."""
+    completion_contents = [completion[0]["content"] for completion in completions]
+    return [float(len(set(content))) for content in completion_contents]
+
+
+def format_reward_func(completions, **kwargs):
+    """Reward function that checks if the completion has a specific format."""
+    pattern = r"^<think>.*?</think><answer>.*?</answer>$"
+    completion_contents = [completion[0]["content"] for completion in completions]
+    matches = [re.match(pattern, content) for content in completion_contents]
+    return [1.0 if match else 0.0 for match in matches]
+
+
+def reward_func(completions, ground_truth, **kwargs):
+    # Regular expression to capture content inside \boxed{}
+    matches = [re.search(r"\\boxed\{(.*?)\}", completion) for completion in completions]
+    contents = [match.group(1) if match else "" for match in matches]
+    return [1.0 if c == gt else 0.0 for c, gt in zip(contents, ground_truth, strict=True)]
+
+
+def math_reward_func(prompts, completions, task, **kwargs):
+    rewards = []
+    for prompt, completion, t in zip(prompts, completions, task, strict=True):
+        rewards.append(1.0 if str(eval(prompt)) == completion else -1.0) if t == "math" else rewards.append(None)
+    return rewards
+
+
+def coding_reward_func(prompts, completions, task, **kwargs):
+    rewards = []
+    for prompt, completion, t in zip(prompts, completions, task, strict=True):
+        rewards.append(0.5 * (prompt in completion)) if t == "coding" else rewards.append(None)
+    return rewards
+
+
+async def async_reward_func(prompts, completions, **kwargs):
+    async def one(prompt: str, completion: str) -> float:
+        await asyncio.sleep(0.001)
+        return float(len(completion) - len(prompt))
+
+    return await asyncio.gather(*(one(p, c) for p, c in zip(prompts, completions, strict=True)))
+
+
+def grpo_rewards(
+    functions: list, weights: list[float], inputs: list[dict], completions: list, ids: list
+) -> list[float]:
+    """TRL 1.16, `GRPOTrainer._calculate_rewards` and the sum behind it, for one process."""
+    prompts = [one["prompt"] for one in inputs]
+    keys = [key for key in inputs[0] if key not in ["prompt", "completion", "completion_ids"]]
+    kwargs: dict[str, Any] = {key: [example[key] for example in inputs] for key in keys}
+    kwargs |= {"trainer_state": SimpleNamespace(), "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+    table = torch.zeros(len(prompts), len(functions))
+    for i, function in enumerate(functions):
+        output = function(prompts=prompts, completions=completions, completion_ids=ids, **kwargs)
+        if asyncio.iscoroutine(output):
+            output = asyncio.run(output)
+        table[:, i] = torch.tensor([reward if reward is not None else torch.nan for reward in output])
+    rewards = (table * torch.tensor(weights).unsqueeze(0)).nansum(dim=1)
+    rewards[torch.isnan(table).all(dim=1)] = torch.nan
+    return rewards.tolist()
+
+
+# --- rows and what was written ------------------------------------------------------------------------------------
+
+
+def examples_of(rows: list[dict], chat: bool = False) -> list[Example]:
+    return [
+        Example(row, "" if chat else row["prompt"], (), 0, (1,), (), messages=tuple(row["prompt"]) if chat else None)
+        for row in rows
+    ]
+
+
+def written(*texts: str) -> list[Completion]:
+    return [Completion(text, tuple(range(len(text) + 1)), True) for text in texts]
+
+
+ROWS = [
+    {"prompt": "1+1", "task": "math", "ground_truth": "2"},
+    {"prompt": "def f", "task": "coding", "ground_truth": "f"},
+    {"prompt": "2*3", "task": "math", "ground_truth": "6"},
+    {"prompt": "poem", "task": "poetry", "ground_truth": ""},
+]
+TEXTS = ("2", "def f(): \\boxed{f}", "größe 日本", "")
+ASKED = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
+SAID = ("<think>so</think><answer>2</answer>", "<answer>no</answer>", "", "日本語")
+
+
+def as_messages(texts) -> list:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("functions", "weights", "chat"),
+    [
+        ([reward_len], [1.0], False),
+        ([reward_len], [1.0], True),
+        ([reward_num_unique_letters], [1.0], True),
+        ([format_reward_func], [1.0], True),
+        ([reward_func], [1.0], False),
+        ([math_reward_func, coding_reward_func], [1.0, 1.0], False),
+        ([async_reward_func], [1.0], False),
+        ([async_reward_func, math_reward_func, reward_len, coding_reward_func], [0.1, 2.0, -1.0, 0.5], False),
+        ([format_reward_func, reward_len, reward_num_unique_letters], [1.0, 0.01, 0.25], True),
+    ],
+    ids=lambda value: "+".join(f.__name__ for f in value) if isinstance(value, list) and callable(value[0]) else None,
+)
+def test_rewards_of_the_documentation_give_what_they_give_there(functions, weights, chat) -> None:
+    rows, texts = (ASKED, SAID) if chat else (ROWS, TEXTS)
+    completions = written(*texts)
+    plain = as_messages(texts) if chat else list(texts)
+    expected = grpo_rewards(functions, weights, rows, plain, [list(one.tokens) for one in completions])
+    objective = weighted_sum([get_objective(function) for function in functions], weights)
+    [writing] = score_writings(objective, examples_of(rows, chat), [completions])
+    scored = [reward for reward in expected if not math.isnan(reward)]
+    # float32 in TRL: a few roundings of numbers below 100
+    assert writing.score == pytest.approx(sum(scored) / len(scored), rel=1e-5)
+    assert list(writing.rewards) == [function.__name__ for function in functions]
+    for n, total in enumerate(expected):
+        own = [w * writing.rewards[f.__name__][n] for f, w in zip(functions, weights, strict=True)
+               if writing.rewards[f.__name__][n] is not None]  # fmt: skip
+        assert math.isnan(total) if not own else sum(own) == pytest.approx(total, rel=1e-5)
+
+
+# --- what they are given ------------------------------------------------------------------------------------------
+
+
+def test_a_reward_gets_all_that_trl_gives_and_nothing_that_it_keeps_back() -> None:
+    seen: list[dict] = []
+
+    def spy(**kwargs):
+        seen.append(kwargs)
+        kwargs["log_extra"]("upper", [text.upper() for text in kwargs["completions"]])
+        kwargs["log_metric"]("length", 1.0)
+        kwargs["log_metric"]("length", 2.0)
+        return [0.5] * 2
+
+    spy.__name__ = "spy"
+    from zoreward import objective
+
+    rows = [{"prompt": "a", "completion": "x", "task": 1}, {"prompt": "b", "completion": "y", "task": 2}]
+    spied = get_objective(objective("spy", needs="completions")(spy))
+    first, second = score_writings(spied, examples_of(rows), [written("c", "d"), written("e", "f")])
+    assert [given["completions"] for given in seen] == [["c", "d"], ["e", "f"]]
+    given = seen[0]
+    assert set(given) == {
+        "prompts",
+        "completions",
+        "completion_ids",
+        "task",
+        "trainer_state",
+        "log_extra",
+        "log_metric",
+    }
+    assert (given["prompts"], given["task"], given["completion_ids"]) == (["a", "b"], [1, 2], [[0, 1], [0, 1]])
+    assert given["trainer_state"].global_step == 0
+    assert (first.extra, second.extra) == ({"upper": ["C", "D"]}, {"upper": ["E", "F"]})
+    assert first.metrics == {"length": 1.5}
+
+
+def test_the_trainer_s_state_is_handed_on() -> None:
+    def late(completions, trainer_state):
+        return [float(trainer_state.global_step)] * len(completions)
+
+    [writing] = score_writings(
+        get_objective(late), examples_of(ROWS), [written(*TEXTS)], trainer_state=SimpleNamespace(global_step=7)
+    )
+    assert writing.score == 7.0
+
+
+# --- async --------------------------------------------------------------------------------------------------------
+
+
+def test_async_rewards_of_all_members_run_together_on_one_loop() -> None:
+    arrived, loops = [], set()
+
+    def meeting(name: str):
+        async def reward(completions):
+            arrived.append(name)
+            loops.add(id(asyncio.get_running_loop()))
+            for _ in range(1000):  # none goes on before all have come
+                if len(arrived) == 6:
+                    return [1.0] * len(completions)
+                await asyncio.sleep(0.001)
+            raise TimeoutError("the others did not come")
+
+        reward.__name__ = name
+        return get_objective(reward)
+
+    both = weighted_sum([meeting("one"), meeting("two")])
+    found = score_writings(both, examples_of(ROWS), [written(*TEXTS)] * 3)
+    assert [writing.score for writing in found] == [2.0] * 3
+    arrived[:] = ["x"] * 5  # a second batch runs on the same loop: clients that rewards keep belong to it
+    score_writings(meeting("again"), examples_of(ROWS), [written(*TEXTS)])
+    assert len(loops) == 1
+
+
+def test_async_rewards_where_a_loop_is_running_and_functions_stay_in_their_thread() -> None:
+    threads = {}
+
+    async def waits(completions):
+        threads["async"] = threading.current_thread()
+        return [1.0] * len(completions)
+
+    def plain(completions):
+        threads["plain"] = threading.current_thread()
+        return [1.0] * len(completions)
+
+    both = weighted_sum([get_objective(waits), get_objective(plain)])
+
+    async def notebook() -> float:
+        return score_writings(both, examples_of(ROWS), [written(*TEXTS)])[0].score
+
+    assert asyncio.run(notebook()) == 2.0
+    assert threads["plain"] is threading.main_thread() is not threads["async"]
+
+
+def test_an_async_class_is_awaited_and_what_it_raises_is_told() -> None:
+    class Judge:
+        def __init__(self, *, limit: int = 3):
+            self.limit = limit
+
+        async def __call__(self, completions, **columns):
+            await asyncio.sleep(0)
+            if any(len(text) > self.limit for text in completions):
+                raise ValueError("too long")
+            return [1.0] * len(completions)
+
+    judge = get_objective(Judge)
+    assert (judge.needs, judge.score(1, completions=["abc"])) == ("completions", 1.0)
+    with pytest.raises(ObjectiveError, match=r"^objective 'Judge' raised ValueError: too long$") as caught:
+        judge.score(1, completions=["abcd"])
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+@pytest.mark.filterwarnings("error")  # a coroutine that nobody awaits or closes warns
+def test_a_reward_that_raises_leaves_no_coroutine_behind() -> None:
+    async def waits(completions):
+        return [1.0]
+
+    def fails(completions):
+        raise ValueError("no")
+
+    with pytest.raises(ObjectiveError, match="'fails' raised ValueError: no"):
+        weighted_sum([get_objective(waits), get_objective(fails)]).score(1, completions=["a"])
+
+
+# --- how they add up ----------------------------------------------------------------------------------------------
+
+
+def test_a_reward_that_leaves_out_all_rows_counts_where_another_has_scored_them() -> None:
+    rows = [row for row in ROWS if row["task"] == "math"]
+    both = weighted_sum([get_objective(math_reward_func), get_objective(coding_reward_func)], [0.5, 1.0])
+    [writing] = score_writings(both, examples_of(rows), [written("2", "7")])
+    assert (writing.score, writing.part_scores["math_reward_func"]) == (0.0, 0.0)
+    assert math.isnan(writing.part_scores["coding_reward_func"])
+    [poem] = [row for row in ROWS if row["task"] == "poetry"]
+    with pytest.raises(ObjectiveError, match="left out all 1 rows"):
+        score_writings(both, examples_of([poem]), [written("x")])
+    with pytest.raises(ObjectiveError, match="left out all 1 rows"):
+        score_writings(get_objective(math_reward_func), examples_of([poem]), [written("x")])
+
+
+def test_a_score_of_the_whole_batch_adds_to_rewards_of_each_text() -> None:
+    def corpus(completions):
+        return len(set("".join(completions)))
+
+    def some(completions):
+        return [None, 1.0, 0.5]
+
+    both = weighted_sum([get_objective(corpus), get_objective(some)], [0.1, 2.0])
+    rows = [{"prompt": "p"}] * 3
+    [writing] = score_writings(both, examples_of(rows), [written("ab", "bc", "")])
+    assert writing.score == pytest.approx(0.1 * 3 + 2.0 * 0.75)
+    assert writing.part_scores == {"corpus": 3.0, "some": 0.75}
+    assert writing.rewards == {"some": (None, 1.0, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "wrong number of scores: got 1 for 4 rows"),
+        ([1.0, float("nan"), 1.0, 1.0], "returned nan for row 1"),
+        ([1.0, 1.0, "good", 1.0], "returned no number for row 2: 'good'"),
+    ],
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_is_no_reward(returned, message, is_async) -> None:
+    def reward(completions):
+        return returned
+
+    async def later(completions):
+        return returned
+
+    with pytest.raises(ObjectiveError, match=message):
+        score_writings(get_objective(later if is_async else reward), examples_of(ROWS), [written(*TEXTS)])

@@ -1,0 +1,163 @@
+"""Scores of members, whatever the objective needs: answers that are given, or texts that the members write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from zoreward.data import render, render_prompts
+from zoreward.records import Example, Member, Scored
+from zoreward.registry import Objective
+from zoreward.scoring.answers import answer_scores
+from zoreward.scoring.completions import completion_scores
+from zoreward.scoring.decoding import Generation
+from zoreward.scoring.diversity import distinct_2, mean_length
+from zoreward.scoring.generation import HFGenerator, checked_generator
+from zoreward.scoring.logprobs import checked_reader
+from zoreward.scoring.reader import Reader, reader_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+# Tokens that are written when members and objective are tried before step 1.
+TRIAL_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scorer:
+    """A model, an objective, and how the one is scored by the other.
+
+    Args:
+        reader: the model.
+        objective: what its members are scored by.
+        tokenizer: the model's.
+        generator: what writes, for an objective that needs `completions`.
+        generation: how it writes.
+    """
+
+    reader: Reader
+    objective: Objective
+    tokenizer: PreTrainedTokenizerBase
+    generator: HFGenerator | None
+    generation: Generation
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        members: Sequence[Member] = ((),),
+        *,
+        seed: int = 0,
+        rows: int | None = None,
+        trainer_state: Any = None,
+    ) -> list[Scored]:
+        """Return for each member what it is worth on these rows; a `Writing` where it wrote something.
+
+        Args:
+            examples: N rows.
+            members: M members; by default the model itself.
+            seed: of what is drawn when texts are sampled; the same for all members.
+            rows: most rows of one forward pass.
+            trainer_state: handed to reward functions that ask for it.
+
+        Raises:
+            ObjectiveError: the objective raised, or returned no score; or the model's outputs are not finite.
+        """
+        if self.generator is None:
+            return answer_scores(replace(self.reader, rows=rows), self.objective, examples, members)
+        settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
+        return [
+            *completion_scores(
+                self.generator, self.tokenizer, self.objective, examples, members, settings, trainer_state=trainer_state
+            )
+        ]
+
+    @property
+    def problem(self) -> str | None:
+        """Why members cannot share a forward pass; None if they can."""
+        return (self.generator.reader if self.generator else self.reader).problem
+
+
+def scorer_of(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, objective: Objective, generation: Generation
+) -> Scorer:
+    """Return what scores this model, one member at a time or few."""
+    reader = reader_of(model, tokenizer.pad_token_id)
+    generator = HFGenerator(reader, tokenizer) if objective.needs == "completions" else None
+    return Scorer(reader, objective, tokenizer, generator, generation)
+
+
+def checked_scorer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    generation: Generation,
+    examples: Sequence[Example],
+    members: Sequence[Member],
+) -> Scorer:
+    """Return what scores this model, after trying members and objective on real rows.
+
+    Args:
+        model: the model.
+        tokenizer: the model's.
+        objective: what members are scored by.
+        generation: how they write, where the objective needs `completions`.
+        examples: some rows.
+        members: at least two, different from each other; so many will be scored at once.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned no score.
+    """
+    if objective.needs == "completions":
+        scorer = scorer_of(model, tokenizer, objective, generation)
+        generator = checked_generator(scorer.reader, tokenizer, examples, members[:2])
+        scorer = replace(scorer, generator=generator, reader=generator.reader)
+        short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
+        replace(scorer, generation=short).score(examples)
+        return scorer
+    reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2])
+    scorer = Scorer(reader, objective, tokenizer, None, generation)
+    scorer.score(examples)
+    return scorer
+
+
+def examples_of(
+    rows: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    needs: str,
+    *,
+    max_length: int | None,
+    max_new_tokens: int,
+    template: str | None,
+    prompt: str,
+    **answers: Any,
+) -> list[Example]:
+    """Return rows made ready for what an objective needs.
+
+    Args:
+        rows: at least one.
+        tokenizer: of the model.
+        needs: what the objective needs.
+        max_length: tokens of a prompt and what stands or is written behind it; None: no limit.
+        max_new_tokens: tokens that are written at most.
+        template: the prompt, with columns in braces.
+        prompt: the column of the prompt, for `completions` without a template.
+        answers: the other arguments of `render`, which is for answers that are given.
+
+    Raises:
+        ZorewardError: rows, template and answers do not fit together.
+    """
+    if needs == "completions":
+        room = None if max_length is None else max_length - max_new_tokens
+        return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room)
+    return render(rows, tokenizer, needs=needs, template=template, max_length=max_length, **answers)
+
+
+def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return how long and how varied is what members wrote: `length` and `distinct_2`; nothing if they did not write.
+
+    distinct-2 is counted over all completions together.
+    """
+    written = [one.tokens for member in scored for one in getattr(member, "completions", ())]
+    return {"length": mean_length(written), "distinct_2": distinct_2(written)} if written else {}

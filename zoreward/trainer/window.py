@@ -1,0 +1,111 @@
+"""What is told of the steps since the last log line, and what is kept of the texts that were written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from zoreward.records import Example, Scored, Writing
+from zoreward.scoring import share_that_differs, statistics_of
+
+# A model that is pushed too hard for a reward repeats itself: warn below this share of the first step's distinct-2.
+COLLAPSE = 0.5
+
+
+class Window:
+    """Collects what members were worth, for the next line of the log."""
+
+    def __init__(self) -> None:
+        self._scored: list[list[Scored]] = []
+        self._first: dict[str, float] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._scored)
+
+    def add(self, scored: Sequence[Scored]) -> None:
+        """Take in the members of one step."""
+        self._scored.append(list(scored))
+
+    def means(self) -> dict[str, float]:
+        """Return the means over steps and members since the last call.
+
+        `score`; `score/NAME` for each part of a weighted sum. Where members wrote also: `best`, the best member's
+        score, `spread`, the standard deviation between members, `length` in tokens, `distinct_2` over all completions
+        of a step, `differing`, the share of members whose texts are not the first's, and what rewards logged.
+        """
+        steps = [_of_step(scored) for scored in self._scored]
+        self._scored.clear()
+        names = dict.fromkeys(name for step in steps for name in step)
+        found = {name: _mean([step[name] for step in steps if name in step]) for name in names}
+        self._watch(found)
+        return found
+
+    def _watch(self, found: dict[str, float]) -> None:
+        if "distinct_2" not in found:
+            return
+        first = self._first = self._first or found
+        if found["score"] > first["score"] and found["distinct_2"] < COLLAPSE * first["distinct_2"]:
+            logging.get_logger(__name__).warning(
+                "The score rises (%.4f, first %.4f) while the texts repeat themselves: distinct-2 is %.3f, first %.3f.",
+                *(found["score"], first["score"], found["distinct_2"], first["distinct_2"]),
+            )
+
+
+def _of_step(scored: Sequence[Scored]) -> dict[str, float]:
+    scores = [one.score for one in scored]
+    found = {"score": _mean(scores)}
+    if len(scored[0].part_scores) > 1:
+        found |= {f"score/{name}": _mean([one.part_scores[name] for one in scored]) for name in scored[0].part_scores}
+    written = [one for one in scored if isinstance(one, Writing)]
+    if written:
+        found["best"] = max(scores)
+        found["spread"] = math.sqrt(_mean([(score - found["score"]) ** 2 for score in scores]))
+        found |= statistics_of(written)
+        found["differing"] = share_that_differs([[one.text for one in member.completions] for member in written])
+        for name in dict.fromkeys(name for one in written for name in one.metrics):
+            found[name] = _mean([one.metrics[name] for one in written if name in one.metrics])
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def completion_rows(rows: Sequence[Example], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Return a table of what members wrote, best members first: member, score, prompt, completion, rewards, extras."""
+    order = sorted(range(len(scored)), key=lambda m: -scored[m].score)
+    table = []
+    for m in order:
+        one = scored[m]
+        if isinstance(one, Writing):
+            for n, (example, completion) in enumerate(zip(rows, one.completions, strict=True)):
+                rewards = {name: values[n] for name, values in one.rewards.items()}
+                extra = {name: values[n] for name, values in one.extra.items() if len(values) == len(rows)}
+                line = {"member": m, "score": one.score, "prompt": example.prompt, "completion": completion.text}
+                table.append({**line, **rewards, **extra})
+    return table
+
+
+def save_completions(folder: str, step: int, rows: Sequence[Example], scored: Sequence[Scored]) -> Path:
+    """Write the table of a step into the run folder, as Parquet, or as JSON lines where pyarrow is not installed.
+
+    Returns:
+        the file: `completions/step-000010.parquet`.
+    """
+    table = completion_rows(rows, scored)
+    path = Path(folder, "completions", f"step-{step:06}.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        path = path.with_suffix(".jsonl")
+        path.write_text("".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in table), "utf-8")
+        return path
+    parquet.write_table(pyarrow.Table.from_pylist(table), path)
+    return path
