@@ -15,6 +15,7 @@ import yaml
 
 from zoreward.cli import main
 from zoreward.config import ZOArguments
+from zoreward.registry import Entry, describe_objective, list_objectives
 
 REWARDS = '''
 from typing import Callable, Literal
@@ -120,12 +121,20 @@ def test_help_of_a_command_shows_the_objective_s_options(capsys: pytest.CaptureF
         assert "--average" not in help_of([verb, "accuracy"], capsys)
 
 
+@pytest.mark.parametrize("entry", list_objectives(), ids=lambda entry: entry.name)
+def test_every_objective_has_its_command(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
+    found = describe_objective(entry.name)
+    text = help_of(["tune", entry.name], capsys)
+    for option in found.options:
+        assert f"--{option.name.replace('_', '-')} " in text.replace("/--no-", " --no-")
+
+
 def test_help_of_tune_shows_own_options_aliases_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(["tune", "accuracy"], capsys)
-    flags = {"choices": "--choice"}
+    flags = {"choices": "--choice", "max_completion_length": "--max-new-tokens"}
     for name in ZOArguments.__dataclass_fields__:
         assert flags.get(name, "--" + name.replace("_", "-")) + " " in text
-    for default in ("[default: 1e-06]", "[default: 1000]", "[default: 16]", "[default: constant]"):
+    for default in ("Default: 1e-6, for text 3e-3.", "[default: 1000]", "[default: 16]", "[default: constant]"):
         assert default in text
     for panel in ("Model and data", "Prompt", "Tuning", "Run"):
         assert f"─ {panel} ─" in text

@@ -60,7 +60,7 @@ def test_the_best_of_several_right_answers_counts(name: str) -> None:
 def test_a_missing_column_of_answers_is_named(name: str) -> None:
     with pytest.raises(ObjectiveError, match="no row has the column 'answer' of right answers; there are reply"):
         score(name, ["x"], reply=["x"])
-    option = {"answer": "reply"}
+    option = {"answer_column": "reply"}
     assert score(name, ["a b c d e"], option, reply=["a b c d e"]) == pytest.approx(COMPARING[name])
     with pytest.raises(ObjectiveError, match="row 1 has no answer"):
         score(name, ["x", "y"], answer=["x", None])
@@ -73,7 +73,7 @@ def test_exact_match_compares_as_squad_or_as_written() -> None:
     completions = [" The Eiffel-Tower! ", "eiffel tower", "Paris"]
     answer = ["eiffeltower", "Eiffel Tower.", {"text": ["London", "Paris"], "answer_start": [0, 1]}]
     assert score("exact-match", completions, answer=answer) == 1.0
-    assert score("exact-match", completions, {"normalize": False}, answer=answer) == pytest.approx(1 / 3)
+    assert score("exact-match", completions, {"strict": True}, answer=answer) == pytest.approx(1 / 3)
     assert score("exact-match", ["42", "", "x"], answer=[42, [], []]) == pytest.approx(2 / 3)
 
 
@@ -257,7 +257,7 @@ def test_a_reward_model_scores_prompt_and_completion(reward_dir, tokenizer, batc
     tokens = [tokenizer(p + c, add_special_tokens=False)["input_ids"] for p, c in zip(PROMPTS, WRITTEN, strict=True)]
     expected = slow_rewards(reward_dir, tokens)
     assert max(expected) - min(expected) > 0.1
-    assert rewards(reward_dir, PROMPTS, WRITTEN, batch_size=batch_size) == pytest.approx(expected, abs=CLOSE)
+    assert rewards(reward_dir, PROMPTS, WRITTEN, reward_batch_size=batch_size) == pytest.approx(expected, abs=CLOSE)
     squashed = [1 / (1 + math.exp(-value)) for value in expected]
     assert rewards(reward_dir, PROMPTS, WRITTEN, activation="sigmoid") == pytest.approx(squashed, abs=CLOSE)
 
@@ -268,7 +268,7 @@ def test_a_reward_model_s_end_token_and_its_context(reward_dir, tokenizer) -> No
     ended = slow_rewards(reward_dir, [[*ids, end][-16:] for ids in plain])
     assert rewards(reward_dir, ["a", long], [" film", ""], eos=True) == pytest.approx(ended, abs=CLOSE)
     cut = slow_rewards(reward_dir, [ids[-4:] for ids in plain])
-    assert rewards(reward_dir, ["a", long], [" film", ""], max_length=4) == pytest.approx(cut, abs=CLOSE)
+    assert rewards(reward_dir, ["a", long], [" film", ""], reward_max_length=4) == pytest.approx(cut, abs=CLOSE)
     assert ended[0] != pytest.approx(cut[0], abs=0.01)
 
 

@@ -26,7 +26,7 @@ class Bleu:
     def __init__(
         self,
         *,
-        answer: str = "answer",
+        answer_column: str = "answer",
         tokenize: Literal["13a", "intl", "char", "zh", "none"] = "13a",
         lowercase: bool = False,
         smooth: Literal["exp", "floor", "add-k", "none"] = "exp",
@@ -34,14 +34,14 @@ class Bleu:
         """Set what is compared.
 
         Args:
-            answer: the column of the right answers; it holds a text, or a list of texts.
+            answer_column: the column of the right answers; it holds a text, or a list of texts.
             tokenize: how texts become words; 13a is for European languages, char for others.
             lowercase: leave case out.
             smooth: what is done where no sequence of some length matches.
         """
         from sacrebleu.metrics import BLEU
 
-        self._answer = answer
+        self._answer = answer_column
         self._bleu = BLEU(tokenize=tokenize, lowercase=lowercase, smooth_method=smooth)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> float:

@@ -33,7 +33,7 @@ def evaluate_(
     name: str,
     key: str | None = None,
     of: Literal["completions", "choices"] = "completions",
-    answer: str = "answer",
+    answer_column: str = "answer",
     option: Sequence[str] = (),
 ) -> Objective:
     """A metric of Hugging Face evaluate, by name from the Hub or as a folder: evaluate:chrf, evaluate:./my_metric.
@@ -45,7 +45,7 @@ def evaluate_(
         name: of the metric, or a folder that holds it.
         key: which of the numbers that it returns; needed where there are several and none has the metric's name.
         of: what it scores; completions or choices.
-        answer: the column of the right answers, for completions; it holds a text, or a list of texts.
+        answer_column: the column of the right answers, for completions; it holds a text, or a list of texts.
         option: an option of the metric's own, as name=value; give it once for each.
 
     Raises:
@@ -63,7 +63,7 @@ def evaluate_(
         return sign * _number(found, key, short)
 
     def of_completions(completions: Sequence[Any], **columns: Any) -> float:
-        answers: list[Any] = answers_of(columns, answer, len(completions))
+        answers: list[Any] = answers_of(columns, answer_column, len(completions))
         if all(len(some) == 1 for some in answers):
             answers = [some[0] for some in answers]
         return compute([text_of(completion) for completion in completions], answers)

@@ -22,15 +22,15 @@ class ExactMatch:
     [1.0, 0.0]
     """
 
-    def __init__(self, *, answer: str = "answer", normalize: bool = True):
+    def __init__(self, *, answer_column: str = "answer", strict: bool = False):
         """Set what is compared.
 
         Args:
-            answer: the column of the right answers; it holds a text, or a list of texts.
-            normalize: leave case, punctuation, articles and space out; otherwise only space at both ends.
+            answer_column: the column of the right answers; it holds a text, or a list of texts.
+            strict: only space at both ends does not count; case, punctuation and articles do.
         """
-        self._answer = answer
-        self._form = normalized if normalize else str.strip
+        self._answer = answer_column
+        self._form = str.strip if strict else normalized
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return for each completion 1.0 where it is a right answer, else 0.0."""

@@ -24,20 +24,22 @@ class PassAtK:
     0.6666666666666667
     """
 
-    def __init__(self, *, k: int = 1, check: str | None = None, answer: str = "answer", group: str | None = None):
+    def __init__(
+        self, *, k: int = 1, check: str | None = None, answer_column: str = "answer", group: str | None = None
+    ):
         """Set what is counted.
 
         Args:
             k: how many tries there are.
             check: a function that says which completions are right, path/file.py:name; by default those that match
                 the answer, as exact-match compares them.
-            answer: the column of the right answers, for the default check.
+            answer_column: the column of the right answers, for the default check.
             group: the column that says which rows are tries at the same task; by default those with the same prompt.
         """
         if k < 1:
             raise ValueError(f"k is at least 1, not {k}")
         self._k, self._group = k, group
-        self._check = get_objective(check) if check else get_objective(ExactMatch, answer=answer)
+        self._check = get_objective(check) if check else get_objective(ExactMatch, answer_column=answer_column)
         if self._check.needs != "completions":
             raise ValueError(f"{check!r} checks no completions: name its first parameter so")
 

@@ -28,10 +28,10 @@ class RewardModel:
         activation: Literal["none", "sigmoid"] = "none",
         eos: bool = False,
         special_tokens: bool = False,
-        max_length: int | None = None,
-        batch_size: int = 16,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
-        device: str | None = None,
+        reward_max_length: int | None = None,
+        reward_batch_size: int = 16,
+        reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+        reward_device: str | None = None,
     ):
         """Load the reward model.
 
@@ -40,23 +40,27 @@ class RewardModel:
             activation: sigmoid maps the logit to a number between 0 and 1.
             eos: put the end token behind plain texts, as TRL's RewardTrainer does in training.
             special_tokens: put the tokenizer's own tokens (BOS, or CLS and SEP) around plain texts.
-            max_length: most tokens of prompt and completion; by default the reward model's context.
-            batch_size: texts at once.
-            dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
-            device: where the reward model runs; by default the GPU if there is one.
+            reward_max_length: most tokens of prompt and completion; by default the reward model's context.
+            reward_batch_size: texts at once.
+            reward_dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
+            reward_device: where the reward model runs; by default the GPU if there is one.
 
         Raises:
             ValueError: it is no reward model, or an option does not fit it.
         """
         if activation not in ("none", "sigmoid"):
             raise ValueError(f"there is no activation {activation!r}: take none or sigmoid")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, not {batch_size}")
+        if reward_batch_size < 1:
+            raise ValueError(f"reward_batch_size is at least 1, not {reward_batch_size}")
         self._name = reward_model
-        self._tokenizer, self._model = _load(reward_model, dtype, device)
+        self._tokenizer, self._model = _load(reward_model, reward_dtype, reward_device)
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._max_length = min((limit for limit in (max_length, context) if limit), default=None)
-        self._sigmoid, self._batch_size, self._special_tokens = activation == "sigmoid", batch_size, special_tokens
+        self._max_length = min((limit for limit in (reward_max_length, context) if limit), default=None)
+        self._sigmoid, self._batch_size, self._special_tokens = (
+            activation == "sigmoid",
+            reward_batch_size,
+            special_tokens,
+        )
         self._end = self._tokenizer.eos_token if eos else ""
         if self._end is None:
             raise ValueError(f"the tokenizer of {reward_model!r} has no end token: leave the option eos out")

@@ -24,18 +24,18 @@ class Rouge:
     [0.75]
     """
 
-    def __init__(self, *, variant: Literal["rouge1", "rouge2", "rougeL"] = "rougeL", answer: str = "answer"):
+    def __init__(self, *, variant: Literal["rouge1", "rouge2", "rougeL"] = "rougeL", answer_column: str = "answer"):
         """Set what is compared.
 
         Args:
             variant: what is shared; rouge1 is words, rouge2 pairs of neighbouring words, rougeL the longest common
                 subsequence of words.
-            answer: the column of the right answers; it holds a text, or a list of texts.
+            answer_column: the column of the right answers; it holds a text, or a list of texts.
         """
         if variant not in ("rouge1", "rouge2", "rougeL"):
             raise ValueError(f"there is no variant {variant!r} of ROUGE here: take rouge1, rouge2 or rougeL")
         self._variant = variant
-        self._answer = answer
+        self._answer = answer_column
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return the F-measure of each completion."""

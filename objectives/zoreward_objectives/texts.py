@@ -35,7 +35,7 @@ def answers_of(columns: Mapping[str, Any], column: str, n_rows: int) -> list[lis
         lists = (name for name, values in columns.items() if isinstance(values, list))
         known = ", ".join(sorted({*lists} - {"prompts", "completion_ids"})) or "none"
         raise LookupError(
-            f"no row has the column {column!r} of right answers; there are {known}: set the option answer"
+            f"no row has the column {column!r} of right answers; there are {known}: set the option answer_column"
         )
     found = []
     for row, value in enumerate(columns[column]):

@@ -23,13 +23,13 @@ class TokenF1:
     [0.6666666666666666]
     """
 
-    def __init__(self, *, answer: str = "answer"):
+    def __init__(self, *, answer_column: str = "answer"):
         """Set what is compared.
 
         Args:
-            answer: the column of the right answers; it holds a text, or a list of texts.
+            answer_column: the column of the right answers; it holds a text, or a list of texts.
         """
-        self._answer = answer
+        self._answer = answer_column
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return the F1 of each completion."""
