@@ -295,7 +295,7 @@ def test_what_is_no_reward_model(reward_dir, tiny_model_dir, tokenizer, tmp_path
     two = LlamaForSequenceClassification.from_pretrained(reward_dir, num_labels=2, ignore_mismatched_sizes=True)
     two.save_pretrained(tmp_path / "two")
     tokenizer.save_pretrained(tmp_path / "two")
-    with pytest.raises(ObjectiveError, match=r"has 2 logits, and a reward model has one: take one trained with"):
+    with pytest.raises(ObjectiveError, match=r"has 2 logits, and a reward model has one: take a model trained with"):
         get_objective("reward-model", reward_model=str(tmp_path / "two"))
     headless = tmp_path / "headless"
     headless.mkdir()

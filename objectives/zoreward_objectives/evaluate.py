@@ -34,7 +34,7 @@ def evaluate_(
     key: str | None = None,
     of: Literal["completions", "choices"] = "completions",
     answer_column: str = "answer",
-    option: Sequence[str] = (),
+    option: list[str] | None = None,
 ) -> Objective:
     """A metric of Hugging Face evaluate, by name from the Hub or as a folder: evaluate:chrf, evaluate:./my_metric.
 

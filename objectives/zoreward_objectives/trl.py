@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @objective("trl", needs="any")
-def trl_(*, name: str, option: Sequence[str] = ()) -> Objective:
+def trl_(*, name: str, option: list[str] | None = None) -> Objective:
     """A reward function of trl.rewards: think_format_reward, accuracy_reward, get_soft_overlong_punishment and others.
 
     These functions read completions as lists of messages; plain texts are handed to them as such. A function whose
