@@ -84,7 +84,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         trainer, progress, before = _prepared(source, given_options(context, values), values)
-        _write_config(Path(values["output"]), resolved(source, values))
+        write_config(Path(values["output"]), resolved(source, values))
         start = time.perf_counter()
         try:
             with progress:
@@ -116,7 +116,7 @@ def _prepared(
 ) -> tuple[ZOTrainer, ProgressCallback, float | None]:
     """Everything that can fail before step 1; of the run folder nothing is left if it does."""
     output = Path(values["output"])
-    _check_output(output)
+    check_output(output)
     if values["eval_steps"] is not None and values["eval_data"] is None:
         raise InputError("--eval-every has no rows to score", hint="give --eval-data, or leave --eval-every out")
     _check_numbers(values)
@@ -190,7 +190,7 @@ def _check_numbers(values: dict[str, Any]) -> None:
         raise InputError(str(error), hint="change the option of that name") from None
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file", hint="give a folder that does not exist yet")
     for name in _RUN_FILES:
@@ -198,7 +198,7 @@ def _check_output(output: Path) -> None:
             raise InputError(f"{output} holds a run already ({name})", hint="choose another folder for --output")
 
 
-def _write_config(output: Path, options: dict[str, Any]) -> None:
+def write_config(output: Path, options: dict[str, Any]) -> None:
     import yaml
 
     try:
