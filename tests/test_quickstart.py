@@ -31,6 +31,15 @@ def check() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def few_heldout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The first 40 held-out rows, in the place of all."""
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(Path(quickstart.HELDOUT).read_text().splitlines(keepends=True)[:40]))
+    monkeypatch.setattr(quickstart, "HELDOUT", str(path))
+    return str(path)
+
+
 def texts(path: str) -> list[str]:
     return [row["text"] for row in load_rows(path)]
 
@@ -82,14 +91,14 @@ def test_one_threshold_takes_a_preference_away_and_nothing_else() -> None:
     assert above_median(logprobs, [0, 0, 1, 1]) == 0.5
 
 
-def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_end_to_end(tmp_path: Path, few_heldout: str, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "kept"
     assert main(["quickstart", "--max-steps", "3", "--output", str(kept), "--json"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)  # one object, nothing else
     assert list(result) == ["before", "majority", "threshold", "after", "steps", "seconds"]
     assert result["steps"] == 3 and result["seconds"] > 0
-    labels = [row["label"] for row in load_rows(quickstart.HELDOUT)]
+    labels = [row["label"] for row in load_rows(few_heldout)]
     assert result["majority"] == max(sum(labels), len(labels) - sum(labels)) / len(labels)
     assert f"{result['after']:.1%}" in err and f"{result['threshold']:.1%}" in err
     assert quickstart.YOURS in err
@@ -99,7 +108,7 @@ def test_the_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sum("terms" in line for line in journal) == 3
     assert "learning_rate" in (kept / "config.yaml").read_text()
     prompt = [word for choice in quickstart.PROMPT["choices"] for word in ("--choice", choice)]
-    words = ["--data", quickstart.HELDOUT, "--template", quickstart.PROMPT["template"], *prompt, "--json"]
+    words = ["--data", few_heldout, "--template", quickstart.PROMPT["template"], *prompt, "--json"]
     for model, score in ((kept / "model", result["after"]), (quickstart.MODEL, result["before"])):
         assert main(["eval", "accuracy", "--model", str(model), *words]) == 0
         assert json.loads(capsys.readouterr().out)["score"] == score
@@ -131,7 +140,7 @@ def test_the_command_line_that_it_shows_works(
     monkeypatch.chdir(tmp_path)
     for name in ("train", "dev"):
         Path(f"{name}.jsonl").write_text('{"text": "A fine soup.", "label": 1}\n{"text": "Cold.", "label": 0}\n')
-    words = shlex.split(quickstart.YOURS)
+    words = shlex.split(quickstart.YOURS.replace("\\\n", ""))  # as a shell joins the lines
     assert words[0] == "zoreward"
     words[words.index("--model") + 1] = quickstart.MODEL
     words[words.index("--steps") + 1] = "1"
@@ -150,10 +159,11 @@ def test_failures_names_every_broken_bar(check: ModuleType) -> None:
     assert len(broken(after=0.5)) == 3
 
 
-def test_the_check_fails_where_the_weights_stay(check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = ["--seeds", "0", "--steps", "5"]
-    assert check.main([*steps, "--update", "zero"]) == 1
-    assert "+0.0% over zero-shot" in " ".join(capsys.readouterr().out.split())
+def test_the_check_fails_where_the_weights_stay(
+    check: ModuleType, few_heldout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main(["--update", "zero", "--seeds", "3", "--steps", "2"]) == 1
+    assert "seed 3: +0.0% over zero-shot, not +20%" in capsys.readouterr().out
 
 
 def test_a_random_update_is_as_large_and_has_no_say(check: ModuleType) -> None:

@@ -88,22 +88,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     heldout, train = ([row["text"] for row in load_rows(path)] for path in (HELDOUT, TRAIN))
     seen = seen_before(heldout, train, TEXT.read_text(encoding="utf-8"))
-    table = Table("seed", "majority", "before", "threshold", "after", "steps", "seconds", "")
-    broken = 0
+    table = Table("seed", "majority", "before", "threshold", "after", "steps", "seconds")
+    broken = []
     for seed in options.seeds:
         found = run(seed, options.steps, options.update)
-        wrong = failures(found)
-        broken += bool(wrong)
+        broken += [f"seed {seed}: {failure}" for failure in failures(found)]
         shares = (found.majority, found.before, found.threshold, found.after)
-        verdict = "; ".join(wrong) or "ok"
-        table.add_row(
-            str(seed), *(f"{share:.1%}" for share in shares), str(found.steps), f"{found.seconds:.1f}", verdict
-        )
+        table.add_row(str(seed), *(f"{share:.1%}" for share in shares), str(found.steps), f"{found.seconds:.1f}")
     console = Console()
     console.print(table)
-    console.print(f"{len(heldout)} held-out sentences, {len(seen)} of them seen before {seen[:3] or ''}")
-    console.print(f"{broken} of {len(options.seeds)} seeds broke a promise")
-    return int(bool(broken or seen))
+    broken += [f"a held-out sentence was seen before: {sentence}" for sentence in seen]
+    for line in broken or ["All promises hold."]:
+        console.print(line, highlight=False, soft_wrap=True)
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,9 @@ SHIPPED = Path(__file__).parents[1] / "quickstart"  # made by benchmarks/quickst
 MODEL, TRAIN, HELDOUT = (str(SHIPPED / name) for name in ("model", "train.jsonl", "heldout.jsonl"))
 OBJECTIVE = "accuracy"
 PROMPT: dict[str, Any] = {"template": "{text} It was", "choices": [" bad", " good"]}
-STEPS = 150
-# The best of a few tried; large as the model is small.
-SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 1e-2, "learning_rate": 3e-4}
+STEPS = 200
+# With half the ε, two batches of three scored the same on both sides and said nothing; with this, one of three at first.
+SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
 
 YOURS = """\
 zoreward tune accuracy --model facebook/opt-125m --data train.jsonl --eval-data dev.jsonl \\
@@ -115,15 +115,29 @@ def compare(trainer: ZOTrainer) -> Comparison:
     def score(objective: str | Callable[..., float]) -> float:
         return evaluate(trainer.model, objective, rows, tokenizer=trainer.processing_class, **PROMPT).score
 
-    before, threshold = score(OBJECTIVE), score(above_median)
+    share = majority([row["label"] for row in rows])
     progress = ProgressCallback(trainer)
     trainer.add_callback(progress)
-    start = time.perf_counter()
-    with progress:
-        trainer.train()
-    seconds = round(time.perf_counter() - start, 3)
-    share = majority([row["label"] for row in rows])
-    return Comparison(before, share, threshold, score(OBJECTIVE), trainer.state.global_step, seconds)
+    with _one_thread():
+        before, threshold = score(OBJECTIVE), score(above_median)
+        start = time.perf_counter()
+        with progress:
+            trainer.train()
+        seconds = round(time.perf_counter() - start, 3)
+        return Comparison(before, share, threshold, score(OBJECTIVE), trainer.state.global_step, seconds)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work with one thread: for so small a model two are not faster, and on a busy machine far slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def quickstart_command() -> Callable[..., int]:
