@@ -30,8 +30,8 @@ SHIPPED = Path(__file__).parents[1] / "quickstart"  # made by benchmarks/quickst
 MODEL, TRAIN, HELDOUT = (str(SHIPPED / name) for name in ("model", "train.jsonl", "heldout.jsonl"))
 OBJECTIVE = "accuracy"
 PROMPT: dict[str, Any] = {"template": "{text} It was", "choices": [" bad", " good"]}
-STEPS = 200
-# With half the ε, two batches of three scored the same on both sides and said nothing; with this, one of three at first.
+STEPS = 150
+# With half the ε, two batches of three scored the same on both sides and taught nothing; with this, one of three.
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
 
 YOURS = """\
