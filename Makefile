@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help test check fmt mutants
+.PHONY: help test check fmt mutants quickstart quickstart-check
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: $(READY) ## Run the tests and the examples in docstrings; more for pytest in ARGS, e.g. ARGS="-m slow -k replay"
 	$(BIN)/python -m pytest $(ARGS)
@@ -29,6 +29,12 @@ fmt: $(READY) ## Format the code and mend what can be mended mechanically
 
 mutants: $(READY) ## Break the code on purpose, one place at a time, and see that the tests notice
 	$(BIN)/python tests/mutants.py $(ARGS)
+
+quickstart: $(READY) ## Watch a tiny model get better by forward passes alone; more for it in ARGS, e.g. ARGS="--seed 1"
+	$(BIN)/zoreward quickstart $(ARGS)
+
+quickstart-check: $(READY) ## See that it does so with seeds 0 to 4
+	$(BIN)/python benchmarks/quickstart/check.py $(ARGS)
 
 # Set up again only when pyproject.toml has changed.
 $(READY): pyproject.toml

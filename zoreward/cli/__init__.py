@@ -12,6 +12,7 @@ from zoreward.cli.errors import UsageError, one_line, report
 from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
 from zoreward.cli.options import canonical, escape
+from zoreward.cli.quickstart import quickstart_command
 from zoreward.cli.tune import tune_command
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
@@ -20,6 +21,7 @@ _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
+    "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
 }
 _HELP_FLAGS = ("-h", "--help")
 
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _app(words: list[str]) -> typer.Typer:
     """The app for these words: of all objectives, only the one that is asked for is loaded."""
+    settings = {"token_normalize_func": canonical}
     app = typer.Typer(
         help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
         add_completion=False,
@@ -75,10 +78,10 @@ def _app(words: list[str]) -> typer.Typer:
                 )
             else:
                 found = describe_objective(name)
-                settings = {"token_normalize_func": canonical}
                 group.command(name, help=escape(found.help), context_settings=settings)(make(name, found))
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
+    app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
     return app
 
 

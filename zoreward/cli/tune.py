@@ -123,7 +123,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             return 0
         trainer, progress, before = _prepared(objective, rows, values)
         chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in _BY_NEED}
-        _write_config(Path(values["output"]), resolved(source, {**values, **chosen}))
+        write_config(Path(values["output"]), resolved(source, {**values, **chosen}))
         start = time.perf_counter()
         try:
             with progress:
@@ -152,7 +152,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
 
 def _check(values: dict[str, Any]) -> None:
     """Find what is wrong with the options themselves."""
-    _check_output(Path(values["output"]))
+    check_output(Path(values["output"]))
     dev = values["eval_data"] or values["eval_split"]
     for name in ("eval_steps", "eval_limit"):
         if values[name] is not None and not dev:
@@ -270,7 +270,7 @@ def _check_numbers(values: dict[str, Any]) -> None:
         raise InputError(str(error), hint="change the option of that name") from None
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file", hint="give a folder that does not exist yet")
     for name in _RUN_FILES:
@@ -278,7 +278,7 @@ def _check_output(output: Path) -> None:
             raise InputError(f"{output} holds a run already ({name})", hint="choose another folder for --output")
 
 
-def _write_config(output: Path, options: dict[str, Any]) -> None:
+def write_config(output: Path, options: dict[str, Any]) -> None:
     import yaml
 
     try:

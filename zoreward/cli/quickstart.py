@@ -1,0 +1,205 @@
+"""`zoreward quickstart`: watch a language model get better by forward passes alone, with what is shipped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from zoreward.cli.errors import report
+from zoreward.cli.options import RUN, TUNING, command, option
+from zoreward.cli.prepare import quiet_transformers
+from zoreward.cli.tune import check_output, write_config
+from zoreward.data import load_rows
+from zoreward.records import ZorewardError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from zoreward.trainer import ZOTrainer
+
+SHIPPED = Path(__file__).parents[1] / "quickstart"  # made by benchmarks/quickstart/make.py
+MODEL, TRAIN, HELDOUT = (str(SHIPPED / name) for name in ("model", "train.jsonl", "heldout.jsonl"))
+OBJECTIVE = "accuracy"
+PROMPT: dict[str, Any] = {"template": "{text} It was", "choices": [" bad", " good"]}
+STEPS = 150
+# With half the ε, two batches of three scored the same on both sides and taught nothing; with this, one of three.
+SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
+
+YOURS = """\
+zoreward tune accuracy --model facebook/opt-125m --data train.jsonl --eval-data dev.jsonl \\
+    --template "{text} It was" --choice " bad" --choice " good" --label label \\
+    --steps 1500 --batch-size 64 --eps 5e-3 --lr 3e-5 --eval-every 250 --output runs/mine"""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Accuracy on the held-out rows, all between 0 and 1, and what the tuning took.
+
+    Args:
+        before: the shipped model, zero-shot.
+        majority: always the more frequent label.
+        threshold: the shipped model with one label-free threshold; see `above_median`.
+        after: the tuned model.
+        steps: of the tuning.
+        seconds: that the tuning took, without loading and evaluating.
+    """
+
+    before: float
+    majority: float
+    threshold: float
+    after: float
+    steps: int
+    seconds: float
+
+
+def majority(references: Sequence[int]) -> float:
+    """Return the accuracy of always giving the more frequent label.
+
+    >>> majority([1, 0, 1, 1])
+    0.75
+    """
+    return max(references.count(label) for label in set(references)) / len(references)
+
+
+def above_median(logprobs: NDArray[Any], references: Sequence[int]) -> float:
+    """Return the accuracy of label 1 for the rows whose log p(label 1) − log p(label 0) lies above the rows' median.
+
+    A model may know the answer and only prefer one of the words: this takes the preference away, without labels.
+
+    Args:
+        logprobs: (N, 2), as an objective gets them.
+        references: N right labels, 0 or 1.
+
+    >>> import numpy as np
+    >>> above_median(np.array([[-1.0, -9.0], [-1.0, -7.0], [-1.0, -5.0], [-1.0, -3.0]]), [0, 0, 1, 0])
+    0.75
+    """
+    import numpy as np
+
+    difference_N = logprobs[:, 1] - logprobs[:, 0]
+    predictions_N = difference_N > np.median(difference_N)
+    return float(np.mean(predictions_N == np.asarray(references)))
+
+
+def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
+    """Return a trainer of the shipped model on the shipped rows."""
+    quiet_transformers()
+    from zoreward.cli.progress import without_own_progress
+    from zoreward.trainer import ZOConfig, ZOTrainer
+
+    # On the CPU also where there are GPUs: the model is too small for them, and the result is the same everywhere.
+    args = ZOConfig(
+        str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, logging_steps=20
+    )
+    trainer = ZOTrainer(MODEL, objective=OBJECTIVE, args=args, train_dataset=load_rows(TRAIN))
+    without_own_progress(trainer)
+    return trainer
+
+
+def compare(trainer: ZOTrainer) -> Comparison:
+    """Evaluate, tune while showing it, and evaluate again."""
+    from zoreward.cli.progress import ProgressCallback
+    from zoreward.scoring import evaluate
+
+    rows = load_rows(HELDOUT)
+
+    def score(objective: str | Callable[..., float]) -> float:
+        return evaluate(trainer.model, objective, rows, tokenizer=trainer.processing_class, **PROMPT).score
+
+    share = majority([row["label"] for row in rows])
+    progress = ProgressCallback(trainer)
+    trainer.add_callback(progress)
+    with _one_thread():
+        before, threshold = score(OBJECTIVE), score(above_median)
+        start = time.perf_counter()
+        with progress:
+            trainer.train()
+        seconds = round(time.perf_counter() - start, 3)
+        return Comparison(before, share, threshold, score(OBJECTIVE), trainer.state.global_step, seconds)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work with one thread: for so small a model two are not faster, and on a busy machine far slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def quickstart_command() -> Callable[..., int]:
+    """Return the command."""
+    parameters = [
+        option("max_steps", int, "Steps.", TUNING, "--steps", default=STEPS, least=1),
+        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0, least=0),
+        option("output", str | None, "Keep the run and the tuned model in this folder.", RUN, default=None),
+        option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
+    ]
+    return command(_quickstart, parameters)
+
+
+def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
+    with contextlib.ExitStack() as stack:
+        # What transformers prints is not the result.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if values["output"] is not None:
+            check_output(Path(values["output"]))
+        print("Loading a tiny language model that ships with zoreward …")
+        output = Path(values["output"] or stack.enter_context(tempfile.TemporaryDirectory(prefix="zoreward-")))
+        trainer = make_trainer(output, seed=values["seed"], steps=values["max_steps"])
+        if values["output"] is not None:
+            write_config(output, _config(values))
+        print(_what_happens(trainer))
+        try:
+            found = compare(trainer)
+        except ZorewardError as error:
+            return report(error, code=1)
+        if values["output"] is not None:
+            trainer.save_model(str(output / "model"))
+    _show(found, values)
+    if values["json"]:
+        print(json.dumps(asdict(found)))
+    return 0
+
+
+def _config(values: dict[str, Any]) -> dict[str, Any]:
+    own = {name: values[name] for name in ("max_steps", "seed", "output")}
+    return {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, **PROMPT, **SETTINGS, **own}
+
+
+def _what_happens(trainer: ZOTrainer) -> str:
+    weights = sum(weight.numel() for weight in trainer.model.parameters())
+    return (
+        f"Tuning its {weights:,} weights on the accuracy over {len(trainer.train_dataset)} restaurant reviews, was it "
+        f"bad or good: {trainer.args.max_steps} steps of forward passes, no gradient."
+    )
+
+
+def _show(found: Comparison, values: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=values["json"])
+    table = Table("held-out reviews", "accuracy", box=box.SIMPLE_HEAD)
+    table.add_row("always the more frequent answer", f"{found.majority:.1%}")
+    table.add_row("before, zero-shot", f"{found.before:.1%}")
+    table.add_row("before, with one threshold (the median)", f"{found.threshold:.1%}")
+    table.add_row(f"after {found.steps} steps, {found.seconds:.0f} s", f"{found.after:.1%}", style="bold")
+    console.print(table)
+    kept = f"The run and the tuned model are in {values['output']}.\n" if values["output"] is not None else ""
+    text = f"{kept}The same for your own model and rows:\n\n{YOURS}\n"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
