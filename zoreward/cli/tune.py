@@ -128,6 +128,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         try:
             with progress:
                 trainer.train()
+            seconds = round(time.perf_counter() - start, 3)
             trainer.save_model(str(Path(values["output"], "model")))
             scores = [] if before is None else [before, *_dev_scores(trainer)]
         except KeyboardInterrupt:
@@ -143,7 +144,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         "score": scores[-1] if scores else None,
         "best": max(scores, default=None),
         "steps": trainer.state.global_step,
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": seconds,
         "output": values["output"],
     }
     print(json.dumps(summary, ensure_ascii=False) if values["json"] else _sentence(summary, before))
