@@ -36,6 +36,11 @@ def test_own_metric() -> None:
     assert [float(word) for word in done.stdout.split()] == pytest.approx([2 / 3, 1 / 3]), done.stderr
 
 
+def test_a_metric_of_scikit_learn() -> None:
+    before, after = runpy.run_path(str(EXAMPLES / "scikit_learn.py"))["main"](steps=40)
+    assert after > before + 0.3, (before, after)
+
+
 # --- the plugin, installed by pip beside us -----------------------------------------------------------------------
 
 
