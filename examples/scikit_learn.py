@@ -1,6 +1,6 @@
 """A metric of scikit-learn as the objective, in Python: Matthews' correlation, with the model that zoreward ships.
 
-    python examples/scikit_learn.py
+python examples/scikit_learn.py
 """
 
 from __future__ import annotations
