@@ -12,6 +12,7 @@ from zoreward.cli.errors import UsageError, one_line, report
 from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
 from zoreward.cli.options import canonical, escape
+from zoreward.cli.replay import replay_command
 from zoreward.cli.tune import tune_command
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
@@ -20,6 +21,7 @@ _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
+    "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
 }
 _HELP_FLAGS = ("-h", "--help")
 
@@ -63,6 +65,7 @@ def _app(words: list[str]) -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_root)
+    settings = {"token_normalize_func": canonical}
     for verb, make in _MAKERS.items():
         group = typer.Typer(help=_HELP[verb], rich_markup_mode="rich", subcommand_metavar="OBJECTIVE [ARGS]...")
         if words[0] == verb:
@@ -75,10 +78,10 @@ def _app(words: list[str]) -> typer.Typer:
                 )
             else:
                 found = describe_objective(name)
-                settings = {"token_normalize_func": canonical}
                 group.command(name, help=escape(found.help), context_settings=settings)(make(name, found))
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
+    app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
     return app
 
 

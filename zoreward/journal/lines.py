@@ -13,15 +13,17 @@ import json
 import math
 import re
 import zlib
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_LINE = 4 << 20
 """Bytes of a line, at most. A header takes some 60 a tensor, a step some 90 a direction."""
+LARGEST = 3.4028234663852886e38
+"""The largest float32."""
+LARGEST_SCORE = 1e300
+"""Of which differences and quotients are still finite."""
 
 _CRC = re.compile(rb', "crc": "([0-9a-f]{8})"\}')
 _CRC_BYTES = 20
-# No number in a stored run is larger: coefficients are float32.
-_LARGEST = 3.4028234663852886e38
 
 
 def encode(fields: dict[str, Any], crc: int) -> tuple[bytes, int]:
@@ -35,7 +37,7 @@ def encode(fields: dict[str, Any], crc: int) -> tuple[bytes, int]:
         ValueError: a number that is not finite.
 
     >>> encode({"kind": "evaluation", "step": 2, "score": 0.5}, 0)[0]
-    b'{"kind": "evaluation", "step": 2, "score": 0.5, "crc": "2c5fa402"}\n'
+    b'{"kind": "evaluation", "step": 2, "score": 0.5, "crc": "dcc011aa"}\n'
     """
     body = json.dumps(fields, allow_nan=False, default=str).encode("ascii")[:-1]
     crc = zlib.crc32(body, crc)
@@ -73,22 +75,32 @@ def parse(text: bytes | str) -> dict[str, Any]:
     return found
 
 
-def number(value: Any) -> bool:
-    """Whether a value is a number that float32 has room for.
+def number(value: Any, largest: float = LARGEST) -> TypeGuard[float]:
+    """Whether a value is a number, of a size up to `largest`; by default, that float32 has room for.
 
     >>> number(0.5), number(True), number(1e39)
     (True, False, False)
     """
-    return type(value) in (int, float) and abs(value) <= _LARGEST
+    return type(value) in (int, float) and abs(value) <= largest
 
 
-def whole(value: Any, below: int) -> bool:
+def whole(value: Any, below: int) -> TypeGuard[int]:
     """Whether a value is a whole number from 0 to `below` − 1.
 
     >>> whole(3, 4), whole(4, 4), whole(3.0, 4)
     (True, False, False)
     """
     return type(value) is int and 0 <= value < below
+
+
+def shown(value: Any) -> str:
+    """Return a value from a file as it may stand in an error: short, whatever it is.
+
+    >>> shown("a" * 99), shown([1]), shown(None)
+    ("'aaaaaaaaaaaaaaaaaaa", 'a list', 'None')
+    """
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value)[:20] if plain else f"a {type(value).__name__}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from zoreward.journal.lines import MAX_LINE, checksum, number, parse, whole
+from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
 from zoreward.journal.run import MAX_RANK, Run, check_header
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
@@ -98,8 +98,9 @@ class _Scan:
             self.refuse(f"it is not JSON ({error})")
         kind, step = fields.get("kind"), fields.get("step")
         # Where a step stands in the wrong place its checksum is wrong as well, but says less.
-        if self.number > 1 and kind in ("step", "evaluation") and step != len(self.steps):
-            self.refuse(f"it has step {str(step)[:20]} where {len(self.steps)} belongs")
+        due = len(self.steps)
+        if self.number > 1 and kind in ("step", "evaluation") and not (whole(step, due + 1) and step == due):
+            self.refuse(f"it has step {shown(step)} where {due} belongs")
         crc = checksum(line, self.crc)
         if crc is None:
             self.refuse("its checksum is wrong: it, or a line before it, was changed, removed or moved")
@@ -113,11 +114,11 @@ class _Scan:
                 self.refuse(problem)
             self.steps.append(line)
         elif kind == "evaluation":
-            if not number(fields.get("score")):
+            if not number(fields.get("score"), LARGEST_SCORE):
                 self.refuse("its score is no number")
-            self.evaluations.append((len(self.steps), float(fields["score"])))
+            self.evaluations.append((due, float(fields["score"])))
         else:
-            self.refuse(f"its kind, {str(kind)[:20]!r}, is not known")
+            self.refuse(f"its kind, {shown(kind)}, is not known")
 
     def _take_header(self, fields: dict[str, Any]) -> None:
         self.header = {name: value for name, value in fields.items() if name not in ("kind", "crc")}
@@ -136,11 +137,11 @@ class _Scan:
 
 def _step_problem(fields: dict[str, Any]) -> str | None:
     scores, terms = fields.get("scores"), fields.get("terms")
-    if not (whole(fields.get("step"), 2**63) and whole(fields.get("rounding_seed"), 2**64)):
-        return "its step or its rounding seed is no whole number"
+    if not whole(fields.get("rounding_seed"), 2**64):
+        return "its rounding seed is no whole number"
     if not (number(fields.get("lr")) and number(fields.get("decay"))):
         return "its learning rate or its decay is no number"
-    if not (isinstance(scores, list) and all(type(score) in (int, float) for score in scores)):
+    if not (isinstance(scores, list) and all(number(score, LARGEST_SCORE) for score in scores)):
         return "its scores are no numbers"
     if not (isinstance(terms, list) and all(map(_is_term, terms))):
         return "its terms are none"

@@ -97,10 +97,12 @@ def checked_base(run: Run, model: nn.Module) -> Tuned:
 
 def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:
     taken: list[Update] = []
+    terms = 0
     for update in updates:
         taken.append(update)
-        if sum(max(1, len(one.terms)) for one in taken) >= PASS_TERMS:
+        terms += max(1, len(update.terms))
+        if terms >= PASS_TERMS:
             yield taken
-            taken = []
+            taken, terms = [], 0
     if taken:
         yield taken

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from zoreward.journal.lines import number, whole
+from zoreward.journal.lines import number, shown, whole
+from zoreward.methods.steps import ROUNDING_INDEX
 from zoreward.noise import NOISE_VERSION, derive_seed
 from zoreward.records import InputError, StepRecord, Update, to_float32
 
@@ -57,18 +58,23 @@ class Run:
 
         Args:
             step: counts from 0.
+
+        Raises:
+            InputError: there is no such step.
         """
-        record, method = self.record(step), self.header.get("method")
-        if not isinstance(method, dict) or method.get("name") != "spsa" or directions(self.header) is None:
+        if not 0 <= step < self.n_steps:
+            raise InputError(f"there is no step {step}: the run has {self.n_steps}", hint="The first one is step 0.")
+        record, drawn = self.record(step), directions(self.header)
+        if drawn is None or self.header["method"].get("name") != "spsa":
             return None
-        _, count, _ = directions(self.header) or (0, 0, 0)
-        scores, eps = record.scores, method.get("eps")
+        method, scores, count = self.header["method"], record.scores, drawn.count
+        eps = method.get("eps")
         if len(scores) == 2 * count and number(eps) and to_float32(eps) > 0:
             return [(scores[m] - scores[m + 1]) / (2 * to_float32(eps)) for m in range(0, len(scores), 2)]
         if scores or method.get("normalize", "none") != "none" or record.lr == 0:
             return None
         slopes = [0.0] * count
-        for k, term in zip(places(self.header, record), record.update.terms, strict=True):
+        for k, term in zip(places(drawn, record), record.update.terms, strict=True):
             slopes[k] = term.coefficient * count / record.lr
         return slopes
 
@@ -96,7 +102,7 @@ def check_header(header: dict[str, Any]) -> None:
     version = header.get("noise_version")
     if version != NOISE_VERSION or type(version) is not int:
         raise InputError(
-            f"its noise version is {str(version)[:20]}, not {NOISE_VERSION}", hint="Take the zoreward that wrote it."
+            f"its noise version is {shown(version)}, not {NOISE_VERSION}", hint="Take the zoreward that wrote it."
         )
     streams = header.get("streams")
     if not (isinstance(streams, dict) and all(whole(stream, 2**32) for stream in streams.values())):
@@ -107,34 +113,39 @@ def check_header(header: dict[str, Any]) -> None:
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
 
 
-def directions(header: dict[str, Any]) -> tuple[int, int, int] | None:
-    """Return (seed, K, rank) from which a run derives its directions; None where the header does not tell."""
+class Directions(NamedTuple):
+    """What the directions of a run derive from: its seed, their number K a step, and their rank."""
+
+    seed: int
+    count: int
+    rank: int
+
+
+def directions(header: dict[str, Any]) -> Directions | None:
+    """Return what a run's directions derive from; None where its header does not tell."""
     method = header.get("method")
     if not isinstance(method, dict):
         return None
     seed, count, rank = method.get("seed"), method.get("num_directions"), method.get("rank", 0)
     if not (whole(seed, 2**64) and whole(count, MAX_DIRECTIONS) and count and whole(rank, MAX_RANK + 1)):
         return None
-    return seed, count, rank
+    return Directions(seed, count, rank)
 
 
-def places(header: dict[str, Any], record: StepRecord) -> list[int]:
+def places(drawn: Directions, record: StepRecord) -> list[int]:
     """Return k for each term of a step: which of the step's directions it moves along, in ascending order.
 
     Raises:
         InputError: a term that is none of them.
     """
-    from zoreward.methods.steps import ROUNDING_INDEX
-
-    seed, count, rank = directions(header) or (0, 0, 0)
     update, found, k = record.update, [], 0
     for term in update.terms:
-        while k < count and derive_seed(seed, record.step, k) != term.seed:
+        while k < drawn.count and derive_seed(drawn.seed, record.step, k) != term.seed:
             k += 1
-        if k == count or term.rank != rank:
+        if k == drawn.count or term.rank != drawn.rank:
             raise InputError(f"step {record.step} has terms that do not follow from the seed", hint="Keep the journal.")
         found.append(k)
         k += 1
-    if update.rounding_seed != derive_seed(seed, record.step, ROUNDING_INDEX):
+    if update.rounding_seed != derive_seed(drawn.seed, record.step, ROUNDING_INDEX):
         raise InputError(f"step {record.step} was not rounded by the run's seed", hint="Keep the journal.")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.journal.lines import number, parse, whole
-from zoreward.journal.run import Run, check_header, directions, places
+from zoreward.journal.run import Directions, Run, check_header, directions, places
 from zoreward.methods.steps import ROUNDING_INDEX
 from zoreward.noise import derive_seed
 from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
@@ -26,7 +27,7 @@ MAX_HEADER = 4 << 20
 
 # Where a direction moved nothing there is no term: adding 0 · z would turn a weight of −0 into +0.
 NO_TERM = np.float32("nan")
-_DTYPES = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -49,14 +50,14 @@ def trajectory_bytes(run: Run) -> bytes:
     Raises:
         InputError: a step has terms that do not follow from the run's seed.
     """
-    if directions(run.header) is None:
+    drawn = directions(run.header)
+    if drawn is None:
         raise InputError("the header does not say what the directions derive from", hint="Keep the journal.")
-    _, count, _ = directions(run.header) or (0, 0, 0)
-    coefficients = np.full((run.n_steps, count), NO_TERM, "<f4")
+    coefficients = np.full((run.n_steps, drawn.count), NO_TERM, "<f4")
     rates, decays = np.zeros(run.n_steps), np.zeros(run.n_steps, "<f4")
     for step in range(run.n_steps):
         record = run.record(step)
-        for k, term in zip(places(run.header, record), record.update.terms, strict=True):
+        for k, term in zip(places(drawn, record), record.update.terms, strict=True):
             coefficients[step, k] = term.coefficient
         rates[step], decays[step] = record.lr, record.update.decay
     names = sorted(run.streams)
@@ -123,17 +124,17 @@ def run_of(data: bytes) -> Run:
     """
     about, stored = _open(data)
     header, steps = about.get("header"), about.get("steps")
-    if not isinstance(header, dict) or directions(header) is None or not whole(steps, MAX_FILE):
+    drawn = directions(header) if isinstance(header, dict) else None
+    if drawn is None or not whole(steps, MAX_FILE):
         raise ValueError("it does not say what its directions derive from")
-    _, count, _ = directions(header) or (0, 0, 0)
-    arrays = _arrays(stored, about, steps, count)
+    arrays = _arrays(stored, about, steps, drawn.count)
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}
     check_header(header)
-    values = [arrays[name] if name in arrays else np.float64(about[name]) for name in ("decay", "lr")]
-    if np.isinf(arrays["coefficients"]).any() or not all(np.isfinite(value).all() for value in values):
+    decays, rates = (arrays.get(name, np.float64(about.get(name, 0))) for name in ("decay", "lr"))
+    if np.isinf(arrays["coefficients"]).any() or not (np.isfinite(decays).all() and np.isfinite(rates).all()):
         raise ValueError("a number in it is not finite")
-    return Run(header, steps, partial(_stored, header, arrays["coefficients"], *values))
+    return Run(header, steps, partial(_stored, drawn, arrays["coefficients"], decays, rates))
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview]]:
@@ -178,7 +179,7 @@ def _entries(layout: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
     """What a safetensors header says of arrays that stand one behind the other."""
     entries, end = {}, 0
     for name, (letters, shape) in layout.items():
-        start, end = end, end + _DTYPES[letters].itemsize * int(np.prod(shape, dtype=object))
+        start, end = end, end + _DTYPES[letters].itemsize * math.prod(shape)
         entries[name] = {"dtype": letters, "shape": list(shape), "data_offsets": [start, end]}
     return entries
 
@@ -201,20 +202,19 @@ def _letters(array: NDArray[Any]) -> str:
 
 
 def _sum(text: str, data: bytes | memoryview) -> str:
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(text.encode("ascii"))
     digest.update(data)
     return digest.hexdigest()
 
 
 def _stored(
-    header: dict[str, Any], coefficients: NDArray[Any], decays: NDArray[Any], rates: NDArray[Any], step: int
+    drawn: Directions, coefficients: NDArray[Any], decays: NDArray[Any], rates: NDArray[Any], step: int
 ) -> StepRecord:
     """The record of a step; `decays` and `rates` are an array each, or one number where it never changed."""
-    seed, _, rank = directions(header) or (0, 0, 0)
     terms = tuple(
-        Term(derive_seed(seed, step, k), coefficient, rank)
+        Term(derive_seed(drawn.seed, step, k), coefficient, drawn.rank)
         for k, coefficient in enumerate(coefficients[step].tolist())
         if coefficient == coefficient
     )
     decay, rate = (float(values[step] if values.ndim else values) for values in (decays, rates))
-    return StepRecord(step, (), Update(decay, terms, derive_seed(seed, step, ROUNDING_INDEX)), rate)
+    return StepRecord(step, (), Update(decay, terms, derive_seed(drawn.seed, step, ROUNDING_INDEX)), rate)

@@ -82,8 +82,8 @@ def _fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
     """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
 
-    With `updates_` the only writer of weights. float32 sums in the order of the terms; one rounding at the end, stochastic for half
-    precision.
+    With `updates_` the only writer of weights. float32 sums in the order of the terms; one rounding at the end,
+    stochastic for half precision.
 
     Args:
         model: the model; changed in place.

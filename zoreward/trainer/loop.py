@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.utils import logging
 
 from zoreward.data import render
-from zoreward.journal import JOURNAL_NAME, Journal
+from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
 from zoreward.members import update_
 from zoreward.methods import SPSA
 from zoreward.methods.spsa import projected_gradients
@@ -151,9 +151,14 @@ class ZOTrainer(Trainer):
             for log in before:  # scored before step 1
                 self._journal.append_evaluation(log["step"], log["eval_score"])
             try:
-                return super().train(**kwargs)
+                output = super().train(**kwargs)
             finally:
                 self._journal = None
+        try:
+            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
+        except OSError as error:  # the journal has it all
+            logging.get_logger(__name__).warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
+        return output
 
     def evaluate(
         self,
@@ -250,6 +255,9 @@ class ZOTrainer(Trainer):
             "options": dict(self.objective.values),
             "method": {"name": "spsa", **asdict(self.method)},
             "model": self.model.name_or_path,
+            "dtype": weights_dtype(self.model),
+            "fingerprint": fingerprint(self.model),
+            "config": self.args.changed(),
             "streams": self._reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }

@@ -63,3 +63,9 @@ class ZOConfig(ZOArguments, TrainingArguments):
         for name, (given, hint) in refusals.items():
             if given:
                 raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
+        private = ("output_dir", "logging_dir", "run_name", "hub_token")
+        values, defaults = self.to_dict(), ZOConfig(use_cpu=self.use_cpu).to_dict()
+        return {name: value for name, value in values.items() if name not in private and value != defaults.get(name)}
