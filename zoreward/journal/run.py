@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods.steps import ROUNDING_INDEX
@@ -67,7 +67,7 @@ class Run:
         record, drawn = self.record(step), directions(self.header)
         if drawn is None or self.header["method"].get("name") != "spsa":
             return None
-        method, scores, count = self.header["method"], record.scores, drawn.count
+        method, scores, count = self.header["method"], record.scores, drawn.per_step
         eps = method.get("eps")
         if len(scores) == 2 * count and number(eps) and to_float32(eps) > 0:
             return [(scores[m] - scores[m + 1]) / (2 * to_float32(eps)) for m in range(0, len(scores), 2)]
@@ -113,11 +113,12 @@ def check_header(header: dict[str, Any]) -> None:
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
 
 
-class Directions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Directions:
     """What the directions of a run derive from: its seed, their number K a step, and their rank."""
 
     seed: int
-    count: int
+    per_step: int
     rank: int
 
 
@@ -140,9 +141,9 @@ def places(drawn: Directions, record: StepRecord) -> list[int]:
     """
     update, found, k = record.update, [], 0
     for term in update.terms:
-        while k < drawn.count and derive_seed(drawn.seed, record.step, k) != term.seed:
+        while k < drawn.per_step and derive_seed(drawn.seed, record.step, k) != term.seed:
             k += 1
-        if k == drawn.count or term.rank != drawn.rank:
+        if k == drawn.per_step or term.rank != drawn.rank:
             raise InputError(f"step {record.step} has terms that do not follow from the seed", hint="Keep the journal.")
         found.append(k)
         k += 1

@@ -53,7 +53,7 @@ def trajectory_bytes(run: Run) -> bytes:
     drawn = directions(run.header)
     if drawn is None:
         raise InputError("the header does not say what the directions derive from", hint="Keep the journal.")
-    coefficients = np.full((run.n_steps, drawn.count), NO_TERM, "<f4")
+    coefficients = np.full((run.n_steps, drawn.per_step), NO_TERM, "<f4")
     rates, decays = np.zeros(run.n_steps), np.zeros(run.n_steps, "<f4")
     for step in range(run.n_steps):
         record = run.record(step)
@@ -125,13 +125,13 @@ def run_of(data: bytes) -> Run:
     about, stored = _open(data)
     header, steps = about.get("header"), about.get("steps")
     drawn = directions(header) if isinstance(header, dict) else None
-    if drawn is None or not whole(steps, MAX_FILE):
+    if not isinstance(header, dict) or drawn is None or not whole(steps, MAX_FILE):
         raise ValueError("it does not say what its directions derive from")
-    arrays = _arrays(stored, about, steps, drawn.count)
+    arrays = _arrays(stored, about, steps, drawn.per_step)
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}
     check_header(header)
-    decays, rates = (arrays.get(name, np.float64(about.get(name, 0))) for name in ("decay", "lr"))
+    decays, rates = (np.asarray(arrays.get(name, about.get(name))) for name in ("decay", "lr"))
     if np.isinf(arrays["coefficients"]).any() or not (np.isfinite(decays).all() and np.isfinite(rates).all()):
         raise ValueError("a number in it is not finite")
     return Run(header, steps, partial(_stored, drawn, arrays["coefficients"], decays, rates))
