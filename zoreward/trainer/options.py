@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
@@ -66,6 +66,11 @@ class ZOConfig(ZOArguments, TrainingArguments):
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
-        private = ("output_dir", "logging_dir", "run_name", "hub_token")
-        values, defaults = self.to_dict(), ZOConfig(use_cpu=self.use_cpu).to_dict()
-        return {name: value for name, value in values.items() if name not in private and value != defaults.get(name)}
+        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
+        defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name in defaults and name not in left_out and value != defaults[name] and (value or defaults[name])
+        }
