@@ -22,8 +22,8 @@ def fingerprint(model: nn.Module) -> str:
         sha256("name dtype shape sha256(bytes)\\n" of each weight, sorted by name)
 
     with canonical names, a dtype like `bfloat16`, a shape like `32x48`, and the bytes as they lie in memory, row by
-    row and little-endian. All parameters count, each once, whether they are tuned or not. About half a second a GB and
-    core; a core for each of torch's threads.
+    row and little-endian. All parameters count, each once, whether they are tuned or not. Each of torch's threads
+    hashes some tensors: 4 s a GiB on two slow cores, 270 MB/s each (benchmarks/journal.py).
 
     >>> fingerprint(nn.Linear(2, 1)) == fingerprint(nn.Linear(2, 1))
     False
