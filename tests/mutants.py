@@ -114,6 +114,27 @@ MUTANTS = [
         "tests/test_scoring.py",
     ),
     Mutant(
+        "a replay walks backwards",
+        "zoreward/journal/replaying.py",
+        "        taken.append(update)",
+        "        taken.insert(0, update)",
+        "tests/test_replay.py",
+    ),
+    Mutant(
+        "a torn line counts",
+        "zoreward/journal/reader.py",
+        "                    break",
+        "                    line += b' '",
+        "tests/test_journal.py",
+    ),
+    Mutant(
+        "a line that is missing goes unnoticed",
+        "zoreward/journal/lines.py",
+        "found = zlib.crc32(line[:-_CRC_BYTES], crc)",
+        "found = zlib.crc32(line[:-_CRC_BYTES])",
+        "tests/test_journal.py",
+    ),
+    Mutant(
         "only the last accumulated batch is scored",
         "zoreward/trainer/loop.py",
         "self._rows += inputs",

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zoreward.journal import replay
     from zoreward.members import members_at, update_
     from zoreward.methods import SPSA
     from zoreward.registry import describe_objective, get_objective, list_objectives, objective
@@ -24,6 +25,7 @@ __all__ = [
     "list_objectives",
     "members_at",
     "objective",
+    "replay",
     "update_",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "list_objectives": "zoreward.registry",
     "members_at": "zoreward.members",
     "objective": "zoreward.registry",
+    "replay": "zoreward.journal",
     "update_": "zoreward.members",
 }
 

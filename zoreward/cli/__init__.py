@@ -13,6 +13,7 @@ from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
 from zoreward.cli.options import canonical, escape
 from zoreward.cli.quickstart import quickstart_command
+from zoreward.cli.replay import replay_command
 from zoreward.cli.tune import tune_command
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
@@ -22,6 +23,7 @@ _HELP = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
+    "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
 }
 _HELP_FLAGS = ("-h", "--help")
 
@@ -66,6 +68,7 @@ def _app(words: list[str]) -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_root)
+    settings = {"token_normalize_func": canonical}
     for verb, make in _MAKERS.items():
         group = typer.Typer(help=_HELP[verb], rich_markup_mode="rich", subcommand_metavar="OBJECTIVE [ARGS]...")
         if words[0] == verb:
@@ -82,6 +85,7 @@ def _app(words: list[str]) -> typer.Typer:
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
     app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
+    app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
     return app
 
 

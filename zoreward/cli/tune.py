@@ -133,6 +133,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             scores = [] if before is None else [before, *_dev_scores(trainer)]
         except KeyboardInterrupt:
             print(f"interrupted after step {trainer.state.global_step}; {values['output']} keeps the journal")
+            print(f"zoreward replay {values['output']} --model {values['model']} --output FOLDER makes the model of it")
             return 130
         except ZorewardError as error:
             return report(error, code=1)

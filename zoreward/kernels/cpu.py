@@ -205,7 +205,15 @@ def perturb_all(weights: Sequence[tuple[torch.Tensor, int]], members: Sequence[M
 
 def update_all_(weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> None:
     """Do `update_(weight, stream, update)` to each tensor and its stream, all tensors at the same time."""
-    run(job for weight, stream in weights for job in update_jobs(weight, stream, update))
+    replay_all_(weights, [update])
+
+
+def replay_all_(weights: Sequence[tuple[torch.Tensor, int]], updates: Sequence[Update]) -> None:
+    """Do the updates one after the other, each with its own rounding, in one pass over the weights.
+
+    A chunk goes through all updates while it is in the cache. The factors of all low-rank terms are held at once.
+    """
+    run(job for weight, stream in weights for job in update_jobs(weight, stream, updates))
 
 
 def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> tuple[list[torch.Tensor], list[Job]]:
@@ -229,25 +237,29 @@ def update_(weight: torch.Tensor, stream: int, update: Update) -> None:
 
     Half precision is rounded stochastically, from `update.rounding_seed`, once, at the end; see `zoreward.noise`.
     """
-    run(update_jobs(weight, stream, update))
+    run(update_jobs(weight, stream, [update]))
 
 
 @torch.no_grad()
-def update_jobs(weight: torch.Tensor, stream: int, update: Update) -> list[Job]:
-    """Return the jobs of `update_`: for `run`, with those of other tensors. None, where the update moves nothing."""
-    if not update.moves(weight.ndim):
+def update_jobs(weight: torch.Tensor, stream: int, updates: Sequence[Update]) -> list[Job]:
+    """Return the jobs of `replay_all_`: for `run`, with those of other tensors. None, where nothing is moved."""
+    updates = [update for update in updates if update.moves(weight.ndim)]
+    if not updates:
         return []
     if not weight.is_contiguous():
-        return [Job(weight.numel(), partial(_update_strided_, weight, stream, update))]
+        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates))]
     theta = _flat(weight.detach())
-    decays = update.decay != 0 and weight.ndim >= 2
-    directions = Directions(weight.shape, stream, update.terms)
+    directions = Directions(weight.shape, stream, (term for update in updates for term in update.terms))
 
     def write(start: int, workspace: Workspace) -> None:
+        for update in updates:
+            write_one(update, start, workspace)
+
+    def write_one(update: Update, start: int, workspace: Workspace) -> None:
         piece = theta[start : start + CHUNK]
         base = _load(piece, weight.dtype)
         acc = directions.add(base.copy(), update.terms, start, workspace)
-        if decays:
+        if update.decay != 0 and weight.ndim >= 2:
             acc -= acc.dtype.type(update.decay) * base
         if weight.dtype in (torch.bfloat16, torch.float16):
             word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
@@ -281,9 +293,9 @@ def _over_chunks(chunk_job: Callable[[int, Workspace], None], numel: int) -> lis
     return [Job(min(CHUNK, numel - start), partial(chunk_job, start)) for start in range(0, numel, CHUNK)]
 
 
-def _update_strided_(weight: torch.Tensor, stream: int, update: Update, workspace: Workspace) -> None:
+def _update_strided_(weight: torch.Tensor, stream: int, updates: Sequence[Update], workspace: Workspace) -> None:
     dense = weight.detach().contiguous()
-    for job in update_jobs(dense, stream, update):
+    for job in update_jobs(dense, stream, updates):
         job.work(workspace)
     weight.detach().copy_(dense)
 

@@ -6,7 +6,7 @@ Products and sums are separate operations: one fused multiply-add would change t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,7 @@ def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[li
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in members] for weight, _ in weights
     ]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]
-    factors = _factors_of(weights, [term for member in members for term in member])
+    factors = _factors_of(weights, [term for member in members for term in member], range(len(weights)))
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for m, member in enumerate(members):
@@ -61,28 +61,41 @@ def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[li
     return copies
 
 
-@torch.no_grad()
 def update_all_(weights: Sequence[Weight], update: Update) -> None:
     """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
-    weights = [(weight, stream) for weight, stream in weights if update.moves(weight.ndim)]
+    replay_all_(weights, [update])
+
+
+@torch.no_grad()
+def replay_all_(weights: Sequence[Weight], updates: Sequence[Update]) -> None:
+    """Do updates to all tensors in place, one after the other; see `zoreward.kernels.cpu.replay_all_`."""
+    weights = [pair for pair in weights if any(update.moves(pair[0].ndim) for update in updates)]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
-    half = any(weight.dtype in (torch.bfloat16, torch.float16) for weight, _ in weights)
-    factors = _factors_of(weights, update.terms)
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
-        z_K = [None if term.rank else draw.normal(term.seed) for term in update.terms]
-        word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
-        for piece in group:
-            weight, flat = weights[piece.tensor][0], flats[piece.tensor]
-            acc = _load(flat, piece)
-            _add_terms(acc, piece, update.terms, z_K, factors)
-            if update.decay != 0 and weight.ndim >= 2:
-                acc -= _load(flat, piece) * update.decay
-            rounded = _round(acc, piece.of(word), weight.dtype) if word is not None else acc
-            flat[piece.start : piece.start + piece.count] = rounded
+        for update in updates:
+            _update_group_(weights, flats, group, draw, update)
     for (weight, _), flat in zip(weights, flats, strict=True):
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
+
+
+def _update_group_(
+    weights: Sequence[Weight], flats: Sequence[torch.Tensor], group: Sequence[Piece], draw: _Draw, update: Update
+) -> None:
+    moved = [piece for piece in group if update.moves(weights[piece.tensor][0].ndim)]
+    half = any(weights[piece.tensor][0].dtype in (torch.bfloat16, torch.float16) for piece in moved)
+    factors = _factors_of(weights, update.terms, {piece.tensor for piece in moved})
+    z_K = [None if term.rank else draw.normal(term.seed) for term in update.terms]
+    word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
+    for piece in moved:
+        weight, flat = weights[piece.tensor][0], flats[piece.tensor]
+        acc = _load(flat, piece)
+        _add_terms(acc, piece, update.terms, z_K, factors)
+        if update.decay != 0 and weight.ndim >= 2:
+            acc -= _load(flat, piece) * update.decay
+        rounded = _round(acc, piece.of(word), weight.dtype) if word is not None else acc
+        flat[piece.start : piece.start + piece.count] = rounded
 
 
 @torch.no_grad()
@@ -110,8 +123,8 @@ def _factor(sizes: Sequence[tuple[int, int]], term: Term, purpose: int, device: 
     return [whole.view(-1, term.rank) for whole in wholes]
 
 
-def _factors_of(weights: Sequence[Weight], terms: Sequence[Term]) -> FactorsOf:
-    numbers = [number for number, (weight, _) in enumerate(weights) if weight.ndim == 2]
+def _factors_of(weights: Sequence[Weight], terms: Sequence[Term], numbers: Iterable[int]) -> FactorsOf:
+    numbers = sorted(number for number in numbers if weights[number][0].ndim == 2)
     distinct = list({(term.seed, term.rank): term for term in terms if term.rank}.values())
     pairs_of = zip(numbers, factors_all([weights[number] for number in numbers], distinct), strict=True)
     return {

@@ -82,8 +82,8 @@ def _fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
     """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
 
-    The only writer of weights. float32 sums in the order of the terms; one rounding at the end, stochastic for half
-    precision.
+    With `updates_` the only writer of weights. float32 sums in the order of the terms; one rounding at the end,
+    stochastic for half precision.
 
     Args:
         model: the model; changed in place.
@@ -96,6 +96,25 @@ def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> 
         >>> net = torch.nn.Linear(2, 1)
         >>> update_(net, Update(decay=0.0, terms=(Term(1, 0.5),), rounding_seed=0))
     """
+    updates_(model, (update,), tuned=tuned)
+
+
+def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None = None) -> None:
+    """Move the weights by one update after the other, in one pass over them; the same bits as `update_` for each.
+
+    On a CPU the factors of all low-rank terms are held at once: give some dozen terms at a time.
+
+    Args:
+        model: the model; changed in place.
+        updates: in their order; each is rounded by itself.
+        tuned: `tuned_weights(model)`, if it is at hand.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.records import Term
+        >>> net = torch.nn.Linear(2, 1)
+        >>> updates_(net, [Update(0.0, (Term(seed, 0.5),), rounding_seed=0) for seed in range(3)])
+    """
     tuned = tuned or tuned_weights(model)
     for kernel, weights in by_kernel((weight, tuned.streams[name]) for name, weight in tuned.weights.items()):
-        kernel.update_all_(weights, update)
+        kernel.replay_all_(weights, updates)

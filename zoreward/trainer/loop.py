@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from zoreward.journal import JOURNAL_NAME, Journal
+from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
 from zoreward.members import update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
@@ -162,9 +162,14 @@ class ZOTrainer(Trainer):
             for log in before:  # scored before step 1
                 self._journal.append_evaluation(log["step"], log["eval_score"])
             try:
-                return super().train(**kwargs)
+                output = super().train(**kwargs)
             finally:
                 self._journal = None
+        try:
+            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
+        except OSError as error:  # the journal has it all
+            logging.get_logger(__name__).warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
+        return output
 
     def evaluate(
         self,
@@ -261,6 +266,9 @@ class ZOTrainer(Trainer):
             "options": dict(self.objective.values),
             "method": {"name": self.args.method, **asdict(self.method)},
             "model": self.model.name_or_path,
+            "dtype": weights_dtype(self.model),
+            "fingerprint": fingerprint(self.model),
+            "config": self.args.changed(),
             "streams": self.scorer.reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }

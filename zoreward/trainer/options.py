@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
@@ -67,6 +67,17 @@ class ZOConfig(ZOArguments, TrainingArguments):
         for name, (given, hint) in refusals.items():
             if given:
                 raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
+        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
+        defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name in defaults and name not in left_out and value != defaults[name] and (value or defaults[name])
+        }
 
 
 # What depends on what the objective needs. Measured for text on two models of 12 M and 1.3 B parameters; the others are

@@ -1,0 +1,275 @@
+"""Contract under test: base weights + a stored run = the weights the run had, bit for bit, after any of its steps; any
+other base is refused before anything is changed or written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from conftest import random_model
+from zoreward import replay
+from zoreward.cli import main
+from zoreward.journal import Journal, fingerprint, load_run, replaying, weights_dtype
+from zoreward.kernels import cpu, portable
+from zoreward.members import tuned_weights, update_, updates_
+from zoreward.methods import SPSA
+from zoreward.records import InputError, StepRecord, Term, Update
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROWS = [{"text": f"a {word} film", "label": i % 2} for i, word in enumerate("bad good dull great awful lovely".split())]
+
+
+def bits(model: torch.nn.Module) -> list[bytes]:
+    return [weight.detach().view(-1).view(torch.uint8).numpy().tobytes() for weight in model.parameters()]
+
+
+class Snapshots(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.after = [bits(model)]
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.after.append(bits(model))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokenizer, monkeypatch):
+    model = random_model("llama").to(dtype)
+    live = Snapshots(model)
+    args = ZOConfig(
+        str(tmp_path / "run"), max_steps=5, per_device_train_batch_size=4, learning_rate=3e-3, weight_decay=0.1,
+        lr_scheduler_type="linear", eps=1e-2, num_directions=2, use_cpu=True, disable_tqdm=True,
+        template="{text} it was", choices=[" not", " very"],
+    )  # fmt: skip
+    trainer = ZOTrainer(
+        model, objective="neg-cross-entropy", args=args, train_dataset=ROWS, processing_class=tokenizer,
+        callbacks=[live],
+    )  # fmt: skip
+    trainer.train()
+    assert len({b"".join(weights) for weights in live.after}) == 6
+
+    monkeypatch.setattr(replaying, "PASS_TERMS", 4)  # so that a replay takes several passes of several steps
+    for path in (tmp_path / "run", tmp_path / "run" / "trajectory.safetensors"):
+        for step, expected in enumerate(live.after):
+            assert bits(replay(path, random_model("llama").to(dtype), step=step)) == expected, (path, step)
+        assert bits(replay(load_run(path), random_model("llama").to(dtype))) == live.after[-1]
+
+
+def record_run(folder: Path, model: PreTrainedModel, rank: int, steps: int = 5) -> list[list[bytes]]:
+    """A run by hand: `update_` and a journal. Returns the weights after each step."""
+    spsa = SPSA(eps=1e-2, lr=1e-2, num_directions=3, weight_decay=0.01, seed=11, rank=rank)
+    header = {
+        "fingerprint": fingerprint(model),
+        "dtype": weights_dtype(model),
+        "streams": tuned_weights(model).streams,
+        "method": {"name": "spsa", **asdict(spsa)},
+    }
+    state, after = spsa.init(), [bits(model)]
+    with Journal(folder, header) as journal:
+        for step in range(steps):
+            scores = [0.1 * step, 0.2, 0.3, 0.3, 0.4, 0.2 * step]  # the second direction never moves anything
+            update, state = spsa.tell(state, spsa.ask(state), scores)
+            journal.append(StepRecord(step, tuple(scores), update, spsa.lr))
+            update_(model, update)
+            after.append(bits(model))
+    load_run(folder).save(folder / "trajectory.safetensors")
+    return after
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama-tied"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_low_rank_runs_are_replayed(rank, dtype, family, tmp_path, monkeypatch):
+    expected = record_run(tmp_path, random_model(family).to(dtype), rank)
+    monkeypatch.setattr(replaying, "PASS_TERMS", 5)
+    for name in ("journal.jsonl", "trajectory.safetensors"):
+        for step in (1, 4, 5):
+            got = replay(tmp_path / name, random_model(family).to(dtype), step=step)
+            assert bits(got) == expected[step], (name, step)
+
+
+@pytest.mark.parametrize("kernel", [cpu, portable], ids=["cpu", "portable"])
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
+def test_many_updates_in_one_pass_are_the_updates_one_by_one(dtype, kernel, monkeypatch):
+    monkeypatch.setattr(cpu, "CHUNK", 64)
+    monkeypatch.setattr(portable, "GROUP", 64)
+    updates = [
+        Update(0.1, (Term(1, 0.01), Term(2, -0.3, rank=2)), 1),
+        Update(0.0, (), 2),
+        Update(0.25, (), 3),
+        Update(0.0, (Term(3, 0.5, rank=1),), 4),
+        Update(0.0, (Term(1, 0.02),), 5),
+    ]
+
+    def weights() -> list[tuple[torch.Tensor, int]]:
+        torch.manual_seed(0)
+        tensors = [torch.randn(9, 23), torch.randn(31), torch.randn(7, 5).T, torch.tensor(1.5), torch.empty(0)]
+        return [(tensor.to(dtype), stream) for stream, tensor in enumerate(tensors)]
+
+    expected, got = weights(), weights()
+    for update in updates:
+        cpu.update_all_(expected, update)
+    kernel.replay_all_(got, updates)
+    assert all(torch.equal(mine, theirs) for (mine, _), (theirs, _) in zip(got, expected, strict=True))
+    backwards = weights()
+    kernel.replay_all_(backwards, updates[::-1])
+    assert not torch.equal(backwards[0][0], expected[0][0])
+
+
+def test_the_journal_s_streams_count_not_those_of_today(tmp_path):
+    """A later version may hash names otherwise: old runs must not notice."""
+    model = random_model("gpt2")
+    tuned = tuned_weights(model)
+    other = {name: n for n, name in enumerate(tuned.streams)}
+    update = Update(0.0, (Term(3, 0.1),), 4)
+    header = {"fingerprint": fingerprint(model), "dtype": "float32", "streams": other}
+    with Journal(tmp_path, header) as journal:
+        journal.append(StepRecord(0, (), update, 0.1))
+    expected = random_model("gpt2")
+    updates_(expected, [update], tuned=type(tuned)(dict(expected.named_parameters()), other, ()))
+    assert bits(replay(tmp_path, model)) == bits(expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: random_model("gpt2", seed=1), "another fingerprint"),
+        (lambda: random_model("gpt2").half(), "float32 weights, the model has float16"),
+        (lambda: random_model("opt"), "only one of them has"),
+    ],
+    ids=["weights", "dtype", "family"],
+)
+def test_another_base_is_refused_and_left_alone(wrong, message, tmp_path):
+    record_run(tmp_path, random_model("gpt2"), 0)
+    model = wrong()
+    before = bits(model)
+    for name in ("journal.jsonl", "trajectory.safetensors"):
+        with pytest.raises(InputError, match=message) as refused:
+            replay(tmp_path / name, model)
+        assert refused.value.hint
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("step", [-1, 6])
+def test_steps_that_there_are_not_are_refused(step, tmp_path):
+    record_run(tmp_path, random_model("gpt2"), 0)
+    with pytest.raises(InputError, match=f"no step {step}: the run has 5"):
+        replay(tmp_path, random_model("gpt2"), step=step)
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A folder with a base and a run of `zoreward tune` on it, in bfloat16."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "base").symlink_to(tiny_model_dir, target_is_directory=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = [
+        "--template",
+        "{text} it was",
+        "--choice",
+        "not",
+        "--choice",
+        "very",
+        "--dtype",
+        "bfloat16",
+        "--lr",
+        "0.01",
+    ]
+    paths = ["--model", str(folder / "base"), "--data", str(folder / "train.jsonl"), "--output", str(folder / "run")]
+    assert main(["tune", "neg-cross-entropy", *paths, *words, "--steps", "4", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(request, monkeypatch):
+    if "tuned" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("tuned"))
+
+
+@pytest.mark.parametrize("run", ["run", "run/journal.jsonl", "run/trajectory.safetensors"])
+def test_the_command_writes_the_model_that_the_run_wrote(run, tuned, tmp_path, capsys):
+    assert main(["replay", run, "--model", "base", "--output-dir", str(tmp_path / "again"), "--device", "cpu"]) == 0
+    assert "4 steps in" in capsys.readouterr().out
+    files = {path.name for path in (tuned / "run" / "model").iterdir()} - {"training_args.bin"}
+    assert files == {path.name for path in (tmp_path / "again").iterdir()}
+    for name in files - {"config.json"}:  # transformers' Trainer writes use_cache=false into that
+        assert (tmp_path / "again" / name).read_bytes() == (tuned / "run" / "model" / name).read_bytes(), name
+
+
+def test_the_command_stops_at_a_step_and_tells_the_history(tuned, tmp_path, capsys):
+    output = str(tmp_path / "again")
+    assert (
+        main(["replay", "run", "--model", "base", "--output", output, "--step", "2", "--json", "--device", "cpu"]) == 0
+    )
+    out, _ = capsys.readouterr()
+    told = json.loads(out.splitlines()[-1])
+    assert (told["steps"], told["output"], [one["step"] for one in told["history"]]) == (2, output, [0, 1])
+    lines = [json.loads(line) for line in (tuned / "run" / "journal.jsonl").read_text().splitlines()]
+    first = lines[1]
+    assert told["history"][0]["scores"] == first["scores"] and told["history"][0]["lr"] == 0.01
+    plus, minus = first["scores"]
+    # ε is 0.001 rounded to float32, a relative 2^-24
+    assert told["history"][0]["projected_grads"] == [pytest.approx((plus - minus) / 0.002, rel=2**-23)]
+    from transformers import AutoModelForCausalLM
+
+    expected = replay("run", AutoModelForCausalLM.from_pretrained("base", dtype=torch.bfloat16), step=2)
+    assert bits(AutoModelForCausalLM.from_pretrained(output, dtype="auto")) == bits(expected)
+
+
+def test_the_history_alone_needs_no_model(tuned, capsys):
+    assert main(["replay", "run/trajectory.safetensors", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    run = load_run("run")
+    assert [one["scores"] for one in told["history"]] == [None] * 4
+    # coefficients are float32, a relative 2^-24
+    slopes = [pytest.approx(run.projected_grads(step), rel=2**-23) for step in range(4)]
+    assert [one["projected_grads"] for one in told["history"]] == slopes
+
+
+REFUSED = {
+    "wrong base": (["run", "--model", "other", "--output", "new"], "another fingerprint", "began with"),
+    "no such step": (["run", "--model", "base", "--output", "new", "--step", "9"], "no step 9", "0 to 4"),
+    "negative step": (["run", "--model", "base", "--output", "new", "--step", "-1"], "less than 0", "--help"),
+    "no run": (["nowhere", "--model", "base", "--output", "new"], "no journal nowhere", "run folder"),
+    "folder without a run": (["base", "--model", "base", "--output", "new"], "holds no run", "journal.jsonl"),
+    "no output": (["run", "--model", "base"], "--model needs --output", "zoreward replay RUN"),
+    "no model": (["run", "--output", "new"], "--output needs --model", "zoreward replay RUN"),
+    "nothing asked for": (["run"], "nothing to do", "--json"),
+    "output that is not empty": (["run", "--model", "base", "--output", "run"], "not empty", "does not exist yet"),
+    "output that is a file": (["run", "--model", "base", "--output", "train.jsonl"], "is a file", "does not exist"),
+    "model that is none": (["run", "--model", "run", "--output", "new"], "is no model", "save_pretrained"),
+    "damaged": (["damaged.jsonl", "--model", "base", "--output", "new"], "line 3: its checksum", "head -n 2"),
+    "no words": ([], "RUN", "--help"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line_with_nothing_written(case, tuned, capsys):
+    if not (tuned / "other").exists():
+        random_model("llama", seed=1).save_pretrained(tuned / "other")
+        for path in (tuned / "base").glob("tokenizer*"):
+            (tuned / "other" / path.name).write_bytes(path.read_bytes())
+        lines = (tuned / "run" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        (tuned / "damaged.jsonl").write_bytes(b"".join([*lines[:2], lines[2].replace(b'"lr": 0.01', b'"lr": 0.02')]))
+    capsys.readouterr()
+    words, error, hint = REFUSED[case]
+    before = sorted(tuned.rglob("*"))
+
+    assert main(["replay", *words, *(["--device", "cpu"] if words else [])]) == 2
+
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], err
+    assert error in lines[0] and hint in lines[1] and "Traceback" not in err
+    assert out == ""
+    assert sorted(tuned.rglob("*")) == before

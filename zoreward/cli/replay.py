@@ -1,0 +1,123 @@
+"""`zoreward replay`: a stored run and its base weights make the tuned model."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoreward.cli.options import DATA, RUN, command, option
+from zoreward.cli.prepare import quiet_transformers, select_device
+from zoreward.records import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from zoreward.journal import Run
+
+
+def replay_command() -> Callable[..., int]:
+    """Return the command that replays a run."""
+    where = typer.Argument(metavar="RUN", help="A run folder, a journal.jsonl or a trajectory.safetensors.")
+    run = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, where])
+    base = "The weights that the run began with: a folder, or a Hub id. Others are refused."
+    parameters = [
+        run,
+        option("model", str | None, base, DATA, default=None),
+        option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
+        option("trust_remote_code", bool, "Run the code that the model brings along.", DATA, default=False),
+        option("output", str | None, "A new folder for the model and its tokenizer.", RUN, default=None),
+        option("step", int | None, "How many steps. Default: all.", RUN, default=None, least=0),
+        option("json", bool, "Print the scores and slopes of each step, in one JSON object.", RUN, default=False),
+    ]
+    return command(_replay, parameters)
+
+
+def _replay(context: typer.Context, values: dict[str, Any]) -> int:
+    start = time.perf_counter()
+    _check(values)
+    with contextlib.redirect_stdout(sys.stderr):  # what a model's code prints is not the result
+        from zoreward.journal import load_run
+        from zoreward.journal.replaying import checked_step
+
+        run = load_run(values["run"])
+        steps = checked_step(run, values["step"])
+        if values["output"]:
+            model, tokenizer = _loaded(run, values)
+            _move(run, model, steps)
+            _save(Path(values["output"]), model, tokenizer)
+    summary = {
+        "run": values["run"],
+        "steps": steps,
+        "output": values["output"],
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    if values["json"]:
+        print(json.dumps({**summary, "history": list(_history(run, steps))}, ensure_ascii=False))
+    else:
+        print(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {values['output']}")
+    return 0
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Find what is wrong with the options themselves."""
+    if (values["model"] is None) != (values["output"] is None):
+        given, missing = ("--model", "--output") if values["model"] else ("--output", "--model")
+        raise InputError(f"{given} needs {missing}", hint="zoreward replay RUN --model BASE --output FOLDER")
+    if values["output"] is None and not values["json"]:
+        raise InputError(
+            "there is nothing to do", hint="give --model BASE and --output FOLDER, or --json for the history of the run"
+        )
+    if values["output"] is not None:
+        output = Path(values["output"])
+        if output.exists() and not output.is_dir():
+            raise InputError(f"--output {output} is a file", hint="give a folder that does not exist yet")
+        if output.is_dir() and any(output.iterdir()):
+            raise InputError(f"--output {output} is not empty", hint="give a folder that does not exist yet")
+
+
+def _loaded(run: Run, values: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    device = select_device(values["device"])
+    quiet_transformers()
+    from zoreward.scoring import load_model, load_tokenizer
+
+    trust = {"trust_remote_code": values["trust_remote_code"]}
+    tokenizer = load_tokenizer(values["model"], **trust)
+    return load_model(values["model"], dtype=run.header["dtype"], device=device, **trust), tokenizer
+
+
+def _move(run: Run, model: PreTrainedModel, steps: int) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from zoreward.journal import replay
+
+    console = Console(stderr=True)
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps)
+        replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
+
+
+def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
+
+
+def _history(run: Run, steps: int) -> Iterator[dict[str, Any]]:
+    """Each step's learning rate, scores and slopes; null where the file does not tell."""
+    for step in range(steps):
+        record = run.record(step)
+        slopes = run.projected_grads(step)
+        yield {"step": step, "lr": record.lr, "scores": record.scores or None, "projected_grads": slopes}

@@ -1,0 +1,60 @@
+"""The fingerprint of weights: whether a model is the base that a run began with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from zoreward.noise import canonical_name
+
+# Bytes that are fetched from a device at once.
+CHUNK = 64 << 20
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's weights, in hexadecimal: the same on every device, in every wrapper.
+
+        sha256("name dtype shape sha256(bytes)\\n" of each weight, sorted by name)
+
+    with canonical names, a dtype like `bfloat16`, a shape like `32x48`, and the bytes as they lie in memory, row by
+    row and little-endian. All parameters count, each once, whether they are tuned or not. Each of torch's threads
+    hashes some tensors: 4 s a GiB on two slow cores, 270 MB/s each (benchmarks/journal.py).
+
+    >>> fingerprint(nn.Linear(2, 1)) == fingerprint(nn.Linear(2, 1))
+    False
+    """
+    named = sorted((canonical_name(name), weight) for name, weight in model.named_parameters())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests = list(pool.map(_digest, [weight.detach() for _, weight in named]))
+    lines = [
+        f"{name} {str(weight.dtype).removeprefix('torch.')} {'x'.join(map(str, weight.shape))} {digest}\n"
+        for (name, weight), digest in zip(named, digests, strict=True)
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def weights_dtype(model: nn.Module) -> str:
+    """Return the dtype that most of a model's floating-point weights have.
+
+    >>> weights_dtype(nn.Linear(2, 1, dtype=torch.bfloat16))
+    'bfloat16'
+    """
+    sizes: Counter[str] = Counter()
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            sizes[str(weight.dtype).removeprefix("torch.")] += weight.numel()
+    return max(sizes, key=sizes.__getitem__, default="float32")
+
+
+@torch.no_grad()
+def _digest(weight: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    flat = weight.contiguous().view(-1).view(torch.uint8)
+    for start in range(0, flat.numel(), CHUNK):
+        digest.update(flat[start : start + CHUNK].cpu().numpy())
+    return digest.hexdigest()

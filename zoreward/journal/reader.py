@@ -1,0 +1,166 @@
+"""Reading a journal back, with every line checked; finding a run by its folder or file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
+from zoreward.journal.run import MAX_RANK, Run, check_header
+from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
+from zoreward.journal.writer import JOURNAL_NAME
+from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
+
+
+def load_run(path: str | Path) -> Run:
+    """Return the run that a folder or a file holds.
+
+    Args:
+        path: a run folder, whose journal is read, or else its trajectory; or one of the two files.
+
+    Raises:
+        MissingFileError: there is none.
+        InputError: it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in (JOURNAL_NAME, TRAJECTORY_NAME):
+            if (path / name).exists():
+                return load_run(path / name)
+        raise MissingFileError(
+            f"the folder {path} holds no run", hint=f"Give one with {JOURNAL_NAME} or {TRAJECTORY_NAME} in it."
+        )
+    return read_trajectory(path) if path.suffix == ".safetensors" else read_journal(path)
+
+
+def read_journal(path: str | Path) -> Run:
+    """Return the run that a journal holds. Nothing in it is run, opened or followed.
+
+    A last line that was cut off in the middle of writing is left out. Whatever else is wrong is refused.
+
+    Args:
+        path: the file.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: it is damaged; the message has the line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"there is no journal {path}", hint="Give a run folder, or a file in one.")
+    if not path.is_file():
+        raise InputError(f"{path} is no journal", hint="Give a run folder, or a file in one.")
+    scan = _Scan(path)
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE + 1):
+                if not line.endswith(b"\n"):
+                    if len(line) > MAX_LINE:
+                        scan.number += 1
+                        scan.refuse(f"it is longer than {MAX_LINE} bytes")
+                    break
+                scan.take(line[:-1])
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
+    if not scan.number:
+        raise InputError(f"{path} has no header: the run ended before its first step", hint="Start the run again.")
+    return Run(scan.header, len(scan.steps), partial(_stored, tuple(scan.steps)), tuple(scan.evaluations))
+
+
+@dataclass(slots=True)
+class _Scan:
+    """Where a reader stands in a journal.
+
+    Args:
+        path: for errors.
+        number: of the line read last, from 1.
+        crc: its checksum.
+        header: what the first line holds.
+        steps: the lines of the steps, as they stand in the file: objects would take several times their room.
+        evaluations: (steps done, score).
+    """
+
+    path: Path
+    number: int = 0
+    crc: int = 0
+    header: dict[str, Any] = field(default_factory=dict)
+    steps: list[bytes] = field(default_factory=list)
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+
+    def take(self, line: bytes) -> None:
+        """Check a line and keep what it says."""
+        self.number += 1
+        try:
+            fields = parse(line)
+        except ValueError as error:
+            self.refuse(f"it is not JSON ({error})")
+        kind, step = fields.get("kind"), fields.get("step")
+        # Where a step stands in the wrong place its checksum is wrong as well, but says less.
+        due = len(self.steps)
+        if self.number > 1 and kind in ("step", "evaluation") and not (whole(step, due + 1) and step == due):
+            self.refuse(f"it has step {shown(step)} where {due} belongs")
+        crc = checksum(line, self.crc)
+        if crc is None:
+            self.refuse("its checksum is wrong: it, or a line before it, was changed, removed or moved")
+        self.crc = crc
+        if (kind == "header") != (self.number == 1):
+            self.refuse("the header is the first line, and only the first")
+        if kind == "header":
+            self._take_header(fields)
+        elif kind == "step":
+            if (problem := _step_problem(fields)) is not None:
+                self.refuse(problem)
+            self.steps.append(line)
+        elif kind == "evaluation":
+            if not number(fields.get("score"), LARGEST_SCORE):
+                self.refuse("its score is no number")
+            self.evaluations.append((due, float(fields["score"])))
+        else:
+            self.refuse(f"its kind, {shown(kind)}, is not known")
+
+    def _take_header(self, fields: dict[str, Any]) -> None:
+        self.header = {name: value for name, value in fields.items() if name not in ("kind", "crc")}
+        try:
+            check_header(self.header)
+        except InputError as error:
+            raise InputError(f"{self.path}, line 1: {error}", hint=error.hint) from None
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Say what is wrong with the line at hand."""
+        hint = "Ask whoever wrote it for another copy."
+        if self.number > 2:
+            hint = f"The lines before it are sound: `head -n {self.number - 1} {self.path}` prints them."
+        raise InputError(f"{self.path}, line {self.number}: {problem}", hint=hint)
+
+
+def _step_problem(fields: dict[str, Any]) -> str | None:
+    scores, terms = fields.get("scores"), fields.get("terms")
+    if not whole(fields.get("rounding_seed"), 2**64):
+        return "its rounding seed is no whole number"
+    if not (number(fields.get("lr")) and number(fields.get("decay"))):
+        return "its learning rate or its decay is no number"
+    if not (isinstance(scores, list) and all(number(score, LARGEST_SCORE) for score in scores)):
+        return "its scores are no numbers"
+    if not (isinstance(terms, list) and all(map(_is_term, terms))):
+        return "its terms are none"
+    return None
+
+
+def _is_term(term: Any) -> bool:
+    return (
+        isinstance(term, list)
+        and len(term) in (2, 3)
+        and whole(term[0], 2**64)
+        and number(term[1])
+        and (len(term) == 2 or whole(term[2], MAX_RANK + 1))
+    )
+
+
+def _stored(lines: tuple[bytes, ...], step: int) -> StepRecord:
+    """The record of a step whose line has been checked."""
+    fields = parse(lines[step])
+    terms = tuple(Term(*term) for term in fields["terms"])
+    update = Update(fields["decay"], terms, fields["rounding_seed"])
+    return StepRecord(fields["step"], tuple(fields["scores"]), update, fields["lr"])

@@ -1,0 +1,108 @@
+"""`replay`: base weights + a stored run → tuned weights, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from zoreward.journal.fingerprint import fingerprint, weights_dtype
+from zoreward.journal.reader import load_run
+from zoreward.journal.run import Run
+from zoreward.members import Tuned, tuned_weights, updates_
+from zoreward.records import InputError, Update
+
+# Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
+# of a model of 1.3B weights take 4 MB a term.
+PASS_TERMS = 64
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def replay(
+    run: Run | str | Path,
+    model: Model,
+    *,
+    step: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Model:
+    """Move base weights to where a run had them after some steps: bit for bit, on a CPU or a GPU.
+
+    Args:
+        run: a run folder, a journal, a trajectory, or what was read from one.
+        model: the base, loaded in the dtype in which the run had it; changed in place. An exception in the middle of
+            the work leaves it between two steps.
+        step: how many steps; by default all. 0 changes nothing.
+        progress: called now and then with the steps done.
+
+    Returns:
+        The model.
+
+    Raises:
+        MissingFileError: there is no such run.
+        InputError: the run is damaged, has no such step, or began with other weights; then the model is unchanged.
+
+    Example:
+        >>> model = AutoModelForCausalLM.from_pretrained("gpt2", dtype="bfloat16")  # doctest: +SKIP
+        >>> model = replay("runs/sst2", model, step=500)  # doctest: +SKIP
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    steps = checked_step(run, step)
+    tuned = checked_base(run, model)
+    done = 0
+    for updates in _passes(run.updates(steps)):
+        updates_(model, updates, tuned=tuned)
+        done += len(updates)
+        if progress is not None:
+            progress(done)
+    return model
+
+
+def checked_step(run: Run, step: int | None) -> int:
+    """Return how many steps are asked for.
+
+    Raises:
+        InputError: the run has not so many.
+    """
+    if step is None:
+        return run.n_steps
+    if not 0 <= step <= run.n_steps:
+        raise InputError(f"there is no step {step}: the run has {run.n_steps}", hint=f"Choose 0 to {run.n_steps}.")
+    return step
+
+
+def checked_base(run: Run, model: nn.Module) -> Tuned:
+    """Return the weights that the run moved, with its streams.
+
+    Raises:
+        InputError: the run began with other weights.
+    """
+    tuned, dtype = tuned_weights(model), weights_dtype(model)
+    if dtype != run.header["dtype"]:
+        raise InputError(
+            f"the run began with {run.header['dtype']} weights, the model has {dtype}",
+            hint=f'Load it with dtype="{run.header["dtype"]}".',
+        )
+    name = str(run.header.get("model") or "")
+    hint = f"It began with {name!r}; another revision of it is another base." if name else "Take the run's own base."
+    if strangers := sorted(tuned.weights.keys() ^ run.streams.keys()):
+        raise InputError(f"the model is not the run's base: only one of them has '{strangers[0]}'", hint=hint)
+    if fingerprint(model) != run.header["fingerprint"]:
+        raise InputError("the model is not the run's base: its weights have another fingerprint", hint=hint)
+    return replace(tuned, streams=run.streams)
+
+
+def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:
+    taken: list[Update] = []
+    terms = 0
+    for update in updates:
+        taken.append(update)
+        terms += max(1, len(update.terms))
+        if terms >= PASS_TERMS:
+            yield taken
+            taken, terms = [], 0
+    if taken:
+        yield taken

@@ -1,0 +1,220 @@
+"""`trajectory.safetensors`: a run as 4 bytes a direction and step. Everything else is derived from the run's seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoreward.journal.lines import number, parse, whole
+from zoreward.journal.run import Directions, Run, check_header, directions, places
+from zoreward.methods.steps import ROUNDING_INDEX
+from zoreward.noise import derive_seed
+from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
+
+TRAJECTORY_NAME = "trajectory.safetensors"
+FORMAT = "zoreward-trajectory-1"
+MAX_FILE = 1 << 30
+MAX_HEADER = 4 << 20
+
+# Where a direction moved nothing there is no term: adding 0 · z would turn a weight of −0 into +0.
+NO_TERM = np.float32("nan")
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_trajectory(run: Run, path: str | Path) -> None:
+    """Write a run as a trajectory; see `Run.save`."""
+    path = Path(path)
+    data = trajectory_bytes(run)
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def trajectory_bytes(run: Run) -> bytes:
+    """Return what a trajectory file of a run holds.
+
+    Raises:
+        InputError: a step has terms that do not follow from the run's seed.
+    """
+    drawn = directions(run.header)
+    if drawn is None:
+        raise InputError("the header does not say what the directions derive from", hint="Keep the journal.")
+    coefficients = np.full((run.n_steps, drawn.per_step), NO_TERM, "<f4")
+    rates, decays = np.zeros(run.n_steps), np.zeros(run.n_steps, "<f4")
+    for step in range(run.n_steps):
+        record = run.record(step)
+        for k, term in zip(places(drawn, record), record.update.terms, strict=True):
+            coefficients[step, k] = term.coefficient
+        rates[step], decays[step] = record.lr, record.update.decay
+    names = sorted(run.streams)
+    header = {name: value for name, value in run.header.items() if name != "streams"}
+    about: dict[str, Any] = {"header": header, "steps": run.n_steps}
+    arrays: Arrays = {"coefficients": coefficients}
+    for name, values in (("decay", decays), ("lr", rates)):
+        if len(set(values.tolist())) > 1:
+            arrays[name] = values.astype("<f4")
+        else:
+            about[name] = float(values[0]) if len(values) else 0.0
+    arrays["streams"] = np.array([run.streams[name] for name in names], "<u4")
+    arrays["names"] = np.frombuffer(zlib.compress(json.dumps(names).encode("ascii"), 9), "u1")
+    return _as_safetensors(about, arrays)
+
+
+def _as_safetensors(about: dict[str, Any], arrays: Arrays) -> bytes:
+    """By hand, because safetensors writes its metadata in an order that changes from call to call."""
+    text = json.dumps(about, allow_nan=False)
+    data = b"".join(array.tobytes() for array in arrays.values())
+    entries = _entries({name: (_letters(array), array.shape) for name, array in arrays.items()})
+    metadata = {"format": FORMAT, "run": text, "sha256": _sum(text, data)}
+    head = json.dumps({"__metadata__": metadata, **entries}).encode("ascii")
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + data
+
+
+def read_trajectory(path: str | Path) -> Run:
+    """Return the run that a trajectory holds. Nothing in it is run, opened or followed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: it is damaged, or no trajectory.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"there is no trajectory {path}", hint="Give a run folder, or a file in one.")
+    if not path.is_file():
+        raise InputError(f"{path} is no trajectory", hint="Give a run folder, or a file in one.")
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f"{path} is larger than any trajectory", hint="Look what it is.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
+    try:
+        return run_of(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}", hint=error.hint) from None
+    except ValueError as error:
+        hint = "Ask whoever wrote it for another copy, or replay the journal."
+        raise InputError(f"{path} is damaged, or no trajectory: {error}", hint=hint) from None
+
+
+def run_of(data: bytes) -> Run:
+    """Return the run that the bytes of a trajectory hold.
+
+    Raises:
+        InputError: its noise is not ours, or its header lacks something.
+        ValueError: it is no trajectory.
+    """
+    about, stored = _open(data)
+    header, steps = about.get("header"), about.get("steps")
+    drawn = directions(header) if isinstance(header, dict) else None
+    if not isinstance(header, dict) or drawn is None or not whole(steps, MAX_FILE):
+        raise ValueError("it does not say what its directions derive from")
+    arrays = _arrays(stored, about, steps, drawn.per_step)
+    names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
+    header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}
+    check_header(header)
+    decays, rates = (np.asarray(arrays.get(name, about.get(name))) for name in ("decay", "lr"))
+    if np.isinf(arrays["coefficients"]).any() or not (np.isfinite(decays).all() and np.isfinite(rates).all()):
+        raise ValueError("a number in it is not finite")
+    return Run(header, steps, partial(_stored, drawn, arrays["coefficients"], decays, rates))
+
+
+def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview]]:
+    """What the metadata says, and the entries of the tensors with the bytes behind them."""
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
+        raise ValueError("its header has an impossible length")
+    entries = parse(data[8 : 8 + length])
+    metadata, body = entries.pop("__metadata__", None), memoryview(data)[8 + length :]
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}")
+    text = metadata.get("run")
+    if not isinstance(text, str) or metadata.get("sha256") != _sum(text, body):
+        raise ValueError("its checksum is wrong")
+    return parse(text), (entries, body)
+
+
+def _arrays(stored: tuple[dict[str, Any], memoryview], about: dict[str, Any], steps: int, count: int) -> Arrays:
+    """The arrays, if they are those that such a run has, in their order and without a gap."""
+    entries, body = stored
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {"coefficients": ("F32", (steps, count))}
+    for name in ("decay", "lr"):
+        if name not in about:
+            layout[name] = ("F32", (steps,))
+        elif not number(about[name]):
+            raise ValueError(f"its {name} is no number")
+    for name, letters in (("streams", "U32"), ("names", "U8")):
+        shape = entries[name].get("shape") if isinstance(entries.get(name), dict) else None
+        if not (isinstance(shape, list) and len(shape) == 1 and whole(shape[0], MAX_FILE)):
+            raise ValueError(f"it has no array '{name}'")
+        layout[name] = (letters, (shape[0],))
+    expected = _entries(layout)
+    if entries != expected or expected["names"]["data_offsets"][1] != len(body):
+        raise ValueError("its arrays are not those of such a run")
+    return {
+        name: np.frombuffer(body[slice(*expected[name]["data_offsets"])], _DTYPES[letters]).reshape(shape)
+        for name, (letters, shape) in layout.items()
+    }
+
+
+def _entries(layout: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    """What a safetensors header says of arrays that stand one behind the other."""
+    entries, end = {}, 0
+    for name, (letters, shape) in layout.items():
+        start, end = end, end + _DTYPES[letters].itemsize * math.prod(shape)
+        entries[name] = {"dtype": letters, "shape": list(shape), "data_offsets": [start, end]}
+    return entries
+
+
+def _names(packed: bytes, count: int) -> list[str]:
+    """The names, unpacked up to a bound: a hostile file could hold a thousand times its size."""
+    unpack = zlib.decompressobj()
+    try:
+        text = unpack.decompress(packed, MAX_HEADER)
+    except zlib.error:
+        raise ValueError("its names cannot be unpacked") from None
+    names = parse(b'{"names": %s}' % text).get("names") if unpack.eof and not unpack.unused_data else None
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == count):
+        raise ValueError("its names are not those of its streams")
+    return names
+
+
+def _letters(array: NDArray[Any]) -> str:
+    return next(letters for letters, dtype in _DTYPES.items() if dtype == array.dtype)
+
+
+def _sum(text: str, data: bytes | memoryview) -> str:
+    digest = hashlib.sha256(text.encode("ascii"))
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _stored(
+    drawn: Directions, coefficients: NDArray[Any], decays: NDArray[Any], rates: NDArray[Any], step: int
+) -> StepRecord:
+    """The record of a step; `decays` and `rates` are an array each, or one number where it never changed."""
+    terms = tuple(
+        Term(derive_seed(drawn.seed, step, k), coefficient, drawn.rank)
+        for k, coefficient in enumerate(coefficients[step].tolist())
+        if coefficient == coefficient
+    )
+    decay, rate = (float(values[step] if values.ndim else values) for values in (decays, rates))
+    return StepRecord(step, (), Update(decay, terms, derive_seed(drawn.seed, step, ROUNDING_INDEX)), rate)
