@@ -14,8 +14,9 @@ READY := $(VENV)/.ready
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# One worker a core, each with one thread: tests are many and small.
 test: $(READY) ## Run the tests and the examples in docstrings; more for pytest in ARGS, e.g. ARGS="-m slow -k replay"
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between rooms
 	$(BIN)/ruff format --check .

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from zoreward.cli import main
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -58,24 +60,36 @@ def zoreward(site: Path, *words: object, cwd: Path | None = None) -> subprocess.
     return run("-m", "zoreward", *words, path=site, cwd=cwd)
 
 
-def test_a_plugins_command_exists_once_it_is_installed(site: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_plugins_command_exists_once_it_is_installed(site: Path) -> None:
     help = zoreward(site, "tune", "worst-group", "--help").stdout
     assert "Accuracy of the group of rows that fares worst." in help
     assert "--group" in help and "--least" in help and "[default: 1]" in help
     listed = json.loads(zoreward(site, "objectives", "--json").stdout)["objectives"]
     assert [one["distribution"] for one in listed if one["name"] == "worst-group"] == ["zoreward-worst-group"]
 
-    rows = [
-        {"text": f"a {word} film", "label": i % 2, "kind": i // 2} for i, word in enumerate("bad good an the".split())
-    ]
-    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = ["--model", tiny_model_dir, "--data", "dev.jsonl", "--template", "{text} it was"]
-    words = ["eval", "worst-group", *common, "--choice", "terrible", "--choice", "great", "--group", "kind", "--json"]
-    alone = json.loads(zoreward(site, *words, cwd=tmp_path).stdout)
-    together = json.loads(zoreward(site, *words, "--least", "3", cwd=tmp_path).stdout)
-    # two groups of two rows: the worst is no better than the mean, and no group has three
-    assert alone["score"] in (0.0, 0.5, 1.0)
-    assert alone["score"] <= together["score"]
+
+def test_a_plugins_options_reach_it(
+    site: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    words = "bad good an the".split()
+    rows = [{"text": f"a {word} film", "label": i % 2, "kind": i // 2} for i, word in enumerate(words)]
+    data = tmp_path / "dev.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["eval", "worst-group", "--model", str(tiny_model_dir), "--data", str(data), "--template", "{text} it was"]
+    common += ["--choice", "terrible", "--choice", "great", "--group", "kind", "--json"]
+    scores = []
+    for more in ([], ["--least", "3"]):
+        assert main([*common, *more]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["score"])
+    # two groups of two rows: the worst is no better than the mean of all, which counts where no group has three
+    alone, together = scores
+    assert alone in (0.0, 0.5, 1.0)
+    assert alone <= together
 
 
 def test_a_plugin_without_its_dependency_breaks_only_its_own_command(site: Path, tmp_path: Path) -> None:

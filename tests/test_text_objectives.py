@@ -152,8 +152,9 @@ def test_a_metric_of_evaluate_without_a_network(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     get_objective("exact-match")  # the first objective pays for what all import
     start = time.perf_counter()
-    with pytest.raises(ObjectiveError, match=r"cannot be reached from here; load it once .* take the objective rouge"):
+    with pytest.raises(ObjectiveError, match="cannot be reached from here") as caught:
         get_objective("evaluate:rouge")
+    assert caught.value.hint.startswith("load it once") and caught.value.hint.endswith("take the objective rouge")
     assert time.perf_counter() - start < 1
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
@@ -207,10 +208,12 @@ def test_rewards_of_trl_read_plain_texts_and_messages() -> None:
 
 
 def test_rewards_that_trl_does_not_have_or_make_so() -> None:
-    with pytest.raises(ObjectiveError, match="did you mean think_format_reward"):
+    with pytest.raises(ObjectiveError, match="no reward 'think_formt_reward'") as caught:
         get_objective("trl:think_formt_reward")
-    with pytest.raises(ObjectiveError, match="It has accuracy_reward"):
+    assert caught.value.hint.startswith("did you mean think_format_reward")
+    with pytest.raises(ObjectiveError, match="no reward 'GRPOTrainer'") as caught:
         get_objective("trl:GRPOTrainer")
+    assert caught.value.hint.startswith("It has accuracy_reward")
     with pytest.raises(ObjectiveError, match=r"the options do not fit .*missing a required argument"):
         get_objective("trl:get_soft_overlong_punishment")
     with pytest.raises(ObjectiveError, match="takes no options"):
@@ -295,7 +298,7 @@ def test_what_is_no_reward_model(reward_dir, tiny_model_dir, tokenizer, tmp_path
     two = LlamaForSequenceClassification.from_pretrained(reward_dir, num_labels=2, ignore_mismatched_sizes=True)
     two.save_pretrained(tmp_path / "two")
     tokenizer.save_pretrained(tmp_path / "two")
-    with pytest.raises(ObjectiveError, match=r"has 2 logits, and a reward model has one: take a model trained with"):
+    with pytest.raises(ObjectiveError, match="has 2 logits, and a reward model has one"):
         get_objective("reward-model", reward_model=str(tmp_path / "two"))
     headless = tmp_path / "headless"
     headless.mkdir()

@@ -65,7 +65,9 @@ def _found(name: str) -> Callable[..., Any]:
 
         near = difflib.get_close_matches(name, names)
         told = f"did you mean {' or '.join(near)}? " if near else ""
-        raise LookupError(f"trl.rewards has no reward {name!r}; {told}It has {', '.join(names)}")
+        unknown = LookupError(f"trl.rewards has no reward {name!r}")
+        unknown.add_note(f"{told}It has {', '.join(names)}")
+        raise unknown
     found: Callable[..., Any] = getattr(rewards, name)
     return found
 
