@@ -84,9 +84,7 @@ def _loaded(name: str) -> Any:
         if not _hub_is_reachable():
             # evaluate itself says after many seconds that the metric does not exist.
             instead = f", or take the objective {_SHIPPED[name]}" if name in _SHIPPED else ""
-            far = LookupError(
-                f"the metric {name!r} comes from the Hugging Face Hub, which cannot be reached from here"
-            )
+            far = LookupError(f"the metric {name!r} comes from the Hugging Face Hub, which cannot be reached from here")
             far.add_note(f"load it once where there is a network, or give a folder that holds {name}.py{instead}")
             raise far
     try:
