@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoreward import describe_objective, get_objective, objective
+from zoreward_objectives.arguments import read_value, split_option
 
 if TYPE_CHECKING:
     from zoreward.registry import Objective
@@ -30,18 +30,6 @@ def callable_(*, function: str, option: list[str] | None = None) -> Objective:
     'accuracy'
     """
     types = {one.name: one.type for one in describe_objective(function).options}
-    values = {}
-    for one in option or ():
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise ValueError(f"the option {one!r} is not written as name=value")
-        values[name] = value if types.get(name) is str else _read(value)
+    written = map(split_option, option or ())
+    values = {name: value if types.get(name) is str else read_value(value) for name, value in written}
     return get_objective(function, **values)
-
-
-def _read(value: str) -> Any:
-    """A number, true, false, null or a list as JSON writes it; everything else is text."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward import get_objective, objective
+from zoreward_objectives.arguments import hinted, read_value, split_option
 from zoreward_objectives.texts import answers_of, text_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate_(
     """
     wanted = name.removeprefix("neg_")
     sign = -1.0 if wanted != name else 1.0
-    settings = dict(_option(one) for one in option or ())
+    settings = {key: read_value(value) for key, value in map(split_option, option or ())}
     metric = _loaded(wanted)
     short = Path(wanted).stem
 
@@ -84,9 +84,9 @@ def _loaded(name: str) -> Any:
         if not _hub_is_reachable():
             # evaluate itself says after many seconds that the metric does not exist.
             instead = f", or take the objective {_SHIPPED[name]}" if name in _SHIPPED else ""
-            far = LookupError(f"the metric {name!r} comes from the Hugging Face Hub, which cannot be reached from here")
-            far.add_note(f"load it once where there is a network, or give a folder that holds {name}.py{instead}")
-            raise far
+            message = f"the metric {name!r} comes from the Hugging Face Hub, which cannot be reached from here"
+            hint = f"load it once where there is a network, or give a folder that holds {name}.py{instead}"
+            raise hinted(LookupError(message), hint)
     try:
         import evaluate
     except ImportError as error:
@@ -144,13 +144,3 @@ def _number(found: Mapping[str, Any], key: str | None, name: str) -> float:
     if key not in numbers:
         raise LookupError(f"the metric {name!r} returns {', '.join(found)}: say which with the option key")
     return float(numbers[key])
-
-
-def _option(written: str) -> tuple[str, Any]:
-    name, equals, value = written.partition("=")
-    if not equals:
-        raise ValueError(f"the option {written!r} is not written as name=value")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoreward import objective
+from zoreward_objectives.arguments import hinted
 
 
 @objective("reward-model")
@@ -85,8 +86,8 @@ class RewardModel:
 
     def _chat(self, prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> str:
         if self._tokenizer.chat_template is None:
-            raise _unfit(
-                f"the prompts are conversations, and the tokenizer of {self._name!r} has no chat template",
+            raise hinted(
+                ValueError(f"the prompts are conversations, and the tokenizer of {self._name!r} has no chat template"),
                 "take a reward model for conversations, or write the prompts as text",
             )
         return str(self._tokenizer.apply_chat_template(prompt + completion, tokenize=False))
@@ -109,7 +110,7 @@ def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     if not Path(name).exists() and name.startswith((".", "/", "~")):
-        raise _unfit(f"there is no reward model folder {name!r}", "give a folder, or a Hub id")
+        raise hinted(ValueError(f"there is no reward model folder {name!r}"), "give a folder, or a Hub id")
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -117,7 +118,7 @@ def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
         raise ValueError(f"no reward model could be loaded from {name!r}: {_first_line(error)}") from error
     if config.num_labels != 1:
         message = f"{name!r} has {config.num_labels} logits, and a reward model has one"
-        raise _unfit(message, "take a model trained with num_labels=1")
+        raise hinted(ValueError(message), "take a model trained with num_labels=1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = dtype or ("float32" if place.type == "cpu" else "auto")
     try:
@@ -128,19 +129,15 @@ def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
         raise ValueError(f"no reward model could be loaded from {name!r}: {_first_line(error)}") from error
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
-        raise _unfit(f"{name!r} was never trained to score: its weights lack {first}", "take a reward model")
+        raise hinted(
+            ValueError(f"{name!r} was never trained to score: its weights lack {first}"), "take a reward model"
+        )
     if model.config.pad_token_id is None:  # as in TRL: the model looks for the last token that is no padding
         pad = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
     if model.config.pad_token_id is None:
         raise ValueError(f"the tokenizer of {name!r} has neither a padding token nor an end token")
     return tokenizer, model.to(place).eval()
-
-
-def _unfit(message: str, hint: str) -> ValueError:
-    error = ValueError(message)
-    error.add_note(hint)
-    return error
 
 
 def _first_line(error: BaseException) -> str:

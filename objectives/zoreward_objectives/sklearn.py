@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward import get_objective, objective
+from zoreward_objectives.arguments import hinted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,11 +78,11 @@ def _scorer(name: str, settings: dict[str, Any]) -> Callable[..., float]:
 
         functions = [one for one in metrics.__all__ if one.endswith(("_score", *_LOSSES))]
         near = difflib.get_close_matches(name, [*scorers, *functions, *(f"neg_{one}" for one in functions)])
-        raise _unfit(f"scikit-learn has no scorer or metric {name!r}", _or(near))
+        raise hinted(LookupError(f"scikit-learn has no scorer or metric {name!r}"), _or(near))
     loss = negated.endswith(_LOSSES)
     if loss != (negated != name):
         other = f"neg_{negated}" if loss else negated
-        raise _unfit(f"higher is better for every objective, so there is no {name!r}", f"ask for {other}")
+        raise hinted(LookupError(f"higher is better for every objective, so there is no {name!r}"), f"ask for {other}")
     wants = _second_argument(function)
     methods = {"y_proba": "predict_proba", "y_prob": "predict_proba", "y_score": ("decision_function", "predict_proba")}
     return metrics.make_scorer(
@@ -139,13 +140,7 @@ def _try(name: str, score: Callable[..., float]) -> None:
     except Exception as error:
         text = " ".join(str(error).split())
         hint = "it may want an option (--average, --beta), or be for something else than classes"
-        raise _unfit(f"scikit-learn's {name} cannot score choices so: {text:.100}", hint) from error
-
-
-def _unfit(message: str, hint: str) -> LookupError:
-    error = LookupError(message)
-    error.add_note(hint)
-    return error
+        raise hinted(LookupError(f"scikit-learn's {name} cannot score choices so: {text:.100}"), hint) from error
 
 
 def _or(names: Sequence[str]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward import get_objective, objective
+from zoreward_objectives.arguments import hinted, read_value, split_option
 
 if TYPE_CHECKING:
     from zoreward.registry import Objective
@@ -34,7 +34,7 @@ def trl_(*, name: str, option: list[str] | None = None) -> Objective:
     0.5
     """
     found = _found(name)
-    values = dict(_option(one) for one in option or ())
+    values = {key: read_value(value) for key, value in map(split_option, option or ())}
     if name.startswith("get_"):
         try:
             inspect.signature(found).bind(**values)
@@ -65,22 +65,10 @@ def _found(name: str) -> Callable[..., Any]:
 
         near = difflib.get_close_matches(name, names)
         told = f"did you mean {' or '.join(near)}? " if near else ""
-        unknown = LookupError(f"trl.rewards has no reward {name!r}")
-        unknown.add_note(f"{told}It has {', '.join(names)}")
-        raise unknown
+        raise hinted(LookupError(f"trl.rewards has no reward {name!r}"), f"{told}It has {', '.join(names)}")
     found: Callable[..., Any] = getattr(rewards, name)
     return found
 
 
 def _messages(completion: Any) -> Any:
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-
-
-def _option(written: str) -> tuple[str, Any]:
-    name, equals, value = written.partition("=")
-    if not equals:
-        raise ValueError(f"the option {written!r} is not written as name=value")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
