@@ -149,14 +149,16 @@ class Kernels:
         return drawn, dict(zip(_keys(distinct), begins, strict=True))
 
     def _draw(self, weights: Sequence[Weight], terms: Sequence[Term]) -> tuple[torch.Tensor, list[int], int]:
-        """Draw a and b of each matrix for each term, one behind the other; where each term's begin, and a rank's size."""
+        """Draw a and b of each matrix for each term, one behind the other; where each term's begin; a rank's size."""
         device = weights[0][0].device
         size = sum(sum(weight.shape) for weight, _ in weights)
         begins = [size * sum(term.rank for term in terms[:t]) for t in range(len(terms))]
         drawn = torch.empty(size * sum(term.rank for term in terms), device=device)
         for rank in sorted({term.rank for term in terms}):
             table = self._table_of_factors(weights, rank, device)
-            lines = [[term.seed, 0, rank, begin] for term, begin in zip(terms, begins, strict=True) if term.rank == rank]
+            lines = [
+                [term.seed, 0, rank, begin] for term, begin in zip(terms, begins, strict=True) if term.rank == rank
+            ]
             script = self._script(lines, device)
             if table.units.numel():
                 with _on(device):
@@ -180,7 +182,10 @@ class Kernels:
     def _table(self, flats: Sequence[torch.Tensor], weights: Sequence[Weight]) -> Table:
         """The table of the weights, whose elements lie in order in `flats`."""
         device = flats[0].device
-        key = device, *((flat.data_ptr(), weight.shape, stream) for flat, (weight, stream) in zip(flats, weights, strict=True))
+        key = (
+            device,
+            *((flat.data_ptr(), weight.shape, stream) for flat, (weight, stream) in zip(flats, weights, strict=True)),
+        )
         if (table := self._tables.get(key)) is None:
             lines, place, factors = [], 0, 0
             for flat, (weight, stream) in zip(flats, weights, strict=True):
@@ -227,7 +232,10 @@ class Kernels:
 
 
 def _by_dtype(
-    weights: Sequence[Weight], ours: Callable[[list[Weight]], Any], theirs: Callable[[list[Weight], Any], Any], what: Any
+    weights: Sequence[Weight],
+    ours: Callable[[list[Weight]], Any],
+    theirs: Callable[[list[Weight], Any], Any],
+    what: Any,
 ) -> list[Any]:
     """Work on the weights of each dtype together; the results in the order of the weights."""
     groups: dict[torch.dtype, list[int]] = {}

@@ -76,7 +76,7 @@ def _add_terms(
         scales, rank = tl.load(term + 1), tl.load(term + 2)
         if rank == 0:
             acc = acc + _dense(tl.load(term), row, start, BLOCK, NATIVE) * _lower_float(scales)
-        if LOW_RANK:
+        if LOW_RANK:  # noqa: SIM102 (decided when it is compiled)
             if (rank > 0) & (columns > 0):
                 a = factors + tl.load(term + 3) + tl.load(row + 7) * rank
                 b = a + tl.load(row + 5) * rank
