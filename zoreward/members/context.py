@@ -62,13 +62,14 @@ def members_at(
     corrected, copied = split(owners) if low_rank else ([], owners)
     factors = member_factors([slot for _, slot, _ in corrected], members, tuned.kernels) if corrected else {}
     fit = _fit(copied, len(members), keep_bytes)
-    kept = perturbed_copies(_slots(copied), members, tuned.kernels) if fit else None
+    # Vectors always: they are many, and so small that a launch for each module's would be all they cost.
+    kept = perturbed_copies([slot for slot in _slots(copied) if fit or slot.weight.ndim < 2], members, tuned.kernels)
     grouping = Grouping(members, kept, tuned.kernels, _bytes(_slots(tuned.owners)) // SCRATCH_SHARE)
     with ExitStack() as stack:
         handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
         stack.callback(handle.remove)
         for owner, slot, correct in corrected:
-            forward = corrected_forward(grouping, owner, correct, factors[id(slot.weight)])
+            forward = corrected_forward(grouping, owner, slot, correct, factors[id(slot.weight)])
             stack.enter_context(patched_forward(owner, forward))
         for owner, slots in copied:
             stack.enter_context(patched_forward(owner, grouping.forward_of(owner, slots)))
