@@ -18,16 +18,9 @@ from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint
 from zoreward.members import update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
-from zoreward.registry import Objective, Source, get_objective, weighted_sum
-from zoreward.scoring import (
-    checked_scorer,
-    examples_of,
-    length_limit,
-    load_model,
-    load_tokenizer,
-    prepare_tokenizer,
-    statistics_of,
-)
+from zoreward.registry import Source
+from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
+from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
 from zoreward.trainer.optimizer import UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
 from zoreward.trainer.window import Window, save_completions
@@ -101,19 +94,19 @@ class ZOTrainer(Trainer):
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
         args = args or ZOConfig()
-        _refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = _the_one(objective, reward_funcs, args.reward_weights)
+        refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
+        self.objective = one_objective(objective, reward_funcs, args.reward_weights)
         args = completed(args, self.objective.needs)
         self.method, generation = method_of(args), generation_of(args)
         tokenizer = prepare_tokenizer(
-            processing_class or load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
+            processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
-        train_examples = _examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        train_examples = made_examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
         eval_examples = None
         if eval_dataset is not None:
-            eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
-        _warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
+            eval_examples = made_examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
         if isinstance(model, str):
             model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         loaded = model.to(args.device)  # before the members are tried on it
@@ -188,7 +181,7 @@ class ZOTrainer(Trainer):
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
-            examples = _examples(
+            examples = made_examples(
                 eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
             )
         if examples is None:
@@ -272,71 +265,6 @@ class ZOTrainer(Trainer):
             "streams": self.scorer.reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
-
-
-def _examples(
-    dataset: Any,
-    needs: str,
-    args: ZOConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel | str,
-    shot_rows: list[dict[str, Any]],
-) -> list[Example]:
-    rows = list(dataset) if dataset is not None else []
-    if not rows:
-        raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
-    limit = length_limit(
-        args.max_length, model if isinstance(model, str) else model.config, trust_remote_code=args.trust_remote_code
-    )
-    return examples_of(
-        rows,
-        tokenizer,
-        needs,
-        max_length=limit,
-        max_new_tokens=args.max_completion_length,
-        template=args.template,
-        prompt=args.prompt,
-        choices=args.choices,
-        choice_column=args.choice_column,
-        label=args.label,
-        answer=args.answer,
-        shots=args.shots,
-        shot_rows=shot_rows,
-        seed=args.seed,
-    )
-
-
-def _warn_about_context(examples: Sequence[Example], shots: int) -> None:
-    logger = logging.get_logger(__name__)
-    if truncated := sum(example.truncated > 0 for example in examples):
-        logger.warning("%d of %d prompts were cut on the left to fit the context.", truncated, len(examples))
-    if fewer := sum(example.shots < shots for example in examples):
-        logger.warning("%d of %d prompts have room for fewer than %d demonstrations.", fewer, len(examples), shots)
-
-
-def _the_one(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
-    given = [value for value in (objective, reward_funcs) if value is not None]
-    if len(given) != 1:
-        raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
-    sources = given[0] if isinstance(given[0], list | tuple) else [given[0]]
-    return weighted_sum([get_objective(source) for source in sources], weights)
-
-
-def _refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
-    if reward_processing_classes is not None or peft_config is not None:
-        raise InputError("reward_processing_classes and peft_config are not supported yet", hint="Leave them out.")
-    if args.world_size > 1:
-        raise InputError("runs over several processes are not supported yet", hint="Start one process.")
-    if hasattr(model, "peft_config"):
-        raise InputError("a model with adapters cannot be tuned yet", hint="Merge them: model.merge_and_unload().")
-    if args.n_gpu > 1:
-        raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
-    if Path(args.output_dir, JOURNAL_NAME).exists():
-        raise InputError(f"'{args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder.")
-
-
-def _name_of(model: PreTrainedModel | str) -> str:
-    return model if isinstance(model, str) else model.name_or_path
 
 
 def _slope(record: StepRecord, directions: int) -> float:
