@@ -15,6 +15,7 @@ import typer
 from zoreward.cli.options import (
     MODEL_FIELDS,
     PROMPT_FIELDS,
+    REWARD_FIELDS,
     RUN,
     TEXT_FIELDS,
     command,
@@ -28,6 +29,7 @@ from zoreward.cli.prepare import (
     batch_option,
     data_options,
     made_objective,
+    patient_objective,
     prompt_options,
     quiet_transformers,
     rows_of,
@@ -43,7 +45,7 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
     parameters = [
         *data_options("score on"),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS + REWARD_FIELDS),
         *prompt_options(),
         batch_option(),
         option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0),
@@ -62,6 +64,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         objective = made_objective(source, given_options(context, values), values["also"])
+        objective = patient_objective(objective, values)
         shot_rows = shot_rows_of(objective, prompt, values)
         rows = rows_of(objective, prompt, values, shot_rows)
         device = select_device(values["device"])

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.errors import one_line, place_of, report
+from zoreward.cli.errors import one_line, report
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
     PROMPT_FIELDS,
+    REWARD_FIELDS,
     RUN,
     TEXT_FIELDS,
     TUNING,
@@ -38,6 +39,7 @@ from zoreward.cli.prepare import (
     checked_rows,
     data_options,
     made_objective,
+    patient_objective,
     prompt_options,
     quiet_transformers,
     rows_of,
@@ -47,7 +49,7 @@ from zoreward.cli.prepare import (
     sum_options,
 )
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective
+from zoreward.registry import Objective, place_of
 
 if TYPE_CHECKING:
     import inspect
@@ -75,6 +77,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         *prompt_options(),
         *own_options(TEXT_FIELDS),
         *own_options(TUNING_FIELDS),
+        *own_options(REWARD_FIELDS),
         *_trainer_options(),
         batch_option(),
         option("set", list[str] | None, others, RUN, default=None),
@@ -116,6 +119,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         _check(values)
         objective = made_objective(source, given_options(context, values), values["also"])
+        patient_objective(objective, values)  # the trainer makes it so; here it is seen whether it can be
         rows = _rows(objective, values)
         if values["show_prompts"]:
             prompt = {name: values[name] for name in PROMPT_FIELDS}
@@ -210,6 +214,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any])
         *PROMPT_FIELDS,
         *TEXT_FIELDS,
         *TUNING_FIELDS,
+        *REWARD_FIELDS,
         *(parameter.name for parameter in _trainer_options()),
     ]
     settings = {name: values[name] for name in names}

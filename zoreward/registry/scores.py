@@ -49,6 +49,7 @@ class Objective:
         range: the lowest and the highest score possible, where known.
         stateful: it is made from a class, so `values` went to its `__init__`.
         parts: for a weighted sum: the weights and the objectives that are summed.
+        rowwise: it has said that the score of a row depends on what it is given of that row alone.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Objective:
     range: tuple[float, float] | None = None
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
+    rowwise: bool = False
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.

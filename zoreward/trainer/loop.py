@@ -18,11 +18,11 @@ from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint
 from zoreward.members import update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
-from zoreward.registry import Source
+from zoreward.registry import Source, patient
 from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
 from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
 from zoreward.trainer.optimizer import UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
+from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class ZOTrainer(Trainer):
     ):
         args = args or ZOConfig()
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = one_objective(objective, reward_funcs, args.reward_weights)
+        self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
         args = completed(args, self.objective.needs)
         self.method, generation = method_of(args), generation_of(args)
         tokenizer = prepare_tokenizer(
