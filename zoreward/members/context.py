@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
-from zoreward.members.low_rank import corrected_forward, member_factors, split
+from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, tuned_weights
 from zoreward.records import Member, Update
 
@@ -22,7 +22,12 @@ weights: reading the weights and drawing the noise once is worth that much memor
 
 @contextmanager
 def members_at(
-    model: nn.Module, members: Sequence[Member], *, tuned: Tuned | None = None, keep_bytes: int = KEEP_BYTES
+    model: nn.Module,
+    members: Sequence[Member],
+    *,
+    tuned: Tuned | None = None,
+    keep_bytes: int = KEEP_BYTES,
+    held: HeldFactors | None = None,
 ) -> Iterator[None]:
     """Show `model` as M members at once, for as long as the context lasts.
 
@@ -40,6 +45,7 @@ def members_at(
         keep_bytes: perturbed copies are all kept while the context lasts if they fit this many bytes, otherwise made
             again for each call of a module: then a weight that is read without a call of its module (as Mamba's are)
             is seen unperturbed.
+        held: where low-rank factors are kept in place from one context to the next.
 
     Raises:
         InputError: a call inside has rows that M does not divide, or a layer is called with neither rows nor tokens.
@@ -61,6 +67,8 @@ def members_at(
     low_rank = any(members) and all(term.rank for member in members for term in member)
     corrected, copied = split(owners) if low_rank else ([], owners)
     factors = member_factors([slot for _, slot, _ in corrected], members, tuned.kernels) if corrected else {}
+    if held is not None:
+        factors = held.filled(factors)
     fit = _fit(copied, len(members), keep_bytes)
     kept = perturbed_copies(_slots(copied), members, tuned.kernels) if fit else None
     grouping = Grouping(members, kept, tuned.kernels, _bytes(_slots(tuned.owners)) // SCRATCH_SHARE)

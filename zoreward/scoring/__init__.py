@@ -11,6 +11,7 @@ from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.stepping import Stepper
 
 __all__ = [
     "Generation",
@@ -18,6 +19,7 @@ __all__ = [
     "HFGenerator",
     "Reader",
     "Scorer",
+    "Stepper",
     "answer_scores",
     "candidate_logprobs",
     "check_model_name",
