@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Slot, by_kernel
 from zoreward.records import InputError, Member
 
@@ -39,6 +40,7 @@ class Grouping:
     def forward_of(self, owner: nn.Module, slots: tuple[Slot, ...]) -> Callable[..., Any]:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
         plain_forward = owner.forward
+        product = thin_product(owner, slots, self._kept) if self._kept is not None else None
 
         def copies_of(member: int) -> Mapping[int, torch.Tensor]:
             if self._kept is not None:
@@ -54,6 +56,8 @@ class Grouping:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.current is not None:
                 return as_member(self.current, args, kwargs)
+            if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in (self.rows, self.tokens):
+                return product(args[0])
             outputs = []
             try:
                 for member in range(len(self._members)):
