@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel
 from zoreward.records import InputError, Member
 
@@ -56,6 +57,7 @@ class Grouping:
         plain_forward = owner.forward
         is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
         bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in slots)
+        product = thin_product(owner, slots, self._kept) if self._kept is not None else None
         at_once = max(1, self._scratch_bytes // max(1, bytes_each))
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -63,6 +65,8 @@ class Grouping:
                 [copies] = self._copies_of(slots, self.current, 1)
                 with filled(slots, lambda slot: copies[id(slot.weight)]):
                     return plain_forward(*args, **kwargs)
+            if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in (self.rows, self.tokens):
+                return product(args[0])
             joined = self._room_for(owner, *args, **kwargs) if is_linear else None
             outputs = []
             try:
