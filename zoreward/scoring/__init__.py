@@ -1,6 +1,6 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import answer_scores, member_scores
+from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
@@ -40,4 +40,5 @@ __all__ = [
     "scorer_of",
     "share_that_differs",
     "statistics_of",
+    "with_base",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,15 @@ from zoreward.members import update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source
-from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
+from zoreward.scoring import (
+    Reader,
+    checked_scorer,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+    statistics_of,
+    with_base,
+)
 from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
 from zoreward.trainer.optimizer import UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
@@ -119,6 +127,10 @@ class ZOTrainer(Trainer):
         self.scorer = checked_scorer(
             loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members
         )
+        if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
+            train_examples = with_base(self.scorer.reader, train_examples)
+            if eval_examples is not None:
+                eval_examples = with_base(self._eval_reader(args), eval_examples)
         if self.scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
         self._rows: list[Example] = []
@@ -174,22 +186,27 @@ class ZOTrainer(Trainer):
 
         Returns:
             `eval_score`, `eval_rows`, `eval_runtime` in seconds; where the model wrote, `eval_length` and
-            `eval_distinct_2`.
+            `eval_distinct_2`; and what the objective logs, as `eval_share`.
 
         Raises:
-            InputError: there are no rows.
+            InputError: there are no rows; or others than before step 1, for an objective that compares with the base.
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
             examples = made_examples(
                 eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
             )
+            if self.objective.compares_with_base:
+                if self.method_state.step:
+                    hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
+                    raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
+                examples = with_base(self._eval_reader(self.args), examples)
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
         rows = self.args.per_device_eval_batch_size or None
         [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
-        values = {"score": scored.score, **statistics_of([scored]), "rows": float(len(examples))}
+        values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
         if len(scored.part_scores) > 1:
             values |= {f"score/{name}": value for name, value in scored.part_scores.items()}
         values["runtime"] = time.perf_counter() - start
@@ -199,6 +216,10 @@ class ZOTrainer(Trainer):
             self._journal.append_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _eval_reader(self, args: ZOConfig) -> Reader:
+        """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
+        return replace(self.scorer.reader, rows=args.per_device_eval_batch_size or None)
 
     # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
 
