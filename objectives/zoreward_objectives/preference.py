@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@objective("preference")
+@objective("preference", range=(float("-inf"), 1))
 def preference(
     logprob_sums: np.ndarray,
     base_logprob_sums: np.ndarray,

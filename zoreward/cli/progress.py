@@ -24,7 +24,7 @@ WINDOW = 50
 # Lines of a table of completions, of the best member; the worst gets one.
 SHOWN = 4
 # What is told of texts beside the score.
-_OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing")
+_OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing", "kl", "moved")
 # What the line of an evaluation says elsewhere, or need not say.
 _TOLD = ("eval_score", "eval_rows", "eval_runtime")
 

@@ -145,6 +145,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         "score": scores[-1] if scores else None,
         "best": max(scores, default=None),
         **(_metrics(trainer) if scores else {}),
+        **({"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}),
         "steps": trainer.state.global_step,
         "seconds": seconds,
         "output": values["output"],

@@ -4,6 +4,7 @@ from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
+from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.loading import check_model_name, checked_device, load_model, load_tokenizer, prepare_tokenizer
@@ -13,12 +14,14 @@ from zoreward.scoring.rewards import score_writings
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
 
 __all__ = [
+    "Base",
     "Generation",
     "Generator",
     "HFGenerator",
     "Reader",
     "Scorer",
     "answer_scores",
+    "base_of",
     "candidate_logprobs",
     "check_model_name",
     "checked_device",
@@ -29,6 +32,7 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "kl_to_base",
     "length_limit",
     "load_model",
     "load_tokenizer",
@@ -40,5 +44,6 @@ __all__ = [
     "scorer_of",
     "share_that_differs",
     "statistics_of",
+    "weights_moved",
     "with_base",
 ]

@@ -28,6 +28,7 @@ from zoreward.scoring import (
     statistics_of,
     with_base,
 )
+from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
 from zoreward.trainer.optimizer import UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
@@ -70,6 +71,7 @@ class ZOTrainer(Trainer):
         objective: the `Objective`.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
+        drift: the `Drift` that says how far the run has moved, or None.
         last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
             what each member was worth and wrote.
 
@@ -106,6 +108,7 @@ class ZOTrainer(Trainer):
         self.objective = one_objective(objective, reward_funcs, args.reward_weights)
         args = completed(args, self.objective.needs)
         self.method, generation = method_of(args), generation_of(args)
+        check_drift(args)
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
         )
@@ -133,6 +136,7 @@ class ZOTrainer(Trainer):
                 eval_examples = with_base(self._eval_reader(args), eval_examples)
         if self.scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
+        self.drift = drift_of(loaded, args, eval_examples or train_examples)
         self._rows: list[Example] = []
         self._window = Window()
         self._journal: Journal | None = None
@@ -207,6 +211,9 @@ class ZOTrainer(Trainer):
         rows = self.args.per_device_eval_batch_size or None
         [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
         values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
+        if self.drift:
+            values |= self.drift.measured(self.scorer, seed=self.args.seed, scored=scored, of=examples)
+            self._bound(values["kl"])
         if len(scored.part_scores) > 1:
             values |= {f"score/{name}": value for name, value in scored.part_scores.items()}
         values["runtime"] = time.perf_counter() - start
@@ -216,6 +223,11 @@ class ZOTrainer(Trainer):
             self._journal.append_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _bound(self, kl: float) -> None:
+        """End the run after this step if the model has moved too far."""
+        if self.drift and self.drift.exceeds(kl):
+            self.control.should_training_stop = True
 
     def _eval_reader(self, args: ZOConfig) -> Reader:
         """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
@@ -238,6 +250,8 @@ class ZOTrainer(Trainer):
         query = self.method.ask(self.method_state)
         seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
         scored = self.scorer.score(rows, query.members, seed=seed, trainer_state=self.state)
+        if self.drift:
+            scored = self.drift.penalised(self.scorer, rows, query.members, scored)
         scores = tuple(one.score for one in scored)
         rate = self._get_learning_rate()
         update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
@@ -264,10 +278,13 @@ class ZOTrainer(Trainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the mean score since the last time, the share of steps without signal, and how texts were."""
+        """Log, with what the steps since the last time were like, the share without signal, and the drift."""
         if "loss" in logs and self._window:
             logs |= self._window.means()
             logs["silent"] = self.method_state.silent / self.method_state.step
+            if self.drift:
+                logs |= self.drift.measured(self.scorer, seed=self.args.seed)
+                self._bound(logs["kl"])
         super().log(logs, start_time)
 
     def _journal_header(self) -> dict[str, Any]:
