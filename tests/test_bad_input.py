@@ -123,6 +123,31 @@ CASES = {
     "no workers": ("f1", {"--reward-workers": "0"}, "1 or more, not 0", "8"),
     "cache is a file": ("f1", {"--reward-cache": "train.jsonl"}, "'train.jsonl' is a file", "folder"),
     "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be kept", "rowwise=True"),
+    "preference: no column": (
+        "preference",
+        {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},
+        "no row has the prompt column 'question'",
+        "give --prompt or --template",
+    ),
+    "preference: alike": (
+        "preference",
+        {"--data": "alike.jsonl", "--template": None, "--choice": None},
+        "row 2: chosen and rejected are the same",
+        "drop such rows",
+    ),
+    "preference: half a pair": (
+        "preference",
+        {"--data": "chosen.jsonl", "--template": None, "--choice": None},
+        "no row has the column 'rejected'",
+        "prompt, chosen and rejected",
+    ),
+    "preference: no preferences": (
+        "preference",
+        {"--template": None, "--choice": None},
+        "there is no prompt",
+        "rows with prompt, chosen and rejected",
+    ),
+    "preference: no such form": ("preference", {"--form": "hinge"}, "'hinge' is not one of", "--help"),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
 TUNE_CASES = {
@@ -139,7 +164,16 @@ TUNE_CASES = {
     "eps of 0": ("accuracy", {"--eps": "0"}, "eps must be positive", "option"),
     "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),
     "steps in words": ("accuracy", {"--steps": "many"}, "'--steps'", "--help"),
+    "kl below 0": ("accuracy", {"--kl": "-1"}, "kl=-1.0 is out of range", "0 or more"),
+    "max-kl of 0": ("accuracy", {"--max-kl": "0"}, "max_kl=0.0 is out of range", "nats per token"),
+    "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
+    "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
+    "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
+    "tune: no such layer": ("accuracy", {"--tune": "last-9"}, "has 2 layers, not 9", "last-2"),
+    "tune: no bias": ("accuracy", {"--tune": "bias"}, "no weight that tune='bias' names", "model.embed_tokens.weight"),
+    "lora-rank of 0": ("accuracy", {"--tune": "lora", "--lora-rank": "0"}, "lora_rank must be at least 1", "8"),
+    "nothing to merge": ("accuracy", {"--merge": True}, "no adapter to merge", "tune=lora"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
 }
 
@@ -152,6 +186,10 @@ def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
+    pair = {"prompt": "a film was", "chosen": " good", "rejected": " bad"}
+    write_rows(tmp_path / "pairs.jsonl", [pair])
+    write_rows(tmp_path / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
+    write_rows(tmp_path / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
     (tmp_path / "rewards.py").write_text(REWARDS)
@@ -180,7 +218,7 @@ def words_of(verb: str, objective: str, changes: dict) -> list[str]:
     words = [verb, objective]
     for flag, value in options.items():
         for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [flag, one]
+            words += [] if one is None else [flag] if one is True else [flag, one]
     return words
 
 

@@ -95,7 +95,7 @@ def checked_rows(
     if objective.needs == "completions":
         check_prompts(rows, template=prompt["template"], prompt=prompt["prompt"])
     else:
-        columns = {name: value for name, value in prompt.items() if name not in ("max_length", "prompt")}
+        columns = {name: value for name, value in prompt.items() if name != "max_length"}
         check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
     return rows
 

@@ -148,6 +148,8 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         "objective": trainer.objective.name,
         "score": scores[-1] if scores else None,
         "best": max(scores, default=None),
+        **(_metrics(trainer) if scores else {}),
+        **({"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}),
         "steps": trainer.state.global_step,
         "seconds": seconds,
         "output": values["output"],
@@ -189,6 +191,7 @@ def _prepared(
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
     try:
         trainer = _trainer(objective, values, rows)
+        print(_what_is_tuned(trainer))
         from zoreward.cli.progress import ProgressCallback, without_own_progress
 
         without_own_progress(trainer)
@@ -255,6 +258,12 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
     return found
 
 
+def _what_is_tuned(trainer: ZOTrainer) -> str:
+    tuned, model = trainer.scorer.reader.tuned, trainer.scorer.reader.model
+    count = sum(weight.numel() for weight in tuned.weights.values())
+    return f"{count:,} of {sum(weight.numel() for weight in model.parameters()):,} weights are tuned"
+
+
 def _dev_scores(trainer: ZOTrainer) -> list[float]:
     """The dev scores of a finished run, in order; the last is that of the tuned model."""
 
@@ -264,6 +273,13 @@ def _dev_scores(trainer: ZOTrainer) -> list[float]:
     if not found() or found()[-1][0] != trainer.state.global_step:
         trainer.evaluate()
     return [score for _, score in found()]
+
+
+def _metrics(trainer: ZOTrainer) -> dict[str, float]:
+    """What the last evaluation on the dev rows found beside the score."""
+    last = next(log for log in reversed(trainer.state.log_history) if "eval_score" in log)
+    told = ("eval_score", "eval_rows", "eval_runtime")
+    return {name[5:]: value for name, value in last.items() if name.startswith("eval_") and name not in told}
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
