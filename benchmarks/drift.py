@@ -4,8 +4,8 @@
 
 Runs `zoreward tune reward-model` once for each `--kl`, all at the same time, and scores the dev prompts every ten
 steps: mean sigmoid reward, KL to the base per written token, ‖Δθ‖/‖θ‖, distinct-2 of the texts against the base's.
-Writes benchmarks/results/drift.csv and drift.png. `--check` exits 0 only if a run with a penalty ends with a reward of at
-least 0.90 and a distinct-2 of at least 75 % of the base's.
+Writes benchmarks/results/drift.csv and drift.png. `--check` exits 0 only if a run with a penalty ends with a reward of
+at least 0.90 and a distinct-2 of at least 75 % of the base's.
 """
 
 from __future__ import annotations
