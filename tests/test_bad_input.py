@@ -40,6 +40,7 @@ CONFIGS = {
     "list": "- eps\n",
     "f1": "objective: f1\n",
     "twice": "choice: [bad, good]\nchoices: [bad, good]\n",
+    "own": "template: '{sentence}'\nobjective: accuracy\n",
 }
 
 BASE = {
@@ -143,6 +144,19 @@ CASES = {
         "rows with prompt, chosen and rejected",
     ),
     "preference: no such form": ("preference", {"--form": "hinge"}, "'hinge' is not one of", "--help"),
+    "filter": ("accuracy", {"--template": "{sentence|stripp}"}, "the filter 'stripp'", "did you mean strip?"),
+    "no data": ("accuracy", {"--data": None}, "there are no rows", "--task"),
+    "task: unknown": ("accuracy", {"--task": "sst3"}, "there is no task 'sst3'", "did you mean sst2?"),
+    "task: no file": ("accuracy", {"--task": "my.yaml"}, "there is no file my.yaml", "YAML file"),
+    "task: no task": ("accuracy", {"--task": "f1.yaml"}, "there is no template", "template: …"),
+    "task: masked": ("accuracy", {"--task": "rte-masked"}, "'rte-masked' is for masked models", "there is rte"),
+    "task: masked alone": ("accuracy", {"--task": "qnli-masked"}, "is for masked models", "`zoreward tasks`"),
+    "task: other columns": ("accuracy", {"--task": "rte", "--template": None}, "'premise'", "the columns are sentence"),
+    "task: made columns": ("accuracy", {"--task": "copa"}, "no row has the column 'question'", "sentence, label"),
+    "task: no data": ("accuracy", {"--task": "own.yaml", "--data": None}, "'own' names no data", "--data"),
+    "bare: no task": ("accuracy", {"--bare": True}, "--bare is for a task", "--task sst2"),
+    "bare: none": ("accuracy", {"--task": "own.yaml", "--bare": True}, "'own' has no bare prompt", "bare:"),
+    "split seed": ("accuracy", {"--split-seed": "-1"}, "-1 is less than 0", "--help"),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
 TUNE_CASES = {
@@ -154,6 +168,11 @@ TUNE_CASES = {
     "set: has an option": ("accuracy", {"--set": "max_steps=5"}, "option of its own", "--help"),
     "set: wrong type": ("accuracy", {"--set": "save_strategy=sometimes"}, "sometimes", "change the option"),
     "eval-limit": ("accuracy", {"--eval-limit": "5"}, "--eval-limit", "--eval-data"),
+    "k-shot and rows": ("accuracy", {"--k-shot": "1", "--dev-rows": "1"}, "--k-shot and --dev-rows", "one of them"),
+    "k-shot of too few": ("accuracy", {"--k-shot": "2"}, "no class has more than 2 rows", "lower --k-shot"),
+    "dev rows of too few": ("accuracy", {"--dev-rows": "4"}, "4 rows leave none to tune on", "lower --dev-rows"),
+    "test data": ("accuracy", {"--test-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
+    "no test data": ("accuracy", {"--test-data": "no.jsonl"}, "no file no.jsonl", "did you mean"),
     "no --output": ("accuracy", {"--output": None}, "'--output'", "--help"),
     "output is a file": ("accuracy", {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "eps of 0": ("accuracy", {"--eps": "0"}, "eps must be positive", "option"),
@@ -163,6 +182,12 @@ TUNE_CASES = {
     "max-kl of 0": ("accuracy", {"--max-kl": "0"}, "max_kl=0.0 is out of range", "nats per token"),
     "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
+    "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
+    "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
+    "tune: no such layer": ("accuracy", {"--tune": "last-9"}, "has 2 layers, not 9", "last-2"),
+    "tune: no bias": ("accuracy", {"--tune": "bias"}, "no weight that tune='bias' names", "model.embed_tokens.weight"),
+    "lora-rank of 0": ("accuracy", {"--tune": "lora", "--lora-rank": "0"}, "lora_rank must be at least 1", "8"),
+    "nothing to merge": ("accuracy", {"--merge": True}, "no adapter to merge", "tune=lora"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
 }
 
@@ -207,7 +232,7 @@ def words_of(verb: str, objective: str, changes: dict) -> list[str]:
     words = [verb, objective]
     for flag, value in options.items():
         for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [flag, one]
+            words += [] if one is None else [flag] if one is True else [flag, one]
     return words
 
 

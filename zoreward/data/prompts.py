@@ -52,8 +52,9 @@ def render(
         rows: at least one; a list of dicts or a `datasets.Dataset`.
         tokenizer: of the model that will read the prompts.
         needs: `choices` or `likelihood`.
-        template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`.
         prompt: the column of the prompt, for rows of preferences without a template.
+        template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`,
+            `{question|as_question}`.
         choices: for `choices`: two or more different answers, the answer for label 0 first. Labels that are no
             numbers: `label=answer` each, in any order. Choices are read as `label=answer` where every one has an `=`
             and a label of the rows stands in front of one of them.
@@ -61,8 +62,9 @@ def render(
             different strings. As many as the row likes.
         label: for `choices`: the column of the right choice: an integer, a bool, "0" or "1", or a name. With
             `choice_column` the index of the answer, or its text: strings are texts where every one is an answer of
-            its row, indices where every one is one; where both could be and disagree, that is an error.
-        answer: for `likelihood`: the right answer, a template like `template`.
+            its row, indices where every one is one; where both could be and disagree, that is an error. A list of
+            texts: several right answers, of which the first is asked for and the others are left out.
+        answer: for `likelihood`: the right answer, a template like `template`; by default the right choice.
         max_length: tokens that the prompt and its longest candidate may have together. Where they have more, the
             demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
             None: no limit.

@@ -7,11 +7,19 @@ from zoreward.scoring.diversity import distinct_2, mean_length, share_that_diffe
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
-from zoreward.scoring.loading import check_model_name, checked_device, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import (
+    adapter_base,
+    check_model_name,
+    checked_device,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+)
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.stepping import Stepper
 
 __all__ = [
     "Base",
@@ -20,6 +28,8 @@ __all__ = [
     "HFGenerator",
     "Reader",
     "Scorer",
+    "Stepper",
+    "adapter_base",
     "answer_scores",
     "base_of",
     "candidate_logprobs",

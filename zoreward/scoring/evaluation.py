@@ -11,7 +11,7 @@ from zoreward.records import Evaluation, InputError
 from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import with_base
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
@@ -143,6 +143,6 @@ def length_limit(max_length: int | None, source: Any, *, trust_remote_code: bool
 
     config = source
     if isinstance(source, str):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(adapter_base(source) or source, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (max_length, context) if limit), default=None)
