@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError
@@ -23,10 +23,43 @@ Returned = float | list[float | None]
 def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[Returned]:
     """Call objectives' functions, each with its number of rows and outputs; those that are async run together.
 
-    Functions that are not async run one after the other, in this thread.
+    Functions that are not async run one after the other, in this thread. Those that score each row by itself are
+    called once for all their rows.
 
     Raises what `Objective.score` raises.
     """
+    joined, places = _joined(calls)
+    found = _call_each(joined)
+    return [found[place] if rows is None else found[place][rows] for place, rows in places]  # type: ignore[index]
+
+
+Call = tuple["Objective", int, Mapping[str, Any]]
+
+
+def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | None]]]:
+    """Calls with those of one objective that scores rows by themselves in one; and where each call's result stands."""
+    groups: dict[int, list[int]] = {}
+    for i, (objective, _, _) in enumerate(calls):
+        groups.setdefault(id(objective) if objective.per_row else -1 - i, []).append(i)
+    joined: list[Call] = []
+    places: list[tuple[int, slice | None]] = [(0, None)] * len(calls)
+    for group in groups.values():
+        objective, n_rows, outputs = calls[group[0]]
+        if len(group) > 1:
+            sizes = [calls[i][1] for i in group]
+            ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+            for i, size, end in zip(group, sizes, ends, strict=True):
+                places[i] = (len(joined), slice(end - size, end))
+            lists = [name for name, value in outputs.items() if isinstance(value, list)]
+            outputs = {**outputs, **{name: [one for i in group for one in calls[i][2][name]] for name in lists}}
+            n_rows = ends[-1]
+        else:
+            places[group[0]] = (len(joined), None)
+        joined.append((objective, n_rows, outputs))
+    return joined, places
+
+
+def _call_each(calls: Sequence[Call]) -> list[Returned]:
     given = [_arguments(objective, outputs) for objective, _, outputs in calls]
     results: list[Any] = []
     try:
@@ -110,7 +143,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the objective's function is called with: its share of `outputs`, and the values of its options."""
-    parameters = inspect.signature(objective.function).parameters.values()
+    parameters = _parameters(objective.function)
     options = set() if objective.stateful else {option.name for option in objective.options}
     values = {} if objective.stateful else objective.values
     for name in sorted(options & outputs.keys() - values.keys()):
@@ -129,7 +162,15 @@ def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, An
     return passed
 
 
+@functools.lru_cache(maxsize=64)
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(function).parameters.values())
+
+
 def _checked(name: str, result: Any, n_rows: int) -> Returned:
+    as_always = type(result) is list and len(result) == n_rows
+    if as_always and all(type(score) is float and math.isfinite(score) for score in result):
+        return list(result)
     if hasattr(result, "tolist"):  # arrays, tensors and their scalars
         result = result.tolist()
     if not isinstance(result, (list, tuple)):

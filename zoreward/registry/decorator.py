@@ -28,9 +28,12 @@ class _Spec:
     name: str
     needs: Needs
     range: tuple[float, float] | None
+    per_row: bool
 
 
-def objective(name: str, *, needs: Needs | None = None, range: tuple[float, float] | None = None) -> Callable[[F], F]:
+def objective(
+    name: str, *, needs: Needs | None = None, range: tuple[float, float] | None = None, per_row: bool = False
+) -> Callable[[F], F]:
     """Make a function or a class an objective; it is returned as it is, so TRL and your own code can go on calling it.
 
     Keyword-only parameters with a type and a default are the objective's options. A class takes its options in
@@ -41,6 +44,8 @@ def objective(name: str, *, needs: Needs | None = None, range: tuple[float, floa
         needs: may be left out where a parameter says it: `completions`, or `predictions` or `logprobs` (choices).
             `any`: the function scores nothing itself; it takes only options and returns an `Objective`.
         range: the lowest and the highest score possible.
+        per_row: a row's score depends on that row alone: then the rows of all members come in one call, which is what a
+            reward model wants. `log_extra` and `log_metric` cannot tell members apart then.
 
     Raises:
         InputError: what it needs is neither said nor to be seen.
@@ -57,7 +62,7 @@ def objective(name: str, *, needs: Needs | None = None, range: tuple[float, floa
         raise InputError("@objective stands without a name", hint='write it with one: @objective("brevity")')
 
     def mark(function: F) -> F:
-        setattr(function, _SPEC, _Spec(name, _needs(name, function, needs), range))
+        setattr(function, _SPEC, _Spec(name, _needs(name, function, needs), range, per_row))
         return function
 
     return mark
@@ -86,6 +91,7 @@ def describe(function: Any, key: str | None = None) -> Objective:
         distribution="",
         range=spec.range if spec else None,
         stateful=stateful,
+        per_row=spec is not None and spec.per_row,
     )
 
 

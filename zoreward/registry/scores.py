@@ -49,6 +49,7 @@ class Objective:
         range: the lowest and the highest score possible, where known.
         stateful: it is made from a class, so `values` went to its `__init__`.
         parts: for a weighted sum: the weights and the objectives that are summed.
+        per_row: a row's score depends on that row alone, so that rows of several members can be scored in one call.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Objective:
     range: tuple[float, float] | None = None
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
+    per_row: bool = False
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.
@@ -135,6 +137,9 @@ class Objective:
         of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
         if not of_rows:
             return of_batch
+        if len(of_rows) == 1 and None not in of_rows[0][1]:  # as nearly always
+            weight, found = of_rows[0]
+            return math.fsum(weight * score for score in found) / len(found) + of_batch  # type: ignore[operator]
         terms = [
             [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
             for row in zip(*(found for _, found in of_rows), strict=True)

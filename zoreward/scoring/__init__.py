@@ -8,6 +8,7 @@ from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.loading import check_model_name, checked_device, load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
@@ -17,6 +18,7 @@ __all__ = [
     "Generation",
     "Generator",
     "HFGenerator",
+    "Packer",
     "Reader",
     "Scorer",
     "Stepper",
