@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
@@ -20,9 +20,12 @@ from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source
 from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
+from zoreward.trainer.comparing import digest_of, options_of
 from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
+from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.optimizer import UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
+from zoreward.trainer.resumable import ResumableTrainer, storage_error
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ TRIAL_ROWS = 8
 SAMPLING_INDEX = 2**64 - 2
 
 
-class ZOTrainer(Trainer):
+class ZOTrainer(ResumableTrainer):
     """Tunes a language model on an objective with forward passes alone.
 
     Everything is checked before anything is written: the objective, the rows, the template, the model, and the
@@ -62,6 +65,8 @@ class ZOTrainer(Trainer):
         objective: the `Objective`.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
+        kept_step: after how many steps the model stands, once a run is over: its last, or the best one with
+            `load_best_model_at_end`.
         last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
             what each member was worth and wrote.
 
@@ -75,8 +80,7 @@ class ZOTrainer(Trainer):
         >>> trainer.train(); trainer.save_model("runs/demo/model")  # doctest: +SKIP
     """
 
-    control: Any  # of Trainer; said again for type checkers that do not read transformers
-    optimizer: Any
+    optimizer: Any  # of Trainer; said again for type checkers that do not read transformers
 
     def __init__(
         self,
@@ -124,6 +128,9 @@ class ZOTrainer(Trainer):
         self._rows: list[Example] = []
         self._window = Window()
         self._journal: Journal | None = None
+        self._finished = self.begun_with_a_score = False
+        self.kept_step = 0
+        self.keeper = Keeper()
         super().__init__(
             model=loaded,
             args=args,
@@ -131,38 +138,55 @@ class ZOTrainer(Trainer):
             train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=eval_examples,  # type: ignore[arg-type]
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or ()), self.keeper],
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Tune the model; see `transformers.Trainer.train`.
 
+        Args:
+            resume_from_checkpoint: True, or the output folder, to go on with the run in it from its last step; see
+                `resume`. Where there is none yet, it begins.
+            kwargs: for `transformers.Trainer.train`.
+
         Raises:
-            InputError: a resume is asked for, or the run folder holds a run already.
+            InputError: the run folder holds a run that is not to be resumed, or that cannot be.
+            StorageError: the journal cannot be written; the weights are those of its last step.
         """
-        if resume_from_checkpoint:
-            raise InputError("a run cannot be resumed yet", hint="Start again in a new folder.")
-        if self.method_state.step:
-            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
-        try:
-            self._journal = Journal(self.args.output_dir, self._journal_header())
-        except FileExistsError as error:
-            raise InputError(
-                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder."
-            ) from error
-        before = [log for log in self.state.log_history if "eval_score" in log]
+        if resume_from_checkpoint and self._journal is None:
+            self.resume(resume_from_checkpoint)
+        if self._journal is None:
+            self._begin()
+        assert self._journal is not None
         with self._journal:
-            for log in before:  # scored before step 1
-                self._journal.append_evaluation(log["step"], log["eval_score"])
             try:
-                output = super().train(**kwargs)
+                output = self._rest_of_run(**kwargs)
             finally:
                 self._journal = None
+        self.kept_step = self.kept_step or self.method_state.step
         try:
             load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
         except OSError as error:  # the journal has it all
             logging.get_logger(__name__).warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
         return output
+
+    def _begin(self) -> None:
+        """Open a journal in a folder that has none."""
+        if self.method_state.step:
+            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
+        self.header = self._journal_header()
+        try:
+            self._journal = Journal(self.args.output_dir, self.header)
+            for log in self.state.log_history:  # scored before step 1
+                if "eval_score" in log:
+                    self._journal.append_evaluation(log["step"], log["eval_score"])
+        except FileExistsError as error:
+            raise InputError(
+                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
+                hint="Choose another folder, or resume it: resume_from_checkpoint=True.",
+            ) from error
+        except OSError as error:
+            raise storage_error(self.args.output_dir, error) from error
 
     def evaluate(
         self,
@@ -195,8 +219,8 @@ class ZOTrainer(Trainer):
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
-        if self._journal is not None and metric_key_prefix == "eval":
-            self._journal.append_evaluation(self.state.global_step, scored.score)
+        if self._journal is not None and metric_key_prefix == "eval" and eval_dataset is None:
+            self._written(lambda journal: journal.append_evaluation(self.state.global_step, scored.score))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -225,14 +249,24 @@ class ZOTrainer(Trainer):
         self._window.add(scored)
         every = self.args.completions_every
         if every and query.step % every == 0 and self.objective.needs == "completions":
-            save_completions(self.args.output_dir, query.step, rows, scored)
+            try:
+                save_completions(self.args.output_dir, query.step, rows, scored)
+            except OSError as error:  # the run does not need them
+                logging.get_logger(__name__).warning("Completions could not be written: %s.", error)
         return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
-        assert record is not None and self._journal is not None
-        self._journal.append(record)
+        assert record is not None
+        self._written(lambda journal: journal.append(record))
         update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+
+    def _written(self, line: Callable[[Journal], None]) -> None:
+        assert self._journal is not None
+        try:
+            line(self._journal)
+        except OSError as error:
+            raise storage_error(self.args.output_dir, error) from error
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         assert self.last_step is not None
@@ -256,12 +290,13 @@ class ZOTrainer(Trainer):
 
         return {
             "objective": self.objective.name,
-            "options": dict(self.objective.values),
+            "options": options_of(self.objective),
             "method": {"name": self.args.method, **asdict(self.method)},
             "model": self.model.name_or_path,
             "dtype": weights_dtype(self.model),
             "fingerprint": fingerprint(self.model),
             "config": self.args.changed(),
+            "rows": {"tune": digest_of(self.train_dataset), "evaluate": digest_of(self.eval_dataset)},
             "streams": self.scorer.reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
