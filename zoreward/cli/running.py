@@ -121,9 +121,52 @@ def is_finished(output: Path, options: dict[str, Any]) -> bool:
         then, run = yaml.safe_load(config.read_text(encoding="utf-8")), load_run(output)
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ZorewardError):
         return False
-    if (
-        any(value not in (None, then.get(name)) for name, value in options.items())
-        or run.n_steps < options["max_steps"]
-    ):
+    if not isinstance(then, dict) or run.n_steps < options["max_steps"]:
         return False
-    return not options["eval_data"] or run.n_steps in [step for step, _ in run.evaluations]
+    given = {name: value for name, value in options.items() if value is not None or name not in BY_NEED}
+    evaluated = [step for step, _ in run.evaluations]
+    return all(value == then.get(name) for name, value in given.items()) and run.n_steps in (evaluated or [run.n_steps])
+
+
+def found_in(trainer: ZOTrainer) -> dict[str, Any]:
+    """Return what is known beside the scores: what the last evaluation found, why the run stopped, what is kept."""
+    logs = [log for log in trainer.state.log_history if "eval_score" in log][-1:]
+    told = ("eval_score", "eval_rows", "eval_runtime")
+    metrics = {name[5:]: log[name] for log in logs for name in log if name.startswith("eval_") and name not in told}
+    stopped = {"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}
+    return {**metrics, **stopped, "kept": trainer.kept_step}
+
+
+def summary_of(objective: str, output: Path, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told of a run that is over: its scores from the journal, and what else was found."""
+    from zoreward.journal import load_run
+
+    run = load_run(output)
+    scores = [score for _, score in run.evaluations]
+    return {
+        "objective": objective,
+        "score": scores[-1] if scores else None,
+        "best": max(scores, default=None),
+        "best_step": run.best_step,
+        **found,
+        "steps": run.n_steps,
+        "seconds": seconds,
+        "output": str(output),
+    }
+
+
+def sentence_of(summary: dict[str, Any]) -> str:
+    """Return the same in words."""
+    from zoreward.journal import load_run
+
+    output, steps = Path(summary["output"]), summary["steps"]
+    kept = summary.get("kept", steps)
+    model = "model" if kept == steps else f"model of step {kept}"
+    told = []
+    if summary["score"] is not None:
+        first = load_run(output).evaluations[0][1]
+        dev = f"{first:.4f} → {summary['score']:.4f}, best {summary['best']:.4f} at step {summary['best_step']}"
+        told.append(f"{summary['objective']} on the dev rows: {dev}")
+    if "test" in summary:
+        told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
+    return "\n".join([*told, f"{steps} steps in {summary['seconds']:.1f} s; the {model} is in {output / MODEL_NAME}"])

@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,29 +34,30 @@ from zoreward.cli.options import (
 )
 from zoreward.cli.prepare import (
     batch_option,
-    checked_rows,
     data_options,
     made_objective,
     prompt_options,
     quiet_transformers,
-    rows_of,
     select_device,
-    shot_rows_of,
     shown_prompts,
     sum_options,
 )
+from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
 from zoreward.cli.running import (
     BY_NEED,
     CONFIG_NAME,
-    MODEL_NAME,
     failed,
     finishing_steps,
+    found_in,
     interrupted,
     is_finished,
     save_model,
+    sentence_of,
+    summary_of,
 )
+from zoreward.cli.task import task_options, with_task
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective
+from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
     import inspect
@@ -80,6 +81,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         option("eval_data", str | None, dev, DATA, default=None),
         option("eval_split", str | None, dev_split, DATA, default=None),
         option("eval_limit", int | None, "Take the first dev rows only.", DATA, default=None, least=1),
+        *task_options("tune"),
         *own_options(MODEL_FIELDS + PROMPT_FIELDS),
         *prompt_options(),
         *own_options(TEXT_FIELDS),
@@ -127,16 +129,20 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     words = context.find_root().obj or []
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
+        task = with_task("tune", context, values)
         _check(values)
         objective = made_objective(source, given_options(context, values), values["also"])
-        rows = _rows(objective, values)
+        at_end = objective
+        if task is not None and task.objective != objective.name:
+            at_end = get_objective(task.objective)
+        rows = tuning_rows(objective, at_end, values, task)
         if values["show_prompts"]:
             prompt = {name: values[name] for name in PROMPT_FIELDS}
-            print(shown_prompts(objective, prompt, values, rows["train_dataset"], rows["shot_dataset"]), file=out)
+            print(shown_prompts(objective, prompt, values, rows.train, rows.shots), file=out)
             return 0
         output, start = Path(values["output"]), time.perf_counter()
-        kept = None
-        if values["resume"] and is_finished(output, resolved(source, values)):
+        found: dict[str, Any] = {}
+        if values["resume"] and rows.test is None and is_finished(output, resolved(source, values)):
             print(f"the run in {output} is finished")
         else:
             trainer, progress = _prepared(objective, rows, values)
@@ -149,38 +155,22 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                 if trainer.keeper.stopping:
                     return interrupted(trainer, values["output"], words)
                 save_model(trainer, output)
+                found = found_in(trainer)
+                found |= {} if rows.test is None else _test_score(trainer, at_end, rows, values)
             except KeyboardInterrupt:
                 return interrupted(trainer, values["output"], words)
             except Exception as error:
                 return failed(error, words)
-            kept = trainer.kept_step
-        summary = _summary(objective, output, round(time.perf_counter() - start, 3), kept)
-    print(json.dumps(summary, ensure_ascii=False) if values["json"] else _sentence(summary), file=out)
+        summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
+    print(json.dumps(summary, ensure_ascii=False) if values["json"] else sentence_of(summary), file=out)
     return 0
-
-
-def _summary(objective: Objective, output: Path, seconds: float, kept: int | None) -> dict[str, Any]:
-    from zoreward.journal import load_run
-
-    run = load_run(output)
-    scores = [score for _, score in run.evaluations]
-    return {
-        "objective": objective.name,
-        "score": scores[-1] if scores else None,
-        "best": max(scores, default=None),
-        "steps": run.n_steps,
-        "kept": kept,
-        "seconds": seconds,
-        "output": str(output),
-    }
 
 
 def _check(values: dict[str, Any]) -> None:
     """Find what is wrong with the options themselves."""
     check_output(Path(values["output"]), resume=values["resume"])
-    dev = values["eval_data"] or values["eval_split"]
     for name in ("eval_steps", "eval_limit"):
-        if values[name] is not None and not dev:
+        if values[name] is not None and not has_dev_rows(values):
             flag = {"eval_steps": "--eval-every"}.get(name, "--eval-limit")
             raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
     for given, flag in ((values["keep"] == "best", "--keep best"), (values["patience"], "--patience")):
@@ -189,26 +179,13 @@ def _check(values: dict[str, Any]) -> None:
     _check_numbers(values)
 
 
-def _rows(objective: Objective, values: dict[str, Any]) -> dict[str, Any]:
-    """The rows to tune on, the dev rows and those for demonstrations, as ZOTrainer's arguments."""
-    prompt = {name: values[name] for name in PROMPT_FIELDS}
-    shot_rows = shot_rows_of(objective, prompt, values)
-    rows, dev_rows = rows_of(objective, prompt, values, shot_rows), None
-    source, split = values["eval_data"] or values["data"], values["eval_split"]
-    if values["eval_data"] is not None or split is not None:
-        whose = {"config": values["data_config"], "revision": values["revision"]} if source == values["data"] else {}
-        where = {**whose, "split": split, "limit": values["eval_limit"]}
-        with _named(source):
-            dev_rows = checked_rows(objective, prompt, source, shot_rows or rows, **where)
-    return {"train_dataset": rows, "eval_dataset": dev_rows, "shot_dataset": shot_rows}
-
-
-def _prepared(objective: Objective, rows: dict[str, Any], values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
+def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
     """Everything else that can fail before the first step; of a new run folder nothing is left if it does."""
     output = Path(values["output"])
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
     try:
         trainer = _trainer(objective, values, rows)
+        print(_what_is_tuned(trainer))
         from zoreward.cli.progress import ProgressCallback, without_own_progress
 
         without_own_progress(trainer)
@@ -217,7 +194,7 @@ def _prepared(objective: Objective, rows: dict[str, Any], values: dict[str, Any]
         done = trainer.resume() if values["resume"] else 0
         if done:
             print(f"resuming after step {done}")
-        elif rows["eval_dataset"] and not trainer.begun_with_a_score:
+        elif rows.dev and not trainer.begun_with_a_score:
             trainer.evaluate()
         return trainer, progress
     except BaseException:
@@ -227,7 +204,7 @@ def _prepared(objective: Objective, rows: dict[str, Any], values: dict[str, Any]
         raise
 
 
-def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any]) -> ZOTrainer:
+def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> ZOTrainer:
     device = select_device(values["device"])
     quiet_transformers()
     from transformers import EarlyStoppingCallback
@@ -246,7 +223,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any])
     settings = {name: values[name] for name in names}
     settings |= {
         "output_dir": values["output"],
-        "eval_strategy": "steps" if rows["eval_dataset"] else "no",
+        "eval_strategy": "steps" if rows.dev else "no",
         "eval_steps": values["eval_steps"] or values["max_steps"],
         "load_best_model_at_end": values["keep"] == "best",
         "per_device_eval_batch_size": values["eval_batch_size"] or 0,
@@ -255,8 +232,9 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any])
     }
     try:
         args = ZOConfig(**settings | _others(values["set"], settings, ZOConfig))
+        datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
         callbacks = [EarlyStoppingCallback(values["patience"])] if values["patience"] else None
-        return ZOTrainer(model=values["model"], objective=objective, args=args, callbacks=callbacks, **rows)
+        return ZOTrainer(model=values["model"], objective=objective, args=args, callbacks=callbacks, **datasets)
     except ZorewardError:
         raise
     except (ValueError, TypeError) as error:  # transformers' own checks of its options
@@ -282,6 +260,32 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
             raise InputError(f"--set {name}: there is no such field", hint=hint)
         found[name] = yaml.safe_load(value)
     return found
+
+
+def _what_is_tuned(trainer: ZOTrainer) -> str:
+    tuned, model = trainer.scorer.reader.tuned, trainer.scorer.reader.model
+    count = sum(weight.numel() for weight in tuned.weights.values())
+    return f"{count:,} of {sum(weight.numel() for weight in model.parameters()):,} weights are tuned"
+
+
+def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, values: dict[str, Any]) -> dict[str, Any]:
+    """The score of the tuned model on the test rows, which nothing has seen until now."""
+    from zoreward.scoring import evaluate
+    from zoreward.trainer.options import generation_of
+
+    prompt = {name: values[name] for name in PROMPT_FIELDS}
+    result = evaluate(
+        trainer.model,
+        objective,
+        rows.test or [],
+        tokenizer=trainer.processing_class,
+        **prompt,
+        shot_rows=rows.shots or rows.train,
+        seed=values["seed"],
+        batch_size=values["eval_batch_size"],
+        generation=generation_of(trainer.args),
+    )
+    return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
@@ -317,27 +321,3 @@ def write_config(output: Path, options: dict[str, Any]) -> None:
         unfinished.replace(output / CONFIG_NAME)
     except OSError as error:
         raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Say which file an error is about."""
-    try:
-        yield
-    except ZorewardError as error:
-        if path in str(error):
-            raise
-        raise type(error)(f"{path}: {error}", hint=error.hint) from error
-
-
-def _sentence(summary: dict[str, Any]) -> str:
-    from zoreward.journal import load_run
-
-    output = Path(summary["output"])
-    model = "model" if summary["kept"] in (None, summary["steps"]) else f"model of step {summary['kept']}"
-    tuned = f"{summary['steps']} steps in {summary['seconds']:.1f} s; the {model} is in {output / MODEL_NAME}"
-    if summary["score"] is None:
-        return tuned
-    first = load_run(output).evaluations[0][1]
-    dev = f"{summary['objective']} on the dev rows: {first:.4f} → {summary['score']:.4f}, best {summary['best']:.4f}"
-    return f"{dev}\n{tuned}"

@@ -3,7 +3,7 @@
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run, read_journal
 from zoreward.journal.reopening import reopen
-from zoreward.journal.replaying import advance, replay
+from zoreward.journal.replaying import advance, checked_base, replay
 from zoreward.journal.run import Run
 from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
@@ -16,6 +16,7 @@ __all__ = [
     "Journal",
     "Run",
     "advance",
+    "checked_base",
     "fingerprint",
     "load_run",
     "read_journal",

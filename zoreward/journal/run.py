@@ -44,6 +44,11 @@ class Run:
         streams: dict[str, int] = self.header["streams"]
         return streams
 
+    @property
+    def best_step(self) -> int | None:
+        """After how many steps the score was best, the first such; None where nothing was evaluated."""
+        return max(self.evaluations, key=lambda one: one[1])[0] if self.evaluations else None
+
     def updates(self, steps: int, start: int = 0) -> Iterator[Update]:
         """Yield what the steps from `start` up to `steps` (not included) did to the weights."""
         return (self.record(step).update for step in range(start, steps))

@@ -81,7 +81,7 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
     """
     now = json.loads(json.dumps(now, default=str))
     _compare(folder, "objective", then.get("objective"), now.get("objective"))
-    for part in ("options", "method", "config"):
+    for part in ("options", "method", "config", "adapter"):
         _compare_all(folder, part, then.get(part) or {}, now.get(part) or {})
     _compare(folder, "dtype", then.get("dtype"), now.get("dtype"))
     for name, rows in (then.get("rows") or {}).items():

@@ -5,30 +5,45 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import DefaultFlowCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from zoreward.journal import Journal, Run, advance, fingerprint, load_run, read_snapshot, reopen, write_snapshot
-from zoreward.members import Tuned, tuned_weights
+from zoreward.journal import (
+    JOURNAL_NAME,
+    TRAJECTORY_NAME,
+    Journal,
+    Run,
+    advance,
+    checked_base,
+    fingerprint,
+    load_run,
+    read_snapshot,
+    reopen,
+    write_snapshot,
+)
+from zoreward.members import Tuned, adapter_options
 from zoreward.methods import SPSAState
-from zoreward.records import InputError, StepRecord, StorageError, ZorewardError
+from zoreward.records import InputError, StepRecord, ZorewardError
 from zoreward.scoring import load_model
-from zoreward.trainer.comparing import refuse_other_run
+from zoreward.trainer.comparing import digest_of, options_of, refuse_other_run
 from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.past import count_patience, due, storage_error, told_where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zoreward.registry import Objective
     from zoreward.scoring import Scorer
+    from zoreward.trainer.drift import Drift
 
 logger = logging.get_logger(__name__)
 
@@ -48,13 +63,95 @@ class ResumableTrainer(Trainer):
     keeper: Keeper
     method_state: SPSAState
     last_step: StepRecord | None
+    method: Any
+    objective: Objective
+    drift: Drift | None
     scorer: Scorer
     kept_step: int
     header: dict[str, Any]
     begun_with_a_score: bool
     _journal: Journal | None
     _finished: bool
-    _journal_header: Callable[[], dict[str, Any]]
+    _source: str
+    _dtype: str
+    _makes_adapter: bool
+    _bound: Callable[[float], None]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Tune the model; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: True, or the output folder, to go on with the run in it from its last step; see
+                `resume`. Where there is none yet, it begins.
+            kwargs: for `transformers.Trainer.train`.
+
+        Raises:
+            InputError: the run folder holds a run that is not to be resumed, or that cannot be.
+            StorageError: the journal cannot be written; the weights are those of its last step.
+        """
+        if resume_from_checkpoint and self._journal is None:
+            self.resume(resume_from_checkpoint)
+        if self._journal is None:
+            self._begin()
+        assert self._journal is not None
+        with self._journal:
+            try:
+                output = self._rest_of_run(**kwargs)
+            finally:
+                self._journal = None
+        self.kept_step = self.kept_step or self.method_state.step
+        try:
+            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
+        except OSError as error:  # the journal has it all
+            logger.warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
+        return output
+
+    def _begin(self) -> None:
+        """Open a journal in a folder that has none."""
+        if self.method_state.step:
+            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
+        self.header = self._journal_header()
+        try:
+            self._journal = Journal(self.args.output_dir, self.header)
+        except FileExistsError as error:
+            raise InputError(
+                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
+                hint="Choose another folder, or resume it: resume_from_checkpoint=True.",
+            ) from error
+        except OSError as error:
+            raise storage_error(self.args.output_dir, error) from error
+        for log in self.state.log_history:  # scored before step 1
+            if "eval_score" in log:
+                self._write_evaluation(log["step"], log["eval_score"])
+
+    def _write_step(self, record: StepRecord) -> None:
+        assert self._journal is not None
+        with told_where(self.args.output_dir):
+            self._journal.append(record)
+
+    def _write_evaluation(self, step: int, score: float) -> None:
+        assert self._journal is not None
+        with told_where(self.args.output_dir):
+            self._journal.append_evaluation(step, score)
+
+    def _journal_header(self) -> dict[str, Any]:
+        import transformers
+
+        from zoreward import __version__
+
+        return {
+            "objective": self.objective.name,
+            "options": options_of(self.objective),
+            "method": {"name": self.args.method, **asdict(self.method)},
+            "model": self.model.name_or_path,
+            "dtype": self._dtype,
+            "fingerprint": fingerprint(self.model),
+            "config": self.args.changed(),
+            "rows": {"tune": digest_of(self.train_dataset), "evaluate": digest_of(self.eval_dataset)},
+            **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
+            "streams": self.scorer.reader.tuned.streams,
+            "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        }
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -113,12 +210,28 @@ class ResumableTrainer(Trainer):
         self.method_state = SPSAState(run.n_steps, silent)
         self.last_step = run.record(run.n_steps - 1) if run.n_steps else None
         self.state, self.args.eval_on_start = state, self.args.eval_on_start and not run.n_steps
-        stopped = _count_patience(self.callback_handler.callbacks, self.args, run.evaluations)
-        if run.n_steps and self.eval_dataset is not None and _lacks_evaluation(self.args, state, per_epoch, run):
-            self._determine_best_metric(self.evaluate(), trial=None)
-            stopped = self.control.should_training_stop
         self.begun_with_a_score = any(step == 0 for step, _ in run.evaluations)
-        self._finished = stopped or run.n_steps >= state.max_steps
+        stopped = count_patience(self.callback_handler.callbacks, self.args, run.evaluations)
+        if run.n_steps:
+            self._make_up(run, due(self.args, state, per_epoch))
+        self._finished = stopped or self.control.should_training_stop or run.n_steps >= state.max_steps
+
+    def _make_up(self, run: Run, control: TrainerControl) -> None:
+        """Do what was due after the last step and may be missing: measure the drift that ends a run, and evaluate."""
+        evaluated = any(step == run.n_steps for step, _ in run.evaluations)
+        if self.drift and self.args.max_kl is not None:
+            if control.should_log:
+                self._bound(self.drift.measured(self.scorer, seed=self.args.seed)["kl"])
+            if evaluated and self.objective.needs == "completions":
+                [scored] = self.scorer.score(self.eval_dataset, seed=self.args.seed, trainer_state=self.state)
+                of = {"scored": scored, "of": self.eval_dataset}
+                self._bound(self.drift.measured(self.scorer, seed=self.args.seed, **of)["kl"])
+        if (
+            self.eval_dataset is not None
+            and not evaluated
+            and (control.should_evaluate or self.control.should_evaluate)
+        ):
+            self._determine_best_metric(self.evaluate(), trial=None)
 
     def _state_after(self, run: Run) -> tuple[TrainerState, int]:
         """What transformers' loop knows after the steps of a run, and the steps of an epoch."""
@@ -197,7 +310,7 @@ class ResumableTrainer(Trainer):
         if self.keeper.stopping:
             return
         run = load_run(self.args.output_dir)
-        step = best_step(run)
+        step = run.best_step
         if step is not None and step != self.method_state.step:
             self._move_to(run, step, from_base=False)
             self.kept_step = step
@@ -223,52 +336,14 @@ class ResumableTrainer(Trainer):
     @torch.no_grad()
     def _load_base(self, run: Run, tuned: Tuned) -> None:
         """Load the weights that the run began with, again, and put them in the place of the model's."""
-        name = self.model.name_or_path
+        name, trust = self._source, self.args.trust_remote_code
         try:
-            base = load_model(
-                name, dtype=run.header["dtype"], device="cpu", trust_remote_code=self.args.trust_remote_code
-            )
-            if fingerprint(base) != run.header["fingerprint"]:
-                raise InputError("its weights have changed")
-            weights = tuned_weights(base).weights
+            base = load_model(name, dtype=run.header["dtype"], device="cpu", trust_remote_code=trust)
+            _, fresh = checked_base(run, base)
         except ZorewardError as error:
             raise InputError(
                 f"the base weights for the best step cannot be loaded again from '{name}': {error}",
-                hint=f"zoreward replay {self.args.output_dir} --step {best_step(run)} makes them from another copy.",
+                hint=f"zoreward replay {self.args.output_dir} --step {run.best_step} makes them from another copy.",
             ) from error
         for canonical, weight in tuned.weights.items():
-            weight.copy_(weights[canonical])
-
-
-def best_step(run: Run) -> int | None:
-    """Return after how many steps the score was best, the first such; None where nothing was evaluated."""
-    return max(run.evaluations, key=lambda one: one[1])[0] if run.evaluations else None
-
-
-def storage_error(folder: str, error: OSError) -> StorageError:
-    """Return what is said when the run cannot be written down."""
-    if not Path(folder).exists():
-        return StorageError(f"the run folder '{folder}' is gone", hint="What was in it is lost: begin anew.")
-    return StorageError(f"'{folder}' cannot be written: {error.strerror}", hint="Make room there, and resume the run.")
-
-
-def _count_patience(callbacks: list[Any], args: Any, evaluations: tuple[tuple[int, float], ...]) -> bool:
-    """Have early stopping count what the journal has; return whether it stops the run."""
-    stopped = False
-    for callback in callbacks:
-        if isinstance(callback, EarlyStoppingCallback):
-            callback.early_stopping_patience_counter, best = 0, None
-            for score in [score for step, score in evaluations if step]:
-                callback.check_metric_value(args, SimpleNamespace(best_metric=best), None, score)
-                best = score if best is None else max(best, score)
-            stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
-    return stopped
-
-
-def _lacks_evaluation(args: Any, state: TrainerState, per_epoch: int, run: Run) -> bool:
-    """Whether there should have been an evaluation after the last step."""
-    control, flow = TrainerControl(), DefaultFlowCallback()
-    flow.on_step_end(args, state, control)
-    if state.global_step % per_epoch == 0 or state.global_step >= state.max_steps:
-        flow.on_epoch_end(args, state, control)
-    return control.should_evaluate and not any(step == state.global_step for step, _ in run.evaluations)
+            weight.copy_(fresh.weights[canonical])
