@@ -56,6 +56,7 @@ KINDS = {
         "./objectives.py:brevity", "--prompt", "text", "--temperature", "1", "--max-new-tokens", "4",
         "--num-directions", "4",
     ],
+    "an adapter": ["./objectives.py:right", *ANSWERS, "--tune", "lora", "--lora-rank", "2"],
     "an objective that raises now and then": ["./objectives.py:moody", *ANSWERS],
 }  # fmt: skip
 
@@ -134,7 +135,8 @@ def whole(folder: Path) -> Callable[[str], tuple[bytes, bytes]]:
 
 
 def kept(output: Path) -> tuple[bytes, bytes]:
-    return (output / "model" / "model.safetensors").read_bytes(), (output / "journal.jsonl").read_bytes()
+    [weights] = (output / "model").glob("*.safetensors")
+    return weights.read_bytes(), (output / "journal.jsonl").read_bytes()
 
 
 def kill_at(child: int, journal: Path, size: int, delay: float) -> int:

@@ -37,9 +37,13 @@ def reopen(folder: str | Path, *, sync: bool = False) -> tuple[Journal, Run | No
         raise InputError(f"{path} is no journal", hint="Choose another folder.")
     try:
         file = path.open("r+b", buffering=0)
-        lock(file, path)
-        with path.open("rb") as lines:
-            found = scan(path, lines)
-        return Journal.resumed(path, file, end=found.end, crc=found.crc, sync=sync), found.run
+        try:
+            lock(file, path)
+            with path.open("rb") as lines:
+                found = scan(path, lines)
+            return Journal.resumed(path, file, end=found.end, crc=found.crc, sync=sync), found.run
+        except BaseException:
+            file.close()
+            raise
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}", hint="Look at its permissions.") from error

@@ -24,6 +24,7 @@ CHUNK = 1 << 16
 
 
 Words = NDArray[np.uint64]
+_LARGEST_BF16 = 0x7F7F0000
 _LOW, _HALF = np.uint64(noise.MASK_32), np.uint64(32)
 _M0, _M1 = np.uint64(noise.MULTIPLIER_0), np.uint64(noise.MULTIPLIER_1)
 # Rows of x0 and x2 in even rounds; of x2 and x0 in odd ones.
@@ -301,7 +302,7 @@ def update_jobs(weight: torch.Tensor, stream: int, updates: Sequence[Update]) ->
             acc -= acc.dtype.type(update.decay) * base
         if weight.dtype in (torch.bfloat16, torch.float16):
             word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
-            piece[:] = noise.round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
+            piece[:] = _round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
         else:
             piece[:] = acc
 
@@ -348,6 +349,16 @@ def _load(piece: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
     if dtype == torch.bfloat16:
         return (piece.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return piece.astype(np.float32) if dtype == torch.float16 else piece
+
+
+def _round_bf16(acc: NDArray[np.float32], words: NDArray[np.uint32]) -> NDArray[Any]:
+    """Return `noise.round_bf16` of the same arguments; `words` are used up."""
+    pattern = acc.view(np.uint32)
+    if (pattern & np.uint32(0x7FFFFFFF)).max() >= _LARGEST_BF16:
+        return noise.round_bf16(acc, words)
+    np.bitwise_and(words, np.uint32(0xFFFF), out=words)  # nothing can overflow, or is infinite or NaN
+    np.add(words, pattern, out=words)
+    return np.right_shift(words, np.uint32(16), out=words)
 
 
 def _to_nearest(acc: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
