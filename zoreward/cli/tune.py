@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.errors import one_line, report
+from zoreward.cli.errors import one_line, place_of, report
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
@@ -48,7 +48,7 @@ from zoreward.cli.prepare import (
 from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
 from zoreward.cli.task import task_options, with_task
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective, get_objective, place_of
+from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
     import inspect
