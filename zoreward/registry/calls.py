@@ -29,11 +29,49 @@ class CallError(ObjectiveError):
 def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[Returned]:
     """Call objectives' functions, each with its number of rows and outputs; those that are async run together.
 
-    Functions that are not async run one after the other, in this thread. A function may return a future; it is waited
-    for as an async function is. Where one fails, the others are given up.
+    Functions that are not async run one after the other, in this thread. A rowwise objective's function is called once
+    for the rows of all its calls. A function may return a future; it is waited for as an async function is. Where one
+    fails, the others are given up.
 
     Raises what `Objective.score` raises.
     """
+    joined, places = _joined(calls)
+    found = _call_each(joined)
+    return [found[place] if rows is None else found[place][rows] for place, rows in places]  # type: ignore[index]
+
+
+Call = tuple["Objective", int, Mapping[str, Any]]
+
+
+def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | None]]]:
+    """Calls with those of one rowwise objective in one; and where each call's result stands."""
+    groups: dict[int, list[int]] = {}
+    for i, (objective, _, _) in enumerate(calls):
+        groups.setdefault(id(objective) if objective.rowwise and not _logs(objective) else -1 - i, []).append(i)
+    joined: list[Call] = []
+    places: list[tuple[int, slice | None]] = [(0, None)] * len(calls)
+    for group in groups.values():
+        objective, n_rows, outputs = calls[group[0]]
+        if len(group) > 1:
+            sizes = [calls[i][1] for i in group]
+            ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+            for i, size, end in zip(group, sizes, ends, strict=True):
+                places[i] = (len(joined), slice(end - size, end))
+            lists = [name for name, value in outputs.items() if isinstance(value, list)]
+            outputs = {**outputs, **{name: [one for i in group for one in calls[i][2][name]] for name in lists}}
+            n_rows = ends[-1]
+        else:
+            places[group[0]] = (len(joined), None)
+        joined.append((objective, n_rows, outputs))
+    return joined, places
+
+
+def _logs(objective: Objective) -> bool:
+    """Whether its function logs something, which must not be mixed up between calls."""
+    return not {"log_extra", "log_metric"}.isdisjoint(inspect.signature(objective.function).parameters)
+
+
+def _call_each(calls: Sequence[Call]) -> list[Returned]:
     given = [_arguments(objective, outputs) for objective, _, outputs in calls]
     results: list[Any] = []
     try:
@@ -162,6 +200,9 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
     Raises:
         ObjectiveError: it is neither a finite number nor one for each row.
     """
+    as_always = type(result) is list and len(result) == n_rows
+    if as_always and all(type(score) is float and math.isfinite(score) for score in result):
+        return list(result)
     if hasattr(result, "tolist"):  # arrays, tensors and their scalars
         result = result.tolist()
     if not isinstance(result, (list, tuple)):

@@ -45,8 +45,9 @@ def objective(
         needs: may be left out where a parameter says it: `completions`, or `predictions` or `logprobs` (choices).
             `any`: the function scores nothing itself; it takes only options and returns an `Objective`.
         range: the lowest and the highest score possible.
-        rowwise: the score of a completion depends on what the function is given of its row alone. So rows may be
-            scored apart from each other (`--reward-workers`), and scores may be kept (`--reward-cache`).
+        rowwise: the score of a completion depends on what the function is given of its row alone. So the rows of all
+            members come in one call, which is what a reward model wants; rows may be scored apart from each other
+            (`--reward-workers`), and scores may be kept (`--reward-cache`).
 
     Raises:
         InputError: what it needs is neither said nor to be seen; or rowwise is said of what scores no completions.

@@ -152,6 +152,9 @@ class Objective:
         of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
         if not of_rows:
             return of_batch
+        if len(of_rows) == 1 and None not in of_rows[0][1]:  # as nearly always
+            weight, found = of_rows[0]
+            return math.fsum(weight * score for score in found) / len(found) + of_batch  # type: ignore[operator]
         terms = [
             [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
             for row in zip(*(found for _, found in of_rows), strict=True)

@@ -39,7 +39,7 @@ from zoreward.trainer.inputs import (
     what_is_tuned,
     with_adapter,
 )
-from zoreward.trainer.optimizer import UpdateOptimizer
+from zoreward.trainer.optimizer import Batch, UpdateOptimizer, no_gradients_to_clear
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
 from zoreward.trainer.window import Window, save_completions
 
@@ -157,7 +157,7 @@ class ZOTrainer(Trainer):
         super().__init__(
             model=loaded,
             args=args,
-            data_collator=list,
+            data_collator=Batch,
             train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=eval_examples,  # type: ignore[arg-type]
             processing_class=tokenizer,
@@ -185,7 +185,8 @@ class ZOTrainer(Trainer):
             for log in before:  # scored before step 1
                 self._journal.append_evaluation(log["step"], log["eval_score"])
             try:
-                output = super().train(**kwargs)
+                with no_gradients_to_clear(self.model):
+                    output = super().train(**kwargs)
             finally:
                 self._journal = None
         try:
@@ -267,9 +268,11 @@ class ZOTrainer(Trainer):
         self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
         return self.optimizer
 
-    def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
-        self._rows += inputs
+        self._rows += inputs.examples
+        if self.state.global_step == 1:  # accelerate's wrapper looks for a package on the disk in each step
+            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         rows, self._rows = self._rows, []
@@ -287,7 +290,7 @@ class ZOTrainer(Trainer):
         every = self.args.completions_every
         if every and query.step % every == 0 and self.objective.needs == "completions":
             save_completions(self.args.output_dir, query.step, rows, scored)
-        return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
+        return torch.full((), -math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step

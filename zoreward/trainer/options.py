@@ -46,6 +46,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     report_to: Any = "none"
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
     per_device_eval_batch_size: int = field(
         default=0, metadata={"help": "Rows of one forward pass over the dev rows. 0: as many as make it efficient."}
     )
