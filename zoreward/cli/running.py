@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.cli.errors import one_line, report
+from zoreward.cli.errors import one_line, place_of, report
 from zoreward.records import StorageError, ZorewardError
-from zoreward.registry import place_of
 
 if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer

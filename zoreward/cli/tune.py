@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from zoreward.cli.errors import one_line
+from zoreward.cli.errors import one_line, place_of
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
@@ -59,7 +59,7 @@ from zoreward.cli.running import (
 )
 from zoreward.cli.task import task_options, with_task
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective, get_objective, place_of
+from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
     import inspect
