@@ -154,6 +154,12 @@ TUNE_CASES = {
     "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),
     "steps in words": ("accuracy", {"--steps": "many"}, "'--steps'", "--help"),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
+    "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
+    "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
+    "tune: no such layer": ("accuracy", {"--tune": "last-9"}, "has 2 layers, not 9", "last-2"),
+    "tune: no bias": ("accuracy", {"--tune": "bias"}, "no weight that tune='bias' names", "model.embed_tokens.weight"),
+    "lora-rank of 0": ("accuracy", {"--tune": "lora", "--lora-rank": "0"}, "lora_rank must be at least 1", "8"),
+    "nothing to merge": ("accuracy", {"--merge": True}, "no adapter to merge", "tune=lora"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
 }
 

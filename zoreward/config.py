@@ -40,6 +40,18 @@ class ZOArguments:
         default=None,
         metadata={"help": "What becomes of differences of scores, with spsa. Default: none, for text rms."},
     )
+    tune: str = field(
+        default="full",
+        metadata={
+            "help": "What is tuned: full, lora (an adapter beside the weights), bias, head, last-N (layers), or a "
+            "regular expression for names of weights. Of a model with an adapter it is the adapter."
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})
+    lora_alpha: int = field(default=16, metadata={"help": "The adapter counts alpha/rank times, with lora."})
+    merge: bool = field(
+        default=False, metadata={"help": "Save the whole model with its adapter merged in, instead of the adapter."}
+    )
     template: str | None = field(
         default=None, metadata={"help": "The prompt, with the columns of a row in braces: '{sentence} It was'."}
     )

@@ -177,6 +177,7 @@ def _prepared(
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
     try:
         trainer = _trainer(objective, values, rows)
+        print(_what_is_tuned(trainer))
         from zoreward.cli.progress import ProgressCallback, without_own_progress
 
         without_own_progress(trainer)
@@ -241,6 +242,12 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
             raise InputError(f"--set {name}: there is no such field", hint=hint)
         found[name] = yaml.safe_load(value)
     return found
+
+
+def _what_is_tuned(trainer: ZOTrainer) -> str:
+    tuned, model = trainer.scorer.reader.tuned, trainer.scorer.reader.model
+    count = sum(weight.numel() for weight in tuned.weights.values())
+    return f"{count:,} of {sum(weight.numel() for weight in model.parameters()):,} weights are tuned"
 
 
 def _dev_scores(trainer: ZOTrainer) -> list[tuple[int, float]]:

@@ -6,11 +6,19 @@ from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
-from zoreward.scoring.loading import check_model_name, checked_device, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import (
+    adapter_base,
+    check_model_name,
+    checked_device,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+)
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.stepping import Stepper
 
 __all__ = [
     "Generation",
@@ -18,6 +26,8 @@ __all__ = [
     "HFGenerator",
     "Reader",
     "Scorer",
+    "Stepper",
+    "adapter_base",
     "answer_scores",
     "candidate_logprobs",
     "check_model_name",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoreward.records import Evaluation
 from zoreward.registry import Source, get_objective
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
 if TYPE_CHECKING:
@@ -126,6 +126,6 @@ def length_limit(max_length: int | None, source: Any, *, trust_remote_code: bool
 
     config = source
     if isinstance(source, str):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(adapter_base(source) or source, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (max_length, context) if limit), default=None)

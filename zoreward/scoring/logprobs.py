@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, grouping_problem, members_at
+from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.reader import Reader, reader_of
 
@@ -21,7 +21,12 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 def checked_reader(
-    model: nn.Module, pad_token_id: int, examples: Sequence[Example], members: Sequence[Member]
+    model: nn.Module,
+    pad_token_id: int,
+    examples: Sequence[Example],
+    members: Sequence[Member],
+    *,
+    tuned: Tuned | None = None,
 ) -> Reader:
     """Return a reader that scores members together, or one at a time where this model cannot share a forward pass.
 
@@ -30,11 +35,12 @@ def checked_reader(
         pad_token_id: fills rows up on the left.
         examples: real rows to try it on.
         members: at least two, different from each other.
+        tuned: its tuned weights; by default `tuned_weights(model)`.
     """
-    reader = _fitting(reader_of(model, pad_token_id), examples, members)
+    reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
     problem = grouping_problem(
-        model,
+        reader.model,
         members,
         lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
         tuned=reader.tuned,

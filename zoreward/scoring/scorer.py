@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data import render, render_prompts
+from zoreward.members import Tuned
 from zoreward.records import Example, Member, Scored
 from zoreward.registry import Objective
 from zoreward.scoring.answers import answer_scores
@@ -80,10 +81,15 @@ class Scorer:
 
 
 def scorer_of(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, objective: Objective, generation: Generation
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    generation: Generation,
+    *,
+    tuned: Tuned | None = None,
 ) -> Scorer:
     """Return what scores this model, one member at a time or few."""
-    reader = reader_of(model, tokenizer.pad_token_id)
+    reader = reader_of(model, tokenizer.pad_token_id, tuned=tuned)
     generator = HFGenerator(reader, tokenizer) if objective.needs == "completions" else None
     return Scorer(reader, objective, tokenizer, generator, generation)
 
@@ -95,6 +101,8 @@ def checked_scorer(
     generation: Generation,
     examples: Sequence[Example],
     members: Sequence[Member],
+    *,
+    tuned: Tuned | None = None,
 ) -> Scorer:
     """Return what scores this model, after trying members and objective on real rows.
 
@@ -105,18 +113,19 @@ def checked_scorer(
         generation: how they write, where the objective needs `completions`.
         examples: some rows.
         members: at least two, different from each other; so many will be scored at once.
+        tuned: the model's tuned weights; by default `tuned_weights(model)`.
 
     Raises:
         ObjectiveError: the objective raised, or returned no score.
     """
     if objective.needs == "completions":
-        scorer = scorer_of(model, tokenizer, objective, generation)
+        scorer = scorer_of(model, tokenizer, objective, generation, tuned=tuned)
         generator = checked_generator(scorer.reader, tokenizer, examples, members[:2])
         scorer = replace(scorer, generator=generator, reader=generator.reader)
         short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
         replace(scorer, generation=short).score(examples)
         return scorer
-    reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2])
+    reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
     scorer = Scorer(reader, objective, tokenizer, None, generation)
     scorer.score(examples)
     return scorer

@@ -15,19 +15,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
-from zoreward.members import update_
+from zoreward.members import adapter_options, merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source
 from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
-from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
+from zoreward.trainer.inputs import (
+    made_examples,
+    name_of,
+    one_objective,
+    refuse_what_is_missing,
+    tunes_adapter,
+    warn_about_context,
+    what_is_tuned,
+    with_adapter,
+)
 from zoreward.trainer.optimizer import UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
@@ -44,7 +53,7 @@ class ZOTrainer(Trainer):
     objective's value on a few rows.
 
     Args:
-        model: a folder or Hub id, or a loaded causal language model.
+        model: a folder or Hub id, or a loaded causal language model. Of one with an adapter the adapter is tuned.
         reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
         args: the options.
         train_dataset: rows; a list of dicts or a `datasets.Dataset`.
@@ -52,7 +61,7 @@ class ZOTrainer(Trainer):
         processing_class: the tokenizer; by default the model's own.
         reward_processing_classes: not supported yet; GRPOTrainer's argument.
         callbacks: transformers' callbacks.
-        peft_config: not supported yet.
+        peft_config: puts an adapter into the model, LoRA's (DoRA's too) or IA3's, which alone is tuned and saved.
         objective: the same as `reward_funcs`, under its own name; give one of the two. Several make their sum, with
             `reward_weights` of the options.
         shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
@@ -80,7 +89,7 @@ class ZOTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
+        model: PreTrainedModel | PeftModel | str,
         reward_funcs: Source | Sequence[Source] | None = None,
         args: ZOConfig | None = None,
         train_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
@@ -96,7 +105,7 @@ class ZOTrainer(Trainer):
         args = args or ZOConfig()
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = one_objective(objective, reward_funcs, args.reward_weights)
-        args = completed(args, self.objective.needs)
+        args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
         self.method, generation = method_of(args), generation_of(args)
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
@@ -109,7 +118,12 @@ class ZOTrainer(Trainer):
         warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
         if isinstance(model, str):
             model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
-        loaded = model.to(args.device)  # before the members are tried on it
+        dtype = weights_dtype(model)  # of the base: an adapter may have another
+        loaded: Any = with_adapter(model, args, peft_config)
+        self._makes_adapter, self._dtype = loaded is not model, dtype
+        if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
+            loaded = loaded.to(args.device)  # before the members are tried on it
+        tuned = what_is_tuned(loaded, args)
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
         self.method_state = self.method.init()
         self.last_step: StepRecord | None = None
@@ -117,7 +131,7 @@ class ZOTrainer(Trainer):
         self.last_scored: list[Scored] = []
         members = self.method.ask(self.method_state).members
         self.scorer = checked_scorer(
-            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members
+            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members, tuned=tuned
         )
         if self.scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
@@ -200,6 +214,18 @@ class ZOTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, or the adapter where one is tuned, and the tokenizer; see `transformers.Trainer.save_model`.
+
+        With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter.
+        """
+        if not self.args.merge or _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = output_dir or self.args.output_dir
+        merged_copy(self.model).save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+
     # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -259,9 +285,10 @@ class ZOTrainer(Trainer):
             "options": dict(self.objective.values),
             "method": {"name": self.args.method, **asdict(self.method)},
             "model": self.model.name_or_path,
-            "dtype": weights_dtype(self.model),
+            "dtype": self._dtype,
             "fingerprint": fingerprint(self.model),
             "config": self.args.changed(),
+            **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
             "streams": self.scorer.reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }

@@ -83,17 +83,19 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # What depends on what the objective needs. Measured for text on two models of 12 M and 1.3 B parameters; the others are
 # MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+_FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
 
 
-def completed(args: ZOConfig, needs: str) -> ZOConfig:
-    """Return the options with the defaults that fit what the objective needs.
+def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
+    """Return the options with the defaults that fit what the objective needs, and what is tuned.
 
     >>> completed(ZOConfig("run", eps=5e-3, use_cpu=True), "completions").eps
     0.005
     """
     args = copy.copy(args)
-    for name, value in (_FOR_TEXT if needs == "completions" else _FOR_ANSWERS).items():
+    defaults = _FOR_TEXT if needs == "completions" else _FOR_ANSWERS
+    for name, value in ({**defaults, **_FOR_ADAPTERS} if adapter else defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
