@@ -119,6 +119,31 @@ CASES = {
     "too many shots": ("accuracy", {"--shots": "4"}, "needs 4 rows that ask something else", "lower --shots"),
     "choices twice": ("accuracy", {"--choice-column": "sentence"}, "answers for all rows and a column", "not both"),
     "choice column": ("accuracy", {"--choice": None, "--choice-column": "optoins"}, "'optoins'", "the columns are"),
+    "preference: no column": (
+        "preference",
+        {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},
+        "no row has the prompt column 'question'",
+        "give --prompt or --template",
+    ),
+    "preference: alike": (
+        "preference",
+        {"--data": "alike.jsonl", "--template": None, "--choice": None},
+        "row 2: chosen and rejected are the same",
+        "drop such rows",
+    ),
+    "preference: half a pair": (
+        "preference",
+        {"--data": "chosen.jsonl", "--template": None, "--choice": None},
+        "no row has the column 'rejected'",
+        "prompt, chosen and rejected",
+    ),
+    "preference: no preferences": (
+        "preference",
+        {"--template": None, "--choice": None},
+        "there is no prompt",
+        "rows with prompt, chosen and rejected",
+    ),
+    "preference: no such form": ("preference", {"--form": "hinge"}, "'hinge' is not one of", "--help"),
     "filter": ("accuracy", {"--template": "{sentence|stripp}"}, "the filter 'stripp'", "did you mean strip?"),
     "no data": ("accuracy", {"--data": None}, "there are no rows", "--task"),
     "task: unknown": ("accuracy", {"--task": "sst3"}, "there is no task 'sst3'", "did you mean sst2?"),
@@ -153,6 +178,9 @@ TUNE_CASES = {
     "eps of 0": ("accuracy", {"--eps": "0"}, "eps must be positive", "option"),
     "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),
     "steps in words": ("accuracy", {"--steps": "many"}, "'--steps'", "--help"),
+    "kl below 0": ("accuracy", {"--kl": "-1"}, "kl=-1.0 is out of range", "0 or more"),
+    "max-kl of 0": ("accuracy", {"--max-kl": "0"}, "max_kl=0.0 is out of range", "nats per token"),
+    "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
     "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
     "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
@@ -172,6 +200,10 @@ def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
+    pair = {"prompt": "a film was", "chosen": " good", "rejected": " bad"}
+    write_rows(tmp_path / "pairs.jsonl", [pair])
+    write_rows(tmp_path / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
+    write_rows(tmp_path / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
     (tmp_path / "rewards.py").write_text(REWARDS)

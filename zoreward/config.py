@@ -108,3 +108,19 @@ class ZOArguments:
         default=10,
         metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never."},
     )
+    drift: bool = field(
+        default=False,
+        metadata={
+            "help": "Log how far the model has moved from its base: KL per token of what it writes, and the weights. "
+            "Keeps a copy of the base. On by itself with kl and max_kl."
+        },
+    )
+    kl: float = field(
+        default=0.0, metadata={"help": "Take so many times the KL to the base, per token, from each member's score."}
+    )
+    max_kl: float | None = field(
+        default=None, metadata={"help": "Stop where the model's KL to the base, per token, exceeds this."}
+    )
+    base_device: str | None = field(
+        default=None, metadata={"help": "Where the copy of the base stands. Default: with the model; cpu is slower."}
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from zoreward.cli.options import (
+    DATA,
     MODEL_FIELDS,
     PROMPT_FIELDS,
     RUN,
@@ -41,8 +42,10 @@ from zoreward.registry import Objective
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
+    base = "The model before it was tuned, for objectives that compare with it: a folder or a Hub id."
     parameters = [
         *data_options("score on"),
+        option("base_model", str | None, base, DATA, default=None),
         *task_options("eval"),
         *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS),
         *prompt_options(),
@@ -92,12 +95,14 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             trust_remote_code=values["trust_remote_code"],
             batch_size=values["eval_batch_size"],
             generation=generation,
+            base=values["base_model"],
         )
     summary = {
         "objective": result.objective,
         "score": result.score,
         **({"parts": result.parts} if result.parts else {}),
         **result.statistics,
+        **result.metrics,
         "rows": result.rows,
         "truncated": result.truncated,
         **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),

@@ -82,7 +82,7 @@ def check_rows(objective: Objective, prompt: dict[str, Any], rows: Rows, shot_ro
     if objective.needs == "completions":
         check_prompts(rows, template=prompt["template"], prompt=prompt["prompt"])
     else:
-        columns = {name: value for name, value in prompt.items() if name not in ("max_length", "prompt")}
+        columns = {name: value for name, value in prompt.items() if name != "max_length"}
         check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
 
 

@@ -150,6 +150,8 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         "score": scores[-1][1] if scores else None,
         "best": max((score for _, score in scores), default=None),
         "best_step": max(scores, key=lambda found: found[1])[0] if scores else None,
+        **(_metrics(trainer) if scores else {}),
+        **({"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}),
         **test,
         "steps": trainer.state.global_step,
         "seconds": seconds,
@@ -279,6 +281,13 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
         generation=generation_of(trainer.args),
     )
     return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
+
+
+def _metrics(trainer: ZOTrainer) -> dict[str, float]:
+    """What the last evaluation on the dev rows found beside the score."""
+    last = next(log for log in reversed(trainer.state.log_history) if "eval_score" in log)
+    told = ("eval_score", "eval_rows", "eval_runtime")
+    return {name[5:]: value for name, value in last.items() if name.startswith("eval_") and name not in told}
 
 
 def _check_numbers(values: dict[str, Any]) -> None:

@@ -51,7 +51,8 @@ def texts_of(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
     if prompt.needs not in ("choices", "likelihood"):
         raise InputError(f"no prompts are known for {prompt.needs!r}", hint="it is choices or likelihood")
     if prompt.template is None:
-        raise InputError("there is no prompt", hint="give --template '{sentence} It was', with your columns")
+        judged = "; or rows with prompt, chosen and rejected" if prompt.needs == "choices" else ""
+        raise InputError("there is no prompt", hint=f"give --template '{{sentence}} It was', with your columns{judged}")
     asked = fill(prompt.template, rows, "--template")
     chosen = _right(rows, prompt) if prompt.needs == "likelihood" else _chosen(rows, prompt)
     return [Text(i, text, *own) for i, (text, own) in enumerate(zip(asked, chosen, strict=True), 1)]

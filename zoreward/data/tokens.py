@@ -27,8 +27,12 @@ class Tokens(NamedTuple):
     truncated: int
 
 
-def tokenize(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[Tokens]:
+def tokenize(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, chat: bool = False
+) -> list[Tokens]:
     """The tokens of each text, the prompt cut on its left where it is too long; see `zoreward.data.render`.
+
+    With `chat` the texts are a chat template's, which writes BOS itself.
 
     Raises:
         InputError: a candidate without tokens, or one that leaves no room for the prompt.
@@ -38,7 +42,7 @@ def tokenize(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_leng
     stem_tokens = encode(tokenizer, stems)
     joined = list(dict.fromkeys(text.prompt + candidate for text in texts for candidate in text.candidates))
     whole = dict(zip(joined, encode(tokenizer, joined), strict=True))
-    front = _front(tokenizer, stems, stem_tokens)
+    front = [] if chat else _front(tokenizer, stems, stem_tokens)
     result = []
     for text, stem, tokens in zip(texts, stems, stem_tokens, strict=True):
         candidates = []

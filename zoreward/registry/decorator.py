@@ -19,7 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SPEC = "__zoreward_objective__"
 # What an objective may be handed beside the dataset's columns, so never an option.
-_OUTPUTS = ("predictions", "references", "logprobs", "prompts", "completions", "completion_ids")
+_LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums")
+_OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", "completions", "completion_ids")
 _FROM_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -106,7 +107,7 @@ def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
         return typing.cast(Needs, said)
     if "completions" in parameters or "completion_ids" in parameters:
         return "completions"
-    if "predictions" in parameters or "logprobs" in parameters:
+    if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"
     raise InputError(
         f"what objective {name!r} needs from the model cannot be seen from its parameters",

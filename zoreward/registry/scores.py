@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,20 @@ class Objective:
     range: tuple[float, float] | None = None
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether it names what only the model before tuning can tell: `base_logprobs`, `base_logprob_sums`.
+
+        >>> from zoreward import get_objective
+        >>> def gained(logprobs, base_logprobs):
+        ...     return (logprobs > base_logprobs).mean()
+        >>> get_objective(gained).compares_with_base
+        True
+        """
+        parts = [part for _, part in self.parts] or [self]
+        names = {name for part in parts for name in inspect.signature(part.function).parameters}
+        return not names.isdisjoint(("base_logprobs", "base_logprob_sums"))
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.

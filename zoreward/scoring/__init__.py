@@ -1,9 +1,10 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import answer_scores, member_scores
+from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
+from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.loading import (
@@ -21,6 +22,7 @@ from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_
 from zoreward.scoring.stepping import Stepper
 
 __all__ = [
+    "Base",
     "Generation",
     "Generator",
     "HFGenerator",
@@ -29,6 +31,7 @@ __all__ = [
     "Stepper",
     "adapter_base",
     "answer_scores",
+    "base_of",
     "candidate_logprobs",
     "check_model_name",
     "checked_device",
@@ -39,6 +42,7 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "kl_to_base",
     "length_limit",
     "load_model",
     "load_tokenizer",
@@ -50,4 +54,6 @@ __all__ = [
     "scorer_of",
     "share_that_differs",
     "statistics_of",
+    "weights_moved",
+    "with_base",
 ]

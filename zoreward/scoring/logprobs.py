@@ -163,7 +163,7 @@ def _after_prompt(
     reader: Reader, rows: list[Example], places: list[Place], members: int
 ) -> Iterator[tuple[Place, list[float]]]:
     """Candidates of one token: the logits after the prompt are all there is to know."""
-    logits_RTV, _ = _forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
+    logits_RTV, _ = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     table = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, logits_RTV.device))
     for n, c in places:
@@ -177,7 +177,7 @@ def _whole(
     answers = [rows[n].candidate_tokens[c] for n, c in places]
     sequences = [(*rows[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
     keep = max(map(len, answers))
-    logits_RTV, _ = _forward(reader, sequences, members, keep=keep)
+    logits_RTV, _ = forward(reader, sequences, members, keep=keep)
     # Sequences end on the right, so answers are filled up on the left.
     targets = [(0,) * (keep - len(answer)) + answer for answer in answers]
     table = _log_softmax_at(logits_RTV[:, -keep:], _padded(targets, members, logits_RTV.device).unsqueeze(-1))
@@ -191,7 +191,7 @@ def _with_cache(
 ) -> Iterator[tuple[Place, list[float]]]:
     """The prompt once, then its candidates on copies of its cache."""
     prompts = [row.prompt_tokens for row in rows]
-    logits_RTV, cache = _forward(reader, prompts, members, keep=1, use_cache=True)
+    logits_RTV, cache = forward(reader, prompts, members, keep=1, use_cache=True)
     device = logits_RTV.device
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     first = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, device))
@@ -219,7 +219,7 @@ def _with_cache(
         yield (n, c), (total / length).tolist()
 
 
-def _forward(
+def forward(
     reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int, use_cache: bool = False
 ) -> tuple[torch.Tensor, Any]:
     """Run the sequences, left-padded, once for each member; logits of at least the last `keep` positions."""
@@ -245,7 +245,7 @@ def _forward_by_length(reader: Reader, sequences: Sequence[Sequence[int]], membe
     logits_RTV = torch.empty(0)
     for length in sorted({len(tokens) for tokens in sequences}):
         same = [r for r, tokens in enumerate(sequences) if len(tokens) == length]
-        part, _ = _forward(reader, [sequences[r] for r in same], members, keep)
+        part, _ = forward(reader, [sequences[r] for r in same], members, keep)
         part = part[:, -keep:]
         if not len(logits_RTV):
             logits_RTV = part.new_zeros(members * len(sequences), keep, part.shape[-1])
