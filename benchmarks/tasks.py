@@ -23,6 +23,8 @@ paper tunes on and `eval` what it reports. Everything else that is given wins: `
 - `--data FILE` replaces the dataset of the Hub; the file has the Hub's columns. Its rows are taken as they are, unless
   `--train-rows`, `--dev-rows`, `--test-rows` or `--k-shot` draw from them.
 - `--bare` leaves out the prompt: the columns alone, then the answers. What a prompt is worth is the difference.
+- `zoreward eval --task sst2 --calibrate` takes from each answer's log-probability what it has behind a prompt without
+  content: the task's, or "N/A" in every column of another template. Sums over an answer's tokens, not means.
 - `zoreward tasks` lists the tasks, `--json` with all that they say; `--show-prompts` prints what a model will read.
 
 ## Rows
