@@ -289,6 +289,9 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
         seed=values["seed"],
         batch_size=values["eval_batch_size"],
         generation=generation_of(trainer.args),
+        base=values["model"] if objective.compares_with_base else None,
+        dtype=values["dtype"],
+        trust_remote_code=values["trust_remote_code"],
     )
     return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
 
