@@ -15,7 +15,7 @@ from zoreward_objectives.arguments import hinted
 GPU_TOKENS = 16384
 
 
-@objective("reward-model", per_row=True)
+@objective("reward-model", rowwise=True)
 class RewardModel:
     """What a reward model gives for prompt and completion: a sequence classifier with one logit.
 

@@ -24,13 +24,13 @@ class HeldCopies:
 
     def __init__(self, tuned: Tuned):
         self.moves = 0
-        self._slots = list(tuned.slots)
+        self._slots, self._kernels = list(tuned.slots), tuned.kernels
         self._held: dict[int, list[torch.Tensor]] = {}
 
     @torch.no_grad()
     def fill(self, members: Sequence[Member]) -> None:
         """Make the copies those of these members, in the old place if there are as many."""
-        fresh = perturbed_copies(self._slots, members)
+        fresh = perturbed_copies(self._slots, members, self._kernels)
         old, new = _flat(self._held), _flat(fresh)
         if self._held.keys() == fresh.keys() and len(old) == len(new):
             torch._foreach_copy_(old, new)

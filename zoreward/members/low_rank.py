@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoreward import noise
 from zoreward.members.grouping import Grouping
-from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel
+from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
 from zoreward.records import InputError, Member
 
 
@@ -61,7 +61,7 @@ def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def member_factors(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int, Factors]:
+def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     """Return the factors of the slots' matrices at each member, by the weight's id."""
     terms = list({(term.seed, term.rank): term for member in members for term in member}.values())
     ends = [sum(term.rank for term in terms[: k + 1]) for k in range(len(terms))]
@@ -79,7 +79,7 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int
     used = [[*some, *[(0, 0.0)] * (width - len(some))] for some in used]
     found: dict[int, Factors] = {}
     matrices = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
-    for kernel, weights in by_kernel(matrices.values()):
+    for kernel, weights in by_kernel(matrices.values(), kernels):
         device = weights[0][0].device
         columns = torch.tensor([[column for column, _ in some] for some in used], device=device)
         scales = torch.tensor([[scale for _, scale in some] for some in used], device=device)
@@ -189,9 +189,18 @@ def _looking_up(
 
 def _linear(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """y + (x·b)aᵀ, member by member."""
+    if a.shape[-1] == 1 and _fused(y, x):
+        from zoreward.kernels.correction import correct_
+
+        correct_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a.squeeze(-1), b.squeeze(-1))
+        return y
     grouped = y.reshape(len(a), -1, y.shape[-1])
     inner = torch.bmm(x.reshape(len(b), -1, x.shape[-1]), b)
     return grouped.baddbmm_(inner.to(y.dtype), a.mT.to(y.dtype)).view(y.shape)
+
+
+def _fused(y: torch.Tensor, x: torch.Tensor) -> bool:
+    return y.is_cuda and y.is_contiguous() and x.is_contiguous() and x.dtype == y.dtype and has_triton()
 
 
 def _conv1d(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

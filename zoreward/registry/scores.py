@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Objective:
         range: the lowest and the highest score possible, where known.
         stateful: it is made from a class, so `values` went to its `__init__`.
         parts: for a weighted sum: the weights and the objectives that are summed.
-        per_row: a row's score depends on that row alone, so that rows of several members can be scored in one call.
+        rowwise: it has said that the score of a row depends on what it is given of that row alone.
     """
 
     name: str
@@ -62,7 +63,21 @@ class Objective:
     range: tuple[float, float] | None = None
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
-    per_row: bool = False
+    rowwise: bool = False
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether it names what only the model before tuning can tell: `base_logprobs`, `base_logprob_sums`.
+
+        >>> from zoreward import get_objective
+        >>> def gained(logprobs, base_logprobs):
+        ...     return (logprobs > base_logprobs).mean()
+        >>> get_objective(gained).compares_with_base
+        True
+        """
+        parts = [part for _, part in self.parts] or [self]
+        names = {name for part in parts for name in inspect.signature(part.function).parameters}
+        return not names.isdisjoint(("base_logprobs", "base_logprob_sums"))
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.

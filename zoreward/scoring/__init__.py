@@ -1,12 +1,20 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import answer_scores, member_scores
+from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
+from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
-from zoreward.scoring.loading import check_model_name, checked_device, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import (
+    adapter_base,
+    check_model_name,
+    checked_device,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+)
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
@@ -15,6 +23,7 @@ from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_
 from zoreward.scoring.stepping import Stepper
 
 __all__ = [
+    "Base",
     "Generation",
     "Generator",
     "HFGenerator",
@@ -22,7 +31,9 @@ __all__ = [
     "Reader",
     "Scorer",
     "Stepper",
+    "adapter_base",
     "answer_scores",
+    "base_of",
     "candidate_logprobs",
     "check_model_name",
     "checked_device",
@@ -33,6 +44,7 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "kl_to_base",
     "length_limit",
     "load_model",
     "load_tokenizer",
@@ -44,4 +56,6 @@ __all__ = [
     "scorer_of",
     "share_that_differs",
     "statistics_of",
+    "weights_moved",
+    "with_base",
 ]

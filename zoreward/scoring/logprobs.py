@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, grouping_problem, members_at
+from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
@@ -27,6 +27,7 @@ def checked_reader(
     examples: Sequence[Example],
     members: Sequence[Member],
     *,
+    tuned: Tuned | None = None,
     packer: Packer | None = None,
 ) -> Reader:
     """Return a reader that scores members together, or one at a time where this model cannot share a forward pass.
@@ -36,14 +37,15 @@ def checked_reader(
         pad_token_id: fills rows up on the left.
         examples: real rows to try it on.
         members: at least two, different from each other.
+        tuned: its tuned weights; by default `tuned_weights(model)`.
         packer: tried too; by default one with graphs where the model is on a GPU.
     """
-    reader = _fitting(reader_of(model, pad_token_id), examples, members)
+    reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
     # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
     tolerance = 1e-3 if full else 5e-2
     problem = grouping_problem(
-        model,
+        reader.model,
         members,
         lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
         tuned=reader.tuned,
@@ -194,7 +196,7 @@ def _after_prompt(
     reader: Reader, rows: list[Example], places: list[Place], members: int
 ) -> Iterator[tuple[Place, list[float]]]:
     """Candidates of one token: the logits after the prompt are all there is to know."""
-    logits_RTV, _ = _forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
+    logits_RTV, _ = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     table = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, logits_RTV.device))
     for n, c in places:
@@ -208,7 +210,7 @@ def _whole(
     answers = [rows[n].candidate_tokens[c] for n, c in places]
     sequences = [(*rows[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
     keep = max(map(len, answers))
-    logits_RTV, _ = _forward(reader, sequences, members, keep=keep)
+    logits_RTV, _ = forward(reader, sequences, members, keep=keep)
     # Sequences end on the right, so answers are filled up on the left.
     targets = [(0,) * (keep - len(answer)) + answer for answer in answers]
     table = _log_softmax_at(logits_RTV[:, -keep:], _padded(targets, members, logits_RTV.device).unsqueeze(-1))
@@ -222,7 +224,7 @@ def _with_cache(
 ) -> Iterator[tuple[Place, list[float]]]:
     """The prompt once, then its candidates on copies of its cache."""
     prompts = [row.prompt_tokens for row in rows]
-    logits_RTV, cache = _forward(reader, prompts, members, keep=1, use_cache=True)
+    logits_RTV, cache = forward(reader, prompts, members, keep=1, use_cache=True)
     device = logits_RTV.device
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     first = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, device))
@@ -250,7 +252,7 @@ def _with_cache(
         yield (n, c), (total / length).tolist()
 
 
-def _forward(
+def forward(
     reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int, use_cache: bool = False
 ) -> tuple[torch.Tensor, Any]:
     """Run the sequences, left-padded, once for each member; logits of at least the last `keep` positions."""
@@ -276,7 +278,7 @@ def _forward_by_length(reader: Reader, sequences: Sequence[Sequence[int]], membe
     logits_RTV = torch.empty(0)
     for length in sorted({len(tokens) for tokens in sequences}):
         same = [r for r, tokens in enumerate(sequences) if len(tokens) == length]
-        part, _ = _forward(reader, [sequences[r] for r in same], members, keep)
+        part, _ = forward(reader, [sequences[r] for r in same], members, keep)
         part = part[:, -keep:]
         if not len(logits_RTV):
             logits_RTV = part.new_zeros(members * len(sequences), keep, part.shape[-1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from zoreward.members import Tuned, tuned_weights
+from zoreward.members import Tuned, called_model, tuned_weights
 from zoreward.scoring.probes import check_causal, pads_exactly, shares_prefix, vocabulary_size
 
 if TYPE_CHECKING:
@@ -53,12 +53,19 @@ class Reader:
         return self.problem is None
 
 
-def reader_of(model: nn.Module, pad_token_id: int, *, tokens: int | None = None) -> Reader:
+def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None, tokens: int | None = None) -> Reader:
     """Look at a model once and return how to read with it.
+
+    Args:
+        model: the model; of a PeftModel the one inside is read with.
+        pad_token_id: fills rows up on the left.
+        tuned: its tuned weights; by default `tuned_weights(model)`.
+        tokens: tokens of one forward pass.
 
     Raises:
         InputError: it is no causal language model.
     """
+    model = called_model(model)
     check_causal(model)
     accepts = frozenset(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
@@ -66,4 +73,5 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tokens: int | None = None)
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
     pads = pads_exactly(model, pad_token_id)
-    return Reader(model, tuned_weights(model), pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)
+    tuned = tuned or tuned_weights(model)
+    return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import SPSA, Population
 from zoreward.records import InputError
+from zoreward.registry import Patience
 from zoreward.scoring import Generation
 
 
@@ -71,7 +72,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
-        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
+        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -84,17 +86,19 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # What depends on what the objective needs. Measured for text on two models of 12 M and 1.3 B parameters; the others are
 # MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+_FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
 
 
-def completed(args: ZOConfig, needs: str) -> ZOConfig:
-    """Return the options with the defaults that fit what the objective needs.
+def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
+    """Return the options with the defaults that fit what the objective needs, and what is tuned.
 
     >>> completed(ZOConfig("run", eps=5e-3, use_cpu=True), "completions").eps
     0.005
     """
     args = copy.copy(args)
-    for name, value in (_FOR_TEXT if needs == "completions" else _FOR_ANSWERS).items():
+    defaults = _FOR_TEXT if needs == "completions" else _FOR_ANSWERS
+    for name, value in ({**defaults, **_FOR_ADAPTERS} if adapter else defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
@@ -125,6 +129,15 @@ def method_of(args: ZOConfig) -> SPSA | Population:
     except ValueError as error:
         raise InputError(str(error), hint="Change the option of that name.") from None
     raise InputError(f"there is no method {args.method!r}", hint="Choose spsa, es or fzoo.")
+
+
+def patience_of(args: ZOConfig) -> Patience:
+    """Return how the objective is called.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
 
 
 def generation_of(args: ZOConfig) -> Generation:
