@@ -30,6 +30,41 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "what is kept forgets the options",
+        "zoreward/registry/kept.py",
+        "json.dumps([name, options, source, row], sort_keys=True)",
+        "json.dumps([name, source, row], sort_keys=True)",
+        "tests/test_patience.py",
+    ),
+    Mutant(
+        "a call that was given up still logs",
+        "zoreward/registry/attempts.py",
+        "    for number in range(1, tries + 1):\n        notes = Notes()",
+        "    notes = Notes()\n    for number in range(1, tries + 1):",
+        "tests/test_patience.py",
+    ),
+    Mutant(
+        "dev rows are tuned on",
+        "zoreward/data/splits.py",
+        "return Split(drawn[:cut], drawn[cut:],",
+        "return Split(drawn, drawn[cut:],",
+        "tests/test_splits.py",
+    ),
+    Mutant(
+        "test rows are tuned on",
+        "zoreward/data/splits.py",
+        "for i, row in enumerate(rows) if i not in scored]",
+        "for i, row in enumerate(rows)]",
+        "tests/test_splits.py",
+    ),
+    Mutant(
+        "calibration by means instead of sums",
+        "zoreward/scoring/calibration.py",
+        "return logprobs_NC * counts_NC",
+        "return logprobs_NC",
+        "tests/test_baselines.py",
+    ),
+    Mutant(
         "the update goes downhill",
         "zoreward/methods/steps.py",
         "rate * weight / len(weights)",

@@ -20,6 +20,7 @@ from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
     PROMPT_FIELDS,
+    REWARD_FIELDS,
     RUN,
     TEXT_FIELDS,
     TUNING,
@@ -36,6 +37,7 @@ from zoreward.cli.prepare import (
     batch_option,
     data_options,
     made_objective,
+    patient_objective,
     prompt_options,
     quiet_transformers,
     select_device,
@@ -86,6 +88,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         *prompt_options(),
         *own_options(TEXT_FIELDS),
         *own_options(TUNING_FIELDS),
+        *own_options(REWARD_FIELDS),
         *_trainer_options(),
         batch_option(),
         option("set", list[str] | None, others, RUN, default=None),
@@ -132,6 +135,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         task = with_task("tune", context, values)
         _check(values)
         objective = made_objective(source, given_options(context, values), values["also"])
+        patient_objective(objective, values)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
             at_end = get_objective(task.objective)
@@ -218,6 +222,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
         *PROMPT_FIELDS,
         *TEXT_FIELDS,
         *TUNING_FIELDS,
+        *REWARD_FIELDS,
         *(parameter.name for parameter in _trainer_options()),
     ]
     settings = {name: values[name] for name in names}
@@ -284,6 +289,9 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
         seed=values["seed"],
         batch_size=values["eval_batch_size"],
         generation=generation_of(trainer.args),
+        base=values["model"] if objective.compares_with_base else None,
+        dtype=values["dtype"],
+        trust_remote_code=values["trust_remote_code"],
     )
     return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
 

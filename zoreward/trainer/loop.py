@@ -17,7 +17,7 @@ from zoreward.journal import Journal, weights_dtype
 from zoreward.members import merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
-from zoreward.registry import Source
+from zoreward.registry import Source, patient
 from zoreward.scoring import (
     Reader,
     checked_scorer,
@@ -39,8 +39,8 @@ from zoreward.trainer.inputs import (
     with_adapter,
 )
 from zoreward.trainer.keeper import Keeper
-from zoreward.trainer.optimizer import UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
+from zoreward.trainer.optimizer import Batch, UpdateOptimizer
+from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
 from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
 
@@ -116,7 +116,7 @@ class ZOTrainer(ResumableTrainer):
     ):
         args, self._source = args or ZOConfig(), name_of(model)
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = one_objective(objective, reward_funcs, args.reward_weights)
+        self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
         args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
@@ -162,7 +162,7 @@ class ZOTrainer(ResumableTrainer):
         super().__init__(
             model=loaded,
             args=args,
-            data_collator=list,
+            data_collator=Batch,
             train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=eval_examples,  # type: ignore[arg-type]
             processing_class=tokenizer,
@@ -243,9 +243,11 @@ class ZOTrainer(ResumableTrainer):
         self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
         return self.optimizer
 
-    def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
-        self._rows += inputs
+        self._rows += inputs.examples
+        if self.state.global_step == 1:  # accelerate's wrapper looks for a package on the disk in each step
+            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         rows, self._rows = self._rows, []
@@ -266,7 +268,7 @@ class ZOTrainer(ResumableTrainer):
                 save_completions(self.args.output_dir, query.step, rows, scored)
             except OSError as error:  # the run does not need them
                 logging.get_logger(__name__).warning("Completions could not be written: %s.", error)
-        return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
+        return torch.full((), -math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step

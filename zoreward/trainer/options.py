@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import SPSA, Population
 from zoreward.records import InputError
+from zoreward.registry import Patience
 from zoreward.scoring import Generation
 
 
@@ -53,6 +54,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     report_to: Any = "none"
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
     per_device_eval_batch_size: int = field(
         default=0, metadata={"help": "Rows of one forward pass over the dev rows. 0: as many as make it efficient."}
     )
@@ -87,7 +89,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
-        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
+        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -145,6 +148,15 @@ def method_of(args: ZOConfig) -> SPSA | Population:
     except ValueError as error:
         raise InputError(str(error), hint="Change the option of that name.") from None
     raise InputError(f"there is no method {args.method!r}", hint="Choose spsa, es or fzoo.")
+
+
+def patience_of(args: ZOConfig) -> Patience:
+    """Return how the objective is called.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
 
 
 def generation_of(args: ZOConfig) -> Generation:

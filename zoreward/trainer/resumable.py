@@ -36,6 +36,7 @@ from zoreward.records import InputError, StepRecord, ZorewardError
 from zoreward.scoring import load_model
 from zoreward.trainer.comparing import digest_of, options_of, refuse_other_run
 from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.optimizer import no_gradients_to_clear
 from zoreward.trainer.past import count_patience, due, storage_error, told_where
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class ResumableTrainer(Trainer):
         if self._journal is None:
             self._begin()
         assert self._journal is not None
-        with self._journal:
+        with self._journal, no_gradients_to_clear(self.model):
             try:
                 output = self._rest_of_run(**kwargs)
             finally:
