@@ -51,6 +51,20 @@ MUTANTS = [
         "tests/test_baselines.py",
     ),
     Mutant(
+        "what is kept forgets the options",
+        "zoreward/registry/kept.py",
+        "json.dumps([name, options, source, row], sort_keys=True)",
+        "json.dumps([name, source, row], sort_keys=True)",
+        "tests/test_patience.py",
+    ),
+    Mutant(
+        "a call that was given up still logs",
+        "zoreward/registry/attempts.py",
+        "    for number in range(1, tries + 1):\n        notes = Notes()",
+        "    notes = Notes()\n    for number in range(1, tries + 1):",
+        "tests/test_patience.py",
+    ),
+    Mutant(
         "the update goes downhill",
         "zoreward/methods/steps.py",
         "rate * weight / len(weights)",
@@ -74,7 +88,7 @@ MUTANTS = [
     Mutant(
         "half precision is rounded to nearest",
         "zoreward/kernels/cpu.py",
-        "noise.round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)",
+        "_round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)",
         "_to_nearest(acc, weight.dtype)",
         "tests/test_rounding.py",
     ),
@@ -144,8 +158,10 @@ MUTANTS = [
     Mutant(
         "a torn line counts",
         "zoreward/journal/reader.py",
-        "                    break",
-        "                    line += b' '",
+        """            break
+        found.take""",
+        """            line += b" "
+        found.take""",
         "tests/test_journal.py",
     ),
     Mutant(
@@ -161,6 +177,31 @@ MUTANTS = [
         "self._rows += inputs",
         "self._rows = list(inputs)",
         "tests/test_trainer.py",
+    ),
+    Mutant(
+        "the weights move before the step is written down",
+        "zoreward/trainer/loop.py",
+        """        self._write_step(record)
+        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+""",
+        """        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+        self._write_step(record)
+""",
+        "tests/test_resume.py",
+    ),
+    Mutant(
+        "an evaluation that a kill prevented is not made up for",
+        "zoreward/trainer/resumable.py",
+        "if self.eval_dataset is not None and wanted and not evaluated:",
+        "if False:",
+        "tests/test_resume.py",
+    ),
+    Mutant(
+        "a snapshot is believed whatever its checksum",
+        "zoreward/journal/snapshot.py",
+        "if digest.hexdigest() != said:",
+        "if False:",
+        "tests/test_snapshot.py",
     ),
 ]
 

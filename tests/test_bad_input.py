@@ -119,6 +119,11 @@ CASES = {
     "too many shots": ("accuracy", {"--shots": "4"}, "needs 4 rows that ask something else", "lower --shots"),
     "choices twice": ("accuracy", {"--choice-column": "sentence"}, "answers for all rows and a column", "not both"),
     "choice column": ("accuracy", {"--choice": None, "--choice-column": "optoins"}, "'optoins'", "the columns are"),
+    "no time for a reward": ("f1", {"--reward-timeout": "0"}, "more than 0 seconds, not 0", "30"),
+    "fewer than no retries": ("f1", {"--reward-retries": "-1"}, "0 or more, not -1", "3"),
+    "no workers": ("f1", {"--reward-workers": "0"}, "1 or more, not 0", "8"),
+    "cache is a file": ("f1", {"--reward-cache": "train.jsonl"}, "'train.jsonl' is a file", "folder"),
+    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be kept", "rowwise=True"),
     "preference: no column": (
         "preference",
         {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},

@@ -228,6 +228,11 @@ def test_a_prompt_beside_whole_conversations_is_a_copy_of_their_beginning():
     assert beside.prompt_tokens == alone.prompt_tokens and beside.candidates == ("Yes\n", "No\n")
 
 
+def test_an_answer_without_text_has_ended(tokenizer):
+    [one] = rendered([{"prompt": "the film was", "chosen": " good", "rejected": ""}], tokenizer)
+    assert one.candidate_tokens == ((tokenizer.vocab["good"],), (tokenizer.eos_token_id,))
+
+
 def test_labels_of_single_answers(tokenizer):
     rows = [{"prompt": "the film was", "completion": f" {word}", "label": word == "good"} for word in ("good", "bad")]
     assert [one.reference for one in rendered(rows, tokenizer)] == [0, -1]

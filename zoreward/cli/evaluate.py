@@ -17,6 +17,7 @@ from zoreward.cli.options import (
     MODEL_FIELDS,
     PROMPT,
     PROMPT_FIELDS,
+    REWARD_FIELDS,
     RUN,
     TEXT_FIELDS,
     command,
@@ -30,6 +31,7 @@ from zoreward.cli.prepare import (
     batch_option,
     data_options,
     made_objective,
+    patient_objective,
     prompt_options,
     quiet_transformers,
     select_device,
@@ -50,7 +52,7 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
         *data_options("score on"),
         option("base_model", str | None, base, DATA, default=None),
         *task_options("eval"),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS + REWARD_FIELDS),
         *prompt_options(),
         option("calibrate", bool, calibrate, PROMPT, default=False),
         batch_option(),
@@ -72,6 +74,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         prompt = {name: values[name] for name in PROMPT_FIELDS}
         objective = made_objective(source, given_options(context, values), values["also"])
         content_free = _content_free(objective, values, task)
+        objective = patient_objective(objective, values)
         rows, shot_rows = scored_rows(objective, prompt, values, task)
         device = select_device(values["device"])
         if values["show_prompts"]:

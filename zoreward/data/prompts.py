@@ -42,7 +42,7 @@ def render(
     `completion` and a label, true or false (one candidate; −1 is the index of the right one where the label is
     false). They are read where no option says what the candidates are; their prompt is the template, or the column
     `prompt`, or what chosen and rejected begin with alike. All are texts, or all are conversations, which go through
-    the chat template. They take no demonstrations.
+    the chat template. An answer without text is the end token. They take no demonstrations.
 
     A demonstration is another row's prompt and its right answer; a blank line stands behind it. All rows get the same
     ones in the same order, from one seeded draw. A row that asks what a demonstration asks (the same prompt, and the
@@ -98,7 +98,8 @@ def render(
     if are_preferences(rows, asked):
         judged = _judged(rows, asked, prompt, shots)
         texts = preference_texts(judged, tokenizer)
-        all_tokens = tokenize(texts, tokenizer, max_length, chat=not isinstance(judged[0].prompt, str))
+        chat = not isinstance(judged[0].prompt, str)
+        all_tokens = tokenize(texts, tokenizer, max_length, chat=chat, end=tokenizer.eos_token_id)
         return [
             Example(row, text.prompt, text.candidates, text.reference, *tokens)
             for row, text, tokens in zip(rows, texts, all_tokens, strict=True)

@@ -28,11 +28,17 @@ class Tokens(NamedTuple):
 
 
 def tokenize(
-    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, chat: bool = False
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    *,
+    chat: bool = False,
+    end: int | None = None,
 ) -> list[Tokens]:
     """The tokens of each text, the prompt cut on its left where it is too long; see `zoreward.data.render`.
 
-    With `chat` the texts are a chat template's, which writes BOS itself.
+    With `chat` the texts are a chat template's, which writes BOS itself. `end` is the token of an answer without text:
+    who says nothing has ended.
 
     Raises:
         InputError: a candidate without tokens, or one that leaves no room for the prompt.
@@ -50,6 +56,8 @@ def tokenize(
             # empty where the tokenizer joins the candidate with the prompt's last token
             own = whole[text.prompt + candidate][len(tokens) :]
             candidates.append(tuple(own or encode(tokenizer, [text.prompt[len(stem) :] + candidate])[0]))
+            if not candidates[-1] and end is not None:
+                candidates[-1] = (end,)
             if not candidates[-1]:
                 raise InputError(
                     f"row {text.number}: the answer {candidate!r} has no tokens", hint="it needs some text"
