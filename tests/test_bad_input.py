@@ -119,6 +119,11 @@ CASES = {
     "too many shots": ("accuracy", {"--shots": "4"}, "needs 4 rows that ask something else", "lower --shots"),
     "choices twice": ("accuracy", {"--choice-column": "sentence"}, "answers for all rows and a column", "not both"),
     "choice column": ("accuracy", {"--choice": None, "--choice-column": "optoins"}, "'optoins'", "the columns are"),
+    "no time for a reward": ("f1", {"--reward-timeout": "0"}, "more than 0 seconds, not 0", "30"),
+    "fewer than no retries": ("f1", {"--reward-retries": "-1"}, "0 or more, not -1", "3"),
+    "no workers": ("f1", {"--reward-workers": "0"}, "1 or more, not 0", "8"),
+    "cache is a file": ("f1", {"--reward-cache": "train.jsonl"}, "'train.jsonl' is a file", "folder"),
+    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be kept", "rowwise=True"),
     "preference: no column": (
         "preference",
         {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},
@@ -158,6 +163,10 @@ CASES = {
     "bare: none": ("accuracy", {"--task": "own.yaml", "--bare": True}, "'own' has no bare prompt", "bare:"),
     "split seed": ("accuracy", {"--split-seed": "-1"}, "-1 is less than 0", "--help"),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
+}
+EVAL_CASES = {
+    "calibrate: no choice": ("token-f1", {"--calibrate": True}, "'token-f1' does not choose", "accuracy"),
+    "calibrate: no template": ("accuracy", {"--calibrate": True, "--template": None}, "no template", "--template"),
 }
 TUNE_CASES = {
     "flag taken": ("./rewards.py:takes_seed", {}, "--seed is one of zoreward's own", "rename"),
@@ -242,12 +251,12 @@ def files_in(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("verb", "case"),
-    [("tune", case) for case in [*CASES, *TUNE_CASES]] + [("eval", case) for case in CASES],
+    [("tune", case) for case in [*CASES, *TUNE_CASES]] + [("eval", case) for case in [*CASES, *EVAL_CASES]],
 )
 def test_one_line_and_a_hint_and_nothing_written(
     verb: str, case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    objective, changes, error, hint = (CASES | TUNE_CASES)[case]
+    objective, changes, error, hint = (CASES | TUNE_CASES | EVAL_CASES)[case]
     before = files_in(folder)
 
     code = main(words_of(verb, objective, changes))

@@ -104,6 +104,27 @@ class ZOArguments:
     stop: list[str] | None = field(
         default=None, metadata={"help": "What is written ends before this text. Give it once for each."}
     )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={"help": "Seconds that one call of the objective may take; then the run ends. Default: no limit."},
+    )
+    reward_retries: int = field(
+        default=0,
+        metadata={
+            "help": "Call again so often where a call raises or takes too long, after at most 1, 2, 4, … seconds."
+        },
+    )
+    reward_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Calls of the objective at a time, in threads; each of one row where the objective is rowwise "
+            "(docs/objectives.md). Default: one, or all of what is async."
+        },
+    )
+    reward_cache: str | None = field(
+        default=None,
+        metadata={"help": "Keep the scores of rowwise objectives in this folder, for this run and others."},
+    )
     completions_every: int = field(
         default=10,
         metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never."},

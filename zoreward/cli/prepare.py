@@ -6,10 +6,10 @@ import inspect
 import os
 from typing import Any
 
-from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, RUN, option
+from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, REWARD_FIELDS, RUN, option
 from zoreward.data import Task, check_columns, check_prompts, load_rows
 from zoreward.records import InputError
-from zoreward.registry import Objective, get_objective, weighted_sum
+from zoreward.registry import Objective, Patience, get_objective, patient, weighted_sum
 
 Rows = list[dict[str, Any]]
 
@@ -65,6 +65,15 @@ def made_objective(source: str, options: dict[str, Any], also: list[str] | None)
         except ValueError:
             raise InputError(f"--also {one}: {weight!r} is no weight", hint=f"--also {name}=0.1") from None
     return weighted_sum(objectives, weights)
+
+
+def patient_objective(objective: Objective, values: dict[str, Any]) -> Objective:
+    """Return the objective, called as the options about rewards say.
+
+    Raises:
+        InputError: they are out of their range, or the objective has nothing that can be kept.
+    """
+    return patient(objective, Patience(**{name.removeprefix("reward_"): values[name] for name in REWARD_FIELDS}))
 
 
 def check_rows(objective: Objective, prompt: dict[str, Any], rows: Rows, shot_rows: Rows | None = None) -> None:

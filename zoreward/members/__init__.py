@@ -15,11 +15,13 @@ from zoreward.members.adapters import (
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
+from zoreward.members.held import HeldCopies
 from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
+    "HeldCopies",
     "HeldFactors",
     "Slot",
     "Tuned",

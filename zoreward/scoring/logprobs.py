@@ -14,6 +14,7 @@ from torch import nn
 
 from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
+from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 
 # Logits that are turned into float32 at once: 256 MB.
@@ -27,6 +28,7 @@ def checked_reader(
     members: Sequence[Member],
     *,
     tuned: Tuned | None = None,
+    packer: Packer | None = None,
 ) -> Reader:
     """Return a reader that scores members together, or one at a time where this model cannot share a forward pass.
 
@@ -36,18 +38,41 @@ def checked_reader(
         examples: real rows to try it on.
         members: at least two, different from each other.
         tuned: its tuned weights; by default `tuned_weights(model)`.
+        packer: tried too; by default one with graphs where the model is on a GPU.
     """
     reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
+    tolerance = 1e-3 if full else 5e-2
     problem = grouping_problem(
         reader.model,
         members,
         lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
         tuned=reader.tuned,
-        # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
-        tolerance=1e-3 if full else 5e-2,
+        tolerance=tolerance,
     )
-    return replace(reader, problem=problem)
+    reader = replace(reader, problem=problem)
+    if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
+        packer = Packer(reader)
+    return replace(reader, packer=_checked_packer(packer, reader, examples, members, tolerance))
+
+
+def _checked_packer(
+    packer: Packer | None, reader: Reader, examples: Sequence[Example], members: Sequence[Member], tolerance: float
+) -> Packer | None:
+    """Compare what the packer reads with what is read without it; None if it is of no use here."""
+    if packer is None or not packer.suits(examples, members, reader.rows):
+        return None
+    plain = candidate_logprobs(reader, examples, members)
+    for _ in range(2):  # as it is, then replayed
+        own = packer.logprobs(examples, members)
+        if own is None:
+            return None
+        difference = float(np.abs(np.nan_to_num(plain, neginf=0.0) - np.nan_to_num(own, neginf=0.0)).max())
+        if difference > tolerance:
+            packer.give_up(f"log-probabilities differ by {difference:.1e}")
+            return None
+    return packer
 
 
 def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> Reader:
@@ -87,6 +112,10 @@ def candidate_logprobs(
     Returns:
         logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates. Sums are float64, in token order.
     """
+    if reader.packer is not None and reader.packer.suits(examples, members, reader.rows):
+        own = reader.packer.logprobs(examples, members)
+        if own is not None:
+            return _all_finite(own)
     width = max(len(example.candidate_tokens) for example in examples)
     logprobs_MNC = np.full((len(members), len(examples), width), -np.inf)
     costs = [_cost(reader, example) for example in examples]
@@ -109,6 +138,10 @@ def candidate_logprobs(
                 for (n, c), values_M in found:
                     logprobs_MNC[first : first + len(group), batch[n], c] = values_M
         first += len(group)
+    return _all_finite(logprobs_MNC)
+
+
+def _all_finite(logprobs_MNC: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.isnan(logprobs_MNC).any():  # an argmax would take NaN for the first answer
         raise ObjectiveError(
             "the model's outputs are not finite",
