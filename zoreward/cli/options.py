@@ -23,10 +23,11 @@ OBJECTIVE = "Objective"
 PROMPT_FIELDS = ("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots")
 TEXT_FIELDS = ("max_completion_length", "temperature", "top_p", "top_k", "stop")
 MODEL_FIELDS = ("dtype", "trust_remote_code")
+REWARD_FIELDS = ("reward_timeout", "reward_retries", "reward_workers", "reward_cache")
 TUNING_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(ZOArguments)
-    if field.name not in PROMPT_FIELDS + TEXT_FIELDS + MODEL_FIELDS
+    if field.name not in PROMPT_FIELDS + TEXT_FIELDS + MODEL_FIELDS + REWARD_FIELDS
 )
 
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
@@ -43,8 +44,8 @@ _ALIASES = {
     "--per-device-eval-batch-size": "--eval-batch-size",
 }
 _REQUIRED = inspect.Parameter.empty
-# Not written into config.yaml: how a result is shown is no part of the run.
-_NOT_KEPT = ("json", "config", "show_prompts")
+# Not written into config.yaml: how a result is shown, or how often a run was begun, is no part of it.
+_NOT_KEPT = ("json", "config", "show_prompts", "resume")
 
 
 def option(
@@ -98,6 +99,7 @@ def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
         **dict.fromkeys(PROMPT_FIELDS, PROMPT),
         **dict.fromkeys(TEXT_FIELDS, TEXT),
         **dict.fromkeys(MODEL_FIELDS, DATA),
+        **dict.fromkeys(REWARD_FIELDS, OBJECTIVE),
     }
     found = []
     for field in dataclasses.fields(ZOArguments):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
-from zoreward.members.low_rank import corrected_forward, member_factors, split
+from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, tuned_weights
 from zoreward.records import Member, Update
 
@@ -22,7 +22,12 @@ weights: reading the weights and drawing the noise once is worth that much memor
 
 @contextmanager
 def members_at(
-    model: nn.Module, members: Sequence[Member], *, tuned: Tuned | None = None, keep_bytes: int = KEEP_BYTES
+    model: nn.Module,
+    members: Sequence[Member],
+    *,
+    tuned: Tuned | None = None,
+    keep_bytes: int = KEEP_BYTES,
+    held: HeldFactors | None = None,
 ) -> Iterator[None]:
     """Show `model` as M members at once, for as long as the context lasts.
 
@@ -40,6 +45,8 @@ def members_at(
         keep_bytes: perturbed copies are all kept while the context lasts if they fit this many bytes, otherwise made
             again for each call of a module: then a weight that is read without a call of its module (as Mamba's are)
             is seen unperturbed.
+        held: where low-rank factors are kept in place from one context to the next; then nothing that they can correct
+            takes copies.
 
     Raises:
         InputError: a call inside has rows that M does not divide, or a layer is called with neither rows nor tokens.
@@ -61,6 +68,8 @@ def members_at(
     low_rank = any(members) and all(term.rank for member in members for term in member)
     corrected, copied = split(owners) if low_rank else ([], owners)
     factors = member_factors([slot for _, slot, _ in corrected], members, tuned.kernels) if corrected else {}
+    if held is not None:
+        factors = held.filled(factors)
     fit = _fit(copied, len(members), keep_bytes)
     # Vectors always: they are many, and so small that a launch for each module's would be all they cost.
     kept = perturbed_copies([slot for slot in _slots(copied) if fit or slot.weight.ndim < 2], members, tuned.kernels)
@@ -69,7 +78,8 @@ def members_at(
         handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
         stack.callback(handle.remove)
         for owner, slot, correct in corrected:
-            forward = corrected_forward(grouping, owner, slot, correct, factors[id(slot.weight)])
+            factors_here = factors[id(slot.weight)]
+            forward = corrected_forward(grouping, owner, slot, correct, factors_here, may_copy=held is None)
             stack.enter_context(patched_forward(owner, forward))
         for owner, slots in copied:
             stack.enter_context(patched_forward(owner, grouping.forward_of(owner, slots)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel
 from zoreward.records import InputError, Member
 
@@ -60,8 +61,10 @@ class Grouping:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
         plain_forward = owner.forward
         is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
+        is_linear = is_linear and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
         bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in made)
+        product = thin_product(owner, slots, self._kept) if not made else None
         at_once = max(1, self._scratch_bytes // max(1, bytes_each))
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -69,6 +72,8 @@ class Grouping:
                 [copies] = self._copies_of(slots, made, self.current, 1)
                 with filled(slots, lambda slot: copies[id(slot.weight)]):
                     return plain_forward(*args, **kwargs)
+            if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in self.lengths:
+                return product(args[0])
             if is_linear and self._can_write_into(args, kwargs):
                 return self._linear(owner, slots, made, at_once, args[0])
             outputs = []

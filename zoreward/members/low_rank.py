@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from zoreward import noise
 from zoreward.members.grouping import Grouping
-from zoreward.members.tuned import Kernels, Owner, Slot, by_kernel, has_triton
+from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
 from zoreward.records import InputError, Member
 
 
@@ -30,6 +31,33 @@ class Factors:
 
     a: torch.Tensor
     b: torch.Tensor
+
+
+class HeldFactors:
+    """Factors that stay where they are in memory from one context to the next, as a CUDA graph reads them.
+
+    Attributes:
+        moves: how often they went elsewhere, because their number or their shapes were others.
+    """
+
+    def __init__(self) -> None:
+        self.moves = 0
+        self._held: dict[int, Factors] = {}
+
+    @torch.no_grad()
+    def filled(self, fresh: dict[int, Factors]) -> dict[int, Factors]:
+        """Return factors with the numbers of `fresh`, in the old place if they fit there."""
+        new, old = _tensors(fresh), _tensors(self._held)
+        if self._held.keys() == fresh.keys() and [t.shape for t in new] == [t.shape for t in old]:
+            torch._foreach_copy_(old, new)
+        else:
+            self.moves += 1
+            self._held = fresh
+        return self._held
+
+
+def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
+    return [tensor for pair in factors.values() for tensor in (pair.a, pair.b)]
 
 
 @torch.no_grad()
@@ -80,14 +108,15 @@ Correction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], 
 def correction_of(owner: nn.Module, slots: Sequence[Slot]) -> Correction | None:
     """Return how the plain output of a module becomes that of its members; None where it takes perturbed copies.
 
-    Known are `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, with a forward of their own that nobody replaced.
+    Known are `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, with a forward of their own that nobody replaced,
+    and embeddings that do something before or after they look up, as OPT's table of positions.
     """
     if [(slot.holder, slot.key) for slot in slots] != [(owner, "weight")] or "forward" in owner.__dict__:
         return None
     forward = type(owner).forward
     if forward is nn.Linear.forward:
         return _linear
-    if forward is nn.Embedding.forward and owner.max_norm is None:  # else it rescales its weights
+    if isinstance(owner, nn.Embedding) and owner.max_norm is None:  # else it rescales its weights
         return _embedding
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return _conv1d if conv1d is not None and forward is conv1d.forward else None
@@ -106,13 +135,19 @@ def split(owners: Iterable[Owner]) -> tuple[list[tuple[nn.Module, Slot, Correcti
     return corrected, copied
 
 
+def needs_copies(tuned: Tuned, members: Sequence[Member]) -> bool:
+    """Whether low-rank members of a model need perturbed copies of some of its weights."""
+    return bool(split(tuned.shown_by(members))[1])
+
+
 def corrected_forward(
-    grouping: Grouping, owner: nn.Module, slot: Slot, correct: Correction, factors: Factors
+    grouping: Grouping, owner: nn.Module, slot: Slot, correct: Correction, factors: Factors, *, may_copy: bool = True
 ) -> Callable[..., Any]:
     """Return a forward of `owner` for the rows of all members at once.
 
     On a GPU, a linear layer that sees many tokens takes perturbed copies after all: a correction reads and writes
-    outputs, copies read and write weights, and for many tokens the weights are less.
+    outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a
+    graph would go on reading the copies of the members that it was captured with.
 
     Raises (when called):
         InputError: the input has neither a row nor a token of the model's call in each line.
@@ -120,10 +155,9 @@ def corrected_forward(
     plain_forward = owner.forward
     by_copies = grouping.forward_of(owner, (slot,))
     m, n = slot.weight.shape
-    enough_tokens = (1 + len(factors.a)) * m * n // (2 * m + n) if correct is _linear else sys.maxsize
+    enough_tokens = (1 + len(factors.a)) * m * n // (2 * m + n) if correct is _linear and may_copy else sys.maxsize
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-        (x,) = (*args, *kwargs.values())
+    def corrected(plain: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         a, b = factors.a, factors.b
         if x.is_cuda:
             if x.numel() > enough_tokens * n and grouping.current is None and x.shape[0] in grouping.lengths:
@@ -137,7 +171,41 @@ def corrected_forward(
         elif x.ndim == 0 or x.shape[0] not in grouping.lengths:
             name = type(owner).__name__
             raise InputError(f"{name} was called with {tuple(x.shape)}: no row or token of the model's call in a line")
-        return correct(plain_forward(x), x, a, b)
+        return correct(plain(x), x, a, b)
+
+    if isinstance(owner, nn.Embedding) and type(owner).forward is not nn.Embedding.forward:
+        return _looking_up(owner, corrected)
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        (x,) = (*args, *kwargs.values())
+        return corrected(plain_forward, x)
+
+    return forward
+
+
+def _looking_up(
+    owner: nn.Embedding, corrected: Callable[[Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]
+) -> Callable[..., Any]:
+    """A forward in which what the owner looks up is corrected, whatever it does before and after."""
+    plain_forward, weight = owner.forward, owner.weight
+
+    class LookUp(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = False
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is not nn.functional.embedding or args[1] is not weight:
+                return function(*args, **(kwargs or {}))
+            self.seen = True
+            return corrected(lambda ids: function(ids, *args[1:], **(kwargs or {})), args[0])
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with LookUp() as look_up:
+            y = plain_forward(*args, **kwargs)
+        if not look_up.seen:
+            raise InputError(f"{type(owner).__name__} reads its weight without looking up in it")
+        return y
 
     return forward
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from torch import nn
 
 from zoreward import noise
 from zoreward.kernels import cpu, portable
+from zoreward.members.chosen import chosen_names
 from zoreward.records import InputError, Member
 
 
@@ -68,16 +69,22 @@ class Tuned:
         return [(owner, slots) for owner, slots in own if slots]
 
 
-def tuned_weights(model: nn.Module) -> Tuned:
-    """Return all floating-point weights of `model` as tuned weights.
+def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tuned:
+    """Return the weights of `model` that are tuned: floating-point ones.
+
+    Args:
+        model: the model.
+        tune: which; see `chosen_names`. Or their canonical names.
 
     Raises:
-        InputError: the model has none.
+        InputError: there are none.
     """
     named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
-    weights = {name: weight for name, weight in named.items() if weight.is_floating_point()}
-    if not weights:
+    floats = {name: weight for name, weight in named.items() if weight.is_floating_point()}
+    if not floats:
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
+    names = chosen_names(model, tune, floats) if isinstance(tune, str) else set(tune)
+    weights = {name: weight for name, weight in floats.items() if name in names}
     streams = noise.streams(weights)
     stream_by_id = {id(weight): streams[name] for name, weight in weights.items()}
     owners: dict[nn.Module, list[Slot]] = {}

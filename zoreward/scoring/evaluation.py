@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from zoreward.records import Evaluation
+from zoreward.data import check_calibration, content_free_examples
+from zoreward.records import Evaluation, InputError
 from zoreward.registry import Source, get_objective
+from zoreward.scoring.answers import scores_of, with_base
+from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
 if TYPE_CHECKING:
@@ -37,6 +43,8 @@ def evaluate(
     batch_size: int | None = None,
     generation: Generation | None = None,
     options: dict[str, Any] | None = None,
+    base: PreTrainedModel | str | None = None,
+    content_free: str | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
@@ -46,7 +54,8 @@ def evaluate(
         rows: the dataset, a dict each.
         tokenizer: needed with a loaded model.
         template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for objectives that need completions and where there is no template.
+        prompt: the column of the prompt where there is no template, for objectives that need completions and for
+            preferences.
         choices: the candidates in label order, or `label=answer`.
         choice_column: instead of choices, the column that holds each row's own.
         label: the column that holds the right choice.
@@ -61,6 +70,9 @@ def evaluate(
         batch_size: rows of one forward pass; by default as many as make it efficient.
         generation: how to write, for objectives that need completions.
         options: the objective's own options.
+        base: the model before it was tuned, for objectives that compare with it; with the same tokens.
+        content_free: the prompt without what a row says, a text or a template: choices are then scored by how much
+            likelier they become by the prompt; see `calibrated_logprobs`.
 
     Raises:
         ZorewardError: the rows, the template or the objective do not fit together.
@@ -77,13 +89,14 @@ def evaluate(
         )
     tokenizer = prepare_tokenizer(tokenizer)
     generation = generation or Generation(seed=seed)
+    limit = length_limit(
+        max_length, model if isinstance(model, str) else model.config, trust_remote_code=trust_remote_code
+    )
     examples = examples_of(
         rows,
         tokenizer,
         chosen.needs,
-        max_length=length_limit(
-            max_length, model if isinstance(model, str) else model.config, trust_remote_code=trust_remote_code
-        ),
+        max_length=limit,
         max_new_tokens=generation.max_new_tokens,
         template=template,
         prompt=prompt,
@@ -95,10 +108,29 @@ def evaluate(
         shot_rows=shot_rows,
         seed=seed,
     )
+    free = None
+    if content_free is not None:
+        check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
+        free = content_free_examples(
+            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit
+        )
+    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if chosen.compares_with_base:
+        if base is None:
+            hint = "give --base-model: the model as it was before it was tuned"
+            raise InputError(f"{chosen.name!r} compares a model with its base, and there is none", hint=hint)
+        before = load(base) if isinstance(base, str) else base
+        reader = reader_of(before.eval(), tokenizer.pad_token_id)
+        examples = with_base(replace(reader, rows=batch_size), examples)
+        del before, reader  # one model at a time in memory
     if isinstance(model, str):
-        model = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        model = load(model)
     scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
-    [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+    if free is None:
+        [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+    else:
+        reader = replace(scorer.reader, rows=batch_size)
+        [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
     return Evaluation(
         objective=chosen.name,
         score=scored.score,
@@ -107,6 +139,7 @@ def evaluate(
         fewer_shots=0 if chosen.needs == "completions" else sum(example.shots < shots for example in examples),
         parts=scored.part_scores if chosen.parts else {},
         statistics=statistics_of([scored]),
+        metrics=scored.metrics,
     )
 
 
@@ -126,6 +159,6 @@ def length_limit(max_length: int | None, source: Any, *, trust_remote_code: bool
 
     config = source
     if isinstance(source, str):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(adapter_base(source) or source, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (max_length, context) if limit), default=None)

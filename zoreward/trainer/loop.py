@@ -5,36 +5,48 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
-from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
-from zoreward.members import update_
+from zoreward.journal import Journal, weights_dtype
+from zoreward.members import merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
-from zoreward.registry import Objective, Source, get_objective, weighted_sum
+from zoreward.registry import Source, patient
 from zoreward.scoring import (
+    Reader,
     checked_scorer,
-    examples_of,
-    length_limit,
     load_model,
     load_tokenizer,
     prepare_tokenizer,
     statistics_of,
+    with_base,
 )
-from zoreward.trainer.optimizer import UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
+from zoreward.trainer.drift import check_drift, drift_of
+from zoreward.trainer.inputs import (
+    made_examples,
+    name_of,
+    one_objective,
+    refuse_what_is_missing,
+    tunes_adapter,
+    warn_about_context,
+    what_is_tuned,
+    with_adapter,
+)
+from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.optimizer import Batch, UpdateOptimizer
+from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
+from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
@@ -44,14 +56,14 @@ TRIAL_ROWS = 8
 SAMPLING_INDEX = 2**64 - 2
 
 
-class ZOTrainer(Trainer):
+class ZOTrainer(ResumableTrainer):
     """Tunes a language model on an objective with forward passes alone.
 
     Everything is checked before anything is written: the objective, the rows, the template, the model, and the
     objective's value on a few rows.
 
     Args:
-        model: a folder or Hub id, or a loaded causal language model.
+        model: a folder or Hub id, or a loaded causal language model. Of one with an adapter the adapter is tuned.
         reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
         args: the options.
         train_dataset: rows; a list of dicts or a `datasets.Dataset`.
@@ -59,7 +71,7 @@ class ZOTrainer(Trainer):
         processing_class: the tokenizer; by default the model's own.
         reward_processing_classes: not supported yet; GRPOTrainer's argument.
         callbacks: transformers' callbacks.
-        peft_config: not supported yet.
+        peft_config: puts an adapter into the model, LoRA's (DoRA's too) or IA3's, which alone is tuned and saved.
         objective: the same as `reward_funcs`, under its own name; give one of the two. Several make their sum, with
             `reward_weights` of the options.
         shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
@@ -69,6 +81,9 @@ class ZOTrainer(Trainer):
         objective: the `Objective`.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
+        drift: the `Drift` that says how far the run has moved, or None.
+        kept_step: after how many steps the model stands, once a run is over: its last, or the best one with
+            `load_best_model_at_end`.
         last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
             what each member was worth and wrote.
 
@@ -82,12 +97,11 @@ class ZOTrainer(Trainer):
         >>> trainer.train(); trainer.save_model("runs/demo/model")  # doctest: +SKIP
     """
 
-    control: Any  # of Trainer; said again for type checkers that do not read transformers
-    optimizer: Any
+    optimizer: Any  # of Trainer; said again for type checkers that do not read transformers
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
+        model: PreTrainedModel | PeftModel | str,
         reward_funcs: Source | Sequence[Source] | None = None,
         args: ZOConfig | None = None,
         train_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
@@ -100,23 +114,29 @@ class ZOTrainer(Trainer):
         objective: Source | Sequence[Source] | None = None,
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
-        args = args or ZOConfig()
-        _refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = _the_one(objective, reward_funcs, args.reward_weights)
-        args = completed(args, self.objective.needs)
+        args, self._source = args or ZOConfig(), name_of(model)
+        refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
+        self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
+        args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
         self.method, generation = method_of(args), generation_of(args)
+        check_drift(args)
         tokenizer = prepare_tokenizer(
-            processing_class or load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
+            processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
-        train_examples = _examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        train_examples = made_examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
         eval_examples = None
         if eval_dataset is not None:
-            eval_examples = _examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
-        _warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
+            eval_examples = made_examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
         if isinstance(model, str):
             model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
-        loaded = model.to(args.device)  # before the members are tried on it
+        dtype = weights_dtype(model)  # of the base: an adapter may have another
+        loaded: Any = with_adapter(model, args, peft_config)
+        self._makes_adapter, self._dtype = loaded is not model, dtype
+        if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
+            loaded = loaded.to(args.device)  # before the members are tried on it
+        tuned = what_is_tuned(loaded, args)
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
         self.method_state = self.method.init()
         self.last_step: StepRecord | None = None
@@ -124,52 +144,30 @@ class ZOTrainer(Trainer):
         self.last_scored: list[Scored] = []
         members = self.method.ask(self.method_state).members
         self.scorer = checked_scorer(
-            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members
+            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members, tuned=tuned
         )
+        if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
+            train_examples = with_base(self.scorer.reader, train_examples)
+            if eval_examples is not None:
+                eval_examples = with_base(self._eval_reader(args), eval_examples)
         if self.scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
+        self.drift = drift_of(loaded, args, eval_examples or train_examples)
         self._rows: list[Example] = []
         self._window = Window()
         self._journal: Journal | None = None
+        self._finished = self.begun_with_a_score = False
+        self.kept_step = 0
+        self.keeper = Keeper()
         super().__init__(
             model=loaded,
             args=args,
-            data_collator=list,
+            data_collator=Batch,
             train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=eval_examples,  # type: ignore[arg-type]
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or ()), self.keeper],
         )
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Tune the model; see `transformers.Trainer.train`.
-
-        Raises:
-            InputError: a resume is asked for, or the run folder holds a run already.
-        """
-        if resume_from_checkpoint:
-            raise InputError("a run cannot be resumed yet", hint="Start again in a new folder.")
-        if self.method_state.step:
-            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
-        try:
-            self._journal = Journal(self.args.output_dir, self._journal_header())
-        except FileExistsError as error:
-            raise InputError(
-                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder."
-            ) from error
-        before = [log for log in self.state.log_history if "eval_score" in log]
-        with self._journal:
-            for log in before:  # scored before step 1
-                self._journal.append_evaluation(log["step"], log["eval_score"])
-            try:
-                output = super().train(**kwargs)
-            finally:
-                self._journal = None
-        try:
-            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
-        except OSError as error:  # the journal has it all
-            logging.get_logger(__name__).warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
-        return output
 
     def evaluate(
         self,
@@ -181,31 +179,61 @@ class ZOTrainer(Trainer):
 
         Returns:
             `eval_score`, `eval_rows`, `eval_runtime` in seconds; where the model wrote, `eval_length` and
-            `eval_distinct_2`.
+            `eval_distinct_2`; and what the objective logs, as `eval_share`.
 
         Raises:
-            InputError: there are no rows.
+            InputError: there are no rows; or others than before step 1, for an objective that compares with the base.
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
-            examples = _examples(
+            examples = made_examples(
                 eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
             )
+            if self.objective.compares_with_base:
+                if self.method_state.step:
+                    hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
+                    raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
+                examples = with_base(self._eval_reader(self.args), examples)
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
         rows = self.args.per_device_eval_batch_size or None
         [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
-        values = {"score": scored.score, **statistics_of([scored]), "rows": float(len(examples))}
+        values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
+        if self.drift:
+            values |= self.drift.measured(self.scorer, seed=self.args.seed, scored=scored, of=examples)
+            self._bound(values["kl"])
         if len(scored.part_scores) > 1:
             values |= {f"score/{name}": value for name, value in scored.part_scores.items()}
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
-        if self._journal is not None and metric_key_prefix == "eval":
-            self._journal.append_evaluation(self.state.global_step, scored.score)
+        if self._journal is not None and metric_key_prefix == "eval" and eval_dataset is None:
+            self._write_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, or the adapter where one is tuned, and the tokenizer; see `transformers.Trainer.save_model`.
+
+        With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter.
+        """
+        if not self.args.merge or _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = output_dir or self.args.output_dir
+        merged_copy(self.model).save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+
+    def _bound(self, kl: float) -> None:
+        """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""
+        if self.drift and self.drift.exceeds(kl):
+            self.control.should_training_stop = True
+            self.control.should_evaluate = self.args.eval_strategy != "no"
+
+    def _eval_reader(self, args: ZOConfig) -> Reader:
+        """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
+        return replace(self.scorer.reader, rows=args.per_device_eval_batch_size or None)
 
     # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
 
@@ -215,15 +243,19 @@ class ZOTrainer(Trainer):
         self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
         return self.optimizer
 
-    def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
-        self._rows += inputs
+        self._rows += inputs.examples
+        if self.state.global_step == 1:  # accelerate's wrapper looks for a package on the disk in each step
+            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         rows, self._rows = self._rows, []
         query = self.method.ask(self.method_state)
         seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
         scored = self.scorer.score(rows, query.members, seed=seed, trainer_state=self.state)
+        if self.drift:
+            scored = self.drift.penalised(self.scorer, rows, query.members, scored)
         scores = tuple(one.score for one in scored)
         rate = self._get_learning_rate()
         update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
@@ -232,13 +264,16 @@ class ZOTrainer(Trainer):
         self._window.add(scored)
         every = self.args.completions_every
         if every and query.step % every == 0 and self.objective.needs == "completions":
-            save_completions(self.args.output_dir, query.step, rows, scored)
-        return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
+            try:
+                save_completions(self.args.output_dir, query.step, rows, scored)
+            except OSError as error:  # the run does not need them
+                logging.get_logger(__name__).warning("Completions could not be written: %s.", error)
+        return torch.full((), -math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
-        assert record is not None and self._journal is not None
-        self._journal.append(record)
+        assert record is not None
+        self._write_step(record)
         update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
@@ -250,93 +285,14 @@ class ZOTrainer(Trainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the mean score since the last time, the share of steps without signal, and how texts were."""
+        """Log, with what the steps since the last time were like, the share without signal, and the drift."""
         if "loss" in logs and self._window:
             logs |= self._window.means()
             logs["silent"] = self.method_state.silent / self.method_state.step
+            if self.drift:
+                logs |= self.drift.measured(self.scorer, seed=self.args.seed)
+                self._bound(logs["kl"])
         super().log(logs, start_time)
-
-    def _journal_header(self) -> dict[str, Any]:
-        import transformers
-
-        from zoreward import __version__
-
-        return {
-            "objective": self.objective.name,
-            "options": dict(self.objective.values),
-            "method": {"name": self.args.method, **asdict(self.method)},
-            "model": self.model.name_or_path,
-            "dtype": weights_dtype(self.model),
-            "fingerprint": fingerprint(self.model),
-            "config": self.args.changed(),
-            "streams": self.scorer.reader.tuned.streams,
-            "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        }
-
-
-def _examples(
-    dataset: Any,
-    needs: str,
-    args: ZOConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel | str,
-    shot_rows: list[dict[str, Any]],
-) -> list[Example]:
-    rows = list(dataset) if dataset is not None else []
-    if not rows:
-        raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
-    limit = length_limit(
-        args.max_length, model if isinstance(model, str) else model.config, trust_remote_code=args.trust_remote_code
-    )
-    return examples_of(
-        rows,
-        tokenizer,
-        needs,
-        max_length=limit,
-        max_new_tokens=args.max_completion_length,
-        template=args.template,
-        prompt=args.prompt,
-        choices=args.choices,
-        choice_column=args.choice_column,
-        label=args.label,
-        answer=args.answer,
-        shots=args.shots,
-        shot_rows=shot_rows,
-        seed=args.seed,
-    )
-
-
-def _warn_about_context(examples: Sequence[Example], shots: int) -> None:
-    logger = logging.get_logger(__name__)
-    if truncated := sum(example.truncated > 0 for example in examples):
-        logger.warning("%d of %d prompts were cut on the left to fit the context.", truncated, len(examples))
-    if fewer := sum(example.shots < shots for example in examples):
-        logger.warning("%d of %d prompts have room for fewer than %d demonstrations.", fewer, len(examples), shots)
-
-
-def _the_one(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
-    given = [value for value in (objective, reward_funcs) if value is not None]
-    if len(given) != 1:
-        raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
-    sources = given[0] if isinstance(given[0], list | tuple) else [given[0]]
-    return weighted_sum([get_objective(source) for source in sources], weights)
-
-
-def _refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
-    if reward_processing_classes is not None or peft_config is not None:
-        raise InputError("reward_processing_classes and peft_config are not supported yet", hint="Leave them out.")
-    if args.world_size > 1:
-        raise InputError("runs over several processes are not supported yet", hint="Start one process.")
-    if hasattr(model, "peft_config"):
-        raise InputError("a model with adapters cannot be tuned yet", hint="Merge them: model.merge_and_unload().")
-    if args.n_gpu > 1:
-        raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
-    if Path(args.output_dir, JOURNAL_NAME).exists():
-        raise InputError(f"'{args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder.")
-
-
-def _name_of(model: PreTrainedModel | str) -> str:
-    return model if isinstance(model, str) else model.name_or_path
 
 
 def _slope(record: StepRecord, directions: int) -> float:

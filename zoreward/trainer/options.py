@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import SPSA, Population
 from zoreward.records import InputError
+from zoreward.registry import Patience
 from zoreward.scoring import Generation
 
 
@@ -21,7 +22,9 @@ class ZOConfig(ZOArguments, TrainingArguments):
     Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
     1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. For objectives of text they
     are: 16 low-rank directions, ε 1e-2, a learning rate of 3e-3, differences over their rms. Each step scores all rows
-    of all its accumulated batches together.
+    of all its accumulated batches together. The journal is the checkpoint: what is saved besides is one snapshot of the
+    weights, for a quick resume. By default it is written when it costs little; every `save_steps` steps; with each new
+    best score (`save_strategy="best"`); or never (`"no"`).
 
     Raises:
         InputError: an option that makes no sense without gradients.
@@ -39,12 +42,19 @@ class ZOConfig(ZOArguments, TrainingArguments):
     lr_scheduler_type: str = "constant"
     max_grad_norm: float = 0.0
     logging_steps: float = 10
-    save_strategy: str = "no"
+    save_strategy: str = "steps"
+    save_steps: float = field(
+        default=0, metadata={"help": "Write the weights down every so many steps, for a quick resume. 0: by cost."}
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "At the end, take the weights of the step with the best dev score."}
+    )
     metric_for_best_model: str | None = "score"
     greater_is_better: bool | None = True
     report_to: Any = "none"
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
     per_device_eval_batch_size: int = field(
         default=0, metadata={"help": "Rows of one forward pass over the dev rows. 0: as many as make it efficient."}
     )
@@ -56,21 +66,31 @@ class ZOConfig(ZOArguments, TrainingArguments):
     def __post_init__(self) -> None:
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             self.max_steps = 1000
+        # transformers demands checkpoints where there are evaluations; the journal has every step.
+        best: bool = self.load_best_model_at_end
+        self.load_best_model_at_end = False
         super().__post_init__()
+        self.load_best_model_at_end = best
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
             "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
             "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
             "auto_find_batch_size": (self.auto_find_batch_size, "A batch that is too large is split by itself."),
-            "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
+            "ignore_data_skip": (self.ignore_data_skip, "A resume goes on with the rows that come next."),
         }
         for name, (given, hint) in refusals.items():
             if given:
                 raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+        if best and self.eval_strategy == "no":
+            raise InputError("load_best_model_at_end has no scores to choose by", hint='Set eval_strategy="steps".')
+        if best and self.metric_for_best_model not in ("score", "eval_score"):
+            message = f"load_best_model_at_end goes by the score, not by {self.metric_for_best_model!r}"
+            raise InputError(message, hint="Leave metric_for_best_model out.")
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
-        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
+        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -83,19 +103,23 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # What depends on what the objective needs. Measured for text on two models of 12 M and 1.3 B parameters; the others are
 # MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+_FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
 
 
-def completed(args: ZOConfig, needs: str) -> ZOConfig:
-    """Return the options with the defaults that fit what the objective needs.
+def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
+    """Return the options with the defaults that fit what the objective needs, and what is tuned.
 
     >>> completed(ZOConfig("run", eps=5e-3, use_cpu=True), "completions").eps
     0.005
     """
     args = copy.copy(args)
-    for name, value in (_FOR_TEXT if needs == "completions" else _FOR_ANSWERS).items():
+    defaults = _FOR_TEXT if needs == "completions" else _FOR_ANSWERS
+    for name, value in ({**defaults, **_FOR_ADAPTERS} if adapter else defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
+        args.data_seed = args.seed
     return args
 
 
@@ -124,6 +148,15 @@ def method_of(args: ZOConfig) -> SPSA | Population:
     except ValueError as error:
         raise InputError(str(error), hint="Change the option of that name.") from None
     raise InputError(f"there is no method {args.method!r}", hint="Choose spsa, es or fzoo.")
+
+
+def patience_of(args: ZOConfig) -> Patience:
+    """Return how the objective is called.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
 
 
 def generation_of(args: ZOConfig) -> Generation:

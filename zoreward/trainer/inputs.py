@@ -1,0 +1,133 @@
+"""What a trainer is given, made ready or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
+
+from zoreward.members import Tuned, adapted, check_tune, has_adapter, lora_config, tuned_weights
+from zoreward.records import Example, InputError
+from zoreward.registry import Objective, get_objective, weighted_sum
+from zoreward.scoring import adapter_base, check_model_name, examples_of, length_limit
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from zoreward.trainer.options import ZOConfig
+
+
+def made_examples(
+    dataset: Any,
+    needs: str,
+    args: ZOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | str,
+    shot_rows: list[dict[str, Any]],
+) -> list[Example]:
+    """Return the rows made ready for the model; see `examples_of`."""
+    rows = list(dataset) if dataset is not None else []
+    if not rows:
+        raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
+    limit = length_limit(
+        args.max_length, model if isinstance(model, str) else model.config, trust_remote_code=args.trust_remote_code
+    )
+    return examples_of(
+        rows,
+        tokenizer,
+        needs,
+        max_length=limit,
+        max_new_tokens=args.max_completion_length,
+        template=args.template,
+        prompt=args.prompt,
+        choices=args.choices,
+        choice_column=args.choice_column,
+        label=args.label,
+        answer=args.answer,
+        shots=args.shots,
+        shot_rows=shot_rows,
+        seed=args.seed,
+    )
+
+
+def warn_about_context(examples: Sequence[Example], shots: int) -> None:
+    """Say how many prompts lost something to fit the context."""
+    logger = logging.get_logger(__name__)
+    if truncated := sum(example.truncated > 0 for example in examples):
+        logger.warning("%d of %d prompts were cut on the left to fit the context.", truncated, len(examples))
+    if fewer := sum(example.shots < shots for example in examples):
+        logger.warning("%d of %d prompts have room for fewer than %d demonstrations.", fewer, len(examples), shots)
+
+
+def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
+    """Return the objective that is given under one of two names; several make their weighted sum."""
+    given = [value for value in (objective, reward_funcs) if value is not None]
+    if len(given) != 1:
+        raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
+    sources = given[0] if isinstance(given[0], list | tuple) else [given[0]]
+    return weighted_sum([get_objective(source) for source in sources], weights)
+
+
+def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    if reward_processing_classes is not None:
+        raise InputError("reward_processing_classes is not supported yet", hint="Leave it out.")
+    if peft_config is not None and args.tune not in ("full", "lora"):
+        raise InputError(f"peft_config and tune={args.tune!r} say two things", hint="Leave one of them out.")
+    check_tune(args.tune)
+    if args.world_size > 1:
+        raise InputError("runs over several processes are not supported yet", hint="Start one process.")
+    if args.n_gpu > 1:
+        raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
+    if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
+        hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
+        raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)
+
+
+def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft_config: Any) -> bool:
+    """Whether an adapter is tuned: one that is asked for, or the model's own.
+
+    Raises:
+        ZorewardError: there is no such model; or there is to be no adapter, and it is to be merged.
+    """
+    found = peft_config is not None or args.tune == "lora"
+    if isinstance(model, str):
+        check_model_name(model)
+        found = found or adapter_base(model) is not None
+    else:
+        found = found or has_adapter(model)
+    if args.merge and not found:
+        raise InputError("there is no adapter to merge", hint="Leave merge out, or take tune=lora.")
+    return found
+
+
+def with_adapter(model: PreTrainedModel, args: ZOConfig, peft_config: Any) -> PreTrainedModel | PeftModel:
+    """Return the model with the adapter that is asked for, if one is.
+
+    Raises:
+        InputError: it has one already, or the adapter cannot be made.
+    """
+    if peft_config is None and args.tune != "lora":
+        return model
+    return adapted(model, peft_config or lora_config(model, args.lora_rank, args.lora_alpha), args.seed)
+
+
+def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
+    """Return the weights that are tuned.
+
+    Raises:
+        InputError: there are none, or none that the directions move.
+    """
+    if getattr(model, "is_quantized", False) and not has_adapter(model):
+        raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
+    tuned = tuned_weights(model, args.tune)
+    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
+        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+    return tuned
+
+
+def name_of(model: PreTrainedModel | str) -> str:
+    """Return the folder or Hub id of a model."""
+    return model if isinstance(model, str) else model.name_or_path
