@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
 
 CONFIG_NAME = "config.yaml"
-# Options whose defaults depend on what the objective needs.
-_BY_NEED = ("noise", "eps", "num_directions", "normalize", "learning_rate")
+# Options whose defaults depend on the method and on what the objective needs.
+_BY_NEED = ("noise", "rank", "eps", "num_directions", "normalize", "momentum", "refresh", "share", "learning_rate")
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 
@@ -262,14 +262,23 @@ def _dev_scores(trainer: ZOTrainer) -> list[float]:
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
-    from zoreward.methods import SPSA
+    from zoreward.methods import make_method, named
 
-    names = {"eps": "eps", "num_directions": "num_directions", "learning_rate": "lr", "weight_decay": "weight_decay"}
-    given = {name: values[option] for option, name in names.items() if values[option] is not None}
-    try:
-        SPSA(**given, seed=values["seed"])
-    except ValueError as error:
-        raise InputError(str(error), hint="change the option of that name") from None
+    names = {"learning_rate": "lr"}
+    options = (
+        "eps",
+        "num_directions",
+        "learning_rate",
+        "weight_decay",
+        "normalize",
+        "more_every",
+        "momentum",
+        "window",
+    )
+    options += ("refresh", "full_every", "full_rate", "anneal_every")
+    given = {names.get(name, name): values[name] for name in options}
+    low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
+    make_method(values["method"], **given, seed=values["seed"], rank=int(low_rank))
 
 
 def check_output(output: Path) -> None:

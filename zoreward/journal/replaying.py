@@ -12,7 +12,7 @@ from torch import nn
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run
-from zoreward.members import Tuned, tuned_weights, updates_
+from zoreward.members import Tuned, limited, tuned_weights, updates_
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
@@ -92,7 +92,8 @@ def checked_base(run: Run, model: nn.Module) -> Tuned:
         raise InputError(f"the model is not the run's base: only one of them has '{strangers[0]}'", hint=hint)
     if fingerprint(model) != run.header["fingerprint"]:
         raise InputError("the model is not the run's base: its weights have another fingerprint", hint=hint)
-    return replace(tuned, streams=run.streams)
+    tuned = replace(tuned, streams=run.streams)
+    return limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 
 def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:

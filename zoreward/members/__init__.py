@@ -5,6 +5,18 @@
 
 from zoreward.members.check import grouping_problem
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
+from zoreward.members.limits import limited, smallest
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
-__all__ = ["KEEP_BYTES", "Slot", "Tuned", "grouping_problem", "members_at", "tuned_weights", "update_", "updates_"]
+__all__ = [
+    "KEEP_BYTES",
+    "Slot",
+    "Tuned",
+    "grouping_problem",
+    "limited",
+    "members_at",
+    "smallest",
+    "tuned_weights",
+    "update_",
+    "updates_",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +16,16 @@ from zoreward.records import InputError, Member
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`."""
+    """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`.
+
+    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`.
+    """
 
     holder: nn.Module
     key: str
     weight: nn.Parameter
     stream: int
+    limit: float | None = None
 
 
 Owner = tuple[nn.Module, tuple[Slot, ...]]
@@ -36,11 +40,13 @@ class Tuned:
         weights: canonical name → weight, each once, in the model's order. Tied weights go by their first name.
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
+        limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
     """
 
     weights: dict[str, nn.Parameter]
     streams: dict[str, int]
     owners: tuple[Owner, ...]
+    limits: dict[str, float] = field(default_factory=dict)
 
     @property
     def slots(self) -> Iterator[Slot]:

@@ -10,7 +10,7 @@ from zoreward.scoring.loading import check_model_name, checked_device, load_mode
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
-from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, limited_scorer, scorer_of, statistics_of
 
 __all__ = [
     "Generation",
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate",
     "examples_of",
     "length_limit",
+    "limited_scorer",
     "load_model",
     "load_tokenizer",
     "mean_length",

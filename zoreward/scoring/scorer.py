@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data import render, render_prompts
+from zoreward.members import limited
 from zoreward.records import Example, Member, Scored
 from zoreward.registry import Objective
 from zoreward.scoring.answers import answer_scores
@@ -120,6 +121,12 @@ def checked_scorer(
     scorer = Scorer(reader, objective, tokenizer, None, generation)
     scorer.score(examples)
     return scorer
+
+
+def limited_scorer(scorer: Scorer, limits: Mapping[str, float]) -> Scorer:
+    """Return a scorer of members whose weights beyond their limits rest; see `zoreward.members.limited`."""
+    reader = replace(scorer.reader, tuned=limited(scorer.reader.tuned, limits))
+    return replace(scorer, reader=reader, generator=HFGenerator(reader, scorer.tokenizer) if scorer.generator else None)
 
 
 def examples_of(

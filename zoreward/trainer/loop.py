@@ -15,11 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
-from zoreward.members import update_
+from zoreward.members import smallest, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source
-from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
+from zoreward.scoring import (
+    checked_scorer,
+    limited_scorer,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+    statistics_of,
+)
 from zoreward.trainer.inputs import made_examples, name_of, one_objective, refuse_what_is_missing, warn_about_context
 from zoreward.trainer.optimizer import UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
@@ -103,6 +110,7 @@ class ZOTrainer(Trainer):
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
         train_examples = made_examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        self.method = method_of(args, rows=len(train_examples))
         eval_examples = None
         if eval_dataset is not None:
             eval_examples = made_examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
@@ -119,6 +127,8 @@ class ZOTrainer(Trainer):
         self.scorer = checked_scorer(
             loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members
         )
+        if args.share is not None:
+            self.scorer = limited_scorer(self.scorer, smallest(self.scorer.reader.tuned, args.share))
         if self.scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
         self._rows: list[Example] = []
@@ -216,7 +226,13 @@ class ZOTrainer(Trainer):
         rows, self._rows = self._rows, []
         query = self.method.ask(self.method_state)
         seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
-        scored = self.scorer.score(rows, query.members, seed=seed, trainer_state=self.state)
+        if query.rows == "all":
+            rows = list(self.train_dataset)  # type: ignore[arg-type]
+        scored = [
+            one
+            for members in query.parts
+            for one in self.scorer.score(rows, members, seed=seed, trainer_state=self.state)
+        ]
         scores = tuple(one.score for one in scored)
         rate = self._get_learning_rate()
         update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
@@ -236,7 +252,7 @@ class ZOTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         assert self.last_step is not None
-        return _slope(self.last_step, self.args.num_directions)
+        return _slope(self.last_step, self.method.directions.drawn(self.last_step.step))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted."""
@@ -254,6 +270,7 @@ class ZOTrainer(Trainer):
 
         from zoreward import __version__
 
+        limits = self.scorer.reader.tuned.limits
         return {
             "objective": self.objective.name,
             "options": dict(self.objective.values),
@@ -263,6 +280,7 @@ class ZOTrainer(Trainer):
             "fingerprint": fingerprint(self.model),
             "config": self.args.changed(),
             "streams": self.scorer.reader.tuned.streams,
+            **({"limits": limits} if limits else {}),
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
 
