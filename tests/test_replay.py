@@ -84,8 +84,8 @@ def test_a_run_of_every_kind_of_method_is_replayed(method, options, tmp_path, to
     )
     sizes.clear()
     trainer.train()
-    if method == "svrg":  # couples on all six rows, then couples here and at the anchor on four
-        assert sizes == [6] * 2 + [4] * 4 + [4] * 4 + [6] * 2 + [4] * 4
+    if method == "svrg":  # couples on all six rows, then couples here and at the anchor on the batch's four or two
+        assert sizes == [6] * 2 + [2] * 4 + [4] * 4 + [6] * 2 + [4] * 4
         assert trainer.method.anneal_every == 2
     assert len({b"".join(weights) for weights in live.after}) == 6
     for path in (tmp_path / "run", tmp_path / "run" / "trajectory.safetensors"):

@@ -264,21 +264,10 @@ def _dev_scores(trainer: ZOTrainer) -> list[float]:
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import make_method, named
 
-    names = {"learning_rate": "lr"}
-    options = (
-        "eps",
-        "num_directions",
-        "learning_rate",
-        "weight_decay",
-        "normalize",
-        "more_every",
-        "momentum",
-        "window",
-    )
-    options += ("refresh", "full_every", "full_rate", "anneal_every")
-    given = {names.get(name, name): values[name] for name in options}
+    options = ("eps", "num_directions", "weight_decay", "normalize", "more_every", "momentum", "window", "refresh")
+    given = {name: values[name] for name in (*options, "full_every", "full_rate", "anneal_every", "seed")}
     low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
-    make_method(values["method"], **given, seed=values["seed"], rank=int(low_rank))
+    make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 
 
 def check_output(output: Path) -> None:
