@@ -66,6 +66,18 @@ class ZOArguments:
         default=None,
         metadata={"help": "Steps of the two windows by which svrg lowers its rates; 0: never. Default: an epoch."},
     )
+    tune: str = field(
+        default="full",
+        metadata={
+            "help": "What is tuned: full, lora (an adapter beside the weights), bias, head, last-N (layers), or a "
+            "regular expression for names of weights. Of a model with an adapter it is the adapter."
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})
+    lora_alpha: int = field(default=16, metadata={"help": "The adapter counts alpha/rank times, with lora."})
+    merge: bool = field(
+        default=False, metadata={"help": "Save the whole model with its adapter merged in, instead of the adapter."}
+    )
     template: str | None = field(
         default=None, metadata={"help": "The prompt, with the columns of a row in braces: '{sentence} It was'."}
     )
@@ -118,7 +130,44 @@ class ZOArguments:
     stop: list[str] | None = field(
         default=None, metadata={"help": "What is written ends before this text. Give it once for each."}
     )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={"help": "Seconds that one call of the objective may take; then the run ends. Default: no limit."},
+    )
+    reward_retries: int = field(
+        default=0,
+        metadata={
+            "help": "Call again so often where a call raises or takes too long, after at most 1, 2, 4, … seconds."
+        },
+    )
+    reward_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Calls of the objective at a time, in threads; each of one row where the objective is rowwise "
+            "(docs/objectives.md). Default: one, or all of what is async."
+        },
+    )
+    reward_cache: str | None = field(
+        default=None,
+        metadata={"help": "Keep the scores of rowwise objectives in this folder, for this run and others."},
+    )
     completions_every: int = field(
         default=10,
         metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never."},
+    )
+    drift: bool = field(
+        default=False,
+        metadata={
+            "help": "Log how far the model has moved from its base: KL per token of what it writes, and the weights. "
+            "Keeps a copy of the base. On by itself with kl and max_kl."
+        },
+    )
+    kl: float = field(
+        default=0.0, metadata={"help": "Take so many times the KL to the base, per token, from each member's score."}
+    )
+    max_kl: float | None = field(
+        default=None, metadata={"help": "Stop where the model's KL to the base, per token, exceeds this."}
+    )
+    base_device: str | None = field(
+        default=None, metadata={"help": "Where the copy of the base stands. Default: with the model; cpu is slower."}
     )

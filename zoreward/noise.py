@@ -11,7 +11,8 @@ Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel 
 | key (2 × 32 bits) | the 64-bit seed, low word first |
 | counter words 0, 1 | index // 4, low word first |
 | counter word 2 | the stream of the tensor |
-| counter word 3 | the purpose: 0 dense directions, 1 rounding, 2 and 3 the factors a and b of low-rank directions |
+| counter word 3 | the purpose: 0 dense directions, 1 rounding, 2 and 3 the factors a and b of low-rank directions, |
+| | 4 the first weights of an adapter |
 | output word | number index % 4 |
 
 `index` is the flat (row-major) index in the whole tensor; in a factor of rank r, i·r + k is that of a[i, k].
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE_VERSION = 1
-DIRECTION, ROUNDING, FACTOR_A, FACTOR_B = 0, 1, 2, 3
+DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 3, 4
 
 # Philox 4x32's multipliers and Weyl constants (Salmon et al. 2011, table 2).
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -114,6 +115,16 @@ def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECT
     """
     ones = np.bitwise_count(words(seed, stream, start, count, purpose)).astype(np.float32)
     return (ones - np.float32(16)) * INV_SQRT_8
+
+
+def uniform(seed: int, stream: int, start: int, count: int, purpose: int) -> NDArray[np.float32]:
+    """Return numbers spread evenly over [−1, 1), multiples of 2^−23: float32, exact.
+
+    >>> uniform(seed=0, stream=0, start=0, count=2, purpose=FIRST_WEIGHTS).tolist()
+    [-0.7766942977905273, 0.8932474851608276]
+    """
+    word = words(seed, stream, start, count, purpose)
+    return (word >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
 
 
 def inv_sqrt_rank(rank: int) -> np.float32:

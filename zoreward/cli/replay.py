@@ -33,7 +33,13 @@ def replay_command() -> Callable[..., int]:
         option("model", str | None, base, DATA, default=None),
         option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
         option("trust_remote_code", bool, "Run the code that the model brings along.", DATA, default=False),
-        option("output", str | None, "A new folder for the model and its tokenizer.", RUN, default=None),
+        option(
+            "output",
+            str | None,
+            "A new folder for the model, or the run's adapter, and the tokenizer.",
+            RUN,
+            default=None,
+        ),
         option("step", int | None, "How many steps. Default: all.", RUN, default=None, least=0),
         option("json", bool, "Print the scores and slopes of each step, in one JSON object.", RUN, default=False),
     ]
@@ -51,8 +57,7 @@ def _replay(context: typer.Context, values: dict[str, Any]) -> int:
         steps = checked_step(run, values["step"])
         if values["output"]:
             model, tokenizer = _loaded(run, values)
-            _move(run, model, steps)
-            _save(Path(values["output"]), model, tokenizer)
+            _save(Path(values["output"]), _moved(run, model, steps), tokenizer)
     summary = {
         "run": values["run"],
         "steps": steps,
@@ -93,7 +98,7 @@ def _loaded(run: Run, values: dict[str, Any]) -> tuple[PreTrainedModel, PreTrain
     return load_model(values["model"], dtype=run.header["dtype"], device=device, **trust), tokenizer
 
 
-def _move(run: Run, model: PreTrainedModel, steps: int) -> None:
+def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -103,7 +108,7 @@ def _move(run: Run, model: PreTrainedModel, steps: int) -> None:
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=steps)
-        replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
+        return replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
 
 
 def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

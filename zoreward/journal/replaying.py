@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run
-from zoreward.journal.run import Run
-from zoreward.members import Tuned, limited, tuned_weights, updates_
+from zoreward.journal.run import Run, directions
+from zoreward.members import Tuned, adapted, config_of, has_adapter, limited, tuned_weights, updates_
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
@@ -34,12 +34,13 @@ def replay(
     Args:
         run: a run folder, a journal, a trajectory, or what was read from one.
         model: the base, loaded in the dtype in which the run had it; changed in place. An exception in the middle of
-            the work leaves it between two steps.
+            the work leaves it between two steps. For a run that made an adapter: without it. For a run that went on
+            with an adapter: with it, as it was.
         step: how many steps; by default all. 0 changes nothing.
         progress: called now and then with the steps done.
 
     Returns:
-        The model.
+        The model; where the run made an adapter, a `PeftModel` around it.
 
     Raises:
         MissingFileError: there is no such run.
@@ -51,7 +52,7 @@ def replay(
     """
     run = run if isinstance(run, Run) else load_run(run)
     steps = checked_step(run, step)
-    tuned = checked_base(run, model)
+    model, tuned = checked_base(run, model)
     done = 0
     for updates in _passes(run.updates(steps)):
         updates_(model, updates, tuned=tuned)
@@ -74,13 +75,13 @@ def checked_step(run: Run, step: int | None) -> int:
     return step
 
 
-def checked_base(run: Run, model: nn.Module) -> Tuned:
-    """Return the weights that the run moved, with its streams.
+def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
+    """Return the model, with the adapter that the run made, and the weights that the run moved, with its streams.
 
     Raises:
-        InputError: the run began with other weights.
+        InputError: the run began with other weights; then the model is as it was.
     """
-    tuned, dtype = tuned_weights(model), weights_dtype(model)
+    dtype = weights_dtype(model)
     if dtype != run.header["dtype"]:
         raise InputError(
             f"the run began with {run.header['dtype']} weights, the model has {dtype}",
@@ -88,12 +89,31 @@ def checked_base(run: Run, model: nn.Module) -> Tuned:
         )
     name = str(run.header.get("model") or "")
     hint = f"It began with {name!r}; another revision of it is another base." if name else "Take the run's own base."
-    if strangers := sorted(tuned.weights.keys() ^ run.streams.keys()):
-        raise InputError(f"the model is not the run's base: only one of them has '{strangers[0]}'", hint=hint)
-    if fingerprint(model) != run.header["fingerprint"]:
-        raise InputError("the model is not the run's base: its weights have another fingerprint", hint=hint)
+    wrapped = _with_adapter(run, model)
+    try:
+        tuned = tuned_weights(wrapped, run.streams)
+        if strangers := sorted(tuned.weights.keys() ^ run.streams.keys()):
+            message = f"the model is not the run's base: only one of them has '{strangers[0]}'"
+            raise InputError(message, hint=hint)
+        if fingerprint(wrapped) != run.header["fingerprint"]:
+            raise InputError("the model is not the run's base: its weights have another fingerprint", hint=hint)
+    except InputError:
+        if wrapped is not model:
+            wrapped.unload()
+        raise
     tuned = replace(tuned, streams=run.streams)
-    return limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
+    return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
+
+
+def _with_adapter(run: Run, model: Any) -> Any:
+    options, drawn = run.header.get("adapter"), directions(run.header)
+    if options is None:
+        return model
+    if not isinstance(options, dict) or drawn is None:
+        raise InputError("the header does not say what the run's adapter was", hint="Ask for another copy.")
+    if has_adapter(model):
+        raise InputError("the run made its adapter itself", hint="Give the base without an adapter.")
+    return adapted(model, config_of(options), drawn.seed)
 
 
 def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:

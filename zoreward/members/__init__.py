@@ -3,18 +3,41 @@
 `members_at` shows the model as if its weights were θ + Σ coefficient · z(seed), without touching θ. `update_` moves θ.
 """
 
+from zoreward.members.adapters import (
+    adapted,
+    adapter_options,
+    called_model,
+    config_of,
+    has_adapter,
+    lora_config,
+    merged_copy,
+)
 from zoreward.members.check import grouping_problem
+from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
+from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
+from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
+    "HeldCopies",
+    "HeldFactors",
     "Slot",
     "Tuned",
+    "adapted",
+    "adapter_options",
+    "called_model",
+    "check_tune",
+    "config_of",
     "grouping_problem",
+    "has_adapter",
     "limited",
+    "lora_config",
     "members_at",
+    "merged_copy",
+    "needs_copies",
     "smallest",
     "tuned_weights",
     "update_",

@@ -70,6 +70,6 @@ def update_limited_(tuned: Tuned, update: Update) -> None:
     """Do an update to the weights within their limits, a tensor at a time; see `updates_`."""
     for name, weight in tuned.weights.items():
         before = weight.detach().clone()
-        for kernel, same in by_kernel([(weight, tuned.streams[name])]):
+        for kernel, same in by_kernel([(weight, tuned.streams[name])], tuned.kernels):
             kernel.update_all_(same, update)
         weight.copy_(kept(before, weight, tuned.limits[name]))

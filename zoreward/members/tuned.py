@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from zoreward import noise
 from zoreward.kernels import cpu, portable
+from zoreward.members.chosen import chosen_names
 from zoreward.records import InputError, Member
 
 
@@ -31,6 +34,9 @@ class Slot:
 Owner = tuple[nn.Module, tuple[Slot, ...]]
 """A module whose forward uses tuned weights, and where they hang."""
 
+Kernels = dict[torch.device, Any]
+"""Device → kernel. A GPU's remembers where weights lie, so it lives as long as they are known."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
@@ -41,12 +47,14 @@ class Tuned:
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
         limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
+        kernels: what works on the weights of each device; filled as it is needed.
     """
 
     weights: dict[str, nn.Parameter]
     streams: dict[str, int]
     owners: tuple[Owner, ...]
     limits: dict[str, float] = field(default_factory=dict)
+    kernels: Kernels = field(default_factory=dict, repr=False)
 
     @property
     def slots(self) -> Iterator[Slot]:
@@ -67,16 +75,22 @@ class Tuned:
         return [(owner, slots) for owner, slots in own if slots]
 
 
-def tuned_weights(model: nn.Module) -> Tuned:
-    """Return all floating-point weights of `model` as tuned weights.
+def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tuned:
+    """Return the weights of `model` that are tuned: floating-point ones.
+
+    Args:
+        model: the model.
+        tune: which; see `chosen_names`. Or their canonical names.
 
     Raises:
-        InputError: the model has none.
+        InputError: there are none.
     """
     named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
-    weights = {name: weight for name, weight in named.items() if weight.is_floating_point()}
-    if not weights:
+    floats = {name: weight for name, weight in named.items() if weight.is_floating_point()}
+    if not floats:
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
+    names = chosen_names(model, tune, floats) if isinstance(tune, str) else set(tune)
+    weights = {name: weight for name, weight in floats.items() if name in names}
     streams = noise.streams(weights)
     stream_by_id = {id(weight): streams[name] for name, weight in weights.items()}
     owners: dict[nn.Module, list[Slot]] = {}
@@ -96,16 +110,32 @@ def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield nearest[name], module
 
 
-def by_kernel(weights: Iterable[tuple[torch.Tensor, int]]) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int]]]]:
+def by_kernel(
+    weights: Iterable[tuple[torch.Tensor, int]], kernels: Kernels
+) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int]]]]:
     """Yield the weights of each device, and their streams, with the kernel that works on them there."""
     devices: dict[torch.device, list[tuple[torch.Tensor, int]]] = {}
     for weight, stream in weights:
         devices.setdefault(weight.device, []).append((weight, stream))
     for device, same in devices.items():
-        yield _kernel(device), same
+        if device not in kernels:
+            kernels[device] = _kernel(device)
+        yield kernels[device], same
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is there: on Linux it comes with torch."""
+    return find_spec("triton") is not None
 
 
 def _kernel(device: torch.device) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"weights on a {device.type} device cannot be tuned", hint="Take the CPU or a CUDA device.")
-    return cpu if device.type == "cpu" else portable
+    if device.type == "cpu":
+        return cpu
+    if not has_triton():
+        return portable
+    from zoreward.kernels.gpu import Kernels as GPUKernels
+
+    return GPUKernels()

@@ -1,24 +1,39 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import answer_scores, member_scores
+from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
+from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
-from zoreward.scoring.loading import check_model_name, checked_device, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import (
+    adapter_base,
+    check_model_name,
+    checked_device,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+)
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
-from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, limited_scorer, scorer_of, statistics_of
+from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.stepping import Stepper
 
 __all__ = [
+    "Base",
     "Generation",
     "Generator",
     "HFGenerator",
+    "Packer",
     "Reader",
     "Scorer",
+    "Stepper",
+    "adapter_base",
     "answer_scores",
+    "base_of",
     "candidate_logprobs",
     "check_model_name",
     "checked_device",
@@ -29,8 +44,8 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "kl_to_base",
     "length_limit",
-    "limited_scorer",
     "load_model",
     "load_tokenizer",
     "mean_length",
@@ -41,4 +56,6 @@ __all__ = [
     "scorer_of",
     "share_that_differs",
     "statistics_of",
+    "weights_moved",
+    "with_base",
 ]

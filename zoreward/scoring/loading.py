@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from zoreward.data import check_hub
 from zoreward.records import InputError, MissingFileError
@@ -31,6 +32,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     check_model_name(name)
+    base = adapter_base(name)
+    if base is not None and not Path(name, "tokenizer_config.json").is_file():
+        return load_tokenizer(base, trust_remote_code=trust_remote_code)
     try:
         return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
     except Exception as error:
@@ -48,10 +52,10 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 def load_model(
     name: str, *, dtype: str | None = None, device: Any = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a causal language model for scoring, in eval mode.
+    """Load a causal language model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
 
     Args:
-        name: a folder or a Hub id.
+        name: a folder or a Hub id. With an adapter's the base is loaded that its config names, and the adapter put in.
         dtype: `float32`, `bfloat16`, `float16` or `auto`, the checkpoint's own; by default `float32` on a CPU and
             `auto` elsewhere.
         device: where to; by default the GPU if there is one.
@@ -59,7 +63,8 @@ def load_model(
 
     Raises:
         MissingFileError: a path that does not exist.
-        InputError: something that is no causal language model, an unknown dtype, or no such device.
+        InputError: something that is no causal language model, an adapter whose base is not there, an unknown dtype,
+            or no such device.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -70,11 +75,50 @@ def load_model(
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
+    base = adapter_base(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
-        return model.to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, trust_remote_code=trust_remote_code)
+        return (model if base is None else _with_adapter(model, name)).to(device).eval()
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
+
+
+def adapter_base(name: str) -> str | None:
+    """Return the base that an adapter of PEFT belongs to; None for a model that is whole.
+
+    Args:
+        name: a folder or a Hub id.
+
+    Raises:
+        InputError: the adapter's config names no base, or one that is not there.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    found = find_adapter_config_file(name)
+    if found is None:
+        return None
+    try:
+        base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the adapter '{name}' cannot be read", hint=_first_line(error)) from error
+    hint = "Write the base's folder or Hub id into its adapter_config.json, as base_model_name_or_path."
+    if not base:
+        raise InputError(f"the adapter '{name}' does not say what its base is", hint=hint)
+    try:
+        check_model_name(base)
+    except (InputError, MissingFileError) as error:
+        raise InputError(f"the base of the adapter '{name}' is not there: {error}", hint=hint) from error
+    return str(base)
+
+
+def _with_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Put a stored adapter into its base. PEFT draws its weights before it reads them: not from the global state."""
+    import torch
+    from peft import PeftModel
+
+    with torch.random.fork_rng(devices=[]):
+        found: Any = PeftModel.from_pretrained(model, name)
+    return cast("PreTrainedModel", found)
 
 
 def checked_device(name: Any) -> torch.device:
@@ -107,11 +151,12 @@ def check_model_name(name: str) -> None:
 
     Raises:
         MissingFileError: it looks like a path and does not exist.
-        InputError: a file, a folder without `config.json`, no possible Hub id, or no way to the Hub.
+        InputError: a file, a folder without the `config.json` of a model or the `adapter_config.json` of an adapter, no
+            possible Hub id, or no way to the Hub.
     """
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
             raise InputError(
                 f"the folder '{name}' is no model: it has no config.json",
                 hint="Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m.",
@@ -123,7 +168,8 @@ def check_model_name(name: str) -> None:
     else:
         from huggingface_hub import try_to_load_from_cache
 
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        names = ("config.json", "adapter_config.json")
+        if not any(isinstance(try_to_load_from_cache(name, one), str) for one in names):
             check_hub(f"the model '{name}'")
 
 

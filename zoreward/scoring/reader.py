@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from zoreward.members import Tuned, tuned_weights
+from zoreward.members import Tuned, called_model, tuned_weights
 from zoreward.scoring.probes import check_causal, pads_exactly, shares_prefix, vocabulary_size
+
+if TYPE_CHECKING:
+    from zoreward.scoring.packing import Packer
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
 # a GPU wants its units filled.
@@ -29,6 +33,7 @@ class Reader:
         tokens: tokens of one forward pass, padding included, all members together.
         rows: rows of one forward pass; None: as many as `tokens` allows.
         problem: why members cannot share a forward pass; None if they can.
+        packer: what reads answers of one token in a way of its own, where it can.
     """
 
     model: nn.Module
@@ -40,6 +45,7 @@ class Reader:
     tokens: int
     rows: int | None = None
     problem: str | None = None
+    packer: Packer | None = None
 
     @property
     def grouped(self) -> bool:
@@ -47,12 +53,19 @@ class Reader:
         return self.problem is None
 
 
-def reader_of(model: nn.Module, pad_token_id: int, *, tokens: int | None = None) -> Reader:
+def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None, tokens: int | None = None) -> Reader:
     """Look at a model once and return how to read with it.
+
+    Args:
+        model: the model; of a PeftModel the one inside is read with.
+        pad_token_id: fills rows up on the left.
+        tuned: its tuned weights; by default `tuned_weights(model)`.
+        tokens: tokens of one forward pass.
 
     Raises:
         InputError: it is no causal language model.
     """
+    model = called_model(model)
     check_causal(model)
     accepts = frozenset(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
@@ -60,4 +73,5 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tokens: int | None = None)
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
     pads = pads_exactly(model, pad_token_id)
-    return Reader(model, tuned_weights(model), pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)
+    tuned = tuned or tuned_weights(model)
+    return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data import render, render_prompts
-from zoreward.members import limited
+from zoreward.members import Tuned
 from zoreward.records import Example, Member, Scored
 from zoreward.registry import Objective
-from zoreward.scoring.answers import answer_scores
+from zoreward.scoring.answers import answer_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length
@@ -81,10 +81,15 @@ class Scorer:
 
 
 def scorer_of(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, objective: Objective, generation: Generation
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    generation: Generation,
+    *,
+    tuned: Tuned | None = None,
 ) -> Scorer:
     """Return what scores this model, one member at a time or few."""
-    reader = reader_of(model, tokenizer.pad_token_id)
+    reader = reader_of(model, tokenizer.pad_token_id, tuned=tuned)
     generator = HFGenerator(reader, tokenizer) if objective.needs == "completions" else None
     return Scorer(reader, objective, tokenizer, generator, generation)
 
@@ -96,6 +101,8 @@ def checked_scorer(
     generation: Generation,
     examples: Sequence[Example],
     members: Sequence[Member],
+    *,
+    tuned: Tuned | None = None,
 ) -> Scorer:
     """Return what scores this model, after trying members and objective on real rows.
 
@@ -106,27 +113,22 @@ def checked_scorer(
         generation: how they write, where the objective needs `completions`.
         examples: some rows.
         members: at least two, different from each other; so many will be scored at once.
+        tuned: the model's tuned weights; by default `tuned_weights(model)`.
 
     Raises:
         ObjectiveError: the objective raised, or returned no score.
     """
     if objective.needs == "completions":
-        scorer = scorer_of(model, tokenizer, objective, generation)
+        scorer = scorer_of(model, tokenizer, objective, generation, tuned=tuned)
         generator = checked_generator(scorer.reader, tokenizer, examples, members[:2])
         scorer = replace(scorer, generator=generator, reader=generator.reader)
         short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
         replace(scorer, generation=short).score(examples)
         return scorer
-    reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2])
+    reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
     scorer = Scorer(reader, objective, tokenizer, None, generation)
-    scorer.score(examples)
+    scorer.score(with_base(reader, examples) if objective.compares_with_base else examples)
     return scorer
-
-
-def limited_scorer(scorer: Scorer, limits: Mapping[str, float]) -> Scorer:
-    """Return a scorer of members whose weights beyond their limits rest; see `zoreward.members.limited`."""
-    reader = replace(scorer.reader, tuned=limited(scorer.reader.tuned, limits))
-    return replace(scorer, reader=reader, generator=HFGenerator(reader, scorer.tokenizer) if scorer.generator else None)
 
 
 def examples_of(
@@ -149,7 +151,7 @@ def examples_of(
         max_length: tokens of a prompt and what stands or is written behind it; None: no limit.
         max_new_tokens: tokens that are written at most.
         template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for `completions` without a template.
+        prompt: the column of the prompt, for `completions` and for preferences without a template.
         answers: the other arguments of `render`, which is for answers that are given.
 
     Raises:
@@ -158,7 +160,7 @@ def examples_of(
     if needs == "completions":
         room = None if max_length is None else max_length - max_new_tokens
         return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room)
-    return render(rows, tokenizer, needs=needs, template=template, max_length=max_length, **answers)
+    return render(rows, tokenizer, needs=needs, template=template, prompt=prompt, max_length=max_length, **answers)
 
 
 def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:

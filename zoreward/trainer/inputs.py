@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME
+from zoreward.members import (
+    Tuned,
+    adapted,
+    check_tune,
+    has_adapter,
+    limited,
+    lora_config,
+    smallest,
+    tuned_weights,
+)
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
-from zoreward.scoring import examples_of, length_limit
+from zoreward.scoring import adapter_base, check_model_name, examples_of, length_limit
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from zoreward.trainer.options import ZOConfig
@@ -72,16 +83,59 @@ def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None
 
 def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
     """Refuse what can be refused before anything is loaded."""
-    if reward_processing_classes is not None or peft_config is not None:
-        raise InputError("reward_processing_classes and peft_config are not supported yet", hint="Leave them out.")
+    if reward_processing_classes is not None:
+        raise InputError("reward_processing_classes is not supported yet", hint="Leave it out.")
+    if peft_config is not None and args.tune not in ("full", "lora"):
+        raise InputError(f"peft_config and tune={args.tune!r} say two things", hint="Leave one of them out.")
+    check_tune(args.tune)
     if args.world_size > 1:
         raise InputError("runs over several processes are not supported yet", hint="Start one process.")
-    if hasattr(model, "peft_config"):
-        raise InputError("a model with adapters cannot be tuned yet", hint="Merge them: model.merge_and_unload().")
     if args.n_gpu > 1:
         raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
     if Path(args.output_dir, JOURNAL_NAME).exists():
         raise InputError(f"'{args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder.")
+
+
+def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft_config: Any) -> bool:
+    """Whether an adapter is tuned: one that is asked for, or the model's own.
+
+    Raises:
+        ZorewardError: there is no such model; or there is to be no adapter, and it is to be merged.
+    """
+    found = peft_config is not None or args.tune == "lora"
+    if isinstance(model, str):
+        check_model_name(model)
+        found = found or adapter_base(model) is not None
+    else:
+        found = found or has_adapter(model)
+    if args.merge and not found:
+        raise InputError("there is no adapter to merge", hint="Leave merge out, or take tune=lora.")
+    return found
+
+
+def with_adapter(model: PreTrainedModel, args: ZOConfig, peft_config: Any) -> PreTrainedModel | PeftModel:
+    """Return the model with the adapter that is asked for, if one is.
+
+    Raises:
+        InputError: it has one already, or the adapter cannot be made.
+    """
+    if peft_config is None and args.tune != "lora":
+        return model
+    return adapted(model, peft_config or lora_config(model, args.lora_rank, args.lora_alpha), args.seed)
+
+
+def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
+    """Return the weights that are tuned.
+
+    Raises:
+        InputError: there are none, or none that the directions move.
+    """
+    if getattr(model, "is_quantized", False) and not has_adapter(model):
+        raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
+    tuned = tuned_weights(model, args.tune)
+    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
+        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+    return tuned if args.share is None else limited(tuned, smallest(tuned, args.share))
 
 
 def name_of(model: PreTrainedModel | str) -> str:

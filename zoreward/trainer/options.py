@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, takes
 from zoreward.records import InputError
+from zoreward.registry import Patience
 from zoreward.scoring import Generation
 
 
@@ -45,6 +46,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     report_to: Any = "none"
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
     per_device_eval_batch_size: int = field(
         default=0, metadata={"help": "Rows of one forward pass over the dev rows. 0: as many as make it efficient."}
     )
@@ -70,7 +72,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
-        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
+        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -83,6 +86,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # What depends on what the objective needs, where the method has no paper of its own. Measured for text on two models of
 # 12 M and 1.3 B parameters; the others are MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+_FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
 
 
@@ -90,8 +94,9 @@ _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize"
 METHOD_OPTIONS = ("normalize", "refresh", "more_every", "momentum", "window", "full_every", "full_rate")
 
 
-def completed(args: ZOConfig, needs: str) -> ZOConfig:
-    """Return the options with the defaults of their method, and else those that fit what the objective needs.
+def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
+    """Return the options with the defaults of their method, and else those that fit what the objective needs and what
+    is tuned.
 
     Raises:
         InputError: there is no such method.
@@ -100,7 +105,8 @@ def completed(args: ZOConfig, needs: str) -> ZOConfig:
     0.005
     """
     args, method = copy.copy(args), named(args.method)
-    defaults = {**(_FOR_TEXT if needs == "completions" else _FOR_ANSWERS), **method.defaults}
+    defaults = {**(_FOR_TEXT if needs == "completions" else _FOR_ANSWERS), **(_FOR_ADAPTERS if adapter else {})}
+    defaults |= method.defaults
     if not takes(method, "normalize") or "normalize" in method.fixed:
         defaults["normalize"] = None
     for name, value in defaults.items():
@@ -137,6 +143,15 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
         anneal_every=anneal_every,
         **{name: getattr(args, name) for name in METHOD_OPTIONS},
     )
+
+
+def patience_of(args: ZOConfig) -> Patience:
+    """Return how the objective is called.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
 
 
 def generation_of(args: ZOConfig) -> Generation:

@@ -1,0 +1,215 @@
+"""Adapters of PEFT: made so that they can be made again, found in a model, merged."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoreward import noise
+from zoreward.records import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+# Keeps the seed of an adapter's first weights apart from those of a step's directions, rounding and samples.
+ADAPTER_INDEX = 2**64 - 3
+
+# The options that a config may have: what they do follows from the config, the base and our seed alone. Others need
+# data, change the base, or draw numbers of their own.
+_OPTIONS = {
+    "LORA": {
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+        *("fan_in_fan_out", "init_lora_weights"),
+    },
+    "IA3": {"target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "fan_in_fan_out"},
+}
+_OF_ANY = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+_BEGINNINGS = (True, "gaussian")
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether PEFT has put an adapter into the model."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def called_model(model: nn.Module) -> nn.Module:
+    """Return transformers' own model: that in a PeftModel, which has the adapter's layers in it and runs alone."""
+    peft: Any = sys.modules.get("peft")
+    return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
+
+
+def lora_config(model: nn.Module, rank: int, alpha: int) -> PeftConfig:
+    """Return LoRA's config: PEFT's own choice of layers for the architecture, or all linear ones where it has none.
+
+    Raises:
+        InputError: rank or alpha is below 1.
+    """
+    from peft import LoraConfig
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    for name, value in (("lora_rank", rank), ("lora_alpha", alpha)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}", hint="The usual ones are 8 and 16.")
+    known = getattr(getattr(model, "config", None), "model_type", None) in KNOWN
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=None if known else "all-linear", task_type="CAUSAL_LM")
+
+
+def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
+    """Put an adapter into a model. Its first weights follow from the seed, on every device; nothing global is drawn.
+
+    LoRA's A is even over ±1/√n for n inputs (or normal, with init_lora_weights="gaussian"), B is 0; DoRA's lengths
+    are those of the base; IA3's factors are 1. float32 beside a base of half precision.
+
+    Args:
+        model: the base; changed in place.
+        config: LoRA's, with or without DoRA, or IA3's; left as it is.
+        seed: of the run.
+
+    Raises:
+        InputError: another kind of adapter, an option that cannot be made again, or layers that the model has not.
+    """
+    from peft import get_peft_model
+
+    if has_adapter(model):
+        raise InputError(
+            "the model has an adapter already", hint="It is what is tuned: leave tune and peft_config out."
+        )
+    _check_config(config)
+    devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.is_cuda})
+    try:
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it itself
+            wrapped = get_peft_model(model, copy.deepcopy(config))
+    except ValueError as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"PEFT cannot make this adapter: {message}", hint="Change target_modules.") from error
+    _draw(wrapped, noise.derive_seed(seed, 0, ADAPTER_INDEX))
+    return wrapped
+
+
+def adapter_options(model: PeftModel) -> dict[str, Any]:
+    """Return what makes a model's adapter again, for JSON: its kind, and the options that are not empty."""
+    config = model.peft_config[_active(model)]
+    kind = _kind(config)
+    given = {name: value for name, value in config.to_dict().items() if name in _OPTIONS[kind] and value}
+    plain = {name: sorted(value) if isinstance(value, set | frozenset) else value for name, value in given.items()}
+    if kind == "IA3" and isinstance(plain["target_modules"], list):  # PEFT fills it up with layers it does not find
+        known = [name for name in plain.get("feedforward_modules", ()) if name in plain["target_modules"]]
+        plain["feedforward_modules"] = known
+    return {"peft_type": kind, **plain}
+
+
+def config_of(options: Mapping[str, Any]) -> PeftConfig:
+    """Return the config that `adapter_options` told of; the options may come from a stranger's file.
+
+    Raises:
+        InputError: they are none of ours.
+    """
+    from peft import IA3Config, LoraConfig
+
+    kinds: dict[Any, Any] = {"LORA": LoraConfig, "IA3": IA3Config}
+    kind, given = options.get("peft_type"), {name: options[name] for name in options if name != "peft_type"}
+    if not isinstance(kind, str) or kind not in kinds or not given.keys() <= _OPTIONS[kind]:
+        raise InputError("the run's adapter is of no known kind", hint="Take the zoreward that wrote it.")
+    try:
+        config = kinds[kind](task_type="CAUSAL_LM", **given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the run's adapter cannot be made: {error}", hint="Ask for another copy.") from None
+    _check_config(config)
+    return config
+
+
+def adapter_weights(model: nn.Module) -> set[int]:
+    """Return the ids of the weights that an adapter's file holds: those of the active adapter.
+
+    Raises:
+        InputError: the adapter cannot be tuned as it is.
+    """
+    from peft import get_peft_model_state_dict
+
+    name = _active(model)
+    peft_config: Any = model.peft_config
+    if (kind := _kind(peft_config[name])) not in _OPTIONS:
+        raise InputError(f"{kind} adapters cannot be tuned yet", hint="LoRA, DoRA and IA3 can.")
+    state = model.state_dict(keep_vars=True)
+    held = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
+    return {id(weight) for weight in held.values()}
+
+
+def merged_copy(model: PeftModel) -> nn.Module:
+    """Return a copy of the whole model on the CPU, with its adapter merged into the weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
+    for weight in model.parameters():
+        copies[id(weight)] = nn.Parameter(copies[id(weight)], requires_grad=False)
+    merged: nn.Module = copy.deepcopy(model, memo=copies).merge_and_unload()
+    return merged
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _active(model: nn.Module) -> str:
+    """The name of the one adapter that is at work."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not layers:
+        peft_config: Any = model.peft_config
+        kinds = sorted({_kind(config) for config in peft_config.values()})
+        raise InputError(f"{', '.join(kinds)} adapters cannot be tuned yet", hint="LoRA, DoRA and IA3 can.")
+    if any(layer.merged or layer.disable_adapters for layer in layers):
+        raise InputError("the model's adapter is merged or disabled", hint="Load it again, or merge it for good.")
+    names = sorted({name for layer in layers for name in layer.active_adapters})
+    if len(names) != 1:
+        raise InputError(
+            f"the model has {len(names)} active adapters", hint='Choose one: model.set_adapter("default").'
+        )
+    return str(names[0])
+
+
+def _check_config(config: PeftConfig) -> None:
+    """Refuse what could not be made again from the base and a seed."""
+    kind = _kind(config)
+    if kind not in _OPTIONS:
+        raise InputError(f"{kind} adapters cannot be tuned yet", hint="LoRA, DoRA and IA3 can.")
+    defaults = type(config)().to_dict()
+    for name, value in config.to_dict().items():
+        if name not in _OPTIONS[kind] | _OF_ANY and value != defaults[name]:
+            raise InputError(
+                f"an adapter with {name}={value!r} cannot be made again from the base and a seed",
+                hint="Make it with get_peft_model, save it, and tune that model.",
+            )
+    if kind == "LORA" and config.init_lora_weights not in _BEGINNINGS:
+        raise InputError(
+            f"init_lora_weights={config.init_lora_weights!r} cannot be made again from the base and a seed",
+            hint="Take True or 'gaussian'; or make it with get_peft_model, save it, and tune that model.",
+        )
+
+
+@torch.no_grad()
+def _draw(model: PeftModel, seed: int) -> None:
+    """Give LoRA's random matrices the values that follow from the seed."""
+    config: Any = model.peft_config["default"]
+    gaussian = getattr(config, "init_lora_weights", None) == "gaussian"
+    for name, weight in model.named_parameters():
+        stream, size = noise.stream_of(name), weight.numel()
+        if ".lora_embedding_B." in name:
+            first = noise.normal(seed, stream, 0, size, noise.FIRST_WEIGHTS)
+        elif ".lora_A." not in name:
+            continue
+        elif gaussian:
+            first = noise.normal(seed, stream, 0, size, noise.FIRST_WEIGHTS) * np.float32(1 / weight.shape[0])
+        else:
+            bound = np.float32(weight[0].numel() ** -0.5)
+            first = noise.uniform(seed, stream, 0, size, noise.FIRST_WEIGHTS) * bound
+        weight.copy_(torch.from_numpy(first).view(weight.shape))
