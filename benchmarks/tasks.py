@@ -68,7 +68,7 @@ A column is made, in this order and before the template is filled, by
 |---|---|
 | `name: "{a} and {b}"` | a text |
 | `name: ["{a}", "{b}"]` | a list of texts: a row's own answers, for `choice_column` |
-| `name: {of: "answers[text]"}` | what stands there, unchanged |
+| `name: {of: "answers[text]"}` | what stands there, unchanged; of a list, the first that is there |
 | `name: {of: question, values: {effect: so, cause: because}}` | `so` or `because` |
 | `name: {text: "{query}", replace: {"@x": "{b}"}}` | a text, `@x` in it replaced |
 | `name: {text: "{query}", each: names, replace: {"@x": "{each}"}}` | a list: one text for each of `names` |
