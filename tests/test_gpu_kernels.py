@@ -33,6 +33,7 @@ MIXED: tuple[Member, ...] = (
     (Term(2, 0.3, 3), Term(2**64 - 1, -0.1)),
     (),
     (Term(2, -0.25, 3),),
+    (Term(5, 0.25, 2), Term(2, 0.1, 2, b_seed=5)),
 )
 UPDATES = [
     Update(0.1, MIXED[0], 9),  # all at once
@@ -152,7 +153,7 @@ def test_what_nothing_moves_is_not_written(kernels, dtype):
 
 
 def test_factors_are_bit_equal(kernels):
-    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(5, 1.0, 1)]
+    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(5, 1.0, 1, b_seed=2**64 - 1)]
     shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1)]
     got = kernels.factors_all([(torch.empty(shape, device=DEVICE), stream) for shape, stream in shapes], terms)
     expected = cpu.factors_all([(torch.empty(shape), stream) for shape, stream in shapes], terms)

@@ -195,9 +195,9 @@ class Kernels:
                 weight.copy_(copy)
 
     def _factors(self, group: Group, terms: Sequence[Term]) -> tuple[torch.Tensor, dict[Any, int]]:
-        """All factors of the matrices, and where those of a (seed, rank) begin."""
-        distinct = list({(term.seed, term.rank): term for term in terms}.values())
-        keys = [(term.seed, term.rank) for term in distinct]
+        """All factors of the matrices, and where those of a direction begin."""
+        distinct = list({term.direction: term for term in terms}.values())
+        keys = [term.direction for term in distinct]
         if not group.matrices or not distinct:
             return group.like, dict.fromkeys(keys, 0)  # some address; nothing is read there
         drawn, begins, _ = self._draw(group.matrices, distinct)
@@ -211,9 +211,7 @@ class Kernels:
         drawn = torch.empty(size * sum(term.rank for term in terms), device=device)
         for rank in sorted({term.rank for term in terms}):
             table = self._table_of_factors(weights, rank, device)
-            lines = [
-                [term.seed, 0, rank, begin] for term, begin in zip(terms, begins, strict=True) if term.rank == rank
-            ]
+            lines = [[*term.seeds, rank, begin] for term, begin in zip(terms, begins, strict=True) if term.rank == rank]
             script = self._script(lines, device)
             if table.units.numel():
                 with _on(device):

@@ -20,7 +20,7 @@ def script_of(seed: int, decay: float, terms: Sequence[Term], begins: dict[Any, 
     for term in terms:
         scale = float(noise.inv_sqrt_rank(term.rank)) if term.rank else 1.0
         lines += [term.seed, _pattern(term.coefficient) | _pattern(scale) << 32, term.rank]
-        lines.append(begins[term.seed, term.rank] if term.rank else 0)
+        lines.append(begins[term.direction] if term.rank else 0)
     return lines
 
 

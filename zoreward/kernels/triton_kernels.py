@@ -27,6 +27,7 @@ import triton.language as tl
 
 from zoreward.kernels.triton_noise import (
     DIRECTION,
+    FACTOR_A,
     as_float,
     exactly,
     lanes,
@@ -200,11 +201,13 @@ def update(
 def normals(table, units, script, out, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr):
     """Write `noise.normal` of all lines of a table, for each line of the script (a term; `out` + its field 3).
 
-    Here field 4 of the table is where the numbers go, field 5 the purpose.
+    Here field 4 of the table is where the numbers go, field 5 the purpose: FACTOR_A, which takes the seed in field 0 of
+    the script, or FACTOR_B, which takes that in field 1.
     """
     row, start = _block_of(table, units, BLOCK, PARTS)
     term = script + tl.program_id(1) * LINE
     lane = lanes(BLOCK)
-    z = normal(tl.load(term), tl.load(row + 2), start, tl.load(row + 5), BLOCK, NATIVE)
+    purpose = tl.load(row + 5)
+    z = normal(tl.load(term + purpose - FACTOR_A), tl.load(row + 2), start, purpose, BLOCK, NATIVE)
     places = out + tl.load(term + 3) + tl.load(row + 4) + start + lane
     tl.store(places, z, mask=lane < tl.load(row + 1) - start)

@@ -16,6 +16,7 @@ from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
 from zoreward.members.held import HeldCopies
+from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
@@ -32,10 +33,12 @@ __all__ = [
     "config_of",
     "grouping_problem",
     "has_adapter",
+    "limited",
     "lora_config",
     "members_at",
     "merged_copy",
     "needs_copies",
+    "smallest",
     "tuned_weights",
     "update_",
     "updates_",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel
 from zoreward.records import InputError, Member
@@ -165,9 +166,10 @@ def perturbed_copies(
     slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels
 ) -> dict[int, list[torch.Tensor]]:
     """Return the copies of the slots' weights at each member, by the weight's id."""
-    distinct = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
+    slot_of = {id(slot.weight): slot for slot in slots}
+    distinct = {key: (slot.weight, slot.stream) for key, slot in slot_of.items()}
     return {
-        id(weight): copies
+        id(weight): [kept(weight, copy, slot_of[id(weight)].limit) for copy in copies]
         for kernel, weights in by_kernel(distinct.values(), kernels)
         for (weight, _), copies in zip(weights, kernel.perturb_all(weights, members), strict=True)
     }

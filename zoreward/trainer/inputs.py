@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from zoreward.members import Tuned, adapted, check_tune, has_adapter, lora_config, tuned_weights
+from zoreward.members import (
+    Tuned,
+    adapted,
+    check_tune,
+    has_adapter,
+    limited,
+    lora_config,
+    smallest,
+    tuned_weights,
+)
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
 from zoreward.scoring import adapter_base, check_model_name, examples_of, length_limit
@@ -125,7 +134,7 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     tuned = tuned_weights(model, args.tune)
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
-    return tuned
+    return tuned if args.share is None else limited(tuned, smallest(tuned, args.share))
 
 
 def name_of(model: PreTrainedModel | str) -> str:
