@@ -204,10 +204,10 @@ def test_a_correction_is_the_outer_product(rows):
     y, x, a, b = (torch.randn(size, generator=generator) for size in sizes)
     member = torch.arange(3).repeat_interleave(rows)
     expected = y.double() + (x.double() * b[member]).sum(1, keepdim=True) * a[member]
+    assert (expected - y).abs().max() > 1
     got = correction.correct_(*(tensor.to(DEVICE) for tensor in (y, x, a, b)))
     # Sums of 1,030 products of size ≤ 10 and root mean square 1, rounded 1,030 times: 1,030 · 2^-24 · 32 · |a| ≤ 6e-3.
     torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=6e-3)
-    assert (expected - y).abs().max() > 1
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
