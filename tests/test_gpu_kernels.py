@@ -19,7 +19,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from conftest import random_model
 from zoreward.kernels import cpu
+from zoreward.members import members_at
 from zoreward.records import Member, Term, Update
 
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
@@ -203,10 +205,10 @@ def test_a_correction_is_the_outer_product(rows):
     y, x, a, b = (torch.randn(size, generator=generator) for size in sizes)
     member = torch.arange(3).repeat_interleave(rows)
     expected = y.double() + (x.double() * b[member]).sum(1, keepdim=True) * a[member]
+    assert (expected - y).abs().max() > 1
     got = correction.correct_(*(tensor.to(DEVICE) for tensor in (y, x, a, b)))
     # Sums of 1,030 products of size ≤ 10 and root mean square 1, rounded 1,030 times: 1,030 · 2^-24 · 32 · |a| ≤ 6e-3.
     torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=6e-3)
-    assert (expected - y).abs().max() > 1
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -259,3 +261,23 @@ def test_other_seeds_compile_nothing_and_a_graph_can_run_again():
     graph.replay()
     [[expected]] = cpu.perturb_all([(weight.cpu(), 1)], [(Term(seed, 0.5),)])
     assert torch.equal(other.cpu(), expected)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("tokens", [3, 60], ids=["corrected", "copied"])
+@pytest.mark.parametrize("family", ["opt", "llama-tied"])
+def test_members_on_a_gpu_are_those_of_one_at_a_time(family, tokens, rank):
+    model = random_model(family).cuda()
+    members = tuple((Term(seed, sign * 0.05, rank),) for seed in (1, 2) for sign in (1, -1))
+    ids = torch.randint(3, 30, (4, tokens), generator=torch.Generator().manual_seed(0)).cuda()
+
+    def logits(some: tuple[Member, ...], **options: int) -> torch.Tensor:
+        with torch.no_grad(), members_at(model, some, **options):
+            return model(input_ids=ids.repeat(len(some), 1), logits_to_keep=1).logits[:, -1].view(len(some), 4, -1)
+
+    expected = torch.cat([logits((member,)) for member in members])
+    # As in test_members.py: other blockings of the same float32 sums, some 3e-6 a layer.
+    torch.testing.assert_close(logits(members, keep_bytes=0), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(members), expected, rtol=0, atol=1e-4)
+    assert (expected[0] - expected[1]).abs().max() > 0.01
