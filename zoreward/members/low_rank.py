@@ -146,8 +146,8 @@ def corrected_forward(
     """Return a forward of `owner` for the rows of all members at once.
 
     On a GPU, a linear layer that sees many tokens takes perturbed copies after all: a correction reads and writes
-    outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a graph
-    would go on reading the copies of the members that it was captured with.
+    outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a
+    graph would go on reading the copies of the members that it was captured with.
 
     Raises (when called):
         InputError: the input has neither a row nor a token of the model's call in each line.
