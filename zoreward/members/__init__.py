@@ -7,6 +7,8 @@ from zoreward.members.adapters import (
     adapted,
     adapter_options,
     called_model,
+    check_merge,
+    check_no_adapter,
     config_of,
     has_adapter,
     lora_config,
@@ -15,15 +17,19 @@ from zoreward.members.adapters import (
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
+from zoreward.members.prefix import PREFIX_TOKENS, with_prefix
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
+    "PREFIX_TOKENS",
     "Slot",
     "Tuned",
     "adapted",
     "adapter_options",
     "called_model",
+    "check_merge",
+    "check_no_adapter",
     "check_tune",
     "config_of",
     "grouping_problem",
@@ -34,4 +40,5 @@ __all__ = [
     "tuned_weights",
     "update_",
     "updates_",
+    "with_prefix",
 ]

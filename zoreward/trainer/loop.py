@@ -46,6 +46,10 @@ TRIAL_ROWS = 8
 SAMPLING_INDEX = 2**64 - 2
 
 
+# Where a run keeps the prefix that it began with: it holds activations, whose last bits are those of one device.
+START_NAME = "start"
+
+
 class ZOTrainer(Trainer):
     """Tunes a language model on an objective with forward passes alone.
 
@@ -121,6 +125,7 @@ class ZOTrainer(Trainer):
         dtype = weights_dtype(model)  # of the base: an adapter may have another
         loaded: Any = with_adapter(model, args, peft_config)
         self._makes_adapter, self._dtype = loaded is not model, dtype
+        self._start = str(Path(args.output_dir, START_NAME)) if loaded is not model and args.tune == "prefix" else None
         if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
@@ -164,6 +169,8 @@ class ZOTrainer(Trainer):
             raise InputError(
                 f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder."
             ) from error
+        if self._start:
+            self.model.save_pretrained(self._start)
         before = [log for log in self.state.log_history if "eval_score" in log]
         with self._journal:
             for log in before:  # scored before step 1
@@ -284,11 +291,11 @@ class ZOTrainer(Trainer):
             "objective": self.objective.name,
             "options": dict(self.objective.values),
             "method": {"name": self.args.method, **asdict(self.method)},
-            "model": self.model.name_or_path,
+            "model": self._start or self.model.name_or_path,
             "dtype": self._dtype,
             "fingerprint": fingerprint(self.model),
             "config": self.args.changed(),
-            **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
+            **({"adapter": adapter_options(self.model)} if self._makes_adapter and not self._start else {}),
             "streams": self.scorer.reader.tuned.streams,
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }

@@ -84,6 +84,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
 _FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
+_FOR_PREFIXES = {"noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
 
 
@@ -95,7 +96,9 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     """
     args = copy.copy(args)
     defaults = _FOR_TEXT if needs == "completions" else _FOR_ANSWERS
-    for name, value in ({**defaults, **_FOR_ADAPTERS} if adapter else defaults).items():
+    if adapter:
+        defaults = {**defaults, **(_FOR_PREFIXES if args.tune == "prefix" else _FOR_ADAPTERS)}
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
