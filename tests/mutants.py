@@ -30,6 +30,20 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "what is kept forgets the options",
+        "zoreward/registry/kept.py",
+        "json.dumps([name, options, source, row], sort_keys=True)",
+        "json.dumps([name, source, row], sort_keys=True)",
+        "tests/test_patience.py",
+    ),
+    Mutant(
+        "a call that was given up still logs",
+        "zoreward/registry/attempts.py",
+        "    for number in range(1, tries + 1):\n        notes = Notes()",
+        "    notes = Notes()\n    for number in range(1, tries + 1):",
+        "tests/test_patience.py",
+    ),
+    Mutant(
         "the update goes downhill",
         "zoreward/methods/steps.py",
         "rate * weight / len(weights)",

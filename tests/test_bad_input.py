@@ -40,6 +40,7 @@ CONFIGS = {
     "list": "- eps\n",
     "f1": "objective: f1\n",
     "twice": "choice: [bad, good]\nchoices: [bad, good]\n",
+    "own": "template: '{sentence}'\nobjective: accuracy\n",
 }
 
 BASE = {
@@ -118,6 +119,49 @@ CASES = {
     "too many shots": ("accuracy", {"--shots": "4"}, "needs 4 rows that ask something else", "lower --shots"),
     "choices twice": ("accuracy", {"--choice-column": "sentence"}, "answers for all rows and a column", "not both"),
     "choice column": ("accuracy", {"--choice": None, "--choice-column": "optoins"}, "'optoins'", "the columns are"),
+    "no time for a reward": ("f1", {"--reward-timeout": "0"}, "more than 0 seconds, not 0", "30"),
+    "fewer than no retries": ("f1", {"--reward-retries": "-1"}, "0 or more, not -1", "3"),
+    "no workers": ("f1", {"--reward-workers": "0"}, "1 or more, not 0", "8"),
+    "cache is a file": ("f1", {"--reward-cache": "train.jsonl"}, "'train.jsonl' is a file", "folder"),
+    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be kept", "rowwise=True"),
+    "preference: no column": (
+        "preference",
+        {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},
+        "no row has the prompt column 'question'",
+        "give --prompt or --template",
+    ),
+    "preference: alike": (
+        "preference",
+        {"--data": "alike.jsonl", "--template": None, "--choice": None},
+        "row 2: chosen and rejected are the same",
+        "drop such rows",
+    ),
+    "preference: half a pair": (
+        "preference",
+        {"--data": "chosen.jsonl", "--template": None, "--choice": None},
+        "no row has the column 'rejected'",
+        "prompt, chosen and rejected",
+    ),
+    "preference: no preferences": (
+        "preference",
+        {"--template": None, "--choice": None},
+        "there is no prompt",
+        "rows with prompt, chosen and rejected",
+    ),
+    "preference: no such form": ("preference", {"--form": "hinge"}, "'hinge' is not one of", "--help"),
+    "filter": ("accuracy", {"--template": "{sentence|stripp}"}, "the filter 'stripp'", "did you mean strip?"),
+    "no data": ("accuracy", {"--data": None}, "there are no rows", "--task"),
+    "task: unknown": ("accuracy", {"--task": "sst3"}, "there is no task 'sst3'", "did you mean sst2?"),
+    "task: no file": ("accuracy", {"--task": "my.yaml"}, "there is no file my.yaml", "YAML file"),
+    "task: no task": ("accuracy", {"--task": "f1.yaml"}, "there is no template", "template: …"),
+    "task: masked": ("accuracy", {"--task": "rte-masked"}, "'rte-masked' is for masked models", "there is rte"),
+    "task: masked alone": ("accuracy", {"--task": "qnli-masked"}, "is for masked models", "`zoreward tasks`"),
+    "task: other columns": ("accuracy", {"--task": "rte", "--template": None}, "'premise'", "the columns are sentence"),
+    "task: made columns": ("accuracy", {"--task": "copa"}, "no row has the column 'question'", "sentence, label"),
+    "task: no data": ("accuracy", {"--task": "own.yaml", "--data": None}, "'own' names no data", "--data"),
+    "bare: no task": ("accuracy", {"--bare": True}, "--bare is for a task", "--task sst2"),
+    "bare: none": ("accuracy", {"--task": "own.yaml", "--bare": True}, "'own' has no bare prompt", "bare:"),
+    "split seed": ("accuracy", {"--split-seed": "-1"}, "-1 is less than 0", "--help"),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
 TUNE_CASES = {
@@ -129,11 +173,19 @@ TUNE_CASES = {
     "set: has an option": ("accuracy", {"--set": "max_steps=5"}, "option of its own", "--help"),
     "set: wrong type": ("accuracy", {"--set": "save_strategy=sometimes"}, "sometimes", "change the option"),
     "eval-limit": ("accuracy", {"--eval-limit": "5"}, "--eval-limit", "--eval-data"),
+    "k-shot and rows": ("accuracy", {"--k-shot": "1", "--dev-rows": "1"}, "--k-shot and --dev-rows", "one of them"),
+    "k-shot of too few": ("accuracy", {"--k-shot": "2"}, "no class has more than 2 rows", "lower --k-shot"),
+    "dev rows of too few": ("accuracy", {"--dev-rows": "4"}, "4 rows leave none to tune on", "lower --dev-rows"),
+    "test data": ("accuracy", {"--test-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
+    "no test data": ("accuracy", {"--test-data": "no.jsonl"}, "no file no.jsonl", "did you mean"),
     "no --output": ("accuracy", {"--output": None}, "'--output'", "--help"),
     "output is a file": ("accuracy", {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "eps of 0": ("accuracy", {"--eps": "0"}, "eps must be positive", "option"),
     "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),
     "steps in words": ("accuracy", {"--steps": "many"}, "'--steps'", "--help"),
+    "kl below 0": ("accuracy", {"--kl": "-1"}, "kl=-1.0 is out of range", "0 or more"),
+    "max-kl of 0": ("accuracy", {"--max-kl": "0"}, "max_kl=0.0 is out of range", "nats per token"),
+    "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
     "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
     "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
@@ -153,6 +205,10 @@ def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
+    pair = {"prompt": "a film was", "chosen": " good", "rejected": " bad"}
+    write_rows(tmp_path / "pairs.jsonl", [pair])
+    write_rows(tmp_path / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
+    write_rows(tmp_path / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
     (tmp_path / "rewards.py").write_text(REWARDS)

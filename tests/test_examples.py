@@ -7,6 +7,8 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,58 @@ def test_own_metric() -> None:
 def test_a_metric_of_scikit_learn() -> None:
     before, after = runpy.run_path(str(EXAMPLES / "scikit_learn.py"))["main"](steps=40)
     assert after > before + 0.3, (before, after)
+
+
+def test_best_of_n_against_tuning() -> None:
+    found = runpy.run_path(str(EXAMPLES / "best_of_n.py"))["main"](steps=4, prompts=16)
+    budget = 4 * 16 * 16
+    assert {way: completions for way, (completions, _) in found.items()} == {
+        "best of 1": 16,
+        "best of 4": 64,
+        "best of 64": budget,
+        "tuned, best of 1": budget + 16,
+        "tuned, best of 4": budget + 64,
+    }
+    rewards = {way: reward for way, (_, reward) in found.items()}
+    assert rewards["best of 1"] < rewards["best of 4"] < rewards["best of 64"]
+    assert rewards["tuned, best of 1"] > rewards["best of 1"]
+
+
+def test_a_judge_behind_http_that_is_busy_at_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[tuple[str, str]] = []
+    lock = threading.Lock()
+
+    class Judge(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            row = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                asked.append((row["prompt"], row["completion"]))
+                busy = len(asked) % 25 == 0
+            body = json.dumps({"score": len(row["completion"]) / 10, "why": "long"}).encode()
+            self.send_response(503 if busy else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        main_ = runpy.run_path(str(EXAMPLES / "http_judge.py"))["main"]
+        url = f"http://127.0.0.1:{server.server_port}/judge"
+        trainer = main_(url, str(tmp_path), steps=2)
+        times = len(asked)
+        again = main_(url, str(tmp_path), steps=2)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert trainer.last_scored == again.last_scored
+    assert {why for one in again.last_scored for why in one.extra["why"]} == {"long"}
+    # 8 trial rows and 2 steps of 8 members and 4 rows; what was busy was asked once more, what was known not at all
+    assert len(asked) == times == len(set(asked)) + times // 25 <= 8 + 2 * 8 * 4 + times // 25
+    assert caplog.text.count("raised HTTPError: HTTP Error 503") == times // 25 >= 1
 
 
 # --- the plugin, installed by pip beside us -----------------------------------------------------------------------

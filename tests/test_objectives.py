@@ -24,7 +24,9 @@ def batch(needs: str, n_rows: int, n_choices: int = 2, seed: int = 0) -> dict[st
         return {"logprobs": -rng.exponential(1.0, n_rows), "text": ["a"] * n_rows}
     logprobs = -rng.exponential(1.0, (n_rows, n_choices))
     predictions = logprobs.argmax(axis=1).tolist()
-    return {"predictions": predictions, "references": references, "logprobs": logprobs, "text": ["a"] * n_rows}
+    sums = {"logprob_sums": 3 * logprobs, "base_logprob_sums": -rng.exponential(3.0, (n_rows, n_choices))}
+    plain = {"predictions": predictions, "references": references, "text": ["a"] * n_rows}
+    return {**plain, "logprobs": logprobs, **sums}
 
 
 def perfect(needs: str, n_rows: int) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def perfect(needs: str, n_rows: int) -> dict[str, Any]:
     references = [row % 2 for row in range(n_rows)]
     logprobs = np.full((n_rows, 2), -np.inf)
     logprobs[np.arange(n_rows), references] = 0.0
-    return {"predictions": list(references), "references": references, "logprobs": logprobs}
+    sums = {"logprob_sums": logprobs, "base_logprob_sums": np.full((n_rows, 2), -1.0)}
+    return {"predictions": list(references), "references": references, "logprobs": logprobs, **sums}
 
 
 def shuffled(outputs: dict[str, Any], order: list[int]) -> dict[str, Any]:

@@ -408,6 +408,16 @@ def test_a_prefix_is_read_as_peft_reads_it_and_by_members_together(family, token
     together = write(reader, tokenizer, prompts, range(2), members, settings)
     assert together == [write(reader, tokenizer, prompts, range(2), (one,), settings)[0] for one in members]
     written = write(reader, tokenizer, prompts[:1], range(1), ((),), settings)[0][0]
+    # Rows that are packed into one line, kept apart by a mask of their own, see it too.
+    first = torch.tensor([[*prompts[0], *prompts[1]]])
+    row = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    apart = ~((row[:, None] == row) & torch.ones(7, 7).tril().bool())
+    bias = torch.zeros(1, 1, 7, 7).masked_fill_(apart, torch.finfo(torch.float32).min)
+    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    with torch.no_grad():
+        line = inner(input_ids=first, attention_mask=bias, position_ids=places).logits[0, 3:]
+        alone = inner(input_ids=torch.tensor([prompts[1]])).logits[0]
+    torch.testing.assert_close(line, alone, rtol=0, atol=1e-3)  # as below: sums in another order
     with torch.no_grad():  # the same without a cache of its own
         whole = inner(input_ids=torch.tensor([prompts[0] + written])).logits[0]
     assert written == tuple(whole[2:-1].argmax(-1).tolist())

@@ -26,8 +26,8 @@ def with_bos_and_eos() -> PreTrainedTokenizerFast:
     return bpe(front="<s>", behind="</s>", bos_token="<s>", eos_token="</s>")
 
 
-def choose(tokenizer, rows, template=SST2, choices=TERRIBLE_GREAT, **options):
-    return render(rows, tokenizer, needs="choices", template=template, choices=choices, **options)
+def choose(tokenizer, rows, template=SST2, choices=TERRIBLE_GREAT, needs="choices", **options):
+    return render(rows, tokenizer, needs=needs, template=template, choices=choices, **options)
 
 
 # Texts
@@ -64,6 +64,31 @@ def test_likelihood_has_the_answer_as_its_only_candidate(plain):
     assert [example.candidates for example in examples] == [(" great\n",), (" terrible\n",)]
     assert [example.reference for example in examples] == [0, 0]
     assert examples[1].candidate_tokens == (ids(plain, " terrible\n"),)
+
+
+def test_filters_follow_one_another_and_leave_format_specifications_alone(plain):
+    row = {"q": " is it so ", "meta": {"who": "The Man"}, "score": 0.256, "label": 0}
+    template = "{q|strip|as_question} {meta[who]|lower_first_letter} {meta[who]|lower:>8} {score:.1f} {{q|strip}}"
+    assert choose(plain, [row], template)[0].prompt == "Is it so? the Man  the man 0.3 {q|strip}"
+
+
+def test_likelihood_takes_the_right_choice_where_there_is_no_answer(plain):
+    rows = [{"sentence": "fine", "label": 1}, {"sentence": "bad", "label": 0}]
+    examples = choose(plain, rows, needs="likelihood")
+    assert [example.candidates for example in examples] == [(" great",), (" terrible",)]
+    rows = [{"sentence": "he", "ends": [" sat", " ran"], "label": 1}]
+    [example] = render(rows, plain, needs="likelihood", template="{sentence}", choice_column="ends")
+    assert (example.candidates, example.reference) == ((" ran",), 0)
+
+
+def test_of_several_right_answers_the_first_is_asked_for_and_the_others_are_left_out(plain):
+    rows = [
+        {"q": "who", "names": [" Ann", " Bob", " Cy", " Di"], "right": [" Cy", " Ann"]},
+        {"q": "who", "names": [" Ann", " Bob"], "right": [" Bob"]},
+    ]
+    examples = render(rows, plain, needs="choices", template="{q}", choice_column="names", label="right")
+    assert [example.candidates for example in examples] == [(" Bob", " Cy", " Di"), (" Ann", " Bob")]
+    assert [example.reference for example in examples] == [1, 1]
 
 
 # Labels
@@ -231,7 +256,10 @@ GOOD = {"sentence": "fine", "label": 1}
         ([GOOD], {"needs": "completions"}, "'completions'", "choices or likelihood"),
         ([GOOD], {"template": None}, "no prompt", "--template"),
         ([GOOD], {"choices": None}, "no answers to choose from", "--choice"),
-        ([GOOD], {"needs": "likelihood"}, "no right answer", "--answer"),
+        ([GOOD], {"needs": "likelihood", "choices": None}, "no right answer", "--answer"),
+        ([GOOD], {"template": "{sentence|stirp}"}, "the filter 'stirp'", "did you mean strip? the filters are"),
+        ([GOOD], {"template": "{sentense|strip}"}, "'sentense'", "did you mean sentence?"),
+        ([GOOD], {"template": "{label|strip}"}, "row 1 does not fit --template", "':'"),
         ([GOOD], {"template": "{sentense} It"}, "'sentense'", "did you mean sentence? the columns are sentence, label"),
         ([GOOD], {"template": "{sentence:>{wide}}"}, "no row has the column 'wide'", "the columns are sentence, label"),
         ([GOOD], {"template": "{zzz[0]}"}, "no row has the column 'zzz'", "the columns are sentence, label"),

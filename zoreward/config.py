@@ -105,7 +105,44 @@ class ZOArguments:
     stop: list[str] | None = field(
         default=None, metadata={"help": "What is written ends before this text. Give it once for each."}
     )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={"help": "Seconds that one call of the objective may take; then the run ends. Default: no limit."},
+    )
+    reward_retries: int = field(
+        default=0,
+        metadata={
+            "help": "Call again so often where a call raises or takes too long, after at most 1, 2, 4, … seconds."
+        },
+    )
+    reward_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Calls of the objective at a time, in threads; each of one row where the objective is rowwise "
+            "(docs/objectives.md). Default: one, or all of what is async."
+        },
+    )
+    reward_cache: str | None = field(
+        default=None,
+        metadata={"help": "Keep the scores of rowwise objectives in this folder, for this run and others."},
+    )
     completions_every: int = field(
         default=10,
         metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never."},
+    )
+    drift: bool = field(
+        default=False,
+        metadata={
+            "help": "Log how far the model has moved from its base: KL per token of what it writes, and the weights. "
+            "Keeps a copy of the base. On by itself with kl and max_kl."
+        },
+    )
+    kl: float = field(
+        default=0.0, metadata={"help": "Take so many times the KL to the base, per token, from each member's score."}
+    )
+    max_kl: float | None = field(
+        default=None, metadata={"help": "Stop where the model's KL to the base, per token, exceeds this."}
+    )
+    base_device: str | None = field(
+        default=None, metadata={"help": "Where the copy of the base stands. Default: with the model; cpu is slower."}
     )

@@ -164,13 +164,15 @@ class Example:
         row: the dataset's own row.
         prompt: the rendered prompt, as text.
         candidates: the answers to be compared, as text; one for `likelihood`, none for `completions`.
-        reference: index of the right candidate; 0 where there are none.
+        reference: index of the right candidate; 0 where there are none; −1 where the only one is said to be bad.
         prompt_tokens: at least one token.
         candidate_tokens: for each candidate at least one token.
         truncated: tokens that were cut off the prompt's left so that the longest candidate, or what is to be written,
             fits.
         shots: demonstrations in the prompt.
         messages: the conversation that the prompt was rendered from; None for a plain prompt.
+        base_logprobs: mean log-probability per token of each candidate under the model as it was before any step; None
+            where no objective asks for them.
     """
 
     row: dict[str, Any]
@@ -182,6 +184,7 @@ class Example:
     truncated: int = 0
     shots: int = 0
     messages: tuple[dict[str, Any], ...] | None = None
+    base_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +210,12 @@ class Scored:
         score: the objective's value; higher is better.
         part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part left
             out all rows.
+        metrics: numbers that objectives logged with `log_metric`; the mean where one was logged repeatedly.
     """
 
     score: float
     part_scores: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +226,11 @@ class Writing(Scored):
         completions: one for each prompt.
         rewards: for each part that scores rows, the reward of each completion; None where it was left out.
         extra: columns that reward functions logged with `log_extra`.
-        metrics: numbers that reward functions logged with `log_metric`; the mean where one was logged repeatedly.
     """
 
     completions: tuple[Completion, ...]
     rewards: dict[str, tuple[float | None, ...]]
     extra: dict[str, list[Any]]
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,7 @@ class Evaluation:
         fewer_shots: how many prompts had no room for all demonstrations.
         parts: for a weighted sum: the score of each objective, by name.
         statistics: of what was written: `length` in tokens and `distinct_2`; empty where nothing was.
+        metrics: numbers that the objective logged with `log_metric`.
     """
 
     objective: str
@@ -251,3 +255,4 @@ class Evaluation:
     fewer_shots: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)

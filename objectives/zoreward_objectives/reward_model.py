@@ -10,8 +10,11 @@ from typing import Any, Literal
 from zoreward import objective
 from zoreward_objectives.arguments import hinted
 
+# Tokens of one forward pass on a GPU, padding included.
+GPU_TOKENS = 16384
 
-@objective("reward-model")
+
+@objective("reward-model", rowwise=True)
 class RewardModel:
     """What a reward model gives for prompt and completion: a sequence classifier with one logit.
 
@@ -30,7 +33,7 @@ class RewardModel:
         eos: bool = False,
         special_tokens: bool = False,
         reward_max_length: int | None = None,
-        reward_batch_size: int = 16,
+        reward_batch_size: int | None = None,
         reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
         reward_device: str | None = None,
     ):
@@ -42,7 +45,7 @@ class RewardModel:
             eos: put the end token behind plain texts, as TRL's RewardTrainer does in training.
             special_tokens: put the tokenizer's own tokens (BOS, or CLS and SEP) around plain texts.
             reward_max_length: most tokens of prompt and completion; by default the reward model's context.
-            reward_batch_size: texts at once.
+            reward_batch_size: texts at once; by default 16 on a CPU, and as many as make 16,384 tokens on a GPU.
             reward_dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
             reward_device: where the reward model runs; by default the GPU if there is one.
 
@@ -51,7 +54,7 @@ class RewardModel:
         """
         if activation not in ("none", "sigmoid"):
             raise ValueError(f"there is no activation {activation!r}: take none or sigmoid")
-        if reward_batch_size < 1:
+        if reward_batch_size is not None and reward_batch_size < 1:
             raise ValueError(f"reward_batch_size is at least 1, not {reward_batch_size}")
         self._name = reward_model
         self._tokenizer, self._model = _load(reward_model, reward_dtype, reward_device)
@@ -75,11 +78,22 @@ class RewardModel:
         tokens = [ids[-self._max_length :] if self._max_length else ids for ids in encoded["input_ids"]]
         order = sorted(range(len(tokens)), key=lambda n: (len(tokens[n]), n))
         rewards = [0.0] * len(tokens)
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
+        for batch in self._batches(order, tokens):
             for n, logit in zip(batch, self._logits([tokens[n] for n in batch]), strict=True):
                 rewards[n] = 0.5 * (1 + math.tanh(logit / 2)) if self._sigmoid else logit
         return rewards
+
+    def _batches(self, order: list[int], tokens: list[list[int]]) -> list[list[int]]:
+        """Texts in order of their lengths, cut into batches."""
+        size = self._batch_size or (16 if self._model.device.type == "cpu" else None)
+        batches: list[list[int]] = []
+        for n in order:  # the last of a batch is the longest
+            full = len(batches[-1]) if batches else 0
+            if full and (full < size if size else (full + 1) * len(tokens[n]) <= GPU_TOKENS):
+                batches[-1].append(n)
+            else:
+                batches.append([n])
+        return batches
 
     def _plain(self, text: str) -> str:
         return text if text.endswith(self._end) else text + self._end
@@ -102,7 +116,8 @@ class RewardModel:
         mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in tokens], device=device)
         with torch.inference_mode():
             logits = self._model(input_ids=ids, attention_mask=mask).logits
-        return [float(logit) for logit in logits[:, 0].double().cpu()]
+        found: list[float] = logits[:, 0].double().tolist()
+        return found
 
 
 def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:

@@ -14,6 +14,8 @@ from zoreward.cli.objectives import add_objectives, show_objectives
 from zoreward.cli.options import canonical, escape
 from zoreward.cli.quickstart import quickstart_command
 from zoreward.cli.replay import replay_command
+from zoreward.cli.task import with_objective
+from zoreward.cli.tasks import show_tasks
 from zoreward.cli.tune import tune_command
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words in ([], ["tune"], ["eval"]):
         words.append("--help")
     try:
+        words = with_objective(words)
         command = typer.main.get_command(_app(words))
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         return command.main(args=words, prog_name="zoreward", standalone_mode=False) or 0
@@ -84,6 +87,7 @@ def _app(words: list[str]) -> typer.Typer:
                 group.command(name, help=escape(found.help), context_settings=settings)(make(name, found))
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
+    app.command("tasks")(show_tasks)
     app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
     app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
     return app

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import cast
 
 import typer
 
 from zoreward.records import ZorewardError
+from zoreward.registry import place_of
 
 # The one usage error that Typer exports; its base is that of them all.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -36,9 +36,3 @@ def one_line(text: str) -> str:
     'first second  third'
     """
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def place_of(error: BaseException | None) -> str:
-    """Where an exception was raised, as a traceback's last line has it; "" where that is not known."""
-    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    return f"raised in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

@@ -13,8 +13,10 @@ from typing import Any
 import typer
 
 from zoreward.cli.options import (
+    DATA,
     MODEL_FIELDS,
     PROMPT_FIELDS,
+    REWARD_FIELDS,
     RUN,
     TEXT_FIELDS,
     command,
@@ -28,22 +30,26 @@ from zoreward.cli.prepare import (
     batch_option,
     data_options,
     made_objective,
+    patient_objective,
     prompt_options,
     quiet_transformers,
-    rows_of,
     select_device,
-    shot_rows_of,
     shown_prompts,
     sum_options,
 )
+from zoreward.cli.rows import scored_rows
+from zoreward.cli.task import task_options, with_task
 from zoreward.registry import Objective
 
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
+    base = "The model before it was tuned, for objectives that compare with it: a folder or a Hub id."
     parameters = [
         *data_options("score on"),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS),
+        option("base_model", str | None, base, DATA, default=None),
+        *task_options("eval"),
+        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS + REWARD_FIELDS),
         *prompt_options(),
         batch_option(),
         option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0),
@@ -57,13 +63,14 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
 
 def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     start = time.perf_counter()
-    prompt = {name: values[name] for name in PROMPT_FIELDS}
     out = sys.stdout
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
+        task = with_task("eval", context, values)
+        prompt = {name: values[name] for name in PROMPT_FIELDS}
         objective = made_objective(source, given_options(context, values), values["also"])
-        shot_rows = shot_rows_of(objective, prompt, values)
-        rows = rows_of(objective, prompt, values, shot_rows)
+        objective = patient_objective(objective, values)
+        rows, shot_rows = scored_rows(objective, prompt, values, task)
         device = select_device(values["device"])
         if values["show_prompts"]:
             print(shown_prompts(objective, prompt, values, rows, shot_rows), file=out)
@@ -91,12 +98,14 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             trust_remote_code=values["trust_remote_code"],
             batch_size=values["eval_batch_size"],
             generation=generation,
+            base=values["base_model"],
         )
     summary = {
         "objective": result.objective,
         "score": result.score,
         **({"parts": result.parts} if result.parts else {}),
         **result.statistics,
+        **result.metrics,
         "rows": result.rows,
         "truncated": result.truncated,
         **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),

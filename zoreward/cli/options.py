@@ -23,10 +23,11 @@ OBJECTIVE = "Objective"
 PROMPT_FIELDS = ("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots")
 TEXT_FIELDS = ("max_completion_length", "temperature", "top_p", "top_k", "stop")
 MODEL_FIELDS = ("dtype", "trust_remote_code")
+REWARD_FIELDS = ("reward_timeout", "reward_retries", "reward_workers", "reward_cache")
 TUNING_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(ZOArguments)
-    if field.name not in PROMPT_FIELDS + TEXT_FIELDS + MODEL_FIELDS
+    if field.name not in PROMPT_FIELDS + TEXT_FIELDS + MODEL_FIELDS + REWARD_FIELDS
 )
 
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
@@ -98,6 +99,7 @@ def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
         **dict.fromkeys(PROMPT_FIELDS, PROMPT),
         **dict.fromkeys(TEXT_FIELDS, TEXT),
         **dict.fromkeys(MODEL_FIELDS, DATA),
+        **dict.fromkeys(REWARD_FIELDS, OBJECTIVE),
     }
     found = []
     for field in dataclasses.fields(ZOArguments):

@@ -6,10 +6,10 @@ import inspect
 import os
 from typing import Any
 
-from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, RUN, option
-from zoreward.data import check_columns, check_prompts, load_rows
+from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, REWARD_FIELDS, RUN, option
+from zoreward.data import Task, check_columns, check_prompts, load_rows
 from zoreward.records import InputError
-from zoreward.registry import Objective, get_objective, weighted_sum
+from zoreward.registry import Objective, Patience, get_objective, patient, weighted_sum
 
 Rows = list[dict[str, Any]]
 
@@ -20,7 +20,7 @@ def data_options(purpose: str) -> list[inspect.Parameter]:
     """Return the options that say which model, and which rows for which purpose."""
     return [
         option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
-        option("data", str, f"The rows to {purpose}: {_KINDS}.", DATA),
+        option("data", str | None, f"The rows to {purpose}: {_KINDS}. Default: the task's.", DATA, default=None),
         option("data_config", str | None, "The configuration of a Hub dataset.", DATA, default=None),
         option("split", str | None, "The split of a Hub dataset. Default: train.", DATA, default=None),
         option("limit", int | None, "Take the first rows only.", DATA, default=None, least=1),
@@ -67,43 +67,47 @@ def made_objective(source: str, options: dict[str, Any], also: list[str] | None)
     return weighted_sum(objectives, weights)
 
 
-def checked_rows(
-    objective: Objective, prompt: dict[str, Any], source: str, shot_rows: Rows | None = None, **where: Any
-) -> Rows:
-    """Return rows, once the prompt's options are known to fit them.
+def patient_objective(objective: Objective, values: dict[str, Any]) -> Objective:
+    """Return the objective, called as the options about rewards say.
+
+    Raises:
+        InputError: they are out of their range, or the objective has nothing that can be kept.
+    """
+    return patient(objective, Patience(**{name.removeprefix("reward_"): values[name] for name in REWARD_FIELDS}))
+
+
+def check_rows(objective: Objective, prompt: dict[str, Any], rows: Rows, shot_rows: Rows | None = None) -> None:
+    """Raise if the prompt's options do not fit the rows.
 
     Args:
         objective: what the rows are for.
         prompt: the options of the panel "Prompt", by name.
-        source: a file or a Hub dataset.
-        shot_rows: rows for demonstrations; by default those that are returned.
-        where: in the dataset: `config`, `split`, `limit`, `revision`.
+        rows: at least one.
+        shot_rows: rows for demonstrations; by default `rows`.
 
     Raises:
-        ZorewardError: the rows cannot be read, or a template, a label or a choice does not fit.
+        ZorewardError: a template, a label or a choice does not fit.
     """
-    rows = load_rows(source, **where)
     if objective.needs == "completions":
         check_prompts(rows, template=prompt["template"], prompt=prompt["prompt"])
     else:
-        columns = {name: value for name, value in prompt.items() if name not in ("max_length", "prompt")}
+        columns = {name: value for name, value in prompt.items() if name != "max_length"}
         check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
-    return rows
 
 
-def rows_of(objective: Objective, prompt: dict[str, Any], values: dict[str, Any], shot_rows: Rows | None) -> Rows:
-    """Return the rows of --data."""
-    where = {"config": values["data_config"], "split": values["split"], "limit": values["limit"]}
-    return checked_rows(objective, prompt, values["data"], shot_rows, **where, revision=values["revision"])
-
-
-def shot_rows_of(objective: Objective, prompt: dict[str, Any], values: dict[str, Any]) -> Rows | None:
+def shot_rows_of(
+    objective: Objective, prompt: dict[str, Any], values: dict[str, Any], task: Task | None = None
+) -> Rows | None:
     """Return the rows of --shots-data, None without it."""
     if values["shots_data"] is None:
         return None
     if not values["shots"]:
         raise InputError("--shots-data has no demonstrations to give", hint="say how many: --shots 4")
-    return checked_rows(objective, {**prompt, "shots": 0}, values["shots_data"])
+    rows = load_rows(values["shots_data"])
+    if task is not None:
+        rows = task.prepared(task.kept(rows))
+    check_rows(objective, {**prompt, "shots": 0}, rows)
+    return rows
 
 
 def shown_prompts(

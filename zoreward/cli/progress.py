@@ -24,7 +24,9 @@ WINDOW = 50
 # Lines of a table of completions, of the best member; the worst gets one.
 SHOWN = 4
 # What is told of texts beside the score.
-_OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing")
+_OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing", "kl", "moved")
+# What the line of an evaluation says elsewhere, or need not say.
+_TOLD = ("eval_score", "eval_rows", "eval_runtime")
 
 
 class ProgressCallback(TrainerCallback):
@@ -122,10 +124,13 @@ class ProgressCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Print the dev score."""
+        """Print the dev score, and what is known beside it."""
         if metrics and "eval_score" in metrics:
             self._best = max(self._best, metrics["eval_score"])
-            self._print(f"step {state.global_step} · dev score {metrics['eval_score']:.4f} · best {self._best:.4f}")
+            names = [name for name in metrics if name.startswith("eval_") and name not in _TOLD]
+            more = [f"{name[5:].replace('_', '-')} {metrics[name]:.4g}" for name in names]
+            scores = [f"dev score {metrics['eval_score']:.4f}", f"best {self._best:.4f}"]
+            self._print(" · ".join([f"step {state.global_step}", *scores, *more]))
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -10,17 +10,18 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.errors import one_line, place_of, report
+from zoreward.cli.errors import one_line, report
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
     PROMPT_FIELDS,
+    REWARD_FIELDS,
     RUN,
     TEXT_FIELDS,
     TUNING,
@@ -35,19 +36,19 @@ from zoreward.cli.options import (
 )
 from zoreward.cli.prepare import (
     batch_option,
-    checked_rows,
     data_options,
     made_objective,
+    patient_objective,
     prompt_options,
     quiet_transformers,
-    rows_of,
     select_device,
-    shot_rows_of,
     shown_prompts,
     sum_options,
 )
+from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
+from zoreward.cli.task import task_options, with_task
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective
+from zoreward.registry import Objective, get_objective, place_of
 
 if TYPE_CHECKING:
     import inspect
@@ -71,10 +72,12 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         option("eval_data", str | None, dev, DATA, default=None),
         option("eval_split", str | None, dev_split, DATA, default=None),
         option("eval_limit", int | None, "Take the first dev rows only.", DATA, default=None, least=1),
+        *task_options("tune"),
         *own_options(MODEL_FIELDS + PROMPT_FIELDS),
         *prompt_options(),
         *own_options(TEXT_FIELDS),
         *own_options(TUNING_FIELDS),
+        *own_options(REWARD_FIELDS),
         *_trainer_options(),
         batch_option(),
         option("set", list[str] | None, others, RUN, default=None),
@@ -114,12 +117,17 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     out = sys.stdout
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
+        task = with_task("tune", context, values)
         _check(values)
         objective = made_objective(source, given_options(context, values), values["also"])
-        rows = _rows(objective, values)
+        patient_objective(objective, values)  # the trainer makes it so; here it is seen whether it can be
+        at_end = objective
+        if task is not None and task.objective != objective.name:
+            at_end = get_objective(task.objective)
+        rows = tuning_rows(objective, at_end, values, task)
         if values["show_prompts"]:
             prompt = {name: values[name] for name in PROMPT_FIELDS}
-            print(shown_prompts(objective, prompt, values, rows["train_dataset"], rows["shot_dataset"]), file=out)
+            print(shown_prompts(objective, prompt, values, rows.train, rows.shots), file=out)
             return 0
         trainer, progress, before = _prepared(objective, rows, values)
         chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in _BY_NEED}
@@ -130,7 +138,8 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                 trainer.train()
             seconds = round(time.perf_counter() - start, 3)
             trainer.save_model(str(Path(values["output"], "model")))
-            scores = [] if before is None else [before, *_dev_scores(trainer)]
+            scores = [] if before is None else [(0, before), *_dev_scores(trainer)]
+            test = {} if rows.test is None else _test_score(trainer, at_end, rows, values)
         except KeyboardInterrupt:
             print(f"interrupted after step {trainer.state.global_step}; {values['output']} keeps the journal")
             print(f"zoreward replay {values['output']} --model {values['model']} --output FOLDER makes the model of it")
@@ -142,8 +151,12 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             return 1
     summary = {
         "objective": trainer.objective.name,
-        "score": scores[-1] if scores else None,
-        "best": max(scores, default=None),
+        "score": scores[-1][1] if scores else None,
+        "best": max((score for _, score in scores), default=None),
+        "best_step": max(scores, key=lambda found: found[1])[0] if scores else None,
+        **(_metrics(trainer) if scores else {}),
+        **({"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}),
+        **test,
         "steps": trainer.state.global_step,
         "seconds": seconds,
         "output": values["output"],
@@ -155,30 +168,15 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
 def _check(values: dict[str, Any]) -> None:
     """Find what is wrong with the options themselves."""
     check_output(Path(values["output"]))
-    dev = values["eval_data"] or values["eval_split"]
     for name in ("eval_steps", "eval_limit"):
-        if values[name] is not None and not dev:
+        if values[name] is not None and not has_dev_rows(values):
             flag = {"eval_steps": "--eval-every"}.get(name, "--eval-limit")
             raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
     _check_numbers(values)
 
 
-def _rows(objective: Objective, values: dict[str, Any]) -> dict[str, Any]:
-    """The rows to tune on, the dev rows and those for demonstrations, as ZOTrainer's arguments."""
-    prompt = {name: values[name] for name in PROMPT_FIELDS}
-    shot_rows = shot_rows_of(objective, prompt, values)
-    rows, dev_rows = rows_of(objective, prompt, values, shot_rows), None
-    source, split = values["eval_data"] or values["data"], values["eval_split"]
-    if values["eval_data"] is not None or split is not None:
-        whose = {"config": values["data_config"], "revision": values["revision"]} if source == values["data"] else {}
-        where = {**whose, "split": split, "limit": values["eval_limit"]}
-        with _named(source):
-            dev_rows = checked_rows(objective, prompt, source, shot_rows or rows, **where)
-    return {"train_dataset": rows, "eval_dataset": dev_rows, "shot_dataset": shot_rows}
-
-
 def _prepared(
-    objective: Objective, rows: dict[str, Any], values: dict[str, Any]
+    objective: Objective, rows: TuningRows, values: dict[str, Any]
 ) -> tuple[ZOTrainer, ProgressCallback, float | None]:
     """Everything else that can fail before step 1; of the run folder nothing is left if it does."""
     output = Path(values["output"])
@@ -191,7 +189,7 @@ def _prepared(
         without_own_progress(trainer)
         progress = ProgressCallback(trainer)
         trainer.add_callback(progress)
-        return trainer, progress, trainer.evaluate()["eval_score"] if rows["eval_dataset"] else None
+        return trainer, progress, trainer.evaluate()["eval_score"] if rows.dev else None
     except BaseException:
         with contextlib.suppress(OSError):
             for folder in made:
@@ -199,7 +197,7 @@ def _prepared(
         raise
 
 
-def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any]) -> ZOTrainer:
+def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> ZOTrainer:
     device = select_device(values["device"])
     quiet_transformers()
     from zoreward.scoring import checked_device
@@ -211,6 +209,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any])
         *PROMPT_FIELDS,
         *TEXT_FIELDS,
         *TUNING_FIELDS,
+        *REWARD_FIELDS,
         *(parameter.name for parameter in _trainer_options()),
     ]
     settings = {name: values[name] for name in names}
@@ -223,7 +222,8 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: dict[str, Any])
     }
     try:
         args = ZOConfig(**settings | _others(values["set"], settings, ZOConfig))
-        return ZOTrainer(model=values["model"], objective=objective, args=args, **rows)
+        datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
+        return ZOTrainer(model=values["model"], objective=objective, args=args, **datasets)
     except ZorewardError:
         raise
     except (ValueError, TypeError) as error:  # transformers' own checks of its options
@@ -256,15 +256,42 @@ def _what_is_tuned(trainer: ZOTrainer) -> str:
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 
-def _dev_scores(trainer: ZOTrainer) -> list[float]:
-    """The dev scores of a finished run, in order; the last is that of the tuned model."""
+def _dev_scores(trainer: ZOTrainer) -> list[tuple[int, float]]:
+    """The steps and dev scores of a finished run, in order; the last is that of the tuned model."""
 
-    def found() -> list[tuple[float, float]]:
+    def found() -> list[tuple[int, float]]:
         return [(log["step"], log["eval_score"]) for log in trainer.state.log_history if "eval_score" in log]
 
     if not found() or found()[-1][0] != trainer.state.global_step:
         trainer.evaluate()
-    return [score for _, score in found()]
+    return found()
+
+
+def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, values: dict[str, Any]) -> dict[str, Any]:
+    """The score of the tuned model on the test rows, which nothing has seen until now."""
+    from zoreward.scoring import evaluate
+    from zoreward.trainer.options import generation_of
+
+    prompt = {name: values[name] for name in PROMPT_FIELDS}
+    result = evaluate(
+        trainer.model,
+        objective,
+        rows.test or [],
+        tokenizer=trainer.processing_class,
+        **prompt,
+        shot_rows=rows.shots or rows.train,
+        seed=values["seed"],
+        batch_size=values["eval_batch_size"],
+        generation=generation_of(trainer.args),
+    )
+    return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
+
+
+def _metrics(trainer: ZOTrainer) -> dict[str, float]:
+    """What the last evaluation on the dev rows found beside the score."""
+    last = next(log for log in reversed(trainer.state.log_history) if "eval_score" in log)
+    told = ("eval_score", "eval_rows", "eval_runtime")
+    return {name[5:]: value for name, value in last.items() if name.startswith("eval_") and name not in told}
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
@@ -297,22 +324,14 @@ def write_config(output: Path, options: dict[str, Any]) -> None:
         raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
 
 
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Say which file an error is about."""
-    try:
-        yield
-    except ZorewardError as error:
-        if path in str(error):
-            raise
-        raise type(error)(f"{path}: {error}", hint=error.hint) from error
-
-
 def _sentence(summary: dict[str, Any], before: float | None) -> str:
     tuned = (
         f"{summary['steps']} steps in {summary['seconds']:.1f} s; the model is in {Path(summary['output'], 'model')}"
     )
-    if before is None:
-        return tuned
-    dev = f"{summary['objective']} on the dev rows: {before:.4f} → {summary['score']:.4f}, best {summary['best']:.4f}"
-    return f"{dev}\n{tuned}"
+    told = []
+    if before is not None:
+        dev = f"{before:.4f} → {summary['score']:.4f}, best {summary['best']:.4f} at step {summary['best_step']}"
+        told.append(f"{summary['objective']} on the dev rows: {dev}")
+    if "test" in summary:
+        told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
+    return "\n".join([*told, tuned])

@@ -7,5 +7,22 @@ from zoreward.data.hub import check_hub
 from zoreward.data.prompts import check_columns, render
 from zoreward.data.rows import load_rows
 from zoreward.data.show import describe_prompts
+from zoreward.data.splits import Split, k_shot_rows, sample_rows, split_rows
+from zoreward.data.tasks import Task, list_tasks, load_task
 
-__all__ = ["check_columns", "check_hub", "check_prompts", "describe_prompts", "load_rows", "render", "render_prompts"]
+__all__ = [
+    "Split",
+    "Task",
+    "check_columns",
+    "check_hub",
+    "check_prompts",
+    "describe_prompts",
+    "k_shot_rows",
+    "list_tasks",
+    "load_rows",
+    "load_task",
+    "render",
+    "render_prompts",
+    "sample_rows",
+    "split_rows",
+]

@@ -55,7 +55,8 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
 
     A number or a bool in the column `label` is an index. Strings are read in one way for all rows: as texts where each
     is one of its row's answers, as indices where each is one ("0", "1", …). Where both could be and they disagree,
-    nothing is guessed.
+    nothing is guessed. A list of labels names several right answers: the first of them is the right one, and the
+    others are left out of the candidates, so that nobody is scored against an answer that is right too.
 
     Raises:
         InputError: a row without a list of two or more different texts, or with a label that belongs to none of them;
@@ -64,10 +65,14 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
 
     >>> row_choices([{"ends": [" sat", " ran", " flew"], "label": 2}], "ends", "label")
     [((' sat', ' ran', ' flew'), 2)]
+    >>> row_choices([{"ends": [" sat", " ran", " flew"], "label": [" ran", " sat"]}], "ends", "label")
+    [((' ran', ' flew'), 0)]
     """
     found = values_of(rows, column, "answers", "--choice-column")
-    candidates = [_answers(value, number, column) for number, value in enumerate(found, 1)]
     labels = values_of(rows, label, "label", "--label")
+    if any(isinstance(value, list | tuple) for value in labels):
+        found, labels = _with_one_label(found, labels)
+    candidates = [_answers(value, number, column) for number, value in enumerate(found, 1)]
     indices = [_place(value, [str(i) for i in range(len(own))]) for value, own in zip(labels, candidates, strict=True)]
     places = [
         _place(value, own) if isinstance(value, str) else index
@@ -89,6 +94,19 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
             )
         chosen.append((own, reference))
     return chosen
+
+
+def _with_one_label(found: list[Any], labels: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The answers without those that are right beside the first right one, and the first right one of each row."""
+    left, firsts = [], []
+    for number, (own, label) in enumerate(zip(found, labels, strict=True), 1):
+        several = list(label) if isinstance(label, list | tuple) else [label]
+        if not several or not all(isinstance(one, str) for one in several):
+            hint = "several right answers are a list of their texts"
+            raise InputError(f"row {number}: the labels {several!r:.80} name no answer", hint=hint)
+        left.append([one for one in own if one not in several[1:]] if isinstance(own, list | tuple) else own)
+        firsts.append(several[0])
+    return left, firsts
 
 
 def _answers(value: Any, number: int, column: str) -> tuple[str, ...]:

@@ -120,12 +120,12 @@ def _prompts(
     prompts = []
     for number, row in enumerate(rows, 1):
         value: Any = row.get(column)
-        if isinstance(value, str) == chat and (isinstance(value, str) or _is_conversation(value)):
+        if isinstance(value, str) == chat and (isinstance(value, str) or is_conversation(value)):
             hint = "score plain prompts and conversations one after the other"
             raise InputError(
                 f"row {number} is of another kind than row 1: a text here, a conversation there", hint=hint
             )
-        if chat and not _is_conversation(value):
+        if chat and not is_conversation(value):
             hint = 'a prompt is a text, or a list of messages {"role": "user", "content": "…"}'
             raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no prompt", hint=hint)
         if not chat and not isinstance(value, str):
@@ -134,7 +134,8 @@ def _prompts(
     return prompts
 
 
-def _is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, each with role and content."""
     return (
         isinstance(value, list)
         and bool(value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
+from zoreward.data.tokens import tokenize
 from zoreward.records import Example, InputError, ZorewardError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ def render(
     *,
     needs: str,
     template: str | None,
+    prompt: str = "prompt",
     choices: Sequence[str] | None = None,
     choice_column: str | None = None,
     label: str = "label",
@@ -35,6 +38,12 @@ def render(
     with the word behind it. What the tokenizer puts in front of a text (BOS) stands in front of the prompt; what it
     puts behind (EOS) is left out.
 
+    Rows of preferences bring their own candidates: `chosen` and `rejected` (the right one is the first), or
+    `completion` and a label, true or false (one candidate; −1 is the index of the right one where the label is
+    false). They are read where no option says what the candidates are; their prompt is the template, or the column
+    `prompt`, or what chosen and rejected begin with alike. All are texts, or all are conversations, which go through
+    the chat template. An answer without text is the end token. They take no demonstrations.
+
     A demonstration is another row's prompt and its right answer; a blank line stands behind it. All rows get the same
     ones in the same order, from one seeded draw. A row that asks what a demonstration asks (the same prompt, and the
     same candidates where there is a choice) gets the next of the draw instead.
@@ -43,7 +52,9 @@ def render(
         rows: at least one; a list of dicts or a `datasets.Dataset`.
         tokenizer: of the model that will read the prompts.
         needs: `choices` or `likelihood`.
-        template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`.
+        prompt: the column of the prompt, for rows of preferences without a template.
+        template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`,
+            `{question|as_question}`.
         choices: for `choices`: two or more different answers, the answer for label 0 first. Labels that are no
             numbers: `label=answer` each, in any order. Choices are read as `label=answer` where every one has an `=`
             and a label of the rows stands in front of one of them.
@@ -51,8 +62,9 @@ def render(
             different strings. As many as the row likes.
         label: for `choices`: the column of the right choice: an integer, a bool, "0" or "1", or a name. With
             `choice_column` the index of the answer, or its text: strings are texts where every one is an answer of
-            its row, indices where every one is one; where both could be and disagree, that is an error.
-        answer: for `likelihood`: the right answer, a template like `template`.
+            its row, indices where every one is one; where both could be and disagree, that is an error. A list of
+            texts: several right answers, of which the first is asked for and the others are left out.
+        answer: for `likelihood`: the right answer, a template like `template`; by default the right choice.
         max_length: tokens that the prompt and its longest candidate may have together. Where they have more, the
             demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
             None: no limit.
@@ -82,8 +94,17 @@ def render(
     sides: newer tokenizers join a line break with the character before it ("?⏎"), not with the word behind it.
     """
     rows = list(rows)
-    prompt = Prompt(needs, template, choices, choice_column, label, answer)
-    texts, shown = _texts_and_shots(rows, prompt, shots, shot_rows, seed)
+    asked = Prompt(needs, template, choices, choice_column, label, answer)
+    if are_preferences(rows, asked):
+        judged = _judged(rows, asked, prompt, shots)
+        texts = preference_texts(judged, tokenizer)
+        chat = not isinstance(judged[0].prompt, str)
+        all_tokens = tokenize(texts, tokenizer, max_length, chat=chat, end=tokenizer.eos_token_id)
+        return [
+            Example(row, text.prompt, text.candidates, text.reference, *tokens)
+            for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
+        ]
+    texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
     return [
         Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
         for row, (text, tokens, count) in zip(rows, tokenize_with(shown, texts, tokenizer, max_length), strict=True)
@@ -95,6 +116,7 @@ def check_columns(
     *,
     needs: str,
     template: str | None,
+    prompt: str = "prompt",
     choices: Sequence[str] | None = None,
     choice_column: str | None = None,
     label: str = "label",
@@ -113,8 +135,21 @@ def check_columns(
         Traceback (most recent call last):
         zoreward.records.InputError: --template: no row has the column 'txt'
     """
-    prompt = Prompt(needs, template, choices, choice_column, label, answer)
-    _texts_and_shots(list(rows), prompt, shots, shot_rows, seed)
+    rows = list(rows)
+    asked = Prompt(needs, template, choices, choice_column, label, answer)
+    if are_preferences(rows, asked):
+        _judged(rows, asked, prompt, shots)
+    else:
+        _texts_and_shots(rows, asked, shots, shot_rows, seed)
+
+
+def _judged(rows: list[dict[str, Any]], asked: Prompt, column: str, shots: int) -> list[Judged]:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
+    if shots:
+        raise InputError("preferences take no demonstrations", hint="leave --shots out")
+    return judged_rows(rows, asked, column)
 
 
 def _texts_and_shots(

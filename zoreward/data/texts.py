@@ -51,15 +51,20 @@ def texts_of(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
     if prompt.needs not in ("choices", "likelihood"):
         raise InputError(f"no prompts are known for {prompt.needs!r}", hint="it is choices or likelihood")
     if prompt.template is None:
-        raise InputError("there is no prompt", hint="give --template '{sentence} It was', with your columns")
+        judged = "; or rows with prompt, chosen and rejected" if prompt.needs == "choices" else ""
+        raise InputError("there is no prompt", hint=f"give --template '{{sentence}} It was', with your columns{judged}")
     asked = fill(prompt.template, rows, "--template")
-    if prompt.needs == "likelihood":
-        if prompt.answer is None:
-            raise InputError("there is no right answer", hint="give --answer ' {answer}', with your columns")
-        chosen: list[Chosen] = [((right,), 0) for right in fill(prompt.answer, rows, "--answer")]
-    else:
-        chosen = _chosen(rows, prompt)
+    chosen = _right(rows, prompt) if prompt.needs == "likelihood" else _chosen(rows, prompt)
     return [Text(i, text, *own) for i, (text, own) in enumerate(zip(asked, chosen, strict=True), 1)]
+
+
+def _right(rows: list[dict[str, Any]], prompt: Prompt) -> list[Chosen]:
+    """The right answer as the only candidate: `answer`, or else the right one of the choices."""
+    if prompt.answer is not None:
+        return [((right,), 0) for right in fill(prompt.answer, rows, "--answer")]
+    if prompt.choices is None and prompt.choice_column is None:
+        raise InputError("there is no right answer", hint="give --answer ' {answer}', with your columns")
+    return [((candidates[reference],), 0) for candidates, reference in _chosen(rows, prompt)]
 
 
 def _chosen(rows: list[dict[str, Any]], prompt: Prompt) -> list[Chosen]:

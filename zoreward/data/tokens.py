@@ -27,8 +27,18 @@ class Tokens(NamedTuple):
     truncated: int
 
 
-def tokenize(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[Tokens]:
+def tokenize(
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    *,
+    chat: bool = False,
+    end: int | None = None,
+) -> list[Tokens]:
     """The tokens of each text, the prompt cut on its left where it is too long; see `zoreward.data.render`.
+
+    With `chat` the texts are a chat template's, which writes BOS itself. `end` is the token of an answer without text:
+    who says nothing has ended.
 
     Raises:
         InputError: a candidate without tokens, or one that leaves no room for the prompt.
@@ -38,7 +48,7 @@ def tokenize(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_leng
     stem_tokens = encode(tokenizer, stems)
     joined = list(dict.fromkeys(text.prompt + candidate for text in texts for candidate in text.candidates))
     whole = dict(zip(joined, encode(tokenizer, joined), strict=True))
-    front = _front(tokenizer, stems, stem_tokens)
+    front = [] if chat else _front(tokenizer, stems, stem_tokens)
     result = []
     for text, stem, tokens in zip(texts, stems, stem_tokens, strict=True):
         candidates = []
@@ -46,6 +56,8 @@ def tokenize(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_leng
             # empty where the tokenizer joins the candidate with the prompt's last token
             own = whole[text.prompt + candidate][len(tokens) :]
             candidates.append(tuple(own or encode(tokenizer, [text.prompt[len(stem) :] + candidate])[0]))
+            if not candidates[-1] and end is not None:
+                candidates[-1] = (end,)
             if not candidates[-1]:
                 raise InputError(
                     f"row {text.number}: the answer {candidate!r} has no tokens", hint="it needs some text"

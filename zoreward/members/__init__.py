@@ -17,12 +17,16 @@ from zoreward.members.adapters import (
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
-from zoreward.members.prefix import PREFIX_TOKENS, with_prefix
+from zoreward.members.held import HeldCopies
+from zoreward.members.low_rank import HeldFactors, needs_copies
+from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
     "PREFIX_TOKENS",
+    "HeldCopies",
+    "HeldFactors",
     "Slot",
     "Tuned",
     "adapted",
@@ -34,9 +38,11 @@ __all__ = [
     "config_of",
     "grouping_problem",
     "has_adapter",
+    "has_prefix",
     "lora_config",
     "members_at",
     "merged_copy",
+    "needs_copies",
     "tuned_weights",
     "update_",
     "updates_",

@@ -8,17 +8,26 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
-from zoreward.members.low_rank import corrected_forward, member_factors, split
+from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, tuned_weights
 from zoreward.records import Member, Update
 
 KEEP_BYTES = 2 << 30
 """Perturbed copies are kept for the whole context up to this size; beyond it they are made a module at a time."""
 
+SCRATCH_SHARE = 32
+"""The copies of a module at several members are made in one pass if together they take no more than this part of all
+weights: reading the weights and drawing the noise once is worth that much memory."""
+
 
 @contextmanager
 def members_at(
-    model: nn.Module, members: Sequence[Member], *, tuned: Tuned | None = None, keep_bytes: int = KEEP_BYTES
+    model: nn.Module,
+    members: Sequence[Member],
+    *,
+    tuned: Tuned | None = None,
+    keep_bytes: int = KEEP_BYTES,
+    held: HeldFactors | None = None,
 ) -> Iterator[None]:
     """Show `model` as M members at once, for as long as the context lasts.
 
@@ -36,6 +45,7 @@ def members_at(
         keep_bytes: perturbed copies are all kept while the context lasts if they fit this many bytes, otherwise made
             again for each call of a module: then a weight that is read without a call of its module (as Mamba's are)
             is seen unperturbed.
+        held: where low-rank factors are kept in place from one context to the next.
 
     Raises:
         InputError: a call inside has rows that M does not divide, or a layer is called with neither rows nor tokens.
@@ -50,15 +60,18 @@ def members_at(
     tuned = tuned or tuned_weights(model)
     owners = tuned.shown_by(members)
     if len(members) == 1 and _fit(owners, 1, keep_bytes):
-        kept = perturbed_copies(_slots(owners), members)
+        kept = perturbed_copies(_slots(owners), members, tuned.kernels)
         with filled(_slots(owners), lambda slot: kept[id(slot.weight)][0]):
             yield
         return
     low_rank = any(members) and all(term.rank for member in members for term in member)
     corrected, copied = split(owners) if low_rank else ([], owners)
-    factors = member_factors([slot for _, slot, _ in corrected], members) if corrected else {}
+    factors = member_factors([slot for _, slot, _ in corrected], members, tuned.kernels) if corrected else {}
+    if held is not None:
+        factors = held.filled(factors)
     fit = _fit(copied, len(members), keep_bytes)
-    grouping = Grouping(members, perturbed_copies(_slots(copied), members) if fit else None)
+    kept = perturbed_copies(_slots(copied), members, tuned.kernels) if fit else None
+    grouping = Grouping(members, kept, tuned.kernels, _bytes(_slots(tuned.owners)) // SCRATCH_SHARE)
     with ExitStack() as stack:
         handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
         stack.callback(handle.remove)
@@ -75,8 +88,12 @@ def _slots(owners: Iterable[Owner]) -> list[Slot]:
 
 
 def _fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
-    weights = {id(slot.weight): slot.weight for slot in _slots(owners)}.values()
-    return sum(weight.numel() * weight.element_size() for weight in weights) * members <= keep_bytes
+    return _bytes(_slots(owners)) * members <= keep_bytes
+
+
+def _bytes(slots: Iterable[Slot]) -> int:
+    weights = {id(slot.weight): slot.weight for slot in slots}.values()
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
@@ -116,5 +133,6 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
         >>> updates_(net, [Update(0.0, (Term(seed, 0.5),), rounding_seed=0) for seed in range(3)])
     """
     tuned = tuned or tuned_weights(model)
-    for kernel, weights in by_kernel((weight, tuned.streams[name]) for name, weight in tuned.weights.items()):
+    pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
+    for kernel, weights in by_kernel(pairs, tuned.kernels):
         kernel.replay_all_(weights, updates)

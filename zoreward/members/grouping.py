@@ -10,16 +10,31 @@ import torch
 from torch import nn
 
 from zoreward.members.thin import thin_product
-from zoreward.members.tuned import Slot, by_kernel
+from zoreward.members.tuned import Kernels, Slot, by_kernel
 from zoreward.records import InputError, Member
 
 
 class Grouping:
-    """The rows of the call in flight, and whose turn it is."""
+    """The rows of the call in flight, and whose turn it is.
 
-    def __init__(self, members: Sequence[Member], kept: Mapping[int, list[torch.Tensor]] | None):
+    Args:
+        members: M members.
+        kept: weight's id → its copies at each member, where they are all kept.
+        kernels: make the copies of a module otherwise.
+        scratch_bytes: as many members' copies of a module are made in one pass as fit this many bytes, or one's.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        kept: Mapping[int, list[torch.Tensor]] | None,
+        kernels: Kernels,
+        scratch_bytes: int,
+    ):
         self._members = members
         self._kept = kept
+        self._kernels = kernels
+        self._scratch_bytes = scratch_bytes
         self.rows = self.tokens = 0
         self.current: int | None = None  # the member whose rows a surrounding owner is at work on
 
@@ -40,34 +55,58 @@ class Grouping:
     def forward_of(self, owner: nn.Module, slots: tuple[Slot, ...]) -> Callable[..., Any]:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
         plain_forward = owner.forward
+        is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
+        bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in slots)
         product = thin_product(owner, slots, self._kept) if self._kept is not None else None
-
-        def copies_of(member: int) -> Mapping[int, torch.Tensor]:
-            if self._kept is not None:
-                return {id(slot.weight): self._kept[id(slot.weight)][member] for slot in slots}
-            copies = perturbed_copies(slots, self._members[member : member + 1])
-            return {key: own[0] for key, own in copies.items()}
-
-        def as_member(member: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            copies = copies_of(member)
-            with filled(slots, lambda slot: copies[id(slot.weight)]):
-                return plain_forward(*args, **kwargs)
+        at_once = max(1, self._scratch_bytes // max(1, bytes_each))
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.current is not None:
-                return as_member(self.current, args, kwargs)
+                [copies] = self._copies_of(slots, self.current, 1)
+                with filled(slots, lambda slot: copies[id(slot.weight)]):
+                    return plain_forward(*args, **kwargs)
             if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in (self.rows, self.tokens):
                 return product(args[0])
+            joined = self._room_for(owner, *args, **kwargs) if is_linear else None
             outputs = []
             try:
-                for member in range(len(self._members)):
-                    self.current = member
-                    outputs.append(as_member(member, self._part(args), self._part(kwargs)))
+                for first in range(0, len(self._members), at_once):
+                    for member, copies in enumerate(self._copies_of(slots, first, at_once), first):
+                        self.current = member
+                        with filled(slots, lambda slot: copies[id(slot.weight)]):  # noqa: B023 (called at once)
+                            if joined is None:
+                                outputs.append(plain_forward(*self._part(args), **self._part(kwargs)))
+                            else:
+                                _linear_into(self._part(joined), owner, self._part(args[0]))
+                    copies = {}  # given back before the next are made
             finally:
                 self.current = None
-            return self._joined(outputs)
+            return self._joined(outputs) if joined is None else joined
 
         return forward
+
+    def _copies_of(self, slots: tuple[Slot, ...], first: int, count: int) -> list[dict[int, torch.Tensor]]:
+        """The slots' weights at some members, by the weight's id."""
+        if self._kept is not None:
+            made = {id(slot.weight): self._kept[id(slot.weight)][first : first + count] for slot in slots}
+        else:
+            made = perturbed_copies(slots, self._members[first : first + count], self._kernels)
+        return [dict(zip(made, copies, strict=True)) for copies in zip(*made.values(), strict=True)]
+
+    def _room_for(self, owner: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        """Where a linear layer's output for all rows can be written member by member, which spares joining it."""
+        if len(args) != 1 or kwargs or len(self._members) == 1:
+            return None
+        x = args[0]
+        if (
+            x.ndim < 2
+            or not x.is_cuda
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cuda")
+            or not x.is_contiguous()
+        ):
+            return None
+        return x.new_empty(*x.shape[:-1], owner.out_features) if x.shape[0] in (self.rows, self.tokens) else None
 
     def _part(self, value: Any) -> Any:
         """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
@@ -104,12 +143,23 @@ class Grouping:
         raise TypeError(f"a {type(first).__name__} cannot be joined over members")
 
 
-def perturbed_copies(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int, list[torch.Tensor]]:
+def _linear_into(y: torch.Tensor, linear: Any, x: torch.Tensor) -> None:
+    """What F.linear computes, written to `y`."""
+    flat, out = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    if linear.bias is None:
+        torch.mm(flat, linear.weight.t(), out=out)
+    else:
+        torch.addmm(linear.bias, flat, linear.weight.t(), out=out)
+
+
+def perturbed_copies(
+    slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels
+) -> dict[int, list[torch.Tensor]]:
     """Return the copies of the slots' weights at each member, by the weight's id."""
     distinct = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
     return {
         id(weight): copies
-        for kernel, weights in by_kernel(distinct.values())
+        for kernel, weights in by_kernel(distinct.values(), kernels)
         for (weight, _), copies in zip(weights, kernel.perturb_all(weights, members), strict=True)
     }
 

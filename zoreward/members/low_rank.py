@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from zoreward import noise
 from zoreward.members.grouping import Grouping
-from zoreward.members.tuned import Owner, Slot, by_kernel
+from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
 from zoreward.records import InputError, Member
 
 
@@ -32,8 +33,35 @@ class Factors:
     b: torch.Tensor
 
 
+class HeldFactors:
+    """Factors that stay where they are in memory from one context to the next, as a CUDA graph reads them.
+
+    Attributes:
+        moves: how often they went elsewhere, because their number or their shapes were others.
+    """
+
+    def __init__(self) -> None:
+        self.moves = 0
+        self._held: dict[int, Factors] = {}
+
+    @torch.no_grad()
+    def filled(self, fresh: dict[int, Factors]) -> dict[int, Factors]:
+        """Return factors with the numbers of `fresh`, in the old place if they fit there."""
+        new, old = _tensors(fresh), _tensors(self._held)
+        if self._held.keys() == fresh.keys() and [t.shape for t in new] == [t.shape for t in old]:
+            torch._foreach_copy_(old, new)
+        else:
+            self.moves += 1
+            self._held = fresh
+        return self._held
+
+
+def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
+    return [tensor for pair in factors.values() for tensor in (pair.a, pair.b)]
+
+
 @torch.no_grad()
-def member_factors(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int, Factors]:
+def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     """Return the factors of the slots' matrices at each member, by the weight's id."""
     terms = list({(term.seed, term.rank): term for member in members for term in member}.values())
     ends = [sum(term.rank for term in terms[: k + 1]) for k in range(len(terms))]
@@ -51,7 +79,7 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member]) -> dict[int
     used = [[*some, *[(0, 0.0)] * (width - len(some))] for some in used]
     found: dict[int, Factors] = {}
     matrices = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
-    for kernel, weights in by_kernel(matrices.values()):
+    for kernel, weights in by_kernel(matrices.values(), kernels):
         device = weights[0][0].device
         columns = torch.tensor([[column for column, _ in some] for some in used], device=device)
         scales = torch.tensor([[scale for _, scale in some] for some in used], device=device)
@@ -69,14 +97,15 @@ Correction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], 
 def correction_of(owner: nn.Module, slots: Sequence[Slot]) -> Correction | None:
     """Return how the plain output of a module becomes that of its members; None where it takes perturbed copies.
 
-    Known are `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, with a forward of their own that nobody replaced.
+    Known are `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, with a forward of their own that nobody replaced,
+    and embeddings that do something before or after they look up, as OPT's table of positions.
     """
     if [(slot.holder, slot.key) for slot in slots] != [(owner, "weight")] or "forward" in owner.__dict__:
         return None
     forward = type(owner).forward
     if forward is nn.Linear.forward:
         return _linear
-    if forward is nn.Embedding.forward and owner.max_norm is None:  # else it rescales its weights
+    if isinstance(owner, nn.Embedding) and owner.max_norm is None:  # else it rescales its weights
         return _embedding
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return _conv1d if conv1d is not None and forward is conv1d.forward else None
@@ -95,6 +124,11 @@ def split(owners: Iterable[Owner]) -> tuple[list[tuple[nn.Module, Slot, Correcti
     return corrected, copied
 
 
+def needs_copies(tuned: Tuned, members: Sequence[Member]) -> bool:
+    """Whether low-rank members of a model need perturbed copies of some of its weights."""
+    return bool(split(tuned.shown_by(members))[1])
+
+
 def corrected_forward(
     grouping: Grouping, owner: nn.Module, correct: Correction, factors: Factors
 ) -> Callable[..., Any]:
@@ -105,8 +139,7 @@ def corrected_forward(
     """
     plain_forward = owner.forward
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-        (x,) = (*args, *kwargs.values())
+    def corrected(plain: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         a, b = factors.a, factors.b
         if grouping.current is not None:  # inside a module that is at work on one member's rows
             a, b = a[grouping.current, None], b[grouping.current, None]
@@ -115,16 +148,59 @@ def corrected_forward(
         elif x.ndim == 0 or x.shape[0] not in (grouping.rows, grouping.tokens):
             name = type(owner).__name__
             raise InputError(f"{name} was called with {tuple(x.shape)}: no row or token of the model's call in a line")
-        return correct(plain_forward(x), x, a, b)
+        return correct(plain(x), x, a, b)
+
+    if isinstance(owner, nn.Embedding) and type(owner).forward is not nn.Embedding.forward:
+        return _looking_up(owner, corrected)
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        (x,) = (*args, *kwargs.values())
+        return corrected(plain_forward, x)
+
+    return forward
+
+
+def _looking_up(
+    owner: nn.Embedding, corrected: Callable[[Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]
+) -> Callable[..., Any]:
+    """A forward in which what the owner looks up is corrected, whatever it does before and after."""
+    plain_forward, weight = owner.forward, owner.weight
+
+    class LookUp(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = False
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is not nn.functional.embedding or args[1] is not weight:
+                return function(*args, **(kwargs or {}))
+            self.seen = True
+            return corrected(lambda ids: function(ids, *args[1:], **(kwargs or {})), args[0])
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with LookUp() as look_up:
+            y = plain_forward(*args, **kwargs)
+        if not look_up.seen:
+            raise InputError(f"{type(owner).__name__} reads its weight without looking up in it")
+        return y
 
     return forward
 
 
 def _linear(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """y + (x·b)aᵀ, member by member."""
+    if a.shape[-1] == 1 and _fused(y, x):
+        from zoreward.kernels.correction import correct_
+
+        correct_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a.squeeze(-1), b.squeeze(-1))
+        return y
     grouped = y.reshape(len(a), -1, y.shape[-1])
     inner = torch.bmm(x.reshape(len(b), -1, x.shape[-1]), b)
     return grouped.baddbmm_(inner.to(y.dtype), a.mT.to(y.dtype)).view(y.shape)
+
+
+def _fused(y: torch.Tensor, x: torch.Tensor) -> bool:
+    return y.is_cuda and y.is_contiguous() and x.is_contiguous() and x.dtype == y.dtype and has_triton()
 
 
 def _conv1d(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -73,10 +73,15 @@ def prefix_weight(model: Any) -> nn.Parameter:
     return weight
 
 
+def has_prefix(inner: nn.Module) -> bool:
+    """Whether a prefix is fed to transformers' own model."""
+    return any(isinstance(hook, _Prefix) for hook in inner._forward_pre_hooks.values())
+
+
 def feed_prefix(model: Any) -> None:
     """Have transformers' own model, inside a PeftModel, read the prefix in front of every row, also in `generate`."""
     inner = model.get_base_model()
-    if not any(isinstance(hook, _Prefix) for hook in inner._forward_pre_hooks.values()):
+    if not has_prefix(inner):
         inner.register_forward_pre_hook(_Prefix(model), with_kwargs=True)
 
 
@@ -107,7 +112,9 @@ class _Prefix:
             return args, kwargs  # PEFT's own forward has seen to it all
         kwargs["past_key_values"] = cache
         if mask is not None:
-            kwargs["attention_mask"] = torch.cat([mask.new_ones(mask.shape[0], self._tokens), mask], dim=1)
+            seen = 1 if mask.ndim == 2 or mask.dtype == torch.bool else 0  # else it is added to the logits
+            room = mask.new_full((*mask.shape[:-1], self._tokens), seen)
+            kwargs["attention_mask"] = torch.cat([room, mask], dim=-1)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"] + self._tokens
         return args, kwargs

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ class Slot:
 Owner = tuple[nn.Module, tuple[Slot, ...]]
 """A module whose forward uses tuned weights, and where they hang."""
 
+Kernels = dict[torch.device, Any]
+"""Device → kernel. A GPU's remembers where weights lie, so it lives as long as they are known."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
@@ -37,11 +42,13 @@ class Tuned:
         weights: canonical name → weight, each once, in the model's order. Tied weights go by their first name.
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
+        kernels: what works on the weights of each device; filled as it is needed.
     """
 
     weights: dict[str, nn.Parameter]
     streams: dict[str, int]
     owners: tuple[Owner, ...]
+    kernels: Kernels = field(default_factory=dict, repr=False)
 
     @property
     def slots(self) -> Iterator[Slot]:
@@ -97,16 +104,32 @@ def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield nearest[name], module
 
 
-def by_kernel(weights: Iterable[tuple[torch.Tensor, int]]) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int]]]]:
+def by_kernel(
+    weights: Iterable[tuple[torch.Tensor, int]], kernels: Kernels
+) -> Iterator[tuple[Any, list[tuple[torch.Tensor, int]]]]:
     """Yield the weights of each device, and their streams, with the kernel that works on them there."""
     devices: dict[torch.device, list[tuple[torch.Tensor, int]]] = {}
     for weight, stream in weights:
         devices.setdefault(weight.device, []).append((weight, stream))
     for device, same in devices.items():
-        yield _kernel(device), same
+        if device not in kernels:
+            kernels[device] = _kernel(device)
+        yield kernels[device], same
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is there: on Linux it comes with torch."""
+    return find_spec("triton") is not None
 
 
 def _kernel(device: torch.device) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"weights on a {device.type} device cannot be tuned", hint="Take the CPU or a CUDA device.")
-    return cpu if device.type == "cpu" else portable
+    if device.type == "cpu":
+        return cpu
+    if not has_triton():
+        return portable
+    from zoreward.kernels.gpu import Kernels as GPUKernels
+
+    return GPUKernels()

@@ -8,6 +8,8 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 
 from zoreward.registry.calls import Returned, mean_score
 from zoreward.registry.decorator import objective
+from zoreward.registry.patience import Patience, left_behind, patient
+from zoreward.registry.places import place_of
 from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
 from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
 
@@ -16,12 +18,16 @@ __all__ = [
     "Needs",
     "Objective",
     "Option",
+    "Patience",
     "Returned",
     "Source",
     "describe_objective",
     "get_objective",
+    "left_behind",
     "list_objectives",
     "mean_score",
     "objective",
+    "patient",
+    "place_of",
     "weighted_sum",
 ]

@@ -6,10 +6,12 @@ import functools
 import inspect
 import math
 from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError
 from zoreward.registry.names import neighbours
+from zoreward.registry.places import place_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,13 +22,56 @@ Returned = float | list[float | None]
 """One number for a batch, or one for each row; None leaves a row out."""
 
 
+class CallError(ObjectiveError):
+    """A call of an objective's function that came to nothing, told in full: with the objective and its rows."""
+
+
 def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[Returned]:
     """Call objectives' functions, each with its number of rows and outputs; those that are async run together.
 
-    Functions that are not async run one after the other, in this thread.
+    Functions that are not async run one after the other, in this thread. A rowwise objective's function is called once
+    for the rows of all its calls. A function may return a future; it is waited for as an async function is. Where one
+    fails, the others are given up.
 
     Raises what `Objective.score` raises.
     """
+    joined, places = _joined(calls)
+    found = _call_each(joined)
+    return [found[place] if rows is None else found[place][rows] for place, rows in places]  # type: ignore[index]
+
+
+Call = tuple["Objective", int, Mapping[str, Any]]
+
+
+def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | None]]]:
+    """Calls with those of one rowwise objective in one; and where each call's result stands."""
+    groups: dict[int, list[int]] = {}
+    for i, (objective, _, _) in enumerate(calls):
+        groups.setdefault(id(objective) if objective.rowwise and not _logs(objective) else -1 - i, []).append(i)
+    joined: list[Call] = []
+    places: list[tuple[int, slice | None]] = [(0, None)] * len(calls)
+    for group in groups.values():
+        objective, n_rows, outputs = calls[group[0]]
+        if len(group) > 1:
+            sizes = [calls[i][1] for i in group]
+            ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+            for i, size, end in zip(group, sizes, ends, strict=True):
+                places[i] = (len(joined), slice(end - size, end))
+            lists = [name for name, value in outputs.items() if isinstance(value, list)]
+            outputs = {**outputs, **{name: [one for i in group for one in calls[i][2][name]] for name in lists}}
+            n_rows = ends[-1]
+        else:
+            places[group[0]] = (len(joined), None)
+        joined.append((objective, n_rows, outputs))
+    return joined, places
+
+
+def _logs(objective: Objective) -> bool:
+    """Whether its function logs something, which must not be mixed up between calls."""
+    return not {"log_extra", "log_metric"}.isdisjoint(inspect.signature(objective.function).parameters)
+
+
+def _call_each(calls: Sequence[Call]) -> list[Returned]:
     given = [_arguments(objective, outputs) for objective, _, outputs in calls]
     results: list[Any] = []
     try:
@@ -35,19 +80,53 @@ def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[
                 results.append(objective.function(**arguments))
             except Exception as error:
                 raise _raised(objective, error) from error
+        waiting = [i for i, result in enumerate(results) if _is_waited_for(result)]
+        for i in waiting:
+            if not isinstance(results[i], Future):
+                results[i] = submit(results[i], "zoreward-async")
+        wait([results[i] for i in waiting], return_when=FIRST_EXCEPTION)
+        for i in waiting:
+            if (failure := _failure(results[i])) is not None:
+                cause = failure.__cause__ if isinstance(failure, CallError) else failure
+                raise _raised(calls[i][0], failure) from cause
+        for i in waiting:
+            results[i] = results[i].result()
     except BaseException:
         for result in results:
             if inspect.iscoroutine(result):
                 result.close()
+            elif isinstance(result, Future):
+                result.cancel()
         raise
-    waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
-    for i, result in zip(waiting, _await_all([results[i] for i in waiting]), strict=True):
-        if isinstance(result, BaseException):
-            raise _raised(calls[i][0], result) from result
-        results[i] = result
     return [
-        _checked(objective.name, result, n_rows) for (objective, n_rows, _), result in zip(calls, results, strict=True)
+        checked(objective.name, result, n_rows) for (objective, n_rows, _), result in zip(calls, results, strict=True)
     ]
+
+
+def submit(awaitable: Awaitable[Any], thread: str) -> Future[Any]:
+    """Have something awaited on the event loop of a thread of this name, and return its future.
+
+    There is one loop for each name in the whole process, from its first use on. Clients that a reward function keeps
+    (of an HTTP service, say) belong to the loop that they were first used in: a loop for each batch would break them.
+    A notebook has a loop of its own, which must not be blocked.
+    """
+    import asyncio
+
+    async def awaited() -> Any:
+        return await awaitable
+
+    coroutine = awaitable if inspect.iscoroutine(awaitable) else awaited()
+    return asyncio.run_coroutine_threadsafe(coroutine, _event_loop(thread))
+
+
+@functools.cache
+def _event_loop(thread: str) -> asyncio.AbstractEventLoop:
+    import asyncio
+    import threading
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name=thread, daemon=True).start()
+    return loop
 
 
 def mean_score(name: str, returned: Returned) -> float:
@@ -71,41 +150,21 @@ def all_left_out(name: str, n_rows: int) -> ObjectiveError:
     return ObjectiveError(f"objective {name!r} left out all {n_rows} rows: every score is None")
 
 
+def _failure(future: Future[Any]) -> BaseException | None:
+    if not future.done():
+        return None
+    return CancelledError("it was cancelled") if future.cancelled() else future.exception()
+
+
 def _raised(objective: Objective, error: BaseException) -> ObjectiveError:
+    if isinstance(error, CallError):
+        return error
     message = f"objective {objective.name!r} raised {type(error).__name__}: {error}"
-    return ObjectiveError(message, hint=hint_of(error))
+    return ObjectiveError(message, hint=hint_of(error) or place_of(error))
 
 
-def _await_all(awaitables: Sequence[Awaitable[Any]]) -> Sequence[Any]:
-    """Run them together; the result of each, or the exception that it raised."""
-    if not awaitables:
-        return []
-    import asyncio
-
-    async def together() -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
-
-    future = asyncio.run_coroutine_threadsafe(together(), _event_loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop for the whole process, on a thread of its own, from the first async objective on.
-
-    Clients that a reward function keeps (of an HTTP service, say) belong to the loop that they were first used in: a
-    loop for each batch would break them. A notebook has a loop of its own, which must not be blocked.
-    """
-    import asyncio
-    import threading
-
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="zoreward-async", daemon=True).start()
-    return loop
+def _is_waited_for(result: Any) -> bool:
+    return isinstance(result, Future) or inspect.isawaitable(result)
 
 
 def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +188,21 @@ def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, An
     return passed
 
 
-def _checked(name: str, result: Any, n_rows: int) -> Returned:
+def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = None) -> Returned:
+    """Return what an objective returned in plain Python, once it is known to be scores.
+
+    Args:
+        name: the objective's.
+        result: what its function returned.
+        n_rows: how many rows it was given.
+        rows: the numbers that these rows go by; by default from 0 on.
+
+    Raises:
+        ObjectiveError: it is neither a finite number nor one for each row.
+    """
+    as_always = type(result) is list and len(result) == n_rows
+    if as_always and all(type(score) is float and math.isfinite(score) for score in result):
+        return list(result)
     if hasattr(result, "tolist"):  # arrays, tensors and their scalars
         result = result.tolist()
     if not isinstance(result, (list, tuple)):
@@ -139,7 +212,10 @@ def _checked(name: str, result: Any, n_rows: int) -> Returned:
             f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows",
             hint="return one number, or a list with one for each row",
         )
-    return [None if score is None else _number(name, score, f" for row {row}") for row, score in enumerate(result)]
+    return [
+        None if score is None else _number(name, score, f" for row {row}")
+        for row, score in zip(rows or range(n_rows), result, strict=True)
+    ]
 
 
 def _number(name: str, value: Any, where: str) -> float:
@@ -150,7 +226,7 @@ def _number(name: str, value: Any, where: str) -> float:
         number = None
     if number is None:
         hint = "return one number, or a list with one for each row"
-        raise ObjectiveError(f"objective {name!r} returned no number{where}: {_short(value)}", hint=hint)
+        raise ObjectiveError(f"objective {name!r} returned no number{where}: {short(value)}", hint=hint)
     if not math.isfinite(number):
         raise ObjectiveError(f"objective {name!r} returned {number}{where}", hint="a score must be finite")
     return number
@@ -161,6 +237,6 @@ def hint_of(error: BaseException) -> str:
     return str(getattr(error, "hint", "") or " ".join(getattr(error, "__notes__", ())))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return f"{text[:60]}…" if len(text) > 60 else text

@@ -19,8 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SPEC = "__zoreward_objective__"
 # What an objective may be handed beside the dataset's columns, so never an option.
-_OUTPUTS = ("predictions", "references", "logprobs", "prompts", "completions", "completion_ids")
-_FROM_TRL = ("trainer_state", "log_extra", "log_metric")
+_LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums")
+OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", "completions", "completion_ids")
+FROM_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,12 @@ class _Spec:
     name: str
     needs: Needs
     range: tuple[float, float] | None
+    rowwise: bool
 
 
-def objective(name: str, *, needs: Needs | None = None, range: tuple[float, float] | None = None) -> Callable[[F], F]:
+def objective(
+    name: str, *, needs: Needs | None = None, range: tuple[float, float] | None = None, rowwise: bool = False
+) -> Callable[[F], F]:
     """Make a function or a class an objective; it is returned as it is, so TRL and your own code can go on calling it.
 
     Keyword-only parameters with a type and a default are the objective's options. A class takes its options in
@@ -41,9 +45,12 @@ def objective(name: str, *, needs: Needs | None = None, range: tuple[float, floa
         needs: may be left out where a parameter says it: `completions`, or `predictions` or `logprobs` (choices).
             `any`: the function scores nothing itself; it takes only options and returns an `Objective`.
         range: the lowest and the highest score possible.
+        rowwise: the score of a completion depends on what the function is given of its row alone. So the rows of all
+            members come in one call, which is what a reward model wants; rows may be scored apart from each other
+            (`--reward-workers`), and scores may be kept (`--reward-cache`).
 
     Raises:
-        InputError: what it needs is neither said nor to be seen.
+        InputError: what it needs is neither said nor to be seen; or rowwise is said of what scores no completions.
 
     >>> from zoreward import get_objective
     >>> @objective("brevity")
@@ -57,7 +64,11 @@ def objective(name: str, *, needs: Needs | None = None, range: tuple[float, floa
         raise InputError("@objective stands without a name", hint='write it with one: @objective("brevity")')
 
     def mark(function: F) -> F:
-        setattr(function, _SPEC, _Spec(name, _needs(name, function, needs), range))
+        found = _needs(name, function, needs)
+        if rowwise and found != "completions":
+            message = f"objective {name!r} needs {found}, and rowwise is for objectives that need completions"
+            raise InputError(message, hint="leave rowwise out")
+        setattr(function, _SPEC, _Spec(name, found, range, rowwise))
         return function
 
     return mark
@@ -86,6 +97,7 @@ def describe(function: Any, key: str | None = None) -> Objective:
         distribution="",
         range=spec.range if spec else None,
         stateful=stateful,
+        rowwise=spec.rowwise if spec else False,
     )
 
 
@@ -106,7 +118,7 @@ def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
         return typing.cast(Needs, said)
     if "completions" in parameters or "completion_ids" in parameters:
         return "completions"
-    if "predictions" in parameters or "logprobs" in parameters:
+    if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"
     raise InputError(
         f"what objective {name!r} needs from the model cannot be seen from its parameters",
@@ -122,7 +134,7 @@ def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> 
         if parameter.kind is parameter.KEYWORD_ONLY
         and (makes or parameter.default is not parameter.empty)
         and parameter.annotation is not parameter.empty
-        and parameter.name not in _OUTPUTS + _FROM_TRL
+        and parameter.name not in OUTPUTS + FROM_TRL
     ]
     # Only the options' annotations are resolved: those of the outputs may name types that exist for the checker alone.
     holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation for parameter in written})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Objective:
         range: the lowest and the highest score possible, where known.
         stateful: it is made from a class, so `values` went to its `__init__`.
         parts: for a weighted sum: the weights and the objectives that are summed.
+        rowwise: it has said that the score of a row depends on what it is given of that row alone.
     """
 
     name: str
@@ -61,6 +63,21 @@ class Objective:
     range: tuple[float, float] | None = None
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
+    rowwise: bool = False
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether it names what only the model before tuning can tell: `base_logprobs`, `base_logprob_sums`.
+
+        >>> from zoreward import get_objective
+        >>> def gained(logprobs, base_logprobs):
+        ...     return (logprobs > base_logprobs).mean()
+        >>> get_objective(gained).compares_with_base
+        True
+        """
+        parts = [part for _, part in self.parts] or [self]
+        names = {name for part in parts for name in inspect.signature(part.function).parameters}
+        return not names.isdisjoint(("base_logprobs", "base_logprob_sums"))
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.
@@ -135,6 +152,9 @@ class Objective:
         of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
         if not of_rows:
             return of_batch
+        if len(of_rows) == 1 and None not in of_rows[0][1]:  # as nearly always
+            weight, found = of_rows[0]
+            return math.fsum(weight * score for score in found) / len(found) + of_batch  # type: ignore[operator]
         terms = [
             [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
             for row in zip(*(found for _, found in of_rows), strict=True)

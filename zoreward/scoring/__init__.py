@@ -1,9 +1,10 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import answer_scores, member_scores
+from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
+from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.loading import (
@@ -15,18 +16,24 @@ from zoreward.scoring.loading import (
     prepare_tokenizer,
 )
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.stepping import Stepper
 
 __all__ = [
+    "Base",
     "Generation",
     "Generator",
     "HFGenerator",
+    "Packer",
     "Reader",
     "Scorer",
+    "Stepper",
     "adapter_base",
     "answer_scores",
+    "base_of",
     "candidate_logprobs",
     "check_model_name",
     "checked_device",
@@ -37,6 +44,7 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "kl_to_base",
     "length_limit",
     "load_model",
     "load_tokenizer",
@@ -48,4 +56,6 @@ __all__ = [
     "scorer_of",
     "share_that_differs",
     "statistics_of",
+    "weights_moved",
+    "with_base",
 ]

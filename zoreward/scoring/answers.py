@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from zoreward.records import Example, Member, Scored
 from zoreward.registry import Objective
@@ -11,7 +12,7 @@ from zoreward.scoring.columns import columns_of
 from zoreward.scoring.likelihood import likelihood_outputs
 from zoreward.scoring.logprobs import candidate_logprobs
 from zoreward.scoring.reader import Reader
-from zoreward.scoring.rewards import part_score
+from zoreward.scoring.rewards import Notes, part_score
 
 OUTPUTS = {"choices": choice_outputs, "likelihood": likelihood_outputs}
 
@@ -36,11 +37,28 @@ def answer_scores(
     """
     columns = columns_of(examples)
     outputs = OUTPUTS[objective.needs]
+    notes = [Notes() for _ in members]
     batches = [
-        (len(examples), {**columns, **outputs(examples, logprobs_NC)})
-        for logprobs_NC in candidate_logprobs(reader, examples, members)
+        (len(examples), {**columns, **outputs(examples, logprobs_NC), "log_metric": note.loggers["log_metric"]})
+        for logprobs_NC, note in zip(candidate_logprobs(reader, examples, members), notes, strict=True)
     ]
     return [
-        Scored(objective.combined(returned), {name: part_score(name, found) for name, found in returned.items()})
-        for returned in objective.returned_for(batches)
+        Scored(
+            objective.combined(returned),
+            {name: part_score(name, found) for name, found in returned.items()},
+            metrics=note.means(),
+        )
+        for returned, note in zip(objective.returned_for(batches), notes, strict=True)
+    ]
+
+
+def with_base(reader: Reader, examples: Sequence[Example]) -> list[Example]:
+    """Return the rows with the log-probabilities that the model as it is now gives to their candidates.
+
+    Called before step 1, it makes the model the base that objectives compare with.
+    """
+    [logprobs_NC] = candidate_logprobs(reader, examples)
+    return [
+        replace(example, base_logprobs=tuple(own[: len(example.candidate_tokens)].tolist()))
+        for example, own in zip(examples, logprobs_NC, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""One call of a model's `generate`: several members, several prompts, and nothing but the settings given here."""
+"""One batch of texts: several members, several prompts, and nothing but the settings given here."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from zoreward.members import KEEP_BYTES, members_at
 from zoreward.records import InputError, Member, ObjectiveError
 from zoreward.scoring.reader import Reader
 from zoreward.scoring.sampling import CommonNumbers
+from zoreward.scoring.stepping import Stepper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,8 +82,9 @@ def write(
     *,
     processors: Sequence[LogitsProcessor] = (),
     ends: bool = True,
+    stepper: Stepper | None = None,
 ) -> list[list[Tokens]]:
-    """Return what each member writes behind the prompts numbered `rows`, from one `generate` for all of them.
+    """Return what each member writes behind the prompts numbered `rows`, all of them at once.
 
     Args:
         reader: the model.
@@ -93,21 +95,50 @@ def write(
         settings: how to write.
         processors: more to be done to the logits, first of all.
         ends: whether a completion may end before its greatest length.
+        stepper: writes in the place of `generate`, where it suits the members.
 
     Raises:
         ObjectiveError: the model's outputs are not finite.
     """
-    model: Any = reader.model
     chosen = [prompts[n] for n in rows]
     width = max(map(len, chosen))
     padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
     mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
-    end_tokens = _end_tokens(model, tokenizer) if ends else []
+    end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
+    batch = [torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask)]
+    processors = [*processors, *_draws(settings, rows, width)]
+    stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
+    found = None
+    if stepper is not None and stepper.suits(members):
+        found = stepper.write(*batch, members, settings.max_new_tokens, end_tokens, processors, stop)
+        stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
+    written, lost = found or _generated(reader, *batch, members, settings.max_new_tokens, end_tokens, processors, stop)
+    if lost:
+        raise ObjectiveError(
+            "the model's outputs are not finite",
+            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
+        )
+    new = [_up_to_end(tokens, end_tokens) for tokens in written.tolist()]
+    return [new[m * len(rows) : (m + 1) * len(rows)] for m in range(len(members))]
+
+
+def _generated(
+    reader: Reader,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    members: Sequence[Member],
+    new_tokens: int,
+    end_tokens: Sequence[int],
+    processors: Sequence[LogitsProcessor],
+    stop: StoppingCriteria | None,
+) -> tuple[torch.Tensor, bool]:
+    """See `Stepper.write`; by the model's own `generate`."""
+    model: Any = reader.model
     finite = _Finite()
     config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=new_tokens,
         do_sample=False,
-        eos_token_id=end_tokens or None,
+        eos_token_id=list(end_tokens) or None,
         pad_token_id=reader.pad_token_id,
     )
     keep_bytes = _keep_bytes(reader) if reader.grouped and len(members) > 1 else sys.maxsize
@@ -117,19 +148,13 @@ def write(
         members_at(model, members, tuned=reader.tuned, keep_bytes=keep_bytes),
     ):
         found = model.generate(
-            input_ids=torch.tensor(padded, device=device_of(reader)).repeat(len(members), 1),
-            attention_mask=torch.tensor(mask, device=device_of(reader)).repeat(len(members), 1),
+            input_ids=ids,
+            attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([finite, *processors, *_draws(settings, rows, width)]),
-            stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, settings.stop, width)] if settings.stop else []),
+            logits_processor=LogitsProcessorList([finite, *processors]),
+            stopping_criteria=StoppingCriteriaList([stop] if stop else []),
         )
-    if finite.lost():
-        raise ObjectiveError(
-            "the model's outputs are not finite",
-            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
-        )
-    new = [_up_to_end(tokens, end_tokens) for tokens in found[:, width:].tolist()]
-    return [new[m * len(rows) : (m + 1) * len(rows)] for m in range(len(members))]
+    return found[:, ids.shape[1] :], finite.lost()
 
 
 def _draws(settings: Generation, rows: Sequence[int], start: int) -> list[LogitsProcessor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from zoreward.records import Evaluation
+from zoreward.records import Evaluation, InputError
 from zoreward.registry import Source, get_objective
+from zoreward.scoring.answers import with_base
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prefix_length, prepare_tokenizer
+from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ def evaluate(
     batch_size: int | None = None,
     generation: Generation | None = None,
     options: dict[str, Any] | None = None,
+    base: PreTrainedModel | str | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
@@ -46,7 +51,8 @@ def evaluate(
         rows: the dataset, a dict each.
         tokenizer: needed with a loaded model.
         template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for objectives that need completions and where there is no template.
+        prompt: the column of the prompt where there is no template, for objectives that need completions and for
+            preferences.
         choices: the candidates in label order, or `label=answer`.
         choice_column: instead of choices, the column that holds each row's own.
         label: the column that holds the right choice.
@@ -61,6 +67,7 @@ def evaluate(
         batch_size: rows of one forward pass; by default as many as make it efficient.
         generation: how to write, for objectives that need completions.
         options: the objective's own options.
+        base: the model before it was tuned, for objectives that compare with it; with the same tokens.
 
     Raises:
         ZorewardError: the rows, the template or the objective do not fit together.
@@ -93,8 +100,17 @@ def evaluate(
         shot_rows=shot_rows,
         seed=seed,
     )
+    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if chosen.compares_with_base:
+        if base is None:
+            hint = "give --base-model: the model as it was before it was tuned"
+            raise InputError(f"{chosen.name!r} compares a model with its base, and there is none", hint=hint)
+        before = load(base) if isinstance(base, str) else base
+        reader = reader_of(before.eval(), tokenizer.pad_token_id)
+        examples = with_base(replace(reader, rows=batch_size), examples)
+        del before, reader  # one model at a time in memory
     if isinstance(model, str):
-        model = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        model = load(model)
     scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
     [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
     return Evaluation(
@@ -105,6 +121,7 @@ def evaluate(
         fewer_shots=0 if chosen.needs == "completions" else sum(example.shots < shots for example in examples),
         parts=scored.part_scores if chosen.parts else {},
         statistics=statistics_of([scored]),
+        metrics=scored.metrics,
     )
 
 

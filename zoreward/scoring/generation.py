@@ -15,6 +15,7 @@ from zoreward.records import Example, Member
 from zoreward.scoring.decoding import Generation, Tokens, device_of, write
 from zoreward.scoring.logprobs import sorted_batches
 from zoreward.scoring.reader import Reader
+from zoreward.scoring.stepping import Stepper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,9 @@ class Generator(Protocol):
 
 
 class HFGenerator:
-    """A `Generator` by the model's own `generate`: members × prompts in one call, as far as memory goes.
+    """A `Generator` by the model itself: members × prompts in one batch, as far as memory goes.
+
+    Members are written for by the model's own `generate`; low-rank members on a GPU by replayed CUDA graphs.
 
     It learns how much the memory takes: after a call that did not fit, the next ones are half as large.
 
@@ -52,11 +55,20 @@ class HFGenerator:
         reader: the model. Where its members cannot share a forward pass they write one after the other.
         tokenizer: the model's.
         tokens: tokens of one call, prompts and completions of all members together.
+        stepper: what writes for low-rank members; by default one with graphs where the model is on a GPU.
     """
 
-    def __init__(self, reader: Reader, tokenizer: PreTrainedTokenizerBase, *, tokens: int | None = None):
+    def __init__(
+        self,
+        reader: Reader,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokens: int | None = None,
+        stepper: Stepper | None = None,
+    ):
         self.reader = reader
         self.tokenizer = tokenizer
+        self.stepper = stepper or (Stepper(reader) if device_of(reader).type == "cuda" else None)
         self.tokens = tokens or (CPU_TOKENS if device_of(reader).type == "cpu" else GPU_TOKENS)
 
     def generate(
@@ -90,7 +102,8 @@ class HFGenerator:
         while work:
             group, rows = work.pop(0)
             try:
-                found = write(self.reader, self.tokenizer, prompts, rows, [members[m] for m in group], settings)
+                some = [members[m] for m in group]
+                found = write(self.reader, self.tokenizer, prompts, rows, some, settings, stepper=self.stepper)
             except torch.OutOfMemoryError:
                 if len(group) == len(rows) == 1:
                     raise
@@ -104,39 +117,69 @@ class HFGenerator:
 
 
 def checked_generator(
-    reader: Reader, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], members: Sequence[Member]
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    members: Sequence[Member],
+    *,
+    stepper: Stepper | None = None,
 ) -> HFGenerator:
     """Return a generator that writes for members together, or one at a time where this model cannot.
+
+    Where it would write by steps of its own, these are compared with the model's `generate`, and left if they differ.
 
     Args:
         reader: the model.
         tokenizer: the model's.
         examples: real rows to try it on; the first four are taken.
         members: at least two, different from each other.
+        stepper: see `HFGenerator`.
     """
     prompts = [example.prompt_tokens for example in examples[:4]]
     if not reader.pads:
         prompts = [prompts[0]] * len(prompts)
     full = next(reader.model.parameters()).dtype in (torch.float32, torch.float64)
+    # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
+    tolerance = 1e-3 if full else 5e-2
     problem = grouping_problem(
         reader.model,
         members,
         lambda some: _forced_logprobs(reader, tokenizer, prompts, some),
         tuned=reader.tuned,
-        # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
-        tolerance=1e-3 if full else 5e-2,
+        tolerance=tolerance,
     )
-    return HFGenerator(replace(reader, problem=problem), tokenizer)
+    generator = HFGenerator(replace(reader, problem=problem), tokenizer, stepper=stepper)
+    if generator.stepper is not None and generator.stepper.suits(members):
+        _check_steps(generator, prompts, members, tolerance)
+    return generator
+
+
+def _check_steps(
+    generator: HFGenerator, prompts: Sequence[Tokens], members: Sequence[Member], tolerance: float
+) -> None:
+    """Compare what the generator's own steps give with what `generate` gives."""
+    reader, stepper = generator.reader, generator.stepper
+    assert stepper is not None
+    plain = _forced_logprobs(reader, generator.tokenizer, prompts, members)
+    own = _forced_logprobs(reader, generator.tokenizer, prompts, members, stepper)
+    stepper.forget()
+    difference = float((plain.double() - own.double()).abs().max())
+    if stepper.problem is None and not difference <= tolerance:
+        stepper.give_up(f"log-probabilities differ by {difference:.1e}")
 
 
 def _forced_logprobs(
-    reader: Reader, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Tokens], members: Sequence[Member]
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    members: Sequence[Member],
+    stepper: Stepper | None = None,
 ) -> torch.Tensor:
-    """Mean log-probability of three given tokens, written one after the other through the cache: (M, N)."""
-    forced = _Forced(prompts[0][-1])
+    """Mean log-probability of four given tokens, written one after the other through the cache: (M, N)."""
+    forced, settings = _Forced(prompts[0][-1]), Generation(max_new_tokens=4)  # one read, one as it is, two replayed
     write(
-        reader, tokenizer, prompts, range(len(prompts)), members, Generation(max_new_tokens=3), processors=[forced],
-        ends=False,
+        reader, tokenizer, prompts, range(len(prompts)), members, settings, processors=[forced], ends=False,
+        stepper=stepper,
     )  # fmt: skip
     return torch.stack(forced.logprobs).mean(dim=0).view(len(members), -1)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.records import Example
+from zoreward.scoring.choices import logprob_outputs
 
 
 def likelihood_outputs(examples: Sequence[Example], logprobs_NC: NDArray[np.float64]) -> dict[str, Any]:
@@ -19,6 +20,7 @@ def likelihood_outputs(examples: Sequence[Example], logprobs_NC: NDArray[np.floa
         logprobs_NC: its mean log-probability per token, teacher-forced; C is 1.
 
     Returns:
-        `logprobs`: (N,) · `references`: the answers' texts.
+        `logprobs`, and what `logprob_outputs` adds to it, all (N,) · `references`: the answers' texts.
     """
-    return {"logprobs": logprobs_NC[:, 0], "references": [example.candidates[0] for example in examples]}
+    of_answers = {name: values_NC[:, 0] for name, values_NC in logprob_outputs(examples, logprobs_NC).items()}
+    return {**of_answers, "references": [example.candidates[0] for example in examples]}

@@ -14,6 +14,7 @@ from torch import nn
 
 from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
+from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 
 # Logits that are turned into float32 at once: 256 MB.
@@ -27,6 +28,7 @@ def checked_reader(
     members: Sequence[Member],
     *,
     tuned: Tuned | None = None,
+    packer: Packer | None = None,
 ) -> Reader:
     """Return a reader that scores members together, or one at a time where this model cannot share a forward pass.
 
@@ -36,18 +38,41 @@ def checked_reader(
         examples: real rows to try it on.
         members: at least two, different from each other.
         tuned: its tuned weights; by default `tuned_weights(model)`.
+        packer: tried too; by default one with graphs where the model is on a GPU.
     """
     reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
+    tolerance = 1e-3 if full else 5e-2
     problem = grouping_problem(
         reader.model,
         members,
         lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
         tuned=reader.tuned,
-        # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
-        tolerance=1e-3 if full else 5e-2,
+        tolerance=tolerance,
     )
-    return replace(reader, problem=problem)
+    reader = replace(reader, problem=problem)
+    if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
+        packer = Packer(reader)
+    return replace(reader, packer=_checked_packer(packer, reader, examples, members, tolerance))
+
+
+def _checked_packer(
+    packer: Packer | None, reader: Reader, examples: Sequence[Example], members: Sequence[Member], tolerance: float
+) -> Packer | None:
+    """Compare what the packer reads with what is read without it; None if it is of no use here."""
+    if packer is None or not packer.suits(examples, members, reader.rows):
+        return None
+    plain = candidate_logprobs(reader, examples, members)
+    for _ in range(2):  # as it is, then replayed
+        own = packer.logprobs(examples, members)
+        if own is None:
+            return None
+        difference = float(np.abs(np.nan_to_num(plain, neginf=0.0) - np.nan_to_num(own, neginf=0.0)).max())
+        if difference > tolerance:
+            packer.give_up(f"log-probabilities differ by {difference:.1e}")
+            return None
+    return packer
 
 
 def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> Reader:
@@ -87,6 +112,10 @@ def candidate_logprobs(
     Returns:
         logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates. Sums are float64, in token order.
     """
+    if reader.packer is not None and reader.packer.suits(examples, members, reader.rows):
+        own = reader.packer.logprobs(examples, members)
+        if own is not None:
+            return _all_finite(own)
     width = max(len(example.candidate_tokens) for example in examples)
     logprobs_MNC = np.full((len(members), len(examples), width), -np.inf)
     costs = [_cost(reader, example) for example in examples]
@@ -109,6 +138,10 @@ def candidate_logprobs(
                 for (n, c), values_M in found:
                     logprobs_MNC[first : first + len(group), batch[n], c] = values_M
         first += len(group)
+    return _all_finite(logprobs_MNC)
+
+
+def _all_finite(logprobs_MNC: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.isnan(logprobs_MNC).any():  # an argmax would take NaN for the first answer
         raise ObjectiveError(
             "the model's outputs are not finite",
@@ -163,7 +196,7 @@ def _after_prompt(
     reader: Reader, rows: list[Example], places: list[Place], members: int
 ) -> Iterator[tuple[Place, list[float]]]:
     """Candidates of one token: the logits after the prompt are all there is to know."""
-    logits_RTV, _ = _forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
+    logits_RTV, _ = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     table = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, logits_RTV.device))
     for n, c in places:
@@ -177,7 +210,7 @@ def _whole(
     answers = [rows[n].candidate_tokens[c] for n, c in places]
     sequences = [(*rows[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
     keep = max(map(len, answers))
-    logits_RTV, _ = _forward(reader, sequences, members, keep=keep)
+    logits_RTV, _ = forward(reader, sequences, members, keep=keep)
     # Sequences end on the right, so answers are filled up on the left.
     targets = [(0,) * (keep - len(answer)) + answer for answer in answers]
     table = _log_softmax_at(logits_RTV[:, -keep:], _padded(targets, members, logits_RTV.device).unsqueeze(-1))
@@ -191,7 +224,7 @@ def _with_cache(
 ) -> Iterator[tuple[Place, list[float]]]:
     """The prompt once, then its candidates on copies of its cache."""
     prompts = [row.prompt_tokens for row in rows]
-    logits_RTV, cache = _forward(reader, prompts, members, keep=1, use_cache=True)
+    logits_RTV, cache = forward(reader, prompts, members, keep=1, use_cache=True)
     device = logits_RTV.device
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     first = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, device))
@@ -219,7 +252,7 @@ def _with_cache(
         yield (n, c), (total / length).tolist()
 
 
-def _forward(
+def forward(
     reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int, use_cache: bool = False
 ) -> tuple[torch.Tensor, Any]:
     """Run the sequences, left-padded, once for each member; logits of at least the last `keep` positions."""
@@ -245,7 +278,7 @@ def _forward_by_length(reader: Reader, sequences: Sequence[Sequence[int]], membe
     logits_RTV = torch.empty(0)
     for length in sorted({len(tokens) for tokens in sequences}):
         same = [r for r, tokens in enumerate(sequences) if len(tokens) == length]
-        part, _ = _forward(reader, [sequences[r] for r in same], members, keep)
+        part, _ = forward(reader, [sequences[r] for r in same], members, keep)
         part = part[:, -keep:]
         if not len(logits_RTV):
             logits_RTV = part.new_zeros(members * len(sequences), keep, part.shape[-1])

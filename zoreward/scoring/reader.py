@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from zoreward.members import Tuned, called_model, tuned_weights
 from zoreward.scoring.probes import check_causal, pads_exactly, shares_prefix, vocabulary_size
+
+if TYPE_CHECKING:
+    from zoreward.scoring.packing import Packer
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
 # a GPU wants its units filled.
@@ -29,6 +33,7 @@ class Reader:
         tokens: tokens of one forward pass, padding included, all members together.
         rows: rows of one forward pass; None: as many as `tokens` allows.
         problem: why members cannot share a forward pass; None if they can.
+        packer: what reads answers of one token in a way of its own, where it can.
     """
 
     model: nn.Module
@@ -40,6 +45,7 @@ class Reader:
     tokens: int
     rows: int | None = None
     problem: str | None = None
+    packer: Packer | None = None
 
     @property
     def grouped(self) -> bool:

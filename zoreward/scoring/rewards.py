@@ -35,7 +35,7 @@ def score_writings(
         from transformers import TrainerState
 
         trainer_state = TrainerState()
-    notes = [_Notes() for _ in texts]
+    notes = [Notes() for _ in texts]
     batches = [
         (len(examples), {**completion_outputs(examples, written), "trainer_state": trainer_state, **note.loggers})
         for written, note in zip(texts, notes, strict=True)
@@ -69,7 +69,7 @@ def completion_outputs(examples: Sequence[Example], written: Sequence[Completion
 
 
 def _writing(
-    objective: Objective, written: Sequence[Completion], returned: dict[str, Returned], notes: _Notes
+    objective: Objective, written: Sequence[Completion], returned: dict[str, Returned], notes: Notes
 ) -> Writing:
     rewards = {name: tuple(found) for name, found in returned.items() if isinstance(found, list)}
     return Writing(
@@ -78,7 +78,7 @@ def _writing(
         part_scores={name: part_score(name, found) for name, found in returned.items()},
         rewards=rewards,
         extra=notes.extra,
-        metrics={name: math.fsum(values) / len(values) for name, values in notes.metrics.items()},
+        metrics=notes.means(),
     )
 
 
@@ -89,13 +89,17 @@ def part_score(name: str, returned: Returned) -> float:
         return math.nan
 
 
-class _Notes:
-    """What reward functions log beside their rewards."""
+class Notes:
+    """What objectives log beside their scores."""
 
     def __init__(self) -> None:
         self.extra: dict[str, list[Any]] = {}
         self.metrics: dict[str, list[float]] = {}
         self.loggers = {"log_extra": self._log_extra, "log_metric": self._log_metric}
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the times it was logged."""
+        return {name: math.fsum(values) / len(values) for name, values in self.metrics.items()}
 
     def _log_extra(self, column: str, values: list[Any]) -> None:
         self.extra.setdefault(column, []).extend(values)

@@ -10,7 +10,7 @@ from zoreward.data import render, render_prompts
 from zoreward.members import Tuned
 from zoreward.records import Example, Member, Scored
 from zoreward.registry import Objective
-from zoreward.scoring.answers import answer_scores
+from zoreward.scoring.answers import answer_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length
@@ -127,7 +127,7 @@ def checked_scorer(
         return scorer
     reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
     scorer = Scorer(reader, objective, tokenizer, None, generation)
-    scorer.score(examples)
+    scorer.score(with_base(reader, examples) if objective.compares_with_base else examples)
     return scorer
 
 
@@ -151,7 +151,7 @@ def examples_of(
         max_length: tokens of a prompt and what stands or is written behind it; None: no limit.
         max_new_tokens: tokens that are written at most.
         template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for `completions` without a template.
+        prompt: the column of the prompt, for `completions` and for preferences without a template.
         answers: the other arguments of `render`, which is for answers that are given.
 
     Raises:
@@ -160,7 +160,7 @@ def examples_of(
     if needs == "completions":
         room = None if max_length is None else max_length - max_new_tokens
         return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room)
-    return render(rows, tokenizer, needs=needs, template=template, max_length=max_length, **answers)
+    return render(rows, tokenizer, needs=needs, template=template, prompt=prompt, max_length=max_length, **answers)
 
 
 def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,17 @@ from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint
 from zoreward.members import adapter_options, merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
-from zoreward.registry import Source
-from zoreward.scoring import checked_scorer, load_model, load_tokenizer, prepare_tokenizer, statistics_of
+from zoreward.registry import Source, patient
+from zoreward.scoring import (
+    Reader,
+    checked_scorer,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+    statistics_of,
+    with_base,
+)
+from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
     made_examples,
     name_of,
@@ -30,8 +39,8 @@ from zoreward.trainer.inputs import (
     what_is_tuned,
     with_adapter,
 )
-from zoreward.trainer.optimizer import UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of
+from zoreward.trainer.optimizer import Batch, UpdateOptimizer, no_gradients_to_clear
+from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
@@ -75,6 +84,7 @@ class ZOTrainer(Trainer):
         objective: the `Objective`.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
+        drift: the `Drift` that says how far the run has moved, or None.
         last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
             what each member was worth and wrote.
 
@@ -108,9 +118,10 @@ class ZOTrainer(Trainer):
     ):
         args = args or ZOConfig()
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = one_objective(objective, reward_funcs, args.reward_weights)
+        self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
         args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
         self.method, generation = method_of(args), generation_of(args)
+        check_drift(args)
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
         )
@@ -138,15 +149,20 @@ class ZOTrainer(Trainer):
         self.scorer = checked_scorer(
             loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members, tuned=tuned
         )
+        if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
+            train_examples = with_base(self.scorer.reader, train_examples)
+            if eval_examples is not None:
+                eval_examples = with_base(self._eval_reader(args), eval_examples)
         if self.scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
+        self.drift = drift_of(loaded, args, eval_examples or train_examples)
         self._rows: list[Example] = []
         self._window = Window()
         self._journal: Journal | None = None
         super().__init__(
             model=loaded,
             args=args,
-            data_collator=list,
+            data_collator=Batch,
             train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=eval_examples,  # type: ignore[arg-type]
             processing_class=tokenizer,
@@ -176,7 +192,8 @@ class ZOTrainer(Trainer):
             for log in before:  # scored before step 1
                 self._journal.append_evaluation(log["step"], log["eval_score"])
             try:
-                output = super().train(**kwargs)
+                with no_gradients_to_clear(self.model):
+                    output = super().train(**kwargs)
             finally:
                 self._journal = None
         try:
@@ -195,22 +212,30 @@ class ZOTrainer(Trainer):
 
         Returns:
             `eval_score`, `eval_rows`, `eval_runtime` in seconds; where the model wrote, `eval_length` and
-            `eval_distinct_2`.
+            `eval_distinct_2`; and what the objective logs, as `eval_share`.
 
         Raises:
-            InputError: there are no rows.
+            InputError: there are no rows; or others than before step 1, for an objective that compares with the base.
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
             examples = made_examples(
                 eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
             )
+            if self.objective.compares_with_base:
+                if self.method_state.step:
+                    hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
+                    raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
+                examples = with_base(self._eval_reader(self.args), examples)
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
         rows = self.args.per_device_eval_batch_size or None
         [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
-        values = {"score": scored.score, **statistics_of([scored]), "rows": float(len(examples))}
+        values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
+        if self.drift:
+            values |= self.drift.measured(self.scorer, seed=self.args.seed, scored=scored, of=examples)
+            self._bound(values["kl"])
         if len(scored.part_scores) > 1:
             values |= {f"score/{name}": value for name, value in scored.part_scores.items()}
         values["runtime"] = time.perf_counter() - start
@@ -233,6 +258,15 @@ class ZOTrainer(Trainer):
         merged_copy(self.model).save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
 
+    def _bound(self, kl: float) -> None:
+        """End the run after this step if the model has moved too far."""
+        if self.drift and self.drift.exceeds(kl):
+            self.control.should_training_stop = True
+
+    def _eval_reader(self, args: ZOConfig) -> Reader:
+        """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
+        return replace(self.scorer.reader, rows=args.per_device_eval_batch_size or None)
+
     # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -241,15 +275,19 @@ class ZOTrainer(Trainer):
         self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
         return self.optimizer
 
-    def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
-        self._rows += inputs
+        self._rows += inputs.examples
+        if self.state.global_step == 1:  # accelerate's wrapper looks for a package on the disk in each step
+            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         rows, self._rows = self._rows, []
         query = self.method.ask(self.method_state)
         seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
         scored = self.scorer.score(rows, query.members, seed=seed, trainer_state=self.state)
+        if self.drift:
+            scored = self.drift.penalised(self.scorer, rows, query.members, scored)
         scores = tuple(one.score for one in scored)
         rate = self._get_learning_rate()
         update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
@@ -259,7 +297,7 @@ class ZOTrainer(Trainer):
         every = self.args.completions_every
         if every and query.step % every == 0 and self.objective.needs == "completions":
             save_completions(self.args.output_dir, query.step, rows, scored)
-        return torch.tensor(-math.fsum(scores) / len(scores), device=self.args.device)
+        return torch.full((), -math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
@@ -276,10 +314,13 @@ class ZOTrainer(Trainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the mean score since the last time, the share of steps without signal, and how texts were."""
+        """Log, with what the steps since the last time were like, the share without signal, and the drift."""
         if "loss" in logs and self._window:
             logs |= self._window.means()
             logs["silent"] = self.method_state.silent / self.method_state.step
+            if self.drift:
+                logs |= self.drift.measured(self.scorer, seed=self.args.seed)
+                self._bound(logs["kl"])
         super().log(logs, start_time)
 
     def _journal_header(self) -> dict[str, Any]:

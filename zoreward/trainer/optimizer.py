@@ -1,12 +1,15 @@
-"""What stands in the place of an optimizer."""
+"""What transformers' loop is given in the place of an optimizer, of gradients and of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from zoreward.records import Example
 
 
 class UpdateOptimizer(torch.optim.Optimizer):
@@ -19,3 +22,29 @@ class UpdateOptimizer(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Apply the update that this step's scores called for."""
         self._apply()
+
+
+class Batch:
+    """The rows of a batch: no list, in which accelerate would look for tensors.
+
+    Args:
+        examples: the rows.
+    """
+
+    __slots__ = ("examples",)
+
+    def __init__(self, examples: list[Example]):
+        self.examples = examples
+
+    def __contains__(self, name: str) -> bool:
+        return False
+
+
+@contextmanager
+def no_gradients_to_clear(model: nn.Module) -> Iterator[None]:
+    """Let `model.zero_grad()` do nothing: for a small model, looking for gradients costs as much as a forward pass."""
+    model.__dict__["zero_grad"] = lambda set_to_none=True: None
+    try:
+        yield
+    finally:
+        del model.__dict__["zero_grad"]

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import SPSA, Population
 from zoreward.records import InputError
+from zoreward.registry import Patience
 from zoreward.scoring import Generation
 
 
@@ -45,6 +46,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     report_to: Any = "none"
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
     per_device_eval_batch_size: int = field(
         default=0, metadata={"help": "Rows of one forward pass over the dev rows. 0: as many as make it efficient."}
     )
@@ -70,7 +72,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
-        left_out = ("output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config")
+        left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
+        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -83,9 +86,12 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # What depends on what the objective needs. Measured for text on two models of 12 M and 1.3 B parameters; the others are
 # MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
-_FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
-_FOR_PREFIXES = {"noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
+# An adapter's weights are few, and stand behind those of the base: members must stand further off. MeZO's for answers.
+_LORA_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-2, "learning_rate": 1e-4}
+_LORA_FOR_TEXT = {**_FOR_TEXT, "eps": 1e-1, "learning_rate": 3e-2}
+_PREFIX_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2}
+_PREFIX_FOR_TEXT = {**_FOR_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
 
 
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
@@ -95,9 +101,12 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     0.005
     """
     args = copy.copy(args)
-    defaults = _FOR_TEXT if needs == "completions" else _FOR_ANSWERS
+    answers, text = _FOR_ANSWERS, _FOR_TEXT
     if adapter:
-        defaults = {**defaults, **(_FOR_PREFIXES if args.tune == "prefix" else _FOR_ADAPTERS)}
+        prefix = args.tune == "prefix"
+        answers = _PREFIX_FOR_ANSWERS if prefix else _LORA_FOR_ANSWERS
+        text = _PREFIX_FOR_TEXT if prefix else _LORA_FOR_TEXT
+    defaults = text if needs == "completions" else answers
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -129,6 +138,15 @@ def method_of(args: ZOConfig) -> SPSA | Population:
     except ValueError as error:
         raise InputError(str(error), hint="Change the option of that name.") from None
     raise InputError(f"there is no method {args.method!r}", hint="Choose spsa, es or fzoo.")
+
+
+def patience_of(args: ZOConfig) -> Patience:
+    """Return how the objective is called.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
 
 
 def generation_of(args: ZOConfig) -> Generation:

@@ -34,9 +34,9 @@ class Window:
     def means(self) -> dict[str, float]:
         """Return the means over steps and members since the last call.
 
-        `score`; `score/NAME` for each part of a weighted sum. Where members wrote also: `best`, the best member's
-        score, `spread`, the standard deviation between members, `length` in tokens, `distinct_2` over all completions
-        of a step, `differing`, the share of members whose texts are not the first's, and what rewards logged.
+        `score`; `score/NAME` for each part of a weighted sum; what objectives logged. Where members wrote also: `best`,
+        the best member's score, `spread`, the standard deviation between members, `length` in tokens, `distinct_2` over
+        all completions of a step, `differing`, the share of members whose texts are not the first's.
         """
         steps = [_of_step(scored) for scored in self._scored]
         self._scored.clear()
@@ -67,8 +67,8 @@ def _of_step(scored: Sequence[Scored]) -> dict[str, float]:
         found["spread"] = math.sqrt(_mean([(score - found["score"]) ** 2 for score in scores]))
         found |= statistics_of(written)
         found["differing"] = share_that_differs([[one.text for one in member.completions] for member in written])
-        for name in dict.fromkeys(name for one in written for name in one.metrics):
-            found[name] = _mean([one.metrics[name] for one in written if name in one.metrics])
+    for name in dict.fromkeys(name for one in scored for name in one.metrics):
+        found[name] = _mean([one.metrics[name] for one in scored if name in one.metrics])
     return found
 
 

@@ -1,0 +1,104 @@
+"""What the benchmarks of the engine share: clocks, bars, and a file of results."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure, and the bar it must hold.
+
+    Args:
+        what: what was measured.
+        value: its figure.
+        unit: of the figure.
+        least, most: the bar; None where there is none.
+    """
+
+    what: str
+    value: float
+    unit: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bar is held."""
+        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
+
+    def __str__(self) -> str:
+        bars = [
+            f"{word} {bar:g}" for word, bar in (("at least", self.least), ("at most", self.most)) if bar is not None
+        ]
+        bar = f"   bar: {', '.join(bars)} → {'held' if self.holds else 'MISSED'}" if bars else ""
+        return f"{self.what:<58} {self.value:10.3f} {self.unit}{bar}"
+
+
+def medians(works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of each, all of them run in turn, after one round that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            synchronize(device)
+            start = time.perf_counter()
+            work()
+            synchronize(device)
+            if number:
+                found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device has still to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> str:
+    """Return the device's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """Return the commit that is measured; empty outside a repository."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return done.stdout.strip()
+
+
+def record(name: str, results: list[Result], device: torch.device, dtype: str, shape: str, version: str) -> None:
+    """Print results, and append them to `results/NAME.csv`."""
+    print(f"{machine(device)}, torch {torch.__version__}, {dtype}, {shape}")
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.csv"
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as opened:
+        rows = csv.writer(opened)
+        if new:
+            rows.writerow(["device", "dtype", "shape", "commit", "what", "value", "unit", "least", "most"])
+        for result in results:
+            print(result, flush=True)
+            value = f"{result.value:.4g}"
+            key = [machine(device), dtype, shape, version]
+            rows.writerow([*key, result.what, value, result.unit, result.least, result.most])
+
+
+def finish(results: list[Result], check: bool) -> None:
+    """Leave with 1 if a bar was asked for and is missed."""
+    missed = [result.what for result in results if not result.holds]
+    if check and missed:
+        sys.exit(f"missed: {'; '.join(missed)}")

@@ -1,0 +1,86 @@
+"""Preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from zoreward import objective
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@objective("preference", range=(float("-inf"), 1))
+def preference(
+    logprob_sums: np.ndarray,
+    base_logprob_sums: np.ndarray,
+    logprobs: np.ndarray,
+    references: Sequence[int],
+    log_metric: Callable[[str, float], None] | None = None,
+    *,
+    beta: float = 0.5,
+    form: Literal["sigmoid", "log-sigmoid", "share"] = "sigmoid",
+) -> list[float]:
+    """How far the chosen answer gains over the rejected one, against the model before tuning.
+
+    With h DPO's margin of a row, the chosen answer y_w, the rejected one y_l, the member π and the base π_ref:
+
+        h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
+
+        sigmoid: σ(βh)    log-sigmoid: log σ(βh)    share: 1 where h > 0, ½ where h = 0, else 0
+
+    σ(βh) is the share made smooth: with β → ∞ they are the same. The base has 0.5 in both, log ½ in log-sigmoid,
+    which is minus DPO's loss. Log-probabilities are sums over an answer's tokens. A row with one answer has
+    h = log π(y|x)/π_ref(y|x) where it is said to be good, and minus that where it is said to be bad.
+
+    Logs `share` and `margin`, the means of share and h over the rows, and `chosen_logprob`, the mean log-probability
+    per token of the answers that are chosen or said to be good.
+
+    Args:
+        logprob_sums: (N, C), log-probability of each answer; C is 1 or 2.
+        base_logprob_sums: the same of the model before tuning.
+        logprobs: the same per token, of the member.
+        references: N indices: which answer is the chosen one; −1 where the only one is said to be bad.
+        log_metric: takes a name and a number.
+        beta: β, how soon a row that has gained counts no more.
+        form: what is scored; the share has steps where the others have a slope.
+
+    Returns: one number for each row.
+
+    Raises:
+        ValueError: β is not positive, or a row has more than two answers.
+
+    Source: Rafailov et al. 2023, arXiv 2305.18290; single answers: Ethayarajh et al. 2024, arXiv 2402.01306, without
+    the reference point.
+
+    >>> import numpy as np
+    >>> gained, lost = [-3.0, -5.0], [-6.0, -4.0]
+    >>> [round(score, 4) for score in preference(np.array([gained, lost]), np.array([[-4.0, -4.0]] * 2),
+    ...                                          np.array([gained, lost]), [0, 0])]
+    [0.7311, 0.2689]
+    """
+    import numpy as np
+
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, not {beta}")
+    rows, answers = logprob_sums.shape
+    if answers > 2:
+        raise ValueError(f"a preference is between two answers, not {answers}")
+    chosen = np.asarray(references)
+    ratios = logprob_sums - base_logprob_sums
+    if answers == 1:
+        h = np.where(chosen == 0, ratios[:, 0], -ratios[:, 0])
+    else:
+        h = ratios[np.arange(rows), chosen] - ratios[np.arange(rows), 1 - chosen]
+    share = np.where(h == 0, 0.5, h > 0)
+    if log_metric is not None:
+        log_metric("share", float(share.mean()))
+        log_metric("margin", float(h.mean()))
+        if (chosen >= 0).any():
+            good = np.flatnonzero(chosen >= 0)
+            log_metric("chosen_logprob", float(logprobs[good, chosen[good]].mean()))
+    if form == "share":
+        return share.tolist()
+    log_sigmoid = -np.logaddexp(0.0, -beta * h)
+    return (log_sigmoid if form == "log-sigmoid" else np.exp(log_sigmoid)).tolist()

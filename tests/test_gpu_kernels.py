@@ -1,0 +1,226 @@
+"""Contract under test: `zoreward.kernels.gpu`, the Triton kernels, give the bits of `zoreward.kernels.cpu`.
+
+For float32, bfloat16 and float16 (float64 goes to `portable.py`), for matrices, vectors, scalars, empty and
+non-contiguous tensors, tensors that do not begin on a boundary, and tensors of many dimensions, all in one launch:
+
+- `perturb_all` = `cpu.perturb_all`: couples, members of 0 to n terms, dense and low-rank terms mixed; the copies are
+  contiguous, and the weights are left as they are;
+- `replay_all_` = `cpu.replay_all_`: updates of 0 to n terms, decay, stochastic rounding at its edges (both zeros,
+  subnormals, the largest values, infinity, NaN); what an update does not move is not rounded either;
+- `factors_all` = `cpu.factors_all`, bit for bit, for several ranks at once;
+- tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
+
+Free is only the pattern of a NaN. `correction.correct_` is a sum in another order than torch's: it is compared in
+float64. Without a GPU everything runs in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoreward.kernels import cpu
+from zoreward.records import Member, Term, Update
+
+pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
+gpu = pytest.importorskip("zoreward.kernels.gpu")
+correction = pytest.importorskip("zoreward.kernels.correction")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+COUPLES = ((Term(3, 0.01),), (Term(3, -0.01),), (Term(2**64 - 1, 0.5),), (Term(2**64 - 1, -1e-6),))
+MIXED: tuple[Member, ...] = (
+    (Term(2, 0.3, 3), Term(2**64 - 1, -0.1), Term(2, 1e-3, 1)),
+    (),
+    (Term(5, 0.25, 2),),
+)
+UPDATES = [
+    Update(0.1, MIXED[0], 9),  # all at once
+    Update(0.0, (), 2),  # nothing
+    Update(0.25, (), 2**64 - 1),  # decay alone: spares vectors
+    Update(0.0, MIXED[2], 4),  # low rank alone: moves matrices only
+]
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> gpu.Kernels:
+    """Small units, so that tensors have several, the last of them half empty; larger programs in the interpreter."""
+    monkeypatch.setattr(gpu, "PARTS", 2)
+    return gpu.Kernels(block=256)
+
+
+def weights(dtype: torch.dtype, device: str = "cpu") -> list[tuple[torch.Tensor, int]]:
+    """A matrix of two blocks with all edges in it, and one tensor of each kind; a stream each."""
+    generator = torch.Generator().manual_seed(0)
+    edges = [0.0, -0.0, 1e-6, -3e-8, 6e-5, 6.1e-5, 65504.0, -3.38e38, 1e-41, float("inf"), -float("inf"), float("nan")]
+    first = torch.cat([torch.tensor(edges), torch.randn(290, generator=generator) * 1e-3, torch.tensor(edges)])
+    whole = torch.randn(40, generator=generator).to(dtype).to(device)
+    tensors = [
+        first.view(2, -1).to(dtype).to(device),
+        torch.randn(7, 5, generator=generator).to(dtype).to(device).T,
+        whole[3:16],  # 6 or 12 bytes behind a boundary
+        torch.tensor(1.5).to(dtype).to(device),
+        torch.empty(0, 4, dtype=dtype, device=device),
+        torch.randn(2, 3, 5, generator=generator).to(dtype).to(device),
+    ]
+    streams = [2**32 - 1, 0, 1, 2, 3, 4]
+    return list(zip(tensors, streams, strict=True))
+
+
+def pattern(tensor: torch.Tensor) -> bytes:
+    """The bits, with one NaN for all."""
+    tensor = torch.where(tensor.isnan(), float("nan"), tensor).cpu().contiguous()
+    return tensor.view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def check_copies(kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member, ...]) -> None:
+    given = weights(dtype, DEVICE)
+    got, expected = kernels.perturb_all(given, members), cpu.perturb_all(weights(dtype), members)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert [(copy.shape, copy.stride(), copy.dtype) for copy in mine] == [
+            (copy.shape, copy.stride(), copy.dtype) for copy in theirs
+        ]
+        assert [pattern(copy) for copy in mine] == [pattern(copy) for copy in theirs]
+    assert all(pattern(a) == pattern(b) for (a, _), (b, _) in zip(given, weights(dtype), strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_couples_are_bit_equal(kernels, dtype):
+    check_copies(kernels, dtype, COUPLES if DEVICE == "cuda" else COUPLES[2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_members_of_any_terms_are_bit_equal(kernels, dtype):
+    check_copies(kernels, dtype, MIXED)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_updates_are_bit_equal(kernels, dtype):
+    got, expected = weights(dtype, DEVICE), weights(dtype)
+    outside = got[2][0]._base.clone()
+    kernels.replay_all_(got, UPDATES)
+    cpu.replay_all_(expected, UPDATES)
+    assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
+    assert any(pattern(mine) != pattern(start) for (mine, _), (start, _) in zip(got, weights(dtype), strict=True))
+    outside[3:16] = got[2][0]
+    assert torch.equal(outside, got[2][0]._base), "only the view is written"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_nothing_moves_is_not_written(kernels, dtype):
+    # −0 in float16 becomes +0 when it is rounded again.
+    special = torch.tensor([-0.0, 1.5, 6e-8], device=DEVICE).to(dtype)
+    vector, table, matrix = special.clone(), special.repeat(2, 2, 1), special.repeat(2, 1)
+    before = [pattern(tensor) for tensor in (vector, table, matrix)]
+    # Together with an update that moves all but vectors, so that they are in one launch.
+    update = Update(0.0, (Term(1, 1.0, 1),), 5)
+    kernels.replay_all_([(vector, 1), (table, 2), (matrix, 3)], [update])
+    assert [pattern(vector), pattern(table)] == before[:2] and pattern(matrix) != before[2]
+    kernels.replay_all_([(vector, 1), (table, 2)], [update, Update(0.25, (), 6)])
+    assert pattern(vector) == before[0] and pattern(table) != before[1], "a decay takes from all but vectors"
+
+
+def test_factors_are_bit_equal(kernels):
+    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(5, 1.0, 1)]
+    shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1)]
+    got = kernels.factors_all([(torch.empty(shape, device=DEVICE), stream) for shape, stream in shapes], terms)
+    expected = cpu.factors_all([(torch.empty(shape), stream) for shape, stream in shapes], terms)
+    for mine, theirs in zip(got, expected, strict=True):
+        for ours, reference in zip(mine, theirs, strict=True):
+            for factor, other in zip(ours, reference, strict=True):
+                assert torch.equal(factor.cpu(), other) and factor.shape == other.shape
+    assert kernels.factors_all([], terms) == [] and kernels.factors_all([(torch.empty(2, 2), 1)], []) == [[]]
+
+
+def test_tables_and_scripts_follow_the_weights(kernels):
+    weight = torch.ones(6, 4, device=DEVICE)
+    cases = [
+        (weight, 1, Term(1, 0.5)),
+        (weight, 1, Term(2, 0.5)),  # another seed
+        (weight, 2, Term(2, 0.5)),  # another stream
+        (weight.view(4, 6), 2, Term(2, 0.5, 1)),  # another shape at the same address
+        (weight.view(6, 4), 2, Term(2, 0.5, 1)),
+        (weight[2:], 2, Term(2, 0.5, 1)),  # another address
+    ]
+    for given, stream, term in cases:
+        [[copy]] = kernels.perturb_all([(given, stream)], [(term,)])
+        [[expected]] = cpu.perturb_all([(given.cpu(), stream)], [(term,)])
+        assert pattern(copy) == pattern(expected), (stream, term)
+
+
+def test_other_dtypes_beside_each_other(kernels):
+    def mixed(device: str) -> list[tuple[torch.Tensor, int]]:
+        dtypes = [torch.float64, torch.bfloat16, torch.float32]
+        return [(torch.ones(3, 2, dtype=dtype, device=device), stream) for stream, dtype in enumerate(dtypes)]
+
+    got, expected = mixed(DEVICE), mixed("cpu")
+    for mine, theirs in zip(kernels.perturb_all(got, COUPLES[:2]), cpu.perturb_all(expected, COUPLES[:2]), strict=True):
+        assert [pattern(copy) for copy in mine] == [pattern(copy) for copy in theirs]
+    kernels.update_all_(got, UPDATES[0])
+    cpu.update_all_(expected, UPDATES[0])
+    assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_correction_is_the_outer_product(rows):
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((3 * rows, 5), (3 * rows, 1030), (3, 5), (3, 1030))
+    y, x, a, b = (torch.randn(size, generator=generator) for size in sizes)
+    member = torch.arange(3).repeat_interleave(rows)
+    expected = y.double() + (x.double() * b[member]).sum(1, keepdim=True) * a[member]
+    got = correction.correct_(*(tensor.to(DEVICE) for tensor in (y, x, a, b)))
+    # Sums of 1,030 products of size ≤ 10 and root mean square 1, rounded 1,030 times: 1,030 · 2^-24 · 32 · |a| ≤ 6e-3.
+    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=6e-3)
+    assert (expected - y).abs().max() > 1
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_tensors_on_a_gpu(dtype):
+    generator = torch.Generator().manual_seed(0)
+    whole = (torch.randn(1003, 1021, generator=generator) * 0.02).to(dtype)
+    kernels = gpu.Kernels()
+    members = (COUPLES[0], COUPLES[1])
+    [copies] = kernels.perturb_all([(whole.cuda(), 7)], members)
+    [expected] = cpu.perturb_all([(whole, 7)], members)
+    assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in expected]
+    updates = [Update(1e-4, (Term(1, 1e-6), Term(2, 1e-4, 2)), 3), Update(0.0, (Term(4, 1e-3),), 5)]
+    mine, theirs = whole.cuda(), whole.clone()
+    kernels.replay_all_([(mine, 7)], updates)
+    cpu.replay_all_([(theirs, 7)], updates)
+    assert pattern(mine) == pattern(theirs)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU of 12 GB")
+def test_more_than_2_to_the_31_elements_on_a_gpu():
+    size = 2**31 + 5_000
+    weight = torch.zeros(size, dtype=torch.bfloat16, device="cuda")
+    [[copy]] = gpu.Kernels().perturb_all([(weight, 7)], [(Term(1, 1.0),)])
+    start = size - 3_000
+    from zoreward import noise
+
+    expected = torch.from_numpy(noise.normal(1, 7, start, 3_000)).bfloat16()
+    assert torch.equal(copy[start:].cpu(), expected)
+    gpu.Kernels().update_all_([(weight, 7)], Update(0.0, (Term(1, 1.0),), 3))
+    word = noise.words(3, 7, start, 3_000, noise.ROUNDING)
+    rounded = noise.round_bf16(noise.normal(1, 7, start, 3_000), word)
+    assert (weight[start:].cpu().view(torch.uint16).numpy() == rounded).all()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_other_seeds_compile_nothing_and_a_graph_can_run_again():
+    weight, other = torch.randn(64, 48, device="cuda").bfloat16(), None
+    kernels = gpu.Kernels()
+    for seed in range(3):
+        kernels.perturb_all([(weight, 1)], [(Term(seed, 0.1),), (Term(seed, -0.1),)])
+    before = len(gpu.triton_kernels.perturb.device_caches[0][0])
+    for seed in (15, 16, 2**64 - 1):
+        [[other, _]] = kernels.perturb_all([(weight, 1)], [(Term(seed, 0.5),), (Term(seed, -0.5),)])
+    assert len(gpu.triton_kernels.perturb.device_caches[0][0]) == before
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        [[other, _]] = kernels.perturb_all([(weight, 1)], [(Term(seed, 0.5),), (Term(seed, -0.5),)])
+    other.zero_()
+    graph.replay()
+    [[expected]] = cpu.perturb_all([(weight.cpu(), 1)], [(Term(seed, 0.5),)])
+    assert torch.equal(other.cpu(), expected)

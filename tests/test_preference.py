@@ -1,0 +1,271 @@
+"""Contract under test: preferences as TRL writes them, scored against the model before tuning by DPO's own margin."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from conftest import random_model
+from tiny_tokenizers import bpe
+from zoreward.data import check_columns, render
+from zoreward.members import update_
+from zoreward.records import InputError, Term, UnknownNameError, Update, ZorewardError
+from zoreward.registry import get_objective
+from zoreward.scoring import candidate_logprobs, evaluate, reader_of
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+CHAT = (
+    "{% for message in messages %}{{ '<' + message.role + '> ' + message.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
+PAIRS = [
+    {"prompt": f"{the} film was", "chosen": f" {good}{end}", "rejected": f" {bad} and {bad}{end}"}
+    for the in ("this", "the")
+    for good, bad in zip(GOOD, BAD, strict=True)
+    for end in ("", " film")
+]
+
+
+def rendered(rows, tokenizer, **options):
+    return render(rows, tokenizer, needs="choices", template=None, **options)
+
+
+def outputs(sums, base, references=None, counts=2.0):
+    sums, base = np.array(sums), np.array(base)
+    return {
+        "logprob_sums": sums,
+        "base_logprob_sums": base,
+        "logprobs": sums / counts,
+        "references": [0] * len(sums) if references is None else references,
+    }
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+# The two rows: the margin is (−2 + 5) − (−3 + 4) = 2, and (−4 + 1) − (−2 + 1) = −2; then −1.
+SUMS = [[-2.0, -5.0], [-4.0, -1.0], [-3.0, -3.0]]
+BASE = [[-3.0, -4.0], [-2.0, -1.0], [-3.0, -4.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [sigmoid(1.0), sigmoid(-1.0), sigmoid(-0.5)]),
+        ({"beta": 0.1}, [sigmoid(0.2), sigmoid(-0.2), sigmoid(-0.1)]),
+        ({"form": "log-sigmoid"}, [math.log(sigmoid(x)) for x in (1.0, -1.0, -0.5)]),
+        ({"form": "share"}, [1.0, 0.0, 0.0]),
+    ],
+)
+def test_the_formula(options, expected):
+    found = get_objective("preference", **options)
+    logged = {}
+    score = found.score(3, **outputs(SUMS, BASE), log_metric=logged.__setitem__)
+    assert score == pytest.approx(sum(expected) / 3, abs=1e-12)
+    assert logged == pytest.approx({"share": 1 / 3, "margin": -1 / 3, "chosen_logprob": -1.5}, abs=1e-12)
+
+
+def test_the_chosen_answer_is_the_reference_wherever_it_stands():
+    share = get_objective("preference", form="share")
+    assert share.score(3, **outputs(SUMS, BASE, [1, 1, 1])) == pytest.approx(2 / 3)
+
+
+def test_ties_count_half():
+    share = get_objective("preference", form="share")
+    assert share.score(2, **outputs([[-1.0, -2.0], [-1.0, -2.0]], [[-1.0, -2.0], [-2.0, -2.0]])) == 0.75
+
+
+def test_single_answers_gain_by_their_label():
+    found = get_objective("preference", form="share")
+    sums, base = [[-1.0], [-1.0], [-3.0], [-3.0]], [[-2.0]] * 4
+    logged = {}
+    assert found.score(4, **outputs(sums, base, [0, -1, 0, -1]), log_metric=logged.__setitem__) == 0.5
+    assert logged["margin"] == 0 and logged["chosen_logprob"] == pytest.approx((-0.5 - 1.5) / 2)
+    smooth = get_objective("preference").score(1, **outputs([[-3.0]], [[-2.0]], [-1]))
+    assert smooth == pytest.approx(sigmoid(0.5))
+
+
+@pytest.mark.parametrize(("beta", "answers"), [(0.0, 2), (0.5, 3)])
+def test_what_cannot_be_scored(beta, answers):
+    with pytest.raises(ZorewardError, match=r"beta must be positive|between two answers"):
+        get_objective("preference", beta=beta).score(1, **outputs([[-1.0] * answers], [[-1.0] * answers]))
+
+
+def test_log_sigmoid_of_far_margins_stays_finite():
+    found = get_objective("preference", form="log-sigmoid")
+    assert found.score(1, **outputs([[-9000.0, -1.0]], [[-1.0, -1.0]])) == pytest.approx(-4499.5)
+
+
+def test_the_base_has_exactly_one_half(tiny_model_dir):
+    result = evaluate(str(tiny_model_dir), "preference", PAIRS, base=str(tiny_model_dir))
+    assert result.score == 0.5 and result.metrics["share"] == 0.5 and result.metrics["margin"] == 0.0
+
+
+def test_without_a_base_there_is_nothing_to_compare_with(tiny_model_dir):
+    with pytest.raises(InputError, match="compares a model with its base") as raised:
+        evaluate(str(tiny_model_dir), "preference", PAIRS)
+    assert "--base-model" in raised.value.hint
+
+
+def test_sums_are_over_tokens_and_the_base_is_the_other_model(tokenizer):
+    model, base = random_model("llama"), random_model("llama")
+    update_(model, Update(0.0, (Term(3, 0.05),), 0))
+    examples = rendered(PAIRS, tokenizer)
+    h = []
+    for one in examples:
+        ratios = []
+        for tokens in one.candidate_tokens:
+            per_token = [
+                float(candidate_logprobs(reader_of(net, 0), [_alone(one, tokens)])[0, 0, 0]) for net in (model, base)
+            ]
+            ratios.append(len(tokens) * (per_token[0] - per_token[1]))
+        h.append(ratios[0] - ratios[1])
+    result = evaluate(model, "preference", PAIRS, tokenizer=tokenizer, base=base)
+    # float32 log-probabilities in other batches: 1e-5 apart, times at most 5 tokens.
+    assert result.metrics["margin"] == pytest.approx(sum(h) / len(h), abs=1e-4)
+    assert result.score == pytest.approx(sum(sigmoid(0.5 * x) for x in h) / len(h), abs=1e-4)
+    assert result.metrics["share"] == sum(x > 0 for x in h) / len(h) and 0 < result.metrics["share"] < 1
+
+
+def _alone(example, tokens):
+    from dataclasses import replace
+
+    return replace(example, candidates=("",), candidate_tokens=(tokens,))
+
+
+def test_tuning_raises_the_share_of_held_out_pairs(tmp_path, tokenizer):
+    run = ZOTrainer(
+        random_model("llama"),
+        objective="preference",
+        args=ZOConfig(
+            str(tmp_path / "run"), use_cpu=True, disable_tqdm=True, max_steps=20, per_device_train_batch_size=8,
+            noise="low-rank", num_directions=4, eps=1e-2, learning_rate=1e-2, normalize="rms", logging_steps=5,
+        ),
+        train_dataset=PAIRS[:8],
+        eval_dataset=PAIRS[8:],
+        processing_class=tokenizer,
+    )  # fmt: skip
+    before = run.evaluate()
+    assert before["eval_score"] == before["eval_share"] == 0.5 and before["eval_margin"] == 0.0
+    run.train()
+    after = run.evaluate()
+    assert after["eval_share"] >= 0.75 and after["eval_score"] > 0.55 and after["eval_margin"] > 0
+    logged = [log for log in run.state.log_history if "share" in log]
+    assert logged and all(0 <= log["share"] <= 1 and log["chosen_logprob"] < 0 for log in logged)
+    with pytest.raises(InputError, match="the model has moved"):
+        run.evaluate(PAIRS[:4])
+
+
+def test_pairs_serve_objectives_that_need_no_base(tiny_model_dir):
+    result = evaluate(str(tiny_model_dir), "accuracy", PAIRS)
+    assert result.rows == len(PAIRS) and 0 < result.score < 1
+
+
+def test_a_pair_is_a_prompt_and_two_candidates(tokenizer):
+    [one, *_] = rendered(PAIRS, tokenizer)
+    assert (one.prompt, one.candidates, one.reference) == ("this film was", (" good", " bad and bad"), 0)
+    [other] = rendered([{"q": "a plot", "chosen": " great", "rejected": " bad"}], tokenizer, prompt="q")
+    [filled] = render(
+        [{"q": "plot", "chosen": " great", "rejected": " bad"}], tokenizer, needs="choices", template="a {q}"
+    )
+    assert other.prompt == filled.prompt == "a plot"
+    assert other.prompt_tokens == filled.prompt_tokens and other.candidate_tokens == filled.candidate_tokens
+
+
+def test_an_implicit_prompt_is_what_both_begin_with_as_in_trl(tokenizer):
+    trl = pytest.importorskip("trl")
+    pairs = [
+        {"chosen": "the film was good", "rejected": "the film was bad"},
+        {"chosen": "the film was good and bright", "rejected": "the film was good"},
+        {"chosen": "a great plot", "rejected": "a greatest plot"},
+    ]
+    for pair, example in zip(pairs, rendered(pairs, tokenizer), strict=True):
+        own = trl.extract_prompt(pair)
+        assert (example.prompt, *example.candidates) == (own["prompt"], own["chosen"], own["rejected"])
+
+
+def conversation(*texts):
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=False)]
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_conversation_is_its_text_through_the_chat_template(explicit):
+    pytest.importorskip("trl")
+    tokenizer = bpe()
+    tokenizer.chat_template = CHAT
+    prompt, chosen, rejected = conversation("Yes or No?"), "It was great", "It was terrible"
+    answers = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    row = {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}
+    if not explicit:
+        row = {"chosen": prompt + answers[0], "rejected": prompt + answers[1]}
+    [found] = rendered([row], tokenizer)
+    text = {"prompt": "<user> Yes or No?\n<assistant> ", "chosen": f"{chosen}\n", "rejected": f"{rejected}\n"}
+    [plain] = rendered([text], tokenizer)
+    assert (found.prompt, found.candidates) == (plain.prompt, plain.candidates)
+    assert (found.prompt_tokens, found.candidate_tokens) == (plain.prompt_tokens, plain.candidate_tokens)
+
+
+def test_a_chat_template_writes_bos_itself():
+    pytest.importorskip("trl")
+    tokenizer = bpe(front="<s>", bos_token="<s>")
+    tokenizer.chat_template = CHAT
+    row = {"prompt": conversation("Yes"), "completion": conversation("", "No")[1:], "label": True}
+    [chat] = rendered([row], tokenizer)
+    [plain] = rendered([{"prompt": chat.prompt, "completion": chat.candidates[0], "label": True}], tokenizer)
+    assert chat.candidates == ("No\n",) and plain.prompt_tokens == (0, *chat.prompt_tokens)
+
+
+def test_a_prompt_beside_whole_conversations_is_a_copy_of_their_beginning():
+    pytest.importorskip("trl")
+    tokenizer = bpe()
+    tokenizer.chat_template = CHAT
+    whole = {"chosen": conversation("Yes or No?", "Yes"), "rejected": conversation("Yes or No?", "No")}
+    [alone], [beside] = rendered([whole], tokenizer), rendered([{"prompt": "Yes or No?", **whole}], tokenizer)
+    assert beside.prompt_tokens == alone.prompt_tokens and beside.candidates == ("Yes\n", "No\n")
+
+
+def test_an_answer_without_text_has_ended(tokenizer):
+    [one] = rendered([{"prompt": "the film was", "chosen": " good", "rejected": ""}], tokenizer)
+    assert one.candidate_tokens == ((tokenizer.vocab["good"],), (tokenizer.eos_token_id,))
+
+
+def test_labels_of_single_answers(tokenizer):
+    rows = [{"prompt": "the film was", "completion": f" {word}", "label": word == "good"} for word in ("good", "bad")]
+    assert [one.reference for one in rendered(rows, tokenizer)] == [0, -1]
+    numbers = [{**row, "thumb": int(row.pop("label"))} for row in rows]
+    assert [one.reference for one in rendered(numbers, tokenizer, label="thumb")] == [0, -1]
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "error"),
+    [
+        ([PAIR, {**PAIR, "rejected": "b"}], {}, "row 2: chosen and rejected are the same"),
+        ([{"prompt": "a", "chosen": "b"}], {}, "no row has the column 'rejected'"),
+        ([PAIR, {"prompt": "a", "chosen": "b"}], {}, "row 2 has no answer in column 'rejected'"),
+        ([{**PAIR, "chosen": ["b"]}], {}, "row 1: \\['b'\\] in the column 'chosen' is no conversation"),
+        ([{**PAIR, "rejected": 3}], {}, "row 1: 3 in the column 'rejected' is no text"),
+        ([{**PAIR, "prompt": conversation("a")}], {}, "the prompt .* is no text, and the answers are"),
+        ([PAIR], {"prompt": "question"}, "no row has the prompt column 'question'"),
+        ([PAIR], {"shots": 1}, "preferences take no demonstrations"),
+        ([{"prompt": "a", "completion": "b"}], {}, "no row has the label column 'label'"),
+        ([{"completion": "b", "label": True}], {}, "no row has the prompt column 'prompt'"),
+        ([{"prompt": "a", "completion": "b", "label": "good"}], {}, "label 'good' is neither true nor false"),
+    ],
+)
+def test_rows_that_are_no_preferences(rows, options, error):
+    with pytest.raises((InputError, UnknownNameError), match=error) as raised:
+        check_columns(rows, needs="choices", template=None, **options)
+    assert raised.value.hint
+
+
+def test_conversations_need_a_chat_template(tokenizer):
+    row = {"prompt": conversation("a"), "chosen": conversation("", "b")[1:], "rejected": conversation("", "c")[1:]}
+    with pytest.raises(InputError, match="no chat template"):
+        rendered([row], tokenizer)

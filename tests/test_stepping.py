@@ -1,0 +1,227 @@
+"""Contract under test: what `Stepper` writes is what the model's own `generate` writes, token for token.
+
+On a CPU a step runs as it is; on a GPU it is captured once and replayed, and must give the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+from conftest import random_model
+from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
+from zoreward.members import members_at, update_
+from zoreward.records import ObjectiveError, Term, Update
+from zoreward.scoring import Generation, HFGenerator, Stepper, checked_generator, reader_of
+from zoreward.scoring.stepping import LENGTHS
+
+FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
+# Large enough that members write other texts than the base; ranks differ, one member has two terms.
+POPULATION = (
+    (Term(21, 0.1, 1),),
+    (Term(21, -0.1, 1),),
+    (Term(22, 0.1, 2),),
+    (Term(23, 0.07, 1), Term(24, 0.07, 3)),
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs need a GPU")
+
+
+class Plain:
+    """In the place of a stepper: leaves everything to `generate`."""
+
+    problem = None
+
+    def suits(self, members) -> bool:
+        return False
+
+
+def generators(model, tokenizer, **changes) -> tuple[HFGenerator, HFGenerator]:
+    """One that writes by steps, one that writes by `generate`."""
+    reader = replace(reader_of(model, 0), **changes)
+    stepper = Stepper(reader, replays=next(model.parameters()).is_cuda)
+    return HFGenerator(reader, tokenizer, stepper=stepper), HFGenerator(reader, tokenizer, stepper=Plain())
+
+
+def written(generator: HFGenerator, members=POPULATION, prompts=PROMPTS, **settings) -> list[list[tuple[int, ...]]]:
+    chunks = generator.generate(prompts, members, Generation(**settings))
+    return [completions for chunk in chunks for completions in chunk]
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """How many batches were written by steps."""
+    found, plain_write = [], Stepper.write
+
+    def write(self, *args, **kwargs):
+        answer = plain_write(self, *args, **kwargs)
+        found.append(answer is not None)
+        return answer
+
+    monkeypatch.setattr(Stepper, "write", write)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_those_of_generate(family, tokenizer, calls) -> None:
+    model = random_model(family)
+    by_steps, plain = generators(model, tokenizer)
+    found = written(by_steps, max_new_tokens=20)
+    assert calls == [True]
+    assert len({len(tokens) for texts in found for tokens in texts}) > 1, "some rows must end before others"
+    assert len({str(texts) for texts in found}) == len(POPULATION), "members must write different texts"
+    for member, texts, expected in zip(POPULATION, found, written(plain, max_new_tokens=20), strict=True):
+        with members_at(model, (member,)):
+            for prompt, tokens, other in zip(PROMPTS, texts, expected, strict=True):
+                assert_same_text(tokens, other, slow_greedy(model, prompt, 20)[1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.5, "seed": 3},
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "seed": 4},
+        {"stop": ("film", "the it")},
+        {"temperature": 1.0, "stop": ("good",), "seed": 5},
+        {"rows": 10},
+        {"max_new_tokens": 1},
+        {"max_new_tokens": 2},
+    ],
+    ids=str,
+)
+def test_draws_stop_strings_and_small_batches_are_those_of_generate(settings, tokenizer, calls) -> None:
+    by_steps, plain = generators(random_model("llama"), tokenizer)
+    settings = {"max_new_tokens": 12, **settings}
+    # Equal but for ties of two tokens within rounding, which these 240 tokens do not have.
+    assert written(by_steps, **settings) == written(plain, **settings)
+    assert calls and all(calls)
+
+
+def test_a_desk_is_used_again_with_other_prompts_other_members_and_other_weights(tokenizer, calls) -> None:
+    model = random_model("opt")
+    by_steps, plain = generators(model, tokenizer)
+    longer = [prompt * 2 for prompt in PROMPTS]
+    for step, prompts in enumerate((longer, PROMPTS, longer)):
+        members = tuple((Term(30 + 2 * step + k, 0.1, 1),) for k in range(4))
+        expected = written(plain, members, prompts, max_new_tokens=10)
+        assert written(by_steps, members, prompts, max_new_tokens=10) == expected
+        update_(model, Update(0.0, members[0], 0))
+    assert len(by_steps.stepper._desks) == 1
+    grown = [prompt * 6 for prompt in PROMPTS]  # longer than the desk is
+    assert len(grown[2]) + 10 > -(-(len(longer[2]) + 10) // LENGTHS) * LENGTHS
+    assert written(by_steps, prompts=grown, max_new_tokens=10) == written(plain, prompts=grown, max_new_tokens=10)
+    assert all(calls)
+
+
+def test_what_does_not_suit_is_left_to_generate(tokenizer, calls) -> None:
+    model = random_model("llama")
+    by_steps, plain = generators(model, tokenizer)
+    dense = ((Term(1, 0.05),), (Term(1, -0.05),))
+    mixed = ((Term(1, 0.05, 1),), (Term(1, 0.05),))
+    for members in (((),), POPULATION[:1], dense, mixed):
+        assert written(by_steps, members, max_new_tokens=4) == written(plain, members, max_new_tokens=4)
+    alone, _ = generators(model, tokenizer, problem="one at a time")
+    written(alone, max_new_tokens=4)
+    assert not calls
+
+
+def test_a_model_whose_steps_differ_is_found_out_and_left_to_generate(tokenizer, calls, caplog) -> None:
+    good, examples = random_model("llama"), examples_of(PROMPTS)
+    reader = reader_of(good, 0)
+    checked = checked_generator(reader, tokenizer, examples, POPULATION[:2], stepper=Stepper(reader, replays=False))
+    assert checked.stepper.problem is None and calls == [True]
+
+    class Counting(type(good)):
+        def forward(self, *args, past_key_values=None, **kwargs):
+            output = super().forward(*args, past_key_values=past_key_values, **kwargs)
+            if past_key_values is not None:  # a position of its own making, from the length of the cache
+                output.logits = output.logits + past_key_values.get_seq_length() * torch.linspace(0, 1, 32)
+            return output
+
+    good.__class__ = Counting
+    stepper = Stepper(reader, replays=False)
+    checked = checked_generator(reader, tokenizer, examples, POPULATION[:2], stepper=stepper)
+    assert "log-probabilities differ" in stepper.problem and checked.reader.problem is None
+    calls.clear()
+    assert written(checked, max_new_tokens=4) == written(HFGenerator(reader, tokenizer), max_new_tokens=4)
+    assert not calls
+
+
+def test_a_model_without_positions_is_left_to_generate() -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1)
+    stepper = Stepper(reader_of(BloomForCausalLM(config).eval(), 0))
+    assert stepper.problem and not stepper.suits(POPULATION)
+
+
+def test_an_error_inside_leaves_the_batch_to_generate_and_a_lack_of_memory_goes_on(tokenizer) -> None:
+    model = random_model("llama")
+    by_steps, plain = generators(model, tokenizer)
+
+    def wrong(error: Exception) -> None:
+        def raising(*args) -> None:
+            raise error
+
+        by_steps.stepper._desks.clear()
+        by_steps.stepper._replays = False
+        return raising
+
+    from zoreward.scoring import stepping
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stepping._Desk, "step", wrong(torch.OutOfMemoryError("too large")))
+        with pytest.raises(torch.OutOfMemoryError):
+            by_steps.stepper.write(torch.ones(4, 2).long(), torch.ones(4, 2).long(), POPULATION, 4, [1])
+        assert by_steps.stepper.problem is None
+        patch.setattr(stepping._Desk, "step", wrong(RuntimeError("not permitted when stream is capturing")))
+        assert written(by_steps, max_new_tokens=4) == written(plain, max_new_tokens=4)
+        assert "not permitted" in by_steps.stepper.problem
+
+
+def test_numbers_that_are_lost_are_told_and_do_not_stay_in_the_cache(tokenizer) -> None:
+    model = random_model("llama")
+    by_steps, plain = generators(model, tokenizer)
+    for temperature in (0.0, 1.0):
+        with torch.no_grad():
+            kept = model.model.norm.weight.clone()
+            model.model.norm.weight[3] = float("nan")
+        with pytest.raises(ObjectiveError, match="not finite"):
+            written(by_steps, max_new_tokens=3, temperature=temperature)
+        with torch.no_grad():
+            model.model.norm.weight.copy_(kept)
+        assert written(by_steps, max_new_tokens=9) == written(plain, max_new_tokens=9)
+
+
+# --- graphs -------------------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replayed_steps_are_those_of_generate(family, tokenizer, calls) -> None:
+    model = random_model(family).cuda()
+    by_steps, plain = generators(model, tokenizer)
+    for step in range(3):  # the second and the third time nothing but replays
+        members = tuple((Term(40 + 2 * step + k, 0.1, 1),) for k in range(4))
+        for settings in ({}, {"temperature": 1.0, "seed": step}, {"stop": ("film",)}):
+            found = written(by_steps, members, max_new_tokens=20, **settings)
+            expected = written(plain, members, max_new_tokens=20, **settings)
+            # A tie within rounding may fall otherwise: at most one of 20 rows in a batch.
+            assert sum(a != b for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) <= 1
+        update_(model, Update(0.0, members[0], 0))
+    assert calls == [True] * 9
+    desk = next(iter(by_steps.stepper._desks.values()))
+    assert all(desk._graphs.values())
+
+
+@needs_gpu
+def test_moved_weights_are_captured_again(tokenizer, calls) -> None:
+    model = random_model("llama").cuda()
+    by_steps, plain = generators(model, tokenizer)
+    written(by_steps, max_new_tokens=8)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.data = weight.data * 1.5
+    assert written(by_steps, max_new_tokens=8) == written(plain, max_new_tokens=8)
+    assert all(calls)

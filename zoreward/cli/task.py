@@ -1,0 +1,139 @@
+"""`--task`: defaults for the options of `tune` and `eval`, and what they say about splits. Free of torch."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import Any
+
+import typer
+
+from zoreward.cli.options import option
+from zoreward.data import Task, load_task
+from zoreward.records import InputError, ZorewardError
+
+TASK = "Task and splits"
+
+
+def task_options(verb: str) -> list[inspect.Parameter]:
+    """Return the options about tasks and splits of `tune` or `eval`."""
+    name = "A task of `zoreward tasks`, or a YAML file: data, prompt, answers, splits. What else is given wins."
+    bare = "The task without its prompt: the columns alone, then the answers."
+    common = [
+        option("task", str | None, name, TASK, default=None),
+        option("bare", bool, bare, TASK, default=False),
+    ]
+    seed = option("split_seed", int, "Seed of the draw of rows to tune on and dev rows.", TASK, default=0, least=0)
+    if verb == "eval":
+        rows = "Draw so many rows to score. Default: the task's, else all."
+        return [*common, option("test_rows", int | None, rows, TASK, default=None, least=1), seed]
+    test = "Rows that are scored once, at the end: a file or a Hub dataset. They choose nothing."
+    train = "Draw so many rows to tune on. Default: the task's, else all."
+    dev = "Draw so many dev rows: of --eval-data, or held out of --data."
+    drawn = "Draw so many rows to score at the end: of --test-data, or held out of --data."
+    shot = "Draw so many rows of each class to tune on, and as many dev rows."
+    return [
+        *common,
+        option("test_data", str | None, test, TASK, default=None),
+        option("train_rows", int | None, train, TASK, default=None, least=1),
+        option("dev_rows", int | None, dev, TASK, default=None, least=1),
+        option("test_rows", int | None, drawn, TASK, default=None, least=1),
+        option("k_shot", int | None, shot, TASK, default=None, least=1),
+        seed,
+    ]
+
+
+def with_objective(words: list[str]) -> list[str]:
+    """Return the words of a command with the task's objective, where they name a task and no objective.
+
+    `tune` takes what the paper tunes on, `eval` what it reports.
+
+    >>> with_objective(["eval", "--task", "sst2"]), with_objective(["tune", "f1", "--task", "sst2"])
+    (['eval', 'accuracy', '--task', 'sst2'], ['tune', 'f1', '--task', 'sst2'])
+    """
+    if len(words) < 2 or words[0] not in ("tune", "eval") or not words[1].startswith("-"):
+        return words
+    named = [after for word, after in itertools.pairwise(words) if word == "--task"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--task=")]
+    if not named:
+        return words
+    task = load_task(named[0])
+    objective = task.train_on or task.objective if words[0] == "tune" else task.objective
+    return [words[0], objective, *words[1:]]
+
+
+def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task | None:
+    """Set the options that are not given to what the task says; return the task.
+
+    Raises:
+        ZorewardError: there is no such task, it is for other models, or there are no rows.
+    """
+    if values["task"] is None:
+        if values["bare"]:
+            raise InputError("--bare is for a task", hint="--task sst2 --bare; or write your own --template")
+        if values["data"] is None:
+            raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
+        return None
+    task = load_task(values["task"])
+    _refuse_masked(task)
+    given = {name for name in values if _is_given(context, name)}
+    for name, value in {**_prompt(task, values["bare"], given), **_data(task, verb, values)}.items():
+        if name not in given and value is not None:
+            values[name] = value
+    if values["data"] is None:
+        raise InputError(f"the task {task.name!r} names no data", hint="give --data, a file or a Hub dataset")
+    return task
+
+
+def is_own_data(task: Task | None, values: dict[str, Any]) -> bool:
+    """Return whether --data is the task's own, so that its other splits and its numbers of rows count."""
+    return task is not None and values["data"] == task.data
+
+
+def _refuse_masked(task: Task) -> None:
+    if task.model == "masked":
+        try:
+            hint = f"for causal models there is {load_task(task.name.removesuffix('-masked')).name}"
+        except ZorewardError:
+            hint = "`zoreward tasks` lists those for causal models"
+        raise InputError(f"the task {task.name!r} is for masked models, which are not supported yet", hint=hint)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _prompt(task: Task, bare: bool, given: set[str]) -> dict[str, Any]:
+    if bare and task.bare is None:
+        raise InputError(f"the task {task.name!r} has no bare prompt", hint="write bare: '{column}' into its file")
+    return {
+        "template": task.bare if bare else task.template,
+        # What is given replaces either.
+        "choices": None if "choice_column" in given else task.choices,
+        "choice_column": None if "choices" in given else task.choice_column,
+        "label": task.label,
+        "answer": task.answer,
+        "max_completion_length": task.max_new_tokens,
+        "stop": task.stop,
+    }
+
+
+def _data(task: Task, verb: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What the task says about rows; nothing where others are given."""
+    if values["data"] not in (None, task.data):
+        return {}
+    found: dict[str, Any] = {"data": task.data, "data_config": task.data_config, "revision": task.revision}
+    if verb == "eval":
+        split = task.splits.get("test") or task.splits.get("train")
+        return {**found, "split": split, "test_rows": task.rows.test}
+    found |= {"split": task.splits.get("train"), "test_rows": task.rows.test}
+    if values["eval_data"] is None and values["eval_split"] is None:
+        found["eval_split"] = task.splits.get("dev")
+        if values["k_shot"] is None:
+            found["dev_rows"] = task.rows.dev
+    if values["k_shot"] is None:
+        found["train_rows"] = task.rows.train
+    if values["train_rows"] is None and values["dev_rows"] is None:
+        found["k_shot"] = task.rows.k_shot
+    return found

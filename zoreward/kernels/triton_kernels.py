@@ -1,0 +1,189 @@
+"""The Triton kernels: perturbed copies, updates and factors of many tensors in one launch.
+
+A table on the device says what the tensors are, a script what is to be done to them, so that other seeds, coefficients
+or members compile nothing and fill no queue of launches. Programs work on BLOCK elements each; a unit is PARTS blocks
+of one tensor, and the list of units says which.
+
+| field | of a line of the table | of a line of the script |
+|---|---|---|
+| 0 | address | seed, or that of the rounding |
+| 1 | elements | float32 pattern of the coefficient, or decay; of 1/√r in the upper half |
+| 2 | stream | rank |
+| 3 | the tensor's first unit | where the term's factors begin |
+| 4 | where its copies begin, in elements | |
+| 5 | rows, where it is a matrix | |
+| 6 | columns, where it is a matrix, else 0 | |
+| 7 | where its factors begin, for rank 1 | |
+| 8 | the kinds that move it | |
+
+A script is, for each member or update, one line (rounding seed, decay, number of terms, kind) and one for each term.
+The kind is the sum of 1 for dense terms, 2 for low-rank terms, 4 for a decay: what it moves.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from zoreward.kernels.triton_noise import (
+    DIRECTION,
+    as_float,
+    exactly,
+    low_rank,
+    normal,
+    round_bf16,
+    round_fp16,
+    rounding_words,
+    to_nearest,
+)
+
+FIELDS = tl.constexpr(9)
+LINE = tl.constexpr(4)
+
+
+@triton.jit
+def _lower_float(pair):
+    return pair.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _upper_float(pair):
+    return (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _block_of(table, units, BLOCK: tl.constexpr, PARTS: tl.constexpr):
+    """The line of this program's tensor, and its first element."""
+    program = tl.program_id(0).to(tl.int64)
+    unit = program // PARTS
+    row = table + tl.load(units + unit).to(tl.int64) * FIELDS
+    return row, ((unit - tl.load(row + 3)) * PARTS + program % PARTS) * BLOCK
+
+
+@triton.jit
+def _dense(seed, row, start, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
+    return normal(seed, tl.load(row + 2), start, tl.full((), DIRECTION, tl.uint32), BLOCK, NATIVE)
+
+
+@triton.jit
+def _add_terms(
+    acc, script, row, start, factors, mask, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr
+):
+    """`acc` + Σ coefficient · z of the terms of one member or update."""
+    columns = tl.load(row + 6)
+    for t in range(1, tl.load(script + 2).to(tl.int32) + 1):
+        term = script + t * LINE
+        scales, rank = tl.load(term + 1), tl.load(term + 2)
+        if rank == 0:
+            acc = acc + _dense(tl.load(term), row, start, BLOCK, NATIVE) * _lower_float(scales)
+        if LOW_RANK:  # noqa: SIM102 (decided when it is compiled)
+            if (rank > 0) & (columns > 0):
+                a = factors + tl.load(term + 3) + tl.load(row + 7) * rank
+                b = a + tl.load(row + 5) * rank
+                z = low_rank(a, b, rank.to(tl.int32), _upper_float(scales), start, columns, mask, BLOCK)
+                acc = acc + z * _lower_float(scales)
+    return acc
+
+
+@triton.jit
+def _perturb_block(
+    row, start, script, members, out, apart, factors, BF16: tl.constexpr,
+    TAIL: tl.constexpr, COUPLES: tl.constexpr, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, BLOCK)
+    mask = lane < tl.load(row + 1) - start if TAIL else None
+    theta = tl.multiple_of(tl.load(row).to(out.dtype) + start + lane, 16)
+    base = as_float(tl.load(theta, mask=mask), BF16)
+    target = out + tl.load(row + 4) + start
+    dtype: tl.constexpr = out.dtype.element_ty
+    if COUPLES:  # neighbours are one dense term each, along the same direction
+        for _ in range(members // 2):
+            z = _dense(tl.load(script + LINE), row, start, BLOCK, NATIVE)
+            first = base + z * _lower_float(tl.load(script + LINE + 1))
+            second = base + z * _lower_float(tl.load(script + 3 * LINE + 1))
+            places = tl.multiple_of(target + lane, 16)
+            tl.store(places, to_nearest(first, dtype, BF16, NATIVE), mask=mask)
+            places = tl.multiple_of(target + apart + lane, 16)
+            tl.store(places, to_nearest(second, dtype, BF16, NATIVE), mask=mask)
+            target += 2 * apart
+            script += 4 * LINE
+    else:
+        for _ in range(members):
+            acc = _add_terms(base, script, row, start, factors, mask, LOW_RANK, BLOCK, NATIVE)
+            places = tl.multiple_of(target + lane, 16)
+            tl.store(places, to_nearest(acc, dtype, BF16, NATIVE), mask=mask)
+            target += apart
+            script += (tl.load(script + 2) + 1) * LINE
+
+
+@triton.jit(do_not_specialize=["members"])
+def perturb(
+    table, units, script, members, out, apart, factors, BF16: tl.constexpr,
+    COUPLES: tl.constexpr, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """Write the copies of all tensors at each member: those of the first to `out`, the next `apart` elements on."""
+    row, start = _block_of(table, units, BLOCK, PARTS)
+    count = tl.load(row + 1)
+    if start + BLOCK <= count:
+        _perturb_block(
+            row, start, script, members, out, apart, factors, BF16, False, COUPLES, LOW_RANK, BLOCK, NATIVE
+        )  # fmt: skip
+    elif start < count:
+        _perturb_block(
+            row, start, script, members, out, apart, factors, BF16, True, COUPLES, LOW_RANK, BLOCK, NATIVE
+        )  # fmt: skip
+
+
+@triton.jit
+def _update_block(
+    row, start, script, updates, like, factors, BF16: tl.constexpr,
+    TAIL: tl.constexpr, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, BLOCK)
+    mask = lane < tl.load(row + 1) - start if TAIL else None
+    places = tl.multiple_of(tl.load(row).to(like.dtype) + start + lane, 16)
+    dtype: tl.constexpr = like.dtype.element_ty
+    value = as_float(tl.load(places, mask=mask), BF16)
+    kinds = tl.load(row + 8)
+    for _ in range(updates):
+        if (tl.load(script + 3) & kinds) != 0:
+            acc = _add_terms(value, script, row, start, factors, mask, LOW_RANK, BLOCK, NATIVE)
+            if (tl.load(script + 3) & kinds & 4) != 0:
+                acc = acc - value * _lower_float(tl.load(script + 1))
+            if BF16:
+                acc = round_bf16(acc, rounding_words(tl.load(script), tl.load(row + 2), start, BLOCK))
+            elif dtype == tl.float16:
+                acc = round_fp16(acc, rounding_words(tl.load(script), tl.load(row + 2), start, BLOCK))
+            value = acc
+        script += (tl.load(script + 2) + 1) * LINE
+    tl.store(places, exactly(value, dtype, BF16), mask=mask)
+
+
+@triton.jit(do_not_specialize=["updates"])
+def update(
+    table, units, script, updates, like, factors, BF16: tl.constexpr,
+    LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """Do updates to all tensors in place, one after the other. `like`: any tensor of the weights' stored type."""
+    row, start = _block_of(table, units, BLOCK, PARTS)
+    count = tl.load(row + 1)
+    if start + BLOCK <= count:
+        _update_block(row, start, script, updates, like, factors, BF16, False, LOW_RANK, BLOCK, NATIVE)
+    elif start < count:
+        _update_block(row, start, script, updates, like, factors, BF16, True, LOW_RANK, BLOCK, NATIVE)
+
+
+@triton.jit
+def normals(
+    table, units, script, out, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr
+):  # fmt: skip
+    """Write `noise.normal` of all lines of a table, for each line of the script (a term; `out` + its field 3).
+
+    Here field 4 of the table is where the numbers go, field 5 the purpose.
+    """
+    row, start = _block_of(table, units, BLOCK, PARTS)
+    term = script + tl.program_id(1) * LINE
+    lane = tl.arange(0, BLOCK)
+    z = normal(tl.load(term), tl.load(row + 2), start, tl.load(row + 5), BLOCK, NATIVE)
+    places = out + tl.load(term + 3) + tl.load(row + 4) + start + lane
+    tl.store(places, z, mask=lane < tl.load(row + 1) - start)

@@ -1,0 +1,140 @@
+"""The numbers of `zoreward.noise` inside Triton kernels: words, normals, low-rank directions, roundings.
+
+Every product and every sum is an operation of its own: the kernels are compiled with `enable_fp_fusion=False`, and
+bfloat16 is taken apart and put together as bits, which mean the same everywhere. `NATIVE` is whether the hardware's own
+population count and conversion may be used: they give the same bits, but Triton's interpreter does not know the one and
+rounds the other differently.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from zoreward import noise
+
+DIRECTION = tl.constexpr(noise.DIRECTION)
+ROUNDING = tl.constexpr(noise.ROUNDING)
+_MULTIPLIER_0 = tl.constexpr(noise.MULTIPLIER_0)
+_MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)
+_WEYL_0 = tl.constexpr(noise.WEYL_0)
+_WEYL_1 = tl.constexpr(noise.WEYL_1)
+_INV_SQRT_8 = tl.constexpr(float(noise.INV_SQRT_8))
+_LARGEST_BF16 = tl.constexpr(float.fromhex("0x1.fep127"))
+
+
+@triton.jit
+def _philox(seed, stream, start, purpose, BLOCK: tl.constexpr):
+    """Philox 4x32-10 of the blocks that hold the elements `start` … `start + BLOCK − 1`: four words each, uint32.
+
+    `start` is a multiple of BLOCK, a power of 2 up to 2^32: counter word 1 is the same for all.
+    """
+    first = start // 4
+    x0 = first.to(tl.uint32) + tl.arange(0, BLOCK // 4).to(tl.uint32)
+    x1 = (first >> 32).to(tl.uint32)
+    x2 = stream.to(tl.uint32)
+    x3 = purpose.to(tl.uint32)
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        p0 = x0.to(tl.uint64) * _MULTIPLIER_0
+        p1 = x2.to(tl.uint64) * _MULTIPLIER_1
+        x0 = (p1 >> 32).to(tl.uint32) ^ x1 ^ k0
+        x2 = (p0 >> 32).to(tl.uint32) ^ x3 ^ k1
+        x1, x3 = p1.to(tl.uint32), p0.to(tl.uint32)
+        k0 += _WEYL_0
+        k1 += _WEYL_1
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _in_turn(x0, x1, x2, x3):
+    """x0[0], x1[0], x2[0], x3[0], x0[1], …"""
+    return tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
+
+
+@triton.jit
+def _ones(word, NATIVE: tl.constexpr):
+    """How many bits are set: int32."""
+    if NATIVE:
+        return libdevice.popc(word.to(tl.int32, bitcast=True))
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def normal(seed, stream, start, purpose, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
+    """`noise.normal` of BLOCK elements from `start` on, float32."""
+    x0, x1, x2, x3 = _philox(seed, stream, start, purpose, BLOCK)
+    return (_ones(_in_turn(x0, x1, x2, x3), NATIVE) - 16).to(tl.float32) * _INV_SQRT_8
+
+
+@triton.jit
+def rounding_words(seed, stream, start, BLOCK: tl.constexpr):
+    """`noise.words` for the rounding of BLOCK elements from `start` on, uint32."""
+    x0, x1, x2, x3 = _philox(seed, stream, start, tl.full((), ROUNDING, tl.uint32), BLOCK)
+    return _in_turn(x0, x1, x2, x3)
+
+
+@triton.jit
+def low_rank(a, b, rank, scale, start, columns, mask, BLOCK: tl.constexpr):
+    """`noise.low_rank` of BLOCK elements from `start` on, from the factors at `a` and `b`; `scale` is 1/√r."""
+    line = start // columns
+    place = (start - line * columns).to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
+    lines = place // columns.to(tl.uint32)
+    a += (line + lines.to(tl.int64)) * rank
+    b += (place - lines * columns.to(tl.uint32)).to(tl.int64) * rank
+    z = tl.load(a, mask=mask) * tl.load(b, mask=mask)
+    for k in range(1, rank):
+        z += tl.load(a + k, mask=mask) * tl.load(b + k, mask=mask)
+    return z * scale
+
+
+@triton.jit
+def as_float(stored, BF16: tl.constexpr):
+    """Weights as the float32 in which sums are taken. bfloat16 is stored as its bits."""
+    if BF16:
+        return (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return stored.to(tl.float32)
+
+
+@triton.jit
+def to_nearest(acc, dtype: tl.constexpr, BF16: tl.constexpr, NATIVE: tl.constexpr):
+    """Float32 as weights are stored, rounded to nearest even."""
+    if not BF16:
+        return acc.to(dtype)
+    if NATIVE:
+        return acc.to(tl.bfloat16).to(tl.uint16, bitcast=True)
+    pattern = acc.to(tl.uint32, bitcast=True)
+    even = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16
+    return tl.where(acc == acc, even, (pattern >> 16) | 0x0040).to(tl.uint16)
+
+
+@triton.jit
+def round_bf16(acc, word):
+    """`noise.round_bf16`; returns float32 that bfloat16 holds exactly."""
+    moved = ((acc.to(tl.uint32, bitcast=True) + (word & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    clamped = tl.minimum(tl.maximum(moved, -_LARGEST_BF16), _LARGEST_BF16)
+    return tl.where(tl.abs(acc) < float("inf"), clamped, acc)
+
+
+@triton.jit
+def round_fp16(acc, word):
+    """`noise.round_fp16`; returns float32 that float16 holds exactly."""
+    moved = ((acc.to(tl.uint32, bitcast=True) + (word & 0x1FFF)) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    u = (word >> 8).to(tl.float64) * 5.9604644775390625e-08  # 2^-24
+    small = tl.floor(acc.to(tl.float64) * 16777216.0 + u) * 5.9604644775390625e-08
+    value = tl.where(tl.abs(acc) < 6.103515625e-05, small.to(tl.float32), moved)  # 2^-14
+    clamped = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
+    return tl.where(tl.abs(acc) < float("inf"), clamped, acc)
+
+
+@triton.jit
+def exactly(value, dtype: tl.constexpr, BF16: tl.constexpr):
+    """Float32 that the stored type holds exactly, as it is stored."""
+    if BF16:
+        pattern = value.to(tl.uint32, bitcast=True)
+        return (tl.where(value == value, pattern, pattern | 0x00400000) >> 16).to(tl.uint16)
+    return value.to(dtype)

@@ -1,0 +1,47 @@
+"""Perturbed copies that stay where they are in memory from one step to the next, as a CUDA graph reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from zoreward.members.grouping import filled, perturbed_copies
+from zoreward.members.tuned import Tuned
+from zoreward.records import Member
+
+
+class HeldCopies:
+    """Copies of all tuned weights of a model at M members.
+
+    Args:
+        tuned: the weights.
+
+    Attributes:
+        moves: how often they went elsewhere, because their number or the weights' shapes were others.
+    """
+
+    def __init__(self, tuned: Tuned):
+        self.moves = 0
+        self._slots, self._kernels = list(tuned.slots), tuned.kernels
+        self._held: dict[int, list[torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def fill(self, members: Sequence[Member]) -> None:
+        """Make the copies those of these members, in the old place if there are as many."""
+        fresh = perturbed_copies(self._slots, members, self._kernels)
+        old, new = _flat(self._held), _flat(fresh)
+        if self._held.keys() == fresh.keys() and len(old) == len(new):
+            torch._foreach_copy_(old, new)
+        else:
+            self.moves += 1
+            self._held = fresh
+
+    def shown(self, member: int) -> AbstractContextManager[None]:
+        """Show the model as one of the members, by its place, as long as the context lasts."""
+        return filled(self._slots, lambda slot: self._held[id(slot.weight)][member])
+
+
+def _flat(copies: dict[int, list[torch.Tensor]]) -> list[torch.Tensor]:
+    return [copy for own in copies.values() for copy in own]

@@ -1,0 +1,138 @@
+"""Scores that were paid for once, in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoreward.records import InputError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from zoreward.registry.scores import Objective
+
+FILE_NAME = "scores.sqlite"
+# Of a statement; SQLite takes at least 999 values in one.
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is known of one row.
+
+    Args:
+        score: None where the objective left it out.
+        extra: what it logged of the row with `log_extra`, by column.
+    """
+
+    score: float | None
+    extra: dict[str, Any]
+
+
+class Kept:
+    """The scores in a folder. Several processes may use it at once.
+
+    A file that is damaged, or that cannot be read or written, is one in which nothing is found, with a warning.
+
+    Args:
+        folder: made where it does not exist, once there is something to keep.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / FILE_NAME
+        self._warned = False
+
+    def find(self, keys: Sequence[str]) -> dict[str, Row]:
+        """Return what is known, by key."""
+        found: dict[str, Row] = {}
+
+        def look(file: sqlite3.Connection) -> None:
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                marks = ", ".join("?" * len(some))
+                for key, text, check in file.execute(f"SELECT * FROM scores WHERE key IN ({marks})", some):
+                    if check == _checksum(key, text):
+                        found[key] = Row(**json.loads(text))
+                    else:
+                        self._warn("a score is damaged")
+
+        if self._path.exists():
+            self._with_file(look)
+        return found
+
+    def store(self, rows: Mapping[str, Row]) -> None:
+        """Keep what is known of these rows."""
+        lines = []
+        for key, row in rows.items():
+            try:
+                text = json.dumps({"score": row.score, "extra": row.extra})
+            except (TypeError, ValueError):  # what was logged is no JSON; the score is what is paid for
+                text = json.dumps({"score": row.score, "extra": {}})
+            lines.append((key, text, _checksum(key, text)))
+        self._with_file(lambda file: file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", lines))
+
+    def _with_file(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        import sqlite3
+
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as file, file:
+                file.execute(
+                    "CREATE TABLE IF NOT EXISTS scores"
+                    " (key TEXT PRIMARY KEY, row TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID"
+                )
+                work(file)
+        except (sqlite3.Error, OSError) as error:
+            self._warn(str(error))
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            told = "%s: %s; what it held is asked for again. Delete it to keep scores again."
+            logging.getLogger(__name__).warning(told, self._path, reason)
+
+
+def key_of(name: str, values: Mapping[str, Any], source: str, row: Mapping[str, Any]) -> str:
+    """Return what a score is found by: the same only for the same objective, options, source and row.
+
+    Raises:
+        TypeError: the row holds what JSON does not.
+        ValueError: it holds itself.
+    """
+    options = json.dumps(values, sort_keys=True, default=str)
+    text = json.dumps([name, options, source, row], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_of(objective: Objective) -> str:
+    """Return a fingerprint of the file that defines an objective's function; of the function where there is no file.
+
+    Raises:
+        InputError: its source cannot be read.
+    """
+    plain: Any = inspect.unwrap(objective.function)
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    if not inspect.isroutine(plain):
+        plain = type(plain)
+    try:
+        file = Path(inspect.getsourcefile(plain) or "")
+        source = file.read_bytes() if file.is_file() else inspect.getsource(plain).encode()
+    except (TypeError, OSError):
+        message = f"the source of objective {objective.name!r} cannot be read, so nobody could tell when it has changed"
+        raise InputError(message, hint="write it to a file, or leave the cache out") from None
+    return hashlib.sha256(source).hexdigest()
+
+
+def _checksum(key: str, text: str) -> int:
+    return zlib.crc32((key + text).encode())

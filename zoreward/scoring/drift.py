@@ -1,0 +1,200 @@
+"""How far a model has moved from its base: in what it would write, and in its weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoreward.members import KEEP_BYTES, members_at
+from zoreward.records import InputError, Member, ObjectiveError
+from zoreward.scoring.logprobs import LOGITS_AT_ONCE, forward, sorted_batches
+from zoreward.scoring.reader import Reader
+
+Tokens = tuple[int, ...]
+# Logits of one forward pass over whole completions, of the model and of its base each: 2 GB in float32.
+_LOGITS = 1 << 29
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Base:
+    """The model as it was before tuning.
+
+    Args:
+        model: a copy of it; or, for a model with an adapter, the model itself: without its adapter it is the base.
+        adapter: which of the two.
+    """
+
+    model: nn.Module
+    adapter: bool
+
+    @contextmanager
+    def shown(self) -> Iterator[nn.Module]:
+        """Yield the base, for as long as the context lasts."""
+        if not self.adapter:
+            yield self.model
+            return
+        switched_off: Any = self.model.disable_adapter()  # type: ignore[operator]
+        with switched_off:
+            yield self.model
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the base takes beside the model."""
+        return 0 if self.adapter else sum(weight.numel() * weight.element_size() for weight in _weights(self.model))
+
+
+def base_of(model: nn.Module, device: str | torch.device | None = None) -> Base:
+    """Return the base of a model that has not been tuned yet: a copy of its weights; with an adapter, nothing.
+
+    Args:
+        model: the model, before step 1.
+        device: where the copy stands; by default where the model does.
+
+    Raises:
+        InputError: the copy does not fit there.
+    """
+    if hasattr(model, "disable_adapter") and hasattr(model, "peft_config"):
+        return Base(model, adapter=True)
+    size = sum(weight.numel() * weight.element_size() for weight in _weights(model))
+    try:
+        own = copy.deepcopy(model) if device is None else _copied_to(model, torch.device(device))
+    except torch.OutOfMemoryError as error:
+        hint = "keep it in the computer's memory: --base-device cpu"
+        raise InputError(f"a copy of the base does not fit: {size / 1e9:.2f} GB", hint=hint) from error
+    return Base(own.eval().requires_grad_(False), adapter=False)
+
+
+def _copied_to(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy that never needs room for two models on the model's own device."""
+    memo = {id(tensor): tensor.detach().to(device, copy=True) for tensor in model.buffers()}
+    for weight in _weights(model):
+        memo[id(weight)] = nn.Parameter(weight.detach().to(device, copy=True), requires_grad=False)
+    return copy.deepcopy(model, memo).to(device)
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    return list(model.parameters())
+
+
+@torch.no_grad()
+def kl_to_base(
+    reader: Reader,
+    base: Base,
+    prompts: Sequence[Tokens],
+    texts_MN: Sequence[Sequence[Tokens]],
+    members: Sequence[Member] = ((),),
+) -> list[float]:
+    """Return for each member how far its next token's distribution is from the base's, behind what was written.
+
+        KL_m = 1/T Σ_t Σ_v π_m(v | prefix_t) · log( π_m(v | prefix_t) / π_base(v | prefix_t) )
+
+    with t over all T tokens of the member's texts and v over the vocabulary: in nats per token, ≥ 0. Both
+    distributions are whole, from the logits at temperature 1; it is no ratio of the written tokens' probabilities.
+
+    Args:
+        reader: the model.
+        base: what it is compared with.
+        prompts: N prompts.
+        texts_MN: for each member what stands behind each prompt. A text without tokens does not count.
+        members: M members; by default the model itself.
+
+    Returns:
+        KL_M; 0 for a member that wrote nothing. float32 for each token, sums in float64 in the order of the tokens.
+
+    Raises:
+        ObjectiveError: the model's outputs are not finite.
+    """
+    groups = [range(len(members))] if reader.grouped and reader.pads else [range(m, m + 1) for m in range(len(members))]
+    found: list[float] = []
+    for group in groups:
+        sums = [[0.0] * len(prompts) for _ in group]
+        rows = [n for n in range(len(prompts)) if any(texts_MN[m][n] for m in group)]
+        lengths = [len(prompts[n]) + max(len(texts_MN[m][n]) for m in group) for n in rows]
+        batches = sorted_batches(lengths, min(reader.tokens, _LOGITS // _vocabulary(reader)) // len(group))
+        keep_bytes = KEEP_BYTES if reader.grouped else sys.maxsize  # as in candidate_logprobs
+        with members_at(reader.model, [members[m] for m in group], tuned=reader.tuned, keep_bytes=keep_bytes):
+            while batches:
+                batch = batches.pop(0)
+                texts = [[texts_MN[m][rows[i]] for i in batch] for m in group]
+                try:
+                    parts = _kl_sums(reader, base, [prompts[rows[i]] for i in batch], texts)
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    batches[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                    continue
+                for own, part in zip(sums, parts, strict=True):
+                    for i, value in zip(batch, part, strict=True):
+                        own[rows[i]] = value
+        for m, own in zip(group, sums, strict=True):
+            found.append(math.fsum(own) / max(1, sum(map(len, texts_MN[m]))))
+    if not all(map(math.isfinite, found)):
+        raise ObjectiveError(
+            "the model's outputs are not finite",
+            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
+        )
+    return found
+
+
+def _kl_sums(
+    reader: Reader, base: Base, prompts: Sequence[Tokens], texts_MB: Sequence[Sequence[Tokens]]
+) -> list[list[float]]:
+    """The sum of KL over the tokens of each text, of the members that the model shows."""
+    texts = [text for own in texts_MB for text in own]
+    # The last token predicts nothing that was written.
+    sequences = [(*prompt, *text[:-1]) for own in texts_MB for prompt, text in zip(prompts, own, strict=True)]
+    keep = max(map(len, texts))
+    logits_RTV, _ = forward(reader, sequences, 1, keep=keep)
+    with base.shown() as model:
+        base_RTV, _ = forward(replace(reader, model=model), sequences, 1, keep=keep)
+    logits_RTV, base_RTV = logits_RTV[:, -keep:], base_RTV[:, -keep:]
+    sums: list[float] = []
+    at_once = max(1, LOGITS_AT_ONCE // max(1, logits_RTV[0].numel()))
+    for start in range(0, len(texts), at_once):
+        part = slice(start, start + at_once)
+        table = _token_kl(logits_RTV[part], base_RTV[part].to(logits_RTV.device)).cpu().double()
+        # Sequences end on the right.
+        sums += [float(row[keep - len(text) :].sum()) for row, text in zip(table, texts[part], strict=True)]
+    return [sums[m * len(prompts) : (m + 1) * len(prompts)] for m in range(len(texts_MB))]
+
+
+def _token_kl(logits: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Σ_v p_v (log p_v − log q_v) of the last dimension, in float32. What has no probability counts nothing."""
+    p, q = logits.float().log_softmax(-1), base.float().log_softmax(-1)
+    terms = p.exp() * (p - q)
+    return torch.where(p == -torch.inf, 0.0, terms).sum(-1).clamp_(min=0)
+
+
+def _vocabulary(reader: Reader) -> int:
+    size: int = reader.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    return size
+
+
+@torch.no_grad()
+def weights_moved(reader: Reader, base: Base) -> float | None:
+    """Return ‖θ − θ_base‖ / ‖θ_base‖ over all tuned weights; None where the base keeps no weights of its own.
+
+    Sums of squares are float64, tensor by tensor.
+    """
+    if base.adapter:
+        return None
+    squares, all_squares = [], []
+    own = dict(base.model.named_parameters())
+    for name, weight in reader.model.named_parameters():
+        if weight.is_floating_point():
+            before = own[name].to(weight.device)
+            squares.append(_square(weight.float() - before.float()))
+            all_squares.append(_square(before.float()))
+    return math.sqrt(math.fsum(squares) / max(math.fsum(all_squares), 1e-300))
+
+
+def _square(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2

@@ -1,0 +1,219 @@
+"""Answers of one token, read without padding: several rows in a line, members side by side, replayed as a CUDA graph.
+
+Rows of a batch have many lengths, and a small model's pass is bound by launches and by padding. Here rows stand one
+behind the other in lines of one width; a mask keeps them apart. So nearly all batches have one of few shapes, and each
+shape is captured once: its graph runs the members on streams of their own, on copies of the weights that stay in place.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from zoreward.members import KEEP_BYTES, HeldCopies
+from zoreward.records import Example, Member
+from zoreward.scoring.stepping import captured, on_side_stream
+
+if TYPE_CHECKING:
+    from zoreward.scoring.reader import Reader
+
+# Tokens of a line: a few rows of a usual length fit, and attention costs little beside the rest.
+LINE = 128
+# Tokens of a pass, padding included; in larger ones launches and padding do not dominate.
+MOST_TOKENS = 8192
+# Shapes that are kept.
+SHAPES = 16
+
+
+class Packer:
+    """Reads answers of one token under dense members.
+
+    Args:
+        reader: the model.
+        replays: whether passes are captured and replayed; False where there is no GPU, for tests.
+
+    Attributes:
+        problem: why it cannot read with this model; None while it can.
+    """
+
+    def __init__(self, reader: Reader, *, replays: bool = True):
+        self._reader, self._replays = reader, replays
+        self._copies = HeldCopies(reader.tuned)
+        self._passes: OrderedDict[tuple[int, ...], _Pass] = OrderedDict()
+        self._read: tuple[int, ...] = ()
+        self.problem: str | None = None
+        if not {"attention_mask", "position_ids"} <= reader.accepts or not reader.pads:
+            self.problem = "it takes no mask and positions"
+        elif reader.model.get_output_embeddings() is None:  # type: ignore[operator]
+            self.problem = "its head cannot be found"
+
+    def suits(self, examples: Sequence[Example], members: Sequence[Member], rows: int | None) -> bool:
+        """Whether it can read: several dense members, answers of one token, few tokens, a model small enough to copy.
+
+        One model alone, as in an evaluation, is read the plain way: its graphs would take the place of the members'.
+        """
+        dense = len(members) > 1 and not any(term.rank for member in members for term in member)
+        if self.problem is not None or rows is not None or not dense:
+            return False
+        if any(len(answer) > 1 for example in examples for answer in example.candidate_tokens):
+            return False
+        weights = self._reader.tuned.weights.values()
+        size = sum(weight.numel() * weight.element_size() for weight in weights) * len(members)
+        return size <= KEEP_BYTES and sum(len(example.prompt_tokens) for example in examples) <= MOST_TOKENS // 2
+
+    @torch.no_grad()
+    def logprobs(self, examples: Sequence[Example], members: Sequence[Member]) -> NDArray[np.float64] | None:
+        """Return `candidate_logprobs`; None where it turns out that it cannot: `problem` says why."""
+        width = _width(max(len(example.prompt_tokens) for example in examples))
+        lines = packed([len(example.prompt_tokens) for example in examples], width)
+        candidates = max(len(example.candidate_tokens) for example in examples)
+        shape = (len(members), len(examples), candidates, -(-len(lines) // 2) * 2, width)
+        try:
+            self._copies.fill(members)
+            # A graph goes on reading these addresses.
+            now = (self._copies.moves, *(weight.data_ptr() for weight in self._reader.model.parameters()))
+            if now != self._read:
+                self._passes.clear()
+                self._read = now
+            one = self._passes.pop(shape, None) or _Pass(self._reader, self._copies, shape, self._replays)
+            found = one.read(examples, lines)
+        except torch.OutOfMemoryError:
+            self.give_up("out of memory")
+            return None
+        except Exception as error:  # what is wrong with the model itself, the plain way will tell
+            self.give_up(f"{type(error).__name__}: {error}")
+            return None
+        self._passes[shape] = one
+        if len(self._passes) > SHAPES:
+            self._passes.popitem(last=False)
+        return found
+
+    def give_up(self, problem: str) -> None:
+        """Leave this model to the plain way from now on, and say so."""
+        self.problem = problem
+        self._passes.clear()
+        self._copies = HeldCopies(self._reader.tuned)
+        logging.get_logger(__name__).warning("Answers are read without CUDA graphs: %s.", problem.splitlines()[0])
+
+
+def packed(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return which rows stand in which line: the longest first, each in the first line that has room.
+
+    >>> packed([3, 9, 4, 2, 6], width=10)
+    [[1], [4, 2], [0, 3]]
+    """
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        line = next((line for line, left in enumerate(room) if left >= lengths[n]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            room.append(width)
+        lines[line].append(n)
+        room[line] -= lengths[n]
+    return lines
+
+
+def _width(longest: int) -> int:
+    """
+    >>> _width(60), _width(128), _width(300)
+    (128, 128, 512)
+    """
+    return max(LINE, 1 << (longest - 1).bit_length())
+
+
+class _Pass:
+    """A pass of one shape: what it reads and writes, and the pass itself."""
+
+    def __init__(self, reader: Reader, copies: HeldCopies, shape: tuple[int, ...], replays: bool):
+        self._reader, self._copies, self._replays = reader, copies, replays
+        members, rows, candidates, lines, width = shape
+        device = next(reader.model.parameters()).device
+        sizes = [lines * width] * 3 + [rows, rows * candidates]
+        self._input = torch.zeros(sum(sizes), dtype=torch.long, device=device)
+        ids, place, row, self._last, targets = self._input.split(sizes)
+        self._ids, self._place, self._row = (flat.view(lines, width) for flat in (ids, place, row))
+        self._targets = targets.view(rows, candidates)
+        self._table = torch.zeros(members, rows, candidates, device=device)
+        self._staged = torch.zeros(sum(sizes), dtype=torch.long, pin_memory=device.type == "cuda")
+        self._sizes, self._shape = sizes, shape
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._ran = False
+
+    def read(self, examples: Sequence[Example], lines: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Return the log-probabilities (M, N, C) of answers of one token; −inf where a row has fewer."""
+        self._stage(examples, lines)
+        self._input.copy_(self._staged, non_blocking=True)
+        if not self._replays:
+            self._run()
+        elif not self._ran:
+            on_side_stream(self._run)
+        else:
+            self._graph = self._graph or captured(self._run)
+            self._graph.replay()
+        self._ran = True
+        table = self._table.cpu().double().numpy()
+        for n, example in enumerate(examples):
+            table[:, n, len(example.candidate_tokens) :] = -np.inf
+        return table
+
+    def _stage(self, examples: Sequence[Example], lines: Sequence[Sequence[int]]) -> None:
+        _, rows, candidates, _, width = self._shape
+        staged = self._staged.numpy()
+        staged.fill(0)
+        ids, place, row, last, targets = np.split(staged, np.cumsum(self._sizes)[:-1])
+        for line, inside in enumerate(lines):
+            start = line * width
+            for n in inside:
+                tokens = examples[n].prompt_tokens
+                end = start + len(tokens)
+                ids[start:end], place[start:end], row[start:end] = tokens, np.arange(len(tokens)), n + 1
+                last[n] = end - 1
+                start = end
+        targets = targets.reshape(rows, candidates)
+        for n, example in enumerate(examples):
+            targets[n, : len(example.candidate_tokens)] = [answer[0] for answer in example.candidate_tokens]
+
+    def _run(self) -> None:
+        same_row = self._row.unsqueeze(2) == self._row.unsqueeze(1)
+        dtype = next(self._reader.model.parameters()).dtype
+        bias = torch.zeros(same_row.shape, dtype=dtype, device=same_row.device)
+        bias = bias.masked_fill_(~same_row.tril_(), torch.finfo(dtype).min).unsqueeze(1)
+        if self._table.device.type != "cuda":
+            for member in range(len(self._table)):
+                self._run_member(member, bias)
+            return
+        here = torch.cuda.current_stream()
+        streams = [torch.cuda.Stream() for _ in self._table]
+        for member, stream in enumerate(streams):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                self._run_member(member, bias)
+        for stream in streams:
+            here.wait_stream(stream)
+
+    def _run_member(self, member: int, bias: torch.Tensor) -> None:
+        model: Any = self._reader.model
+        head = model.get_output_embeddings()
+
+        def last_tokens(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (args[0].flatten(0, 1).index_select(0, self._last).unsqueeze(0), *args[1:])
+
+        with self._copies.shown(member):
+            handle = head.register_forward_pre_hook(last_tokens)
+            try:
+                logits = model(
+                    input_ids=self._ids, attention_mask=bias, position_ids=self._place, use_cache=False
+                ).logits.float()
+            finally:
+                handle.remove()
+        if logits.shape[:2] != (1, len(self._last)):
+            raise RuntimeError("its head does not read the last hidden states")
+        found = logits[0].gather(-1, self._targets) - logits[0].logsumexp(-1, keepdim=True)
+        self._table[member].copy_(found)
