@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help test check fmt mutants quickstart quickstart-check
+.PHONY: help test test-faults check fmt mutants quickstart quickstart-check
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ help: ## Say what there is
 # One worker a core, each with one thread: tests are many and small.
 test: $(READY) ## Run the tests and the examples in docstrings; more for pytest in ARGS, e.g. ARGS="-m slow -k replay"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py $(ARGS)
 
 check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between rooms
 	$(BIN)/ruff format --check .
@@ -34,7 +37,10 @@ mutants: $(READY) ## Break the code on purpose, one place at a time, and see tha
 quickstart: $(READY) ## Watch a tiny model get better by forward passes alone; more for it in ARGS, e.g. ARGS="--seed 1"
 	$(BIN)/zoreward quickstart $(ARGS)
 
-quickstart-check: $(READY) ## See that it does so with seeds 0 to 4
+quickstart-test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py $(ARGS)
+
+check: $(READY) ## See that it does so with seeds 0 to 4
 	$(BIN)/python benchmarks/quickstart/check.py $(ARGS)
 
 # Set up again only when pyproject.toml has changed.

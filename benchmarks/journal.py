@@ -1,6 +1,9 @@
 """What a line of the journal costs, with and without waiting for the disk; and the size and reading time of the files.
 
-python benchmarks/journal.py [--folder WHERE]
+    python benchmarks/journal.py [--folder WHERE]
+    python benchmarks/journal.py --check
+
+With --check: the share of a step that its line takes, on the quickstart's model; more than 1 % is an error.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ import argparse
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from zoreward.cli.quickstart import make_trainer
 from zoreward.journal import Journal, fingerprint, load_run
 from zoreward.methods import SPSA
 from zoreward.records import StepRecord
@@ -35,11 +41,36 @@ def write(folder: Path, steps: int, directions: int, sync: bool) -> list[float]:
     return times
 
 
+def share_of_a_step(steps: int = 60) -> float:
+    """Tune the quickstart's model, print the medians of a step and of its line, and return their quotient."""
+    torch.set_num_threads(1)  # as the quickstart does
+    lines, ends = [], []
+    real = Journal.append
+
+    def timed(journal: Journal, record: StepRecord) -> None:
+        start = time.perf_counter()
+        real(journal, record)
+        ends.append(time.perf_counter())
+        lines.append(ends[-1] - start)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Journal, "append", timed):
+        make_trainer(Path(folder, "run"), seed=0, steps=steps).train()
+    step = statistics.median(later - earlier for earlier, later in pairwise(ends))
+    line = statistics.median(lines)
+    print(f"a step of the quickstart's model: {step * 1e3:.1f} ms, its line: {line * 1e6:.0f} µs, {line / step:.2%}")
+    return line / step
+
+
 def main() -> None:
     """Measure, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", help="on the disk that is meant; by default where temporary files go")
+    parser.add_argument("--check", action="store_true", help="see that a line takes at most 1 % of a step")
     options = parser.parse_args()
+    if options.check:
+        if share_of_a_step() > 0.01:
+            raise SystemExit("the journal takes more than 1 % of a step")
+        return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for directions, sync, steps in ((1, False, 5000), (16, False, 5000), (1, True, 300), (16, True, 300)):
             times = sorted(write(Path(name, f"{directions}-{sync}"), steps, directions, sync))

@@ -44,6 +44,27 @@ MUTANTS = [
         "tests/test_patience.py",
     ),
     Mutant(
+        "dev rows are tuned on",
+        "zoreward/data/splits.py",
+        "return Split(drawn[:cut], drawn[cut:],",
+        "return Split(drawn, drawn[cut:],",
+        "tests/test_splits.py",
+    ),
+    Mutant(
+        "test rows are tuned on",
+        "zoreward/data/splits.py",
+        "for i, row in enumerate(rows) if i not in scored]",
+        "for i, row in enumerate(rows)]",
+        "tests/test_splits.py",
+    ),
+    Mutant(
+        "calibration by means instead of sums",
+        "zoreward/scoring/calibration.py",
+        "return logprobs_NC * counts_NC",
+        "return logprobs_NC",
+        "tests/test_baselines.py",
+    ),
+    Mutant(
         "the update goes downhill",
         "zoreward/methods/steps.py",
         "rate * weight / len(weights)",
@@ -67,7 +88,7 @@ MUTANTS = [
     Mutant(
         "half precision is rounded to nearest",
         "zoreward/kernels/cpu.py",
-        "noise.round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)",
+        "_round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)",
         "_to_nearest(acc, weight.dtype)",
         "tests/test_rounding.py",
     ),
@@ -137,8 +158,10 @@ MUTANTS = [
     Mutant(
         "a torn line counts",
         "zoreward/journal/reader.py",
-        "                    break",
-        "                    line += b' '",
+        """            break
+        found.take""",
+        """            line += b" "
+        found.take""",
         "tests/test_journal.py",
     ),
     Mutant(
@@ -154,6 +177,31 @@ MUTANTS = [
         "self._rows += inputs",
         "self._rows = list(inputs)",
         "tests/test_trainer.py",
+    ),
+    Mutant(
+        "the weights move before the step is written down",
+        "zoreward/trainer/loop.py",
+        """        self._write_step(record)
+        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+""",
+        """        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+        self._write_step(record)
+""",
+        "tests/test_resume.py",
+    ),
+    Mutant(
+        "an evaluation that a kill prevented is not made up for",
+        "zoreward/trainer/resumable.py",
+        "if self.eval_dataset is not None and wanted and not evaluated:",
+        "if False:",
+        "tests/test_resume.py",
+    ),
+    Mutant(
+        "a snapshot is believed whatever its checksum",
+        "zoreward/journal/snapshot.py",
+        "if digest.hexdigest() != said:",
+        "if False:",
+        "tests/test_snapshot.py",
     ),
 ]
 

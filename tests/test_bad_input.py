@@ -164,6 +164,10 @@ CASES = {
     "split seed": ("accuracy", {"--split-seed": "-1"}, "-1 is less than 0", "--help"),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
+EVAL_CASES = {
+    "calibrate: no choice": ("token-f1", {"--calibrate": True}, "'token-f1' does not choose", "accuracy"),
+    "calibrate: no template": ("accuracy", {"--calibrate": True, "--template": None}, "no template", "--template"),
+}
 TUNE_CASES = {
     "flag taken": ("./rewards.py:takes_seed", {}, "--seed is one of zoreward's own", "rename"),
     "eval-data": ("accuracy", {"--eval-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
@@ -247,12 +251,12 @@ def files_in(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("verb", "case"),
-    [("tune", case) for case in [*CASES, *TUNE_CASES]] + [("eval", case) for case in CASES],
+    [("tune", case) for case in [*CASES, *TUNE_CASES]] + [("eval", case) for case in [*CASES, *EVAL_CASES]],
 )
 def test_one_line_and_a_hint_and_nothing_written(
     verb: str, case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    objective, changes, error, hint = (CASES | TUNE_CASES)[case]
+    objective, changes, error, hint = (CASES | TUNE_CASES | EVAL_CASES)[case]
     before = files_in(folder)
 
     code = main(words_of(verb, objective, changes))

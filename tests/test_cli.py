@@ -219,7 +219,7 @@ def test_tune_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     result = json.loads(out)
-    assert list(result) == ["objective", "score", "best", "steps", "seconds", "output"]
+    assert list(result) == ["objective", "score", "best", "best_step", "kept", "steps", "seconds", "output"]
     assert (result["objective"], result["steps"], result["output"]) == ("right", 5, "run")
     dev = [float(line.split("dev score ")[1].split(" ")[0]) for line in err.splitlines() if "dev score " in line]
     assert len(dev) == 4  # before, after 2 and 4 steps, at the end

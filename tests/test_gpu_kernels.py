@@ -42,9 +42,20 @@ UPDATES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter patches all of `triton.language` anew at each call of a function inside a kernel: once will do."""
+    if DEVICE == "cpu":
+        from triton.runtime.interpreter import InterpretedFunction
+
+        monkeypatch.setattr(
+            InterpretedFunction, "__call__", lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+        )
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> gpu.Kernels:
-    """Small units, so that tensors have several, the last of them half empty; larger programs in the interpreter."""
+    """Small units, so that tensors have several, the last of them half empty."""
     monkeypatch.setattr(gpu, "PARTS", 2)
     return gpu.Kernels(block=256)
 

@@ -202,13 +202,15 @@ def test_numbers_that_are_lost_are_told_and_do_not_stay_in_the_cache(tokenizer) 
 def test_replayed_steps_are_those_of_generate(family, tokenizer, calls) -> None:
     model = random_model(family).cuda()
     by_steps, plain = generators(model, tokenizer)
+    prompts = PROMPTS * 40  # so many that copies would cost less than corrections
     for step in range(3):  # the second and the third time nothing but replays
         members = tuple((Term(40 + 2 * step + k, 0.1, 1),) for k in range(4))
         for settings in ({}, {"temperature": 1.0, "seed": step}, {"stop": ("film",)}):
-            found = written(by_steps, members, max_new_tokens=20, **settings)
-            expected = written(plain, members, max_new_tokens=20, **settings)
-            # A tie within rounding may fall otherwise: at most one of 20 rows in a batch.
-            assert sum(a != b for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) <= 1
+            found = written(by_steps, members, prompts, max_new_tokens=20, **settings)
+            expected = written(plain, members, prompts, max_new_tokens=20, **settings)
+            # A tie within rounding may fall otherwise: of some 16,000 tokens whose gaps are of size 1, rounding at 1e-4
+            # would reach one or two rows of 800.
+            assert sum(a != b for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) <= 8
         update_(model, Update(0.0, members[0], 0))
     assert calls == [True] * 9
     desk = next(iter(by_steps.stepper._desks.values()))

@@ -210,3 +210,12 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = json.loads(capsys.readouterr().out)["tasks"]
     assert [task["name"] for task in listed] == NAMES
     assert listed[NAMES.index("copa")]["splits"] == {"train": "train", "test": "validation"}
+
+
+def test_the_documentation_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import tasks
+
+    written = (root / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert written == tasks.page(), "python benchmarks/tasks.py > docs/tasks.md"

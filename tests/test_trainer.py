@@ -206,8 +206,11 @@ def test_nothing_is_written_before_the_objective_has_worked(tmp_path, tokenizer)
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, tokenizer):
     trainer(tmp_path, tokenizer).train()
-    with pytest.raises(InputError, match="holds a run already"):
-        trainer(tmp_path, tokenizer)
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds a run already") as refused:
+        trainer(tmp_path, tokenizer).train()
+    assert "resume_from_checkpoint=True" in refused.value.hint
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
 
 
 def test_a_model_whose_rows_mix_is_tuned_one_member_at_a_time(tmp_path, tokenizer, caplog):

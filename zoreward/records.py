@@ -54,6 +54,12 @@ class ObjectiveError(ZorewardError, RuntimeError):
     """An objective that raised, or returned something that is no score."""
 
 
+class StorageError(ZorewardError, OSError):
+    """A file of the run that cannot be written: a full disk, a folder that is gone."""
+
+    __str__ = Exception.__str__
+
+
 def to_float32(value: float) -> float:
     """Return the float32 nearest to `value`, as a Python float.
 

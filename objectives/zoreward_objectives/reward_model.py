@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,13 +109,16 @@ class RewardModel:
 
     def _logits(self, tokens: list[list[int]]) -> list[float]:
         import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
 
         pad = self._model.config.pad_token_id
         width = max([1, *map(len, tokens)])
         device = self._model.device
         ids = torch.tensor([[*own, *[pad] * (width - len(own))] for own in tokens], device=device)
         mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in tokens], device=device)
-        with torch.inference_mode():
+        # cuDNN's attention makes a plan for each new shape, 10 to 50 ms, and shapes hardly come back.
+        kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        with torch.inference_mode(), sdpa_kernel(kinds) if device.type == "cuda" else nullcontext():
             logits = self._model(input_ids=ids, attention_mask=mask).logits
         found: list[float] = logits[:, 0].double().tolist()
         return found

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = with_objective(words)
         command = typer.main.get_command(_app(words))
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
-        return command.main(args=words, prog_name="zoreward", standalone_mode=False) or 0
+        # `obj` is what a command finds at the root of its context: here the words as they were typed.
+        return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
     except ZorewardError as error:
         return report(error, help_at=words[:2])
     except UsageError as error:

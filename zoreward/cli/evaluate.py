@@ -15,6 +15,7 @@ import typer
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
+    PROMPT,
     PROMPT_FIELDS,
     REWARD_FIELDS,
     RUN,
@@ -39,18 +40,21 @@ from zoreward.cli.prepare import (
 )
 from zoreward.cli.rows import scored_rows
 from zoreward.cli.task import task_options, with_task
+from zoreward.data import Task, check_calibration, without_content
 from zoreward.registry import Objective
 
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
     base = "The model before it was tuned, for objectives that compare with it: a folder or a Hub id."
+    calibrate = "Score answers by how much likelier the prompt makes them than one without content does."
     parameters = [
         *data_options("score on"),
         option("base_model", str | None, base, DATA, default=None),
         *task_options("eval"),
         *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS + REWARD_FIELDS),
         *prompt_options(),
+        option("calibrate", bool, calibrate, PROMPT, default=False),
         batch_option(),
         option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
@@ -70,6 +74,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         prompt = {name: values[name] for name in PROMPT_FIELDS}
         objective = made_objective(source, given_options(context, values), values["also"])
         objective = patient_objective(objective, values)
+        content_free = _content_free(objective, values, task)
         rows, shot_rows = scored_rows(objective, prompt, values, task)
         device = select_device(values["device"])
         if values["show_prompts"]:
@@ -99,6 +104,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             batch_size=values["eval_batch_size"],
             generation=generation,
             base=values["base_model"],
+            content_free=content_free,
         )
     summary = {
         "objective": result.objective,
@@ -109,6 +115,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         "rows": result.rows,
         "truncated": result.truncated,
         **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),
+        **({"calibrated": True} if content_free is not None else {}),
         "model": values["model"],
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -117,6 +124,17 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     else:
         _print_table(summary)
     return 0
+
+
+def _content_free(objective: Objective, values: dict[str, Any], task: Task | None) -> str | None:
+    """The prompt to calibrate with: the task's, for its own prompt; otherwise that with "N/A" for all columns."""
+    if not values["calibrate"]:
+        return None
+    chooses = objective.needs == "choices" and not objective.compares_with_base
+    check_calibration(objective.name, chooses, values["template"])
+    if task is not None and values["template"] == task.template and task.content_free is not None:
+        return task.content_free
+    return without_content(values["template"])
 
 
 def _print_table(summary: dict[str, Any]) -> None:

@@ -44,8 +44,8 @@ _ALIASES = {
     "--per-device-eval-batch-size": "--eval-batch-size",
 }
 _REQUIRED = inspect.Parameter.empty
-# Not written into config.yaml: how a result is shown is no part of the run.
-_NOT_KEPT = ("json", "config", "show_prompts")
+# Not written into config.yaml: how a result is shown, or how often a run was begun, is no part of it.
+_NOT_KEPT = ("json", "config", "show_prompts", "resume")
 
 
 def option(

@@ -78,6 +78,11 @@ class ProgressCallback(TrainerCallback):
             parts.append(f"{pace:.2f} s/step · {left} left")
         return " · ".join(parts)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take in what was done and scored before, where a run goes on."""
+        self._best = max([self._best, *(log["eval_score"] for log in state.log_history if "eval_score" in log)])
+        self._bar.update(self._task, completed=state.global_step, total=state.max_steps)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._begun = time.perf_counter()

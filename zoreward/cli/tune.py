@@ -9,14 +9,13 @@ import functools
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from zoreward.cli.errors import one_line, report
+from zoreward.cli.errors import one_line, place_of
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
@@ -46,9 +45,21 @@ from zoreward.cli.prepare import (
     sum_options,
 )
 from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
+from zoreward.cli.running import (
+    BY_NEED,
+    CONFIG_NAME,
+    failed,
+    finishing_steps,
+    found_in,
+    interrupted,
+    is_finished,
+    save_model,
+    sentence_of,
+    summary_of,
+)
 from zoreward.cli.task import task_options, with_task
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import Objective, get_objective, place_of
+from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
     import inspect
@@ -56,9 +67,6 @@ if TYPE_CHECKING:
     from zoreward.cli.progress import ProgressCallback
     from zoreward.trainer import ZOTrainer
 
-CONFIG_NAME = "config.yaml"
-# Options whose defaults depend on what the objective needs.
-_BY_NEED = ("noise", "eps", "num_directions", "normalize", "learning_rate")
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 
@@ -66,6 +74,9 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that tunes a model on the objective that `source` names."""
     dev = "Dev rows, a file or a Hub dataset: scored before step 1, at the end and between."
     dev_split = "The split of the dev rows in a Hub dataset: that of --eval-data, else of --data."
+    keep = "The model of which step is saved: the last, or the one with the best dev score."
+    patience = "Stop after so many dev scores in a row that are no better than the best so far."
+    resume = "Go on with the run in --output from its last step: the same command again. Begin it if there is none."
     others = "Another field of transformers' TrainingArguments, as name=value. Give it once for each."
     parameters = [
         *data_options("tune on"),
@@ -81,7 +92,10 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
         *_trainer_options(),
         batch_option(),
         option("set", list[str] | None, others, RUN, default=None),
+        option("keep", Literal["last", "best"], keep, RUN, default="last"),
+        option("patience", int | None, patience, RUN, default=None, least=1),
         option("output", str, "The run folder to write to.", RUN, "--output"),
+        option("resume", bool, resume, RUN, default=False),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
         *sum_options(),
     ]
@@ -115,6 +129,7 @@ def _trainer_options() -> list[inspect.Parameter]:
 
 def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     out = sys.stdout
+    words = context.find_root().obj or []
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         task = with_task("tune", context, values)
@@ -129,56 +144,47 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             prompt = {name: values[name] for name in PROMPT_FIELDS}
             print(shown_prompts(objective, prompt, values, rows.train, rows.shots), file=out)
             return 0
-        trainer, progress, before = _prepared(objective, rows, values)
-        chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in _BY_NEED}
-        write_config(Path(values["output"]), resolved(source, {**values, **chosen}))
-        start = time.perf_counter()
-        try:
-            with progress:
-                trainer.train()
-            seconds = round(time.perf_counter() - start, 3)
-            trainer.save_model(str(Path(values["output"], "model")))
-            scores = [] if before is None else [(0, before), *_dev_scores(trainer)]
-            test = {} if rows.test is None else _test_score(trainer, at_end, rows, values)
-        except KeyboardInterrupt:
-            print(f"interrupted after step {trainer.state.global_step}; {values['output']} keeps the journal")
-            print(f"zoreward replay {values['output']} --model {values['model']} --output FOLDER makes the model of it")
-            return 130
-        except ZorewardError as error:
-            return report(error, code=1)
-        except Exception:
-            traceback.print_exc()
-            return 1
-    summary = {
-        "objective": trainer.objective.name,
-        "score": scores[-1][1] if scores else None,
-        "best": max((score for _, score in scores), default=None),
-        "best_step": max(scores, key=lambda found: found[1])[0] if scores else None,
-        **(_metrics(trainer) if scores else {}),
-        **({"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}),
-        **test,
-        "steps": trainer.state.global_step,
-        "seconds": seconds,
-        "output": values["output"],
-    }
-    print(json.dumps(summary, ensure_ascii=False) if values["json"] else _sentence(summary, before))
+        output, start = Path(values["output"]), time.perf_counter()
+        found: dict[str, Any] = {}
+        if values["resume"] and rows.test is None and is_finished(output, resolved(source, values)):
+            print(f"the run in {output} is finished")
+        else:
+            trainer, progress = _prepared(objective, rows, values)
+            chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
+            write_config(output, resolved(source, {**values, **chosen}))
+            start = time.perf_counter()
+            try:
+                with finishing_steps(trainer), progress:
+                    trainer.train(resume_from_checkpoint=values["resume"])
+                if trainer.keeper.stopping:
+                    return interrupted(trainer, values["output"], words)
+                save_model(trainer, output)
+                found = found_in(trainer)
+                found |= {} if rows.test is None else _test_score(trainer, at_end, rows, values)
+            except KeyboardInterrupt:
+                return interrupted(trainer, values["output"], words)
+            except Exception as error:
+                return failed(error, words)
+        summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
+    print(json.dumps(summary, ensure_ascii=False) if values["json"] else sentence_of(summary), file=out)
     return 0
 
 
 def _check(values: dict[str, Any]) -> None:
     """Find what is wrong with the options themselves."""
-    check_output(Path(values["output"]))
+    check_output(Path(values["output"]), resume=values["resume"])
     for name in ("eval_steps", "eval_limit"):
         if values[name] is not None and not has_dev_rows(values):
             flag = {"eval_steps": "--eval-every"}.get(name, "--eval-limit")
             raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
+    for given, flag in ((values["keep"] == "best", "--keep best"), (values["patience"], "--patience")):
+        if given and not values["eval_steps"]:
+            raise InputError(f"{flag} goes by dev scores between the steps", hint="give --eval-every, and --eval-data")
     _check_numbers(values)
 
 
-def _prepared(
-    objective: Objective, rows: TuningRows, values: dict[str, Any]
-) -> tuple[ZOTrainer, ProgressCallback, float | None]:
-    """Everything else that can fail before step 1; of the run folder nothing is left if it does."""
+def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
+    """Everything else that can fail before the first step; of a new run folder nothing is left if it does."""
     output = Path(values["output"])
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
     try:
@@ -189,7 +195,12 @@ def _prepared(
         without_own_progress(trainer)
         progress = ProgressCallback(trainer)
         trainer.add_callback(progress)
-        return trainer, progress, trainer.evaluate()["eval_score"] if rows.dev else None
+        done = trainer.resume() if values["resume"] else 0
+        if done:
+            print(f"resuming after step {done}")
+        elif rows.dev and not trainer.begun_with_a_score:
+            trainer.evaluate()
+        return trainer, progress
     except BaseException:
         with contextlib.suppress(OSError):
             for folder in made:
@@ -200,6 +211,8 @@ def _prepared(
 def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> ZOTrainer:
     device = select_device(values["device"])
     quiet_transformers()
+    from transformers import EarlyStoppingCallback
+
     from zoreward.scoring import checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -215,7 +228,9 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     settings = {name: values[name] for name in names}
     settings |= {
         "output_dir": values["output"],
-        "eval_strategy": "steps" if values["eval_steps"] else "no",
+        "eval_strategy": "steps" if rows.dev else "no",
+        "eval_steps": values["eval_steps"] or values["max_steps"],
+        "load_best_model_at_end": values["keep"] == "best",
         "per_device_eval_batch_size": values["eval_batch_size"] or 0,
         "disable_tqdm": True,
         "use_cpu": kind == "cpu",
@@ -223,7 +238,8 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     try:
         args = ZOConfig(**settings | _others(values["set"], settings, ZOConfig))
         datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
-        return ZOTrainer(model=values["model"], objective=objective, args=args, **datasets)
+        callbacks = [EarlyStoppingCallback(values["patience"])] if values["patience"] else None
+        return ZOTrainer(model=values["model"], objective=objective, args=args, callbacks=callbacks, **datasets)
     except ZorewardError:
         raise
     except (ValueError, TypeError) as error:  # transformers' own checks of its options
@@ -256,17 +272,6 @@ def _what_is_tuned(trainer: ZOTrainer) -> str:
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 
-def _dev_scores(trainer: ZOTrainer) -> list[tuple[int, float]]:
-    """The steps and dev scores of a finished run, in order; the last is that of the tuned model."""
-
-    def found() -> list[tuple[int, float]]:
-        return [(log["step"], log["eval_score"]) for log in trainer.state.log_history if "eval_score" in log]
-
-    if not found() or found()[-1][0] != trainer.state.global_step:
-        trainer.evaluate()
-    return found()
-
-
 def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, values: dict[str, Any]) -> dict[str, Any]:
     """The score of the tuned model on the test rows, which nothing has seen until now."""
     from zoreward.scoring import evaluate
@@ -283,15 +288,11 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
         seed=values["seed"],
         batch_size=values["eval_batch_size"],
         generation=generation_of(trainer.args),
+        base=values["model"] if objective.compares_with_base else None,
+        dtype=values["dtype"],
+        trust_remote_code=values["trust_remote_code"],
     )
     return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
-
-
-def _metrics(trainer: ZOTrainer) -> dict[str, float]:
-    """What the last evaluation on the dev rows found beside the score."""
-    last = next(log for log in reversed(trainer.state.log_history) if "eval_score" in log)
-    told = ("eval_score", "eval_rows", "eval_runtime")
-    return {name[5:]: value for name, value in last.items() if name.startswith("eval_") and name not in told}
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
@@ -305,12 +306,15 @@ def _check_numbers(values: dict[str, Any]) -> None:
         raise InputError(str(error), hint="change the option of that name") from None
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, *, resume: bool | None = None) -> None:
+    """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file", hint="give a folder that does not exist yet")
+    other = "choose another folder for --output"
     for name in _RUN_FILES:
-        if (output / name).exists():
-            raise InputError(f"{output} holds a run already ({name})", hint="choose another folder for --output")
+        if not resume and (output / name).exists():
+            hint = other if resume is None else f"{other}, or go on with that run: --resume"
+            raise InputError(f"{output} holds a run already ({name})", hint=hint)
 
 
 def write_config(output: Path, options: dict[str, Any]) -> None:
@@ -319,19 +323,8 @@ def write_config(output: Path, options: dict[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        (output / CONFIG_NAME).write_text(text, encoding="utf-8")
+        unfinished = output / f"{CONFIG_NAME}.part"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(output / CONFIG_NAME)
     except OSError as error:
         raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
-
-
-def _sentence(summary: dict[str, Any], before: float | None) -> str:
-    tuned = (
-        f"{summary['steps']} steps in {summary['seconds']:.1f} s; the model is in {Path(summary['output'], 'model')}"
-    )
-    told = []
-    if before is not None:
-        dev = f"{before:.4f} → {summary['score']:.4f}, best {summary['best']:.4f} at step {summary['best_step']}"
-        told.append(f"{summary['objective']} on the dev rows: {dev}")
-    if "test" in summary:
-        told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
-    return "\n".join([*told, tuned])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoreward.data.calibration import check_calibration, content_free_examples, without_content
 from zoreward.data.conversations import check_prompts, render_prompts
 from zoreward.data.hub import check_hub
 from zoreward.data.prompts import check_columns, render
@@ -13,9 +14,11 @@ from zoreward.data.tasks import Task, list_tasks, load_task
 __all__ = [
     "Split",
     "Task",
+    "check_calibration",
     "check_columns",
     "check_hub",
     "check_prompts",
+    "content_free_examples",
     "describe_prompts",
     "k_shot_rows",
     "list_tasks",
@@ -25,4 +28,5 @@ __all__ = [
     "render_prompts",
     "sample_rows",
     "split_rows",
+    "without_content",
 ]

@@ -2,20 +2,29 @@
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run, read_journal
-from zoreward.journal.replaying import replay
+from zoreward.journal.reopening import reopen
+from zoreward.journal.replaying import advance, checked_base, replay
 from zoreward.journal.run import Run
+from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME, Journal
 
 __all__ = [
     "JOURNAL_NAME",
+    "SNAPSHOT_NAME",
     "TRAJECTORY_NAME",
     "Journal",
     "Run",
+    "advance",
+    "checked_base",
     "fingerprint",
     "load_run",
     "read_journal",
+    "read_snapshot",
     "read_trajectory",
+    "remove_snapshot",
+    "reopen",
     "replay",
     "weights_dtype",
+    "write_snapshot",
 ]

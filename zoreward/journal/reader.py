@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
 from zoreward.journal.run import MAX_RANK, Run, check_header
@@ -52,31 +52,42 @@ def read_journal(path: str | Path) -> Run:
         raise MissingFileError(f"there is no journal {path}", hint="Give a run folder, or a file in one.")
     if not path.is_file():
         raise InputError(f"{path} is no journal", hint="Give a run folder, or a file in one.")
-    scan = _Scan(path)
     try:
         with path.open("rb") as file:
-            while line := file.readline(MAX_LINE + 1):
-                if not line.endswith(b"\n"):
-                    if len(line) > MAX_LINE:
-                        scan.number += 1
-                        scan.refuse(f"it is longer than {MAX_LINE} bytes")
-                    break
-                scan.take(line[:-1])
+            found = scan(path, file)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
-    if not scan.number:
+    if found.run is None:
         raise InputError(f"{path} has no header: the run ended before its first step", hint="Start the run again.")
-    return Run(scan.header, len(scan.steps), partial(_stored, tuple(scan.steps)), tuple(scan.evaluations))
+    return found.run
+
+
+def scan(path: Path, file: BinaryIO) -> Scan:
+    """Read and check all whole lines of a journal.
+
+    Raises:
+        InputError: it is damaged; the message has the line.
+    """
+    found = Scan(path)
+    while line := file.readline(MAX_LINE + 1):
+        if not line.endswith(b"\n"):
+            if len(line) > MAX_LINE:
+                found.number += 1
+                found.refuse(f"it is longer than {MAX_LINE} bytes")
+            break
+        found.take(line[:-1])
+    return found
 
 
 @dataclass(slots=True)
-class _Scan:
+class Scan:
     """Where a reader stands in a journal.
 
     Args:
         path: for errors.
         number: of the line read last, from 1.
         crc: its checksum.
+        end: bytes of all lines so far.
         header: what the first line holds.
         steps: the lines of the steps, as they stand in the file: objects would take several times their room.
         evaluations: (steps done, score).
@@ -85,13 +96,22 @@ class _Scan:
     path: Path
     number: int = 0
     crc: int = 0
+    end: int = 0
     header: dict[str, Any] = field(default_factory=dict)
     steps: list[bytes] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
 
+    @property
+    def run(self) -> Run | None:
+        """What was read; None without a header."""
+        if not self.number:
+            return None
+        return Run(self.header, len(self.steps), partial(_stored, tuple(self.steps)), tuple(self.evaluations))
+
     def take(self, line: bytes) -> None:
         """Check a line and keep what it says."""
         self.number += 1
+        self.end += len(line) + 1
         try:
             fields = parse(line)
         except ValueError as error:

@@ -53,13 +53,34 @@ def replay(
     run = run if isinstance(run, Run) else load_run(run)
     steps = checked_step(run, step)
     model, tuned = checked_base(run, model)
-    done = 0
-    for updates in _passes(run.updates(steps)):
+    advance(run, model, tuned, 0, steps, progress)
+    return model
+
+
+def advance(
+    run: Run,
+    model: nn.Module,
+    tuned: Tuned,
+    start: int,
+    steps: int,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Move weights from where a run had them after `start` steps to where it had them after `steps`.
+
+    Args:
+        run: the run.
+        model: the model, whose weights stand there.
+        tuned: its tuned weights, with the run's streams.
+        start: how many steps they have done.
+        steps: how many steps they are to have done; at least `start`.
+        progress: called now and then with the steps done.
+    """
+    done = start
+    for updates in _passes(run.updates(steps, start)):
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
             progress(done)
-    return model
 
 
 def checked_step(run: Run, step: int | None) -> int:

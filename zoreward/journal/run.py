@@ -44,9 +44,14 @@ class Run:
         streams: dict[str, int] = self.header["streams"]
         return streams
 
-    def updates(self, steps: int) -> Iterator[Update]:
-        """Yield what the first `steps` steps did to the weights."""
-        return (self.record(step).update for step in range(steps))
+    @property
+    def best_step(self) -> int | None:
+        """After how many steps the score was best, the first such; None where nothing was evaluated."""
+        return max(self.evaluations, key=lambda one: one[1])[0] if self.evaluations else None
+
+    def updates(self, steps: int, start: int = 0) -> Iterator[Update]:
+        """Yield what the steps from `start` up to `steps` (not included) did to the weights."""
+        return (self.record(step).update for step in range(start, steps))
 
     def projected_grads(self, step: int) -> list[float] | None:
         """Return g_K of a step: the slope of the score along each direction; None where the file does not tell.

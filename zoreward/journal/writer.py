@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
 from zoreward.journal.lines import MAX_LINE, encode
+from zoreward.journal.locking import lock
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import InputError, StepRecord, Term
 
@@ -29,6 +32,8 @@ class Journal:
     When `append` returns, the operating system has the line: it survives the end of the process, however that comes. To
     survive a power cut as well it must be on the disk, which `sync` waits for.
 
+    While it is open no other process can open it; see `zoreward.journal.locking`.
+
     Args:
         folder: the run folder; made if it does not exist.
         header: whatever the steps depend on; `noise_version` is added. A run can be replayed with `fingerprint`,
@@ -38,7 +43,9 @@ class Journal:
 
     Raises:
         FileExistsError: the folder holds a journal already.
-        InputError: a line would be longer than a reader takes.
+        InputError: another process is at work on it, or a line would be longer than a reader takes.
+        OSError: a line cannot be written, or the file is gone from its folder; then the journal ends with the line
+            before.
 
     Example:
         >>> with Journal(folder, {"fingerprint": "…", "streams": {}}) as journal:  # doctest: +SKIP
@@ -46,15 +53,45 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, header: dict[str, Any], *, sync: bool = False):
-        path = Path(folder) / JOURNAL_NAME
+        path = Path(folder).absolute() / JOURNAL_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("xb", buffering=0)
-        self._sync = sync
-        self._crc = 0
-        self._end = 0
+        self._file, self._path, self._sync = path.open("xb", buffering=0), path, sync
+        lock(self._file, path)
+        try:
+            self.begin(header)
+        except BaseException:  # a folder with an empty journal would look like a run
+            self._file.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+
+    @classmethod
+    def resumed(cls, path: Path, file: FileIO, *, end: int, crc: int, sync: bool = False) -> Self:
+        """Return the journal in a file that is open for reading and writing, and locked.
+
+        Args:
+            path: the file's absolute path.
+            file: the file.
+            end: bytes of its whole lines; what stands behind them is cut off.
+            crc: the checksum of the last of them; 0 where there are none.
+            sync: wait for the disk after each line.
+        """
+        journal = cls.__new__(cls)
+        journal._file, journal._path, journal._sync = file, path, sync
+        journal._crc, journal._end = crc, end
+        if file.seek(0, os.SEEK_END) > end:
+            file.truncate(end)
+        file.seek(end)
+        return journal
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Write the header, as the only line."""
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._crc = self._end = 0
         self._write({"kind": "header", "noise_version": NOISE_VERSION, **header})
-        if sync:
-            _sync_folder(path.parent)
+        if self._sync:
+            _sync_folder(self._path.parent)
 
     def append(self, record: StepRecord) -> None:
         """Write one step: its scores, and the update that followed from them."""
@@ -86,6 +123,9 @@ class Journal:
         self.close()
 
     def _write(self, fields: dict[str, Any]) -> None:
+        # Writing to a file that was removed works, and nobody would ever read it.
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+            raise FileNotFoundError(errno.ENOENT, "another file has taken its place", str(self._path))
         line, crc = encode(fields, self._crc)
         if len(line) > MAX_LINE:
             raise InputError(f"a line of the journal would take {len(line)} bytes", hint="Take fewer directions.")

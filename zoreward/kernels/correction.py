@@ -13,23 +13,23 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["rows"])
 def _correct(
-    y, x, a, b, rows, M: tl.constexpr, N: tl.constexpr,
+    y, x, a, b, rows, a_apart, b_apart, M: tl.constexpr, N: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of one member. y: (·, M), x: (·, N), a: (members, M), b: (members, N), `rows` of y for each member."""
+    """ROWS rows of one member. y: (·, M), x: (·, N), a: (members, M), b: (members, N), `rows` of y for each."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     member = first // rows
     lines = first + tl.arange(0, ROWS)
     sums = tl.zeros((ROWS, BLOCK_N), tl.float32)
     for start in range(0, N, BLOCK_N):
         places = start + tl.arange(0, BLOCK_N)
-        factor = tl.load(b + member * N + places, mask=places < N, other=0.0).to(tl.float32)
+        factor = tl.load(b + member * b_apart + places, mask=places < N, other=0.0).to(tl.float32)
         part = tl.load(x + lines[:, None] * N + places[None, :], mask=places[None, :] < N, other=0.0)
         sums += part.to(tl.float32) * factor[None, :]
     inner = tl.sum(sums, axis=1)
     for start in range(0, M, BLOCK_M):
         places = start + tl.arange(0, BLOCK_M)
-        factor = tl.load(a + member * M + places, mask=places < M, other=0.0).to(tl.float32)
+        factor = tl.load(a + member * a_apart + places, mask=places < M, other=0.0).to(tl.float32)
         out = y + lines[:, None] * M + places[None, :]
         old = tl.load(out, mask=places[None, :] < M, other=0.0)
         new = old.to(tl.float32) + inner[:, None] * factor[None, :]
@@ -42,8 +42,8 @@ def correct_(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor)
     Args:
         y: (members · rows, m), contiguous; changed in place.
         x: (members · rows, n), contiguous, of y's dtype.
-        a: (members, m), contiguous; with the coefficient.
-        b: (members, n), contiguous.
+        a: (members, m), with the coefficient; each line in one piece.
+        b: (members, n), likewise.
 
     Returns:
         y.
@@ -51,7 +51,7 @@ def correct_(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor)
     rows = len(y) // len(a)
     lines = next(n for n in (4, 2, 1) if rows % n == 0)
     _correct[(len(y) // lines,)](
-        y, x, a, b, rows, y.shape[1], x.shape[1],
+        y, x, a, b, rows, a.stride(0), b.stride(0), y.shape[1], x.shape[1],
         ROWS=lines, BLOCK_M=_block(y.shape[1]), BLOCK_N=_block(x.shape[1]), num_warps=4,
     )  # fmt: skip
     return y

@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 from zoreward import noise
 from zoreward.records import Member, Term, Update
 
-# 32,768 blocks: NumPy's calls cost 1 µs each, at 4,096 blocks that alone was half of the time; larger than 65,536 the
-# six buffers leave the cache.
-CHUNK = 1 << 17
+# 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
+CHUNK = 1 << 16
+
+
+Words = NDArray[np.uint64]
+_LARGEST_BF16 = 0x7F7F0000
+_LOW, _HALF = np.uint64(noise.MASK_32), np.uint64(32)
+_M0, _M1 = np.uint64(noise.MULTIPLIER_0), np.uint64(noise.MULTIPLIER_1)
+# Rows of x0 and x2 in even rounds; of x2 and x0 in odd ones.
+_MULTIPLIERS = (np.array([[_M0], [_M1]]), np.array([[_M1], [_M0]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +45,13 @@ class Workspace:
     def __init__(self, count: int) -> None:
         blocks = (count + 3) // 4
         self._ramp = np.arange(blocks, dtype=np.uint64)
-        self._buffers = [np.empty(blocks, np.uint64) for _ in range(6)]
-        self._ones = np.empty((blocks, 4), np.uint8)
+        self._products = np.empty((2, blocks), np.uint64)  # of the counters, high and low; the same for all seeds
+        self._at = (-1, 0)
+        self._buffers = [np.empty((2, blocks), np.uint64) for _ in range(3)]
+        self._ones = np.empty((blocks, 4), np.int8)
+        self._words = np.empty((blocks, 4), np.uint32)
         self._z = np.empty(count, np.float32)
+        self._product = np.empty(count, np.float32)
         self._held: tuple[int, int, int, int, int] | None = None
 
     def normal(
@@ -49,64 +60,85 @@ class Workspace:
         """Return `noise.normal` of the same arguments; valid until the next call. `start` is a multiple of 4."""
         z = self._z[:count]
         if self._held != (seed, stream, start, count, purpose):
-            quads = self._blocks(seed, stream, start, count, purpose)
-            ones = self._ones[: len(quads[0])]
-            for lane, word in enumerate(quads):
-                np.bitwise_count(word, out=ones[:, lane])
-            np.subtract(ones.reshape(-1)[:count], np.float32(16), out=z, dtype=np.float32)
-            np.multiply(z, noise.INV_SQRT_8, out=z)
+            even, odd = self._blocks(seed, stream, start, count, purpose)
+            ones = self._ones[: even.shape[1]]
+            for lanes, words in ((0, even), (1, odd)):
+                np.bitwise_count(words, out=ones.view(np.uint8).T[lanes::2])
+            np.subtract(ones, np.int8(16), out=ones)
+            np.multiply(ones.reshape(-1)[:count], noise.INV_SQRT_8, out=z, dtype=np.float32)
             self._held = (seed, stream, start, count, purpose)
         return z
 
+    def times(self, coefficient: float, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return coefficient · z, valid until the next call."""
+        return np.multiply(z, np.float32(coefficient), out=self._product[: len(z)])
+
     def rounding_words(self, seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
-        """Return `noise.words(..., purpose=noise.ROUNDING)`. `start` is a multiple of 4."""
-        quads = self._blocks(seed, stream, start, count, noise.ROUNDING)
-        return np.stack(quads, axis=1).reshape(-1)[:count].astype(np.uint32)
+        """Return `noise.words(..., purpose=noise.ROUNDING)`, valid until the next call. `start` is a multiple of 4."""
+        even, odd = self._blocks(seed, stream, start, count, noise.ROUNDING)
+        words = self._words[: even.shape[1]]
+        words.T[0::2], words.T[1::2] = even, odd
+        return words.reshape(-1)[:count]
 
-    def _blocks(self, seed: int, stream: int, start: int, count: int, purpose: int) -> list[NDArray[np.uint64]]:
-        """Philox 4x32-10 over consecutive blocks: 4 arrays of 32-bit words held in uint64.
+    def _blocks(self, seed: int, stream: int, start: int, count: int, purpose: int) -> tuple[Words, Words]:
+        """Philox 4x32-10 over consecutive blocks: words 0 and 2, and words 1 and 3, each (2, blocks), in uint64.
 
-        Within a chunk only counter word 0 varies (a chunk never crosses 2^32 blocks), so half of the products of the
-        first three rounds are scalars.
+        Two lanes stand in the two rows of an array, so that a NumPy call serves both. A round
+
+            x0, x1, x2, x3 = high(m1·x2) ^ x1 ^ k0, low(m1·x2), high(m0·x0) ^ x3 ^ k1, low(m0·x0)
+
+        leaves x2 in the row where x0 was and the other way round: the multipliers swap rows instead, and the low
+        halves of the round before are read from the other row. Keys of two rounds are added to a product at once: those
+        of its own round to the high half, those of the next to the low half. Within a chunk only counter word 0 varies
+        (a chunk never crosses 2^32 blocks), so half of the products of the first rounds are scalars.
         """
         blocks = (count + 3) // 4
-        x0, x2, p0, p1, x1, x3 = (buffer[:blocks] for buffer in self._buffers)
-        low, half = np.uint64(noise.MASK_32), np.uint64(32)
-        m0, m1 = np.uint64(noise.MULTIPLIER_0), np.uint64(noise.MULTIPLIER_1)
-        keys = [
-            ((seed + r * noise.WEYL_0) & noise.MASK_32, ((seed >> 32) + r * noise.WEYL_1) & noise.MASK_32)
-            for r in range(10)
-        ]
+        x, product, low = (buffer[:, :blocks] for buffer in self._buffers)
+        k0, k1 = ([(half + r * weyl) & noise.MASK_32 for r in range(10)] for half, weyl in _halves(seed))
         first = start // 4
-        np.add(self._ramp[:blocks], np.uint64(first & noise.MASK_32), out=x0)
+        high_0, low_0 = self._counters(first, blocks)
 
-        np.multiply(x0, m0, out=p0)
         scalar = noise.MULTIPLIER_1 * stream
-        s0, s1 = (scalar >> 32) ^ (first >> 32) ^ keys[0][0], scalar & noise.MASK_32
-        np.right_shift(p0, half, out=x2)
-        np.bitwise_xor(x2, np.uint64(purpose ^ keys[0][1]), out=x2)
-        np.bitwise_and(p0, low, out=x3)
+        x0, x1 = (scalar >> 32) ^ (first >> 32) ^ k0[0], scalar & noise.MASK_32
+        np.bitwise_xor(high_0, np.uint64(purpose ^ k1[0]), out=x[1])
 
-        np.multiply(x2, m1, out=p1)
-        scalar = noise.MULTIPLIER_0 * s0
-        np.right_shift(p1, half, out=x0)
-        np.bitwise_xor(x0, np.uint64(s1 ^ keys[1][0]), out=x0)
-        np.bitwise_and(p1, low, out=x1)
-        np.bitwise_xor(x3, np.uint64((scalar >> 32) ^ keys[1][1]), out=x2)
-        x3.fill(scalar & noise.MASK_32)
+        scalar = noise.MULTIPLIER_0 * x0
+        np.multiply(x[1], _M1, out=low[1])
+        np.right_shift(low[1], _HALF, out=x[0])
+        np.bitwise_xor(x[0], np.uint64(x1 ^ k0[1]), out=x[0])
+        np.bitwise_and(low[1], _LOW, out=low[1])
+        np.bitwise_xor(low_0, np.uint64((scalar >> 32) ^ k1[1]), out=x[1])
+        x3 = scalar & noise.MASK_32
 
-        for k0, k1 in keys[2:]:
-            np.multiply(x0, m0, out=p0)
-            np.multiply(x2, m1, out=p1)
-            np.right_shift(p1, half, out=x0)
-            np.bitwise_xor(x0, x1, out=x0)
-            np.bitwise_xor(x0, np.uint64(k0), out=x0)
-            np.right_shift(p0, half, out=x2)
-            np.bitwise_xor(x2, x3, out=x2)
-            np.bitwise_xor(x2, np.uint64(k1), out=x2)
-            np.bitwise_and(p1, low, out=x1)
-            np.bitwise_and(p0, low, out=x3)
-        return [x0, x1, x2, x3]
+        for r in range(2, 10):
+            np.multiply(x, _MULTIPLIERS[r % 2], out=product)
+            if r % 2 == 0:
+                keys = ((k1[r] ^ x3) << 32 | k1[r + 1], k0[r] << 32 | k0[r + 1])
+                np.bitwise_xor(product, np.array(keys, np.uint64)[:, None], out=product)
+            np.right_shift(product, _HALF, out=x)
+            if r == 2:  # x3 is a scalar, and is with the keys
+                np.bitwise_xor(x[1], low[1], out=x[1])
+                x3 = 0
+            else:
+                np.bitwise_xor(x, low[::-1], out=x)
+            np.bitwise_and(product, _LOW, out=product)
+            product, low = low, product
+        return x, low
+
+    def _counters(self, first: int, blocks: int) -> Words:
+        """The high and low halves of m0 · counter word 0, which start every seed's rounds."""
+        products = self._products[:, :blocks]
+        if self._at != (first, blocks):
+            np.add(self._ramp[:blocks], np.uint64(first & noise.MASK_32), out=products[0])
+            np.multiply(products[0], _M0, out=products[0])
+            np.bitwise_and(products[0], _LOW, out=products[1])
+            np.right_shift(products[0], _HALF, out=products[0])
+            self._at = (first, blocks)
+        return products
+
+
+def _halves(seed: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (seed & noise.MASK_32, noise.WEYL_0), (seed >> 32, noise.WEYL_1)
 
 
 class Directions:
@@ -131,7 +163,10 @@ class Directions:
                     z = self._low_rank(term, start, len(acc))
                 else:
                     continue
-                acc += acc.dtype.type(term.coefficient) * z
+                if acc.dtype == np.float32:
+                    acc += workspace.times(term.coefficient, z)
+                else:
+                    acc += acc.dtype.type(term.coefficient) * z
         return acc
 
     def _low_rank(self, term: Term, start: int, count: int) -> NDArray[np.float32]:
@@ -257,13 +292,17 @@ def update_jobs(weight: torch.Tensor, stream: int, updates: Sequence[Update]) ->
 
     def write_one(update: Update, start: int, workspace: Workspace) -> None:
         piece = theta[start : start + CHUNK]
+        decays = update.decay != 0 and weight.ndim >= 2
+        if weight.dtype in (torch.float32, torch.float64) and not decays:
+            directions.add(piece, update.terms, start, workspace)
+            return
         base = _load(piece, weight.dtype)
         acc = directions.add(base.copy(), update.terms, start, workspace)
-        if update.decay != 0 and weight.ndim >= 2:
+        if decays:
             acc -= acc.dtype.type(update.decay) * base
         if weight.dtype in (torch.bfloat16, torch.float16):
             word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
-            piece[:] = noise.round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
+            piece[:] = _round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
         else:
             piece[:] = acc
 
@@ -310,6 +349,16 @@ def _load(piece: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
     if dtype == torch.bfloat16:
         return (piece.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return piece.astype(np.float32) if dtype == torch.float16 else piece
+
+
+def _round_bf16(acc: NDArray[np.float32], words: NDArray[np.uint32]) -> NDArray[Any]:
+    """Return `noise.round_bf16` of the same arguments; `words` are used up."""
+    pattern = acc.view(np.uint32)
+    if (pattern & np.uint32(0x7FFFFFFF)).max() >= _LARGEST_BF16:
+        return noise.round_bf16(acc, words)
+    np.bitwise_and(words, np.uint32(0xFFFF), out=words)  # nothing can overflow, or is infinite or NaN
+    np.add(words, pattern, out=words)
+    return np.right_shift(words, np.uint32(16), out=words)
 
 
 def _to_nearest(acc: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:

@@ -7,7 +7,7 @@ there are. float64 weights, which nobody tunes in earnest, are left to `portable
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,10 @@ BLOCK, WARPS = 1024, 4
 PARTS = 16
 # Elements between whose multiples the copies lie: 512 bytes in half precision, as torch's own allocator aligns.
 ALIGN = 256
-# Tables that are remembered: more than a model has modules.
-MOST_TABLES = 4096
+# Sets of tensors that are remembered: more than a model has modules.
+MOST_KNOWN = 4096
+# What a term or a decay is; see `triton_kernels`.
+DENSE, LOW_RANK, DECAY = 1, 2, 4
 
 Weight = tuple[torch.Tensor, int]
 """A tensor and its stream."""
@@ -35,27 +37,57 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 """a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Tensors of one dtype as the kernels see them; see `triton_kernels`.
+    """Tensors as the kernels see them; see `triton_kernels`.
 
     Args:
         lines: int64 (tensors, fields), on the device.
         units: int32, the number of the tensor that each unit belongs to.
-        places: where each tensor's copy begins.
-        size: elements of a copy of all tensors.
-        factors: elements of the factors of all matrices, for rank 1.
     """
 
     lines: torch.Tensor
     units: torch.Tensor
-    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The tensors of one dtype among those of a call.
+
+    Args:
+        numbers: which they are.
+        weights: the tensors, and their streams.
+        copied: tensors whose elements do not lie in order or on a boundary, and the copies to work on.
+        like: the tensor from which addresses count.
+        table: where they lie; None for float64, and where there are no elements.
+        views: shape, stride and place of each tensor's copies.
+        size: elements of the copies at one member.
+        matrices: those of two dimensions.
+        aligned: whether a program's elements always lie within a line of a matrix.
+    """
+
+    numbers: list[int]
+    weights: list[Weight]
+    copied: list[tuple[torch.Tensor, torch.Tensor]]
+    like: torch.Tensor
+    table: Table | None
+    views: list[tuple[torch.Size, tuple[int, ...], int]]
     size: int
-    factors: int
+    matrices: list[Weight]
+    aligned: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """The groups of some tensors, and where these were then."""
+
+    weights: list[torch.Tensor]
+    places: list[tuple[int, torch.Size]]
+    groups: list[Group]
 
 
 class Kernels:
-    """The four functions of a kernel, for CUDA tensors. Remembers the tables of the tensors it has seen.
+    """The four functions of a kernel, for CUDA tensors. Remembers where the tensors lie that it has seen.
 
     Args:
         block: elements of a program.
@@ -63,11 +95,17 @@ class Kernels:
     """
 
     def __init__(self, block: int = BLOCK, warps: int = WARPS) -> None:
-        self._block, self._warps = block, warps
-        self._tables: dict[Any, Table] = {}
+        self._block = block
+        self._known: dict[Any, Known] = {}
+        self._factor_tables: dict[Any, Table] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
-        interpreted = triton.knobs.runtime.interpret
-        self._native = not interpreted and torch.version.cuda is not None
+        self._options = {
+            "BLOCK": block,
+            "PARTS": PARTS,
+            "NATIVE": not triton.knobs.runtime.interpret and torch.version.cuda is not None,
+            "num_warps": warps,
+            "enable_fp_fusion": False,
+        }
 
     @torch.no_grad()
     def perturb_all(self, weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
@@ -75,7 +113,12 @@ class Kernels:
 
         The copies of one dtype lie in one allocation.
         """
-        return _by_dtype(weights, lambda same: self._perturb(same, members), portable.perturb_all, members)
+        found: list[list[torch.Tensor]] = [[] for _ in weights]
+        for group in self._groups(weights):
+            perturb = self._perturb if group.like.dtype != torch.float64 else _perturb_float64
+            for number, copies in zip(group.numbers, perturb(group, members), strict=True):
+                found[number] = copies
+        return found
 
     def update_all_(self, weights: Sequence[Weight], update: Update) -> None:
         """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
@@ -84,69 +127,70 @@ class Kernels:
     @torch.no_grad()
     def replay_all_(self, weights: Sequence[Weight], updates: Sequence[Update]) -> None:
         """Do updates to all tensors in place, one after the other; see `zoreward.kernels.cpu.replay_all_`."""
-        moved = [pair for pair in weights if any(update.moves(pair[0].ndim) for update in updates)]
-        _by_dtype(moved, lambda same: self._replay(same, updates), portable.replay_all_, updates)
+        for group in self._groups(weights):
+            if group.like.dtype == torch.float64:
+                portable.replay_all_(group.weights, updates)
+            elif group.table is not None:
+                self._replay(group, group.table, updates)
 
     @torch.no_grad()
     def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[Factors]]:
         """Return the factors of each matrix and each low-rank term; see `zoreward.kernels.cpu.factors_all`."""
-        if not weights or not terms:
-            return [[] for _ in weights]
-        drawn, begins, size = self._draw(weights, terms)
         found: list[list[Factors]] = [[] for _ in weights]
+        if not weights or not terms:
+            return found
+        drawn, begins, size = self._draw(weights, terms)
         for term, begin in zip(terms, begins, strict=True):
             part = drawn[begin : begin + size * term.rank]
-            sizes = [side * term.rank for weight, _ in weights for side in weight.shape]
-            sides = [side.view(-1, term.rank) for side in part.split(sizes)]
+            sides = part.split([side * term.rank for weight, _ in weights for side in weight.shape])
             for pairs, a, b in zip(found, sides[::2], sides[1::2], strict=True):
-                pairs.append((a, b))
+                pairs.append((a.view(-1, term.rank), b.view(-1, term.rank)))
         return found
 
-    def _perturb(self, weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
-        flats = [_flat(weight) for weight, _ in weights]
-        table = self._table(flats, weights)
-        first = flats[0]
-        copies = torch.empty(len(members), table.size, dtype=first.dtype, device=first.device)
-        terms = [term for member in members for term in member if term.rank]
-        factors, begins = self._factors(weights, terms)
-        script = self._script([_script_of(0, 0.0, member, begins) for member in members], first.device)
-        with _on(first.device):
-            triton_kernels.perturb[self._grid(table)](
-                table.lines, table.units, script, len(members), _stored(copies), table.size, factors,
-                BF16=first.dtype == torch.bfloat16, COUPLES=_are_couples(members), LOW_RANK=bool(terms),
-                **self._options(),
-            )  # fmt: skip
-        outs = copies.unbind(0)
-        return [
-            [torch.as_strided(out, weight.shape, _strides(weight.shape), place + out.storage_offset()) for out in outs]
-            for (weight, _), place in zip(weights, table.places, strict=True)
-        ]
+    def _perturb(self, group: Group, members: Sequence[Member]) -> list[list[torch.Tensor]]:
+        like = group.like
+        copies = torch.empty(len(members), group.size, dtype=like.dtype, device=like.device)
+        if group.table is not None and members:
+            terms = [term for member in members for term in member if term.rank]
+            factors, begins = self._factors(group, terms)
+            script = self._script([_script_of(0, 0.0, member, begins) for member in members], like.device)
+            with _on(like.device):
+                triton_kernels.perturb[_grid(group.table)](
+                    group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
+                    group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=_alike(members),
+                    LOW_RANK=bool(terms), ALIGNED=group.aligned, **self._options,
+                )  # fmt: skip
+        begin = [m * group.size for m in range(len(members))]
+        return [[copies.as_strided(shape, stride, m + place) for m in begin] for shape, stride, place in group.views]
 
-    def _replay(self, weights: Sequence[Weight], updates: Sequence[Update]) -> None:
-        flats = [_flat(weight) for weight, _ in weights]
-        table = self._table(flats, weights)
-        first = flats[0]
+    def _replay(self, group: Group, table: Table, updates: Sequence[Update]) -> None:
+        like = group.like
         terms = [term for update in updates for term in update.terms if term.rank]
-        factors, begins = self._factors(weights, terms)
+        factors, begins = self._factors(group, terms)
         lines = [_script_of(update.rounding_seed, update.decay, update.terms, begins) for update in updates]
-        script = self._script(lines, first.device)
-        with _on(first.device):
-            triton_kernels.update[self._grid(table)](
-                table.lines, table.units, script, len(updates), _stored(first), factors,
-                BF16=first.dtype == torch.bfloat16, LOW_RANK=bool(terms), **self._options(),
+        one = len(lines) == 1 and lines[0][2:4] == [1, DENSE]
+        kind = 0
+        for line in lines:
+            kind |= line[3]
+        script = self._script(lines, like.device)
+        with _on(like.device):
+            triton_kernels.update[_grid(table)](
+                table.lines, table.units, script, len(updates), kind, _stored(like), factors,
+                BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=bool(terms), ALIGNED=group.aligned,
+                **self._options,
             )  # fmt: skip
-        for (weight, _), flat in zip(weights, flats, strict=True):
-            if flat.data_ptr() != weight.data_ptr():
-                weight.copy_(flat.view(weight.shape))
+        for weight, copy in group.copied:
+            if any(update.moves(weight.ndim) for update in updates):
+                weight.copy_(copy)
 
-    def _factors(self, weights: Sequence[Weight], terms: Sequence[Term]) -> tuple[torch.Tensor, dict[Any, int]]:
+    def _factors(self, group: Group, terms: Sequence[Term]) -> tuple[torch.Tensor, dict[Any, int]]:
         """All factors of the matrices, and where those of a (seed, rank) begin."""
-        matrices = [pair for pair in weights if pair[0].ndim == 2]
         distinct = list({(term.seed, term.rank): term for term in terms}.values())
-        if not matrices or not distinct:
-            return torch.empty(0, device=weights[0][0].device), dict.fromkeys(_keys(distinct), 0)
-        drawn, begins, _ = self._draw(matrices, distinct)
-        return drawn, dict(zip(_keys(distinct), begins, strict=True))
+        keys = [(term.seed, term.rank) for term in distinct]
+        if not group.matrices or not distinct:
+            return group.like, dict.fromkeys(keys, 0)  # some address; nothing is read there
+        drawn, begins, _ = self._draw(group.matrices, distinct)
+        return drawn, dict(zip(keys, begins, strict=True))
 
     def _draw(self, weights: Sequence[Weight], terms: Sequence[Term]) -> tuple[torch.Tensor, list[int], int]:
         """Draw a and b of each matrix for each term, one behind the other; where each term's begin; a rank's size."""
@@ -162,98 +206,87 @@ class Kernels:
             script = self._script(lines, device)
             if table.units.numel():
                 with _on(device):
-                    triton_kernels.normals[(*self._grid(table), len(lines))](
-                        table.lines, table.units, script, drawn, **self._options()
+                    triton_kernels.normals[(*_grid(table), len(lines))](
+                        table.lines, table.units, script, drawn, **self._options
                     )
         return drawn, begins, size
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "BLOCK": self._block,
-            "PARTS": PARTS,
-            "NATIVE": self._native,
-            "num_warps": self._warps,
-            "enable_fp_fusion": False,
-        }
+    def _groups(self, weights: Sequence[Weight]) -> list[Group]:
+        """The tensors by dtype. Found again by the tensors themselves, if they still lie where they lay."""
+        key = tuple([id(weight) for weight, _ in weights]), tuple([stream for _, stream in weights])
+        places = [(weight.data_ptr(), weight.shape) for weight, _ in weights]
+        known = self._known.get(key)
+        if known is not None and known.places == places:
+            return known.groups
+        numbers_of: dict[torch.dtype, list[int]] = {}
+        for number, (weight, _) in enumerate(weights):
+            numbers_of.setdefault(weight.dtype, []).append(number)
+        groups = [self._group(numbers, [weights[n] for n in numbers]) for numbers in numbers_of.values()]
+        if not any(group.copied for group in groups):
+            if len(self._known) >= MOST_KNOWN:  # other views each time
+                self._known.clear()
+            self._known[key] = Known([weight for weight, _ in weights], places, groups)
+        return groups
 
-    def _grid(self, table: Table) -> tuple[int]:
-        return (len(table.units) * PARTS,)
-
-    def _table(self, flats: Sequence[torch.Tensor], weights: Sequence[Weight]) -> Table:
-        """The table of the weights, whose elements lie in order in `flats`."""
-        device = flats[0].device
-        key = (
-            device,
-            *((flat.data_ptr(), weight.shape, stream) for flat, (weight, stream) in zip(flats, weights, strict=True)),
-        )
-        if (table := self._tables.get(key)) is None:
-            lines, place, factors = [], 0, 0
-            for flat, (weight, stream) in zip(flats, weights, strict=True):
-                rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
-                kinds = 1 + 2 * (weight.ndim == 2) + 4 * (weight.ndim >= 2)
-                lines.append([flat.data_ptr(), flat.numel(), stream, 0, place, rows, columns, factors, kinds])
-                place += -(-flat.numel() // ALIGN) * ALIGN
-                factors += rows + columns
-            table = self._remember(key, lines, place, factors, device)
-        return table
+    def _group(self, numbers: list[int], weights: list[Weight]) -> Group:
+        flats = [_flat(weight) for weight, _ in weights]
+        like = next((flat for flat in flats if flat.numel()), flats[0])
+        lines, views, place, factors = [], [], 0, 0
+        for flat, (weight, stream) in zip(flats, weights, strict=True):
+            rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
+            kinds = DENSE | LOW_RANK * (weight.ndim == 2) | DECAY * (weight.ndim >= 2)
+            begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
+            lines.append([begin, flat.numel(), stream, 0, place, rows, columns, factors, kinds])
+            views.append((weight.shape, flat.stride(), place))
+            place += -(-flat.numel() // ALIGN) * ALIGN
+            factors += rows + columns
+        table = self._table(lines, like.device) if place and like.dtype != torch.float64 else None
+        copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
+        matrices = [pair for pair in weights if pair[0].ndim == 2]
+        aligned = all(weight.shape[1] % self._block == 0 for weight, _ in matrices)
+        return Group(numbers, weights, copied, like, table, views, place, matrices, aligned)
 
     def _table_of_factors(self, weights: Sequence[Weight], rank: int, device: torch.device) -> Table:
-        key = device, rank, *((weight.shape, stream) for weight, stream in weights)
-        if (table := self._tables.get(key)) is None:
+        key = rank, device, tuple([(weight.shape, stream) for weight, stream in weights])
+        if key not in self._factor_tables:
             lines, place = [], 0
             for weight, stream in weights:
                 for side, purpose in zip(weight.shape, (noise.FACTOR_A, noise.FACTOR_B), strict=True):
                     lines.append([0, side * rank, stream, 0, place, purpose, 0, 0, 0])
                     place += side * rank
-            table = self._remember(key, lines, place, 0, device)
-        return table
+            if len(self._factor_tables) >= MOST_KNOWN:
+                self._factor_tables.clear()
+            self._factor_tables[key] = self._table(lines, device)
+        return self._factor_tables[key]
 
-    def _remember(self, key: Any, lines: list[list[int]], size: int, factors: int, device: torch.device) -> Table:
-        places = tuple(line[4] for line in lines)
+    def _table(self, lines: list[list[int]], device: torch.device) -> Table:
         owners: list[int] = []
         for number, line in enumerate(lines):
             line[3] = len(owners)
             owners += [number] * -(-line[1] // (self._block * PARTS))
-        columns = torch.tensor(lines, dtype=torch.int64).to(device, non_blocking=True)
-        units = torch.tensor(owners, dtype=torch.int32).to(device, non_blocking=True)
-        if len(self._tables) >= MOST_TABLES:  # weights that move, or other views each time
-            self._tables.clear()
-        self._tables[key] = Table(columns, units, places, size, factors)
-        return self._tables[key]
+        return Table(
+            torch.tensor(lines, dtype=torch.int64).to(device, non_blocking=True),
+            torch.tensor(owners, dtype=torch.int32).to(device, non_blocking=True),
+        )
 
     def _script(self, lines: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
         """The script on the device; the last one is remembered, because the modules of a model share theirs."""
-        whole = [_signed(value) for line in lines for value in line]
-        key = device, *whole
+        key = device, *[value for line in lines for value in line]
         if key not in self._scripts:
             self._scripts.clear()
-            self._scripts[key] = torch.tensor(whole, dtype=torch.int64).to(device, non_blocking=True)
+            signed = [value - 2**64 if value >= 2**63 else value for value in key[1:]]
+            self._scripts[key] = torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
         return self._scripts[key]
 
 
-def _by_dtype(
-    weights: Sequence[Weight],
-    ours: Callable[[list[Weight]], Any],
-    theirs: Callable[[list[Weight], Any], Any],
-    what: Any,
-) -> list[Any]:
-    """Work on the weights of each dtype together; the results in the order of the weights."""
-    groups: dict[torch.dtype, list[int]] = {}
-    for number, (weight, _) in enumerate(weights):
-        groups.setdefault(weight.dtype, []).append(number)
-    results: list[Any] = [None] * len(weights)
-    for dtype, numbers in groups.items():
-        same = [weights[number] for number in numbers]
-        found = theirs(same, what) if dtype == torch.float64 else ours(same)
-        for number, one in zip(numbers, found or (), strict=False):
-            results[number] = one
-    return results
+def _perturb_float64(group: Group, members: Sequence[Member]) -> list[list[torch.Tensor]]:
+    return portable.perturb_all(group.weights, members)
 
 
-def _script_of(seed: int, decay: float, terms: Iterable[Term], begins: dict[Any, int]) -> list[int]:
-    terms = tuple(terms)
-    kind = any(term.rank == 0 for term in terms) + 2 * any(term.rank for term in terms) + 4 * (decay != 0)
-    lines = [seed, _pattern(decay), len(terms), kind]
+def _script_of(seed: int, decay: float, terms: Sequence[Term], begins: dict[Any, int]) -> list[int]:
+    """The script's lines for one member or update."""
+    kind = DENSE * any(term.rank == 0 for term in terms) | LOW_RANK * any(term.rank for term in terms)
+    lines = [seed, _pattern(decay), len(terms), kind | DECAY * (decay != 0)]
     for term in terms:
         scale = float(noise.inv_sqrt_rank(term.rank)) if term.rank else 1.0
         lines += [term.seed, _pattern(term.coefficient) | _pattern(scale) << 32, term.rank]
@@ -261,15 +294,12 @@ def _script_of(seed: int, decay: float, terms: Iterable[Term], begins: dict[Any,
     return lines
 
 
-def _are_couples(members: Sequence[Member]) -> bool:
-    """Whether neighbours are one dense term each, along the same direction."""
-    if len(members) % 2 or any(len(member) != 1 or member[0].rank for member in members):
-        return False
-    return all(a[0].seed == b[0].seed for a, b in zip(members[::2], members[1::2], strict=True))
-
-
-def _keys(terms: Iterable[Term]) -> list[tuple[int, int]]:
-    return [(term.seed, term.rank) for term in terms]
+def _alike(members: Sequence[Member]) -> int:
+    """2 for couples, 1 for other members of one dense term each, otherwise 0."""
+    if any(len(member) != 1 or member[0].rank for member in members):
+        return 0
+    seeds = [member[0].seed for member in members]
+    return 2 if seeds[::2] == seeds[1::2] else 1
 
 
 def _pattern(value: float) -> int:
@@ -278,25 +308,19 @@ def _pattern(value: float) -> int:
     return int(pattern)
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
 def _flat(weight: torch.Tensor) -> torch.Tensor:
     """The weight itself, or a copy of it where its elements do not lie in order on a boundary of 16 bytes."""
-    flat = weight.detach().contiguous()
-    return flat.clone() if flat.data_ptr() % 16 else flat
+    if weight.is_contiguous():
+        return weight.clone() if weight.data_ptr() % 16 else weight
+    return weight.clone(memory_format=torch.contiguous_format)
+
+
+def _grid(table: Table) -> tuple[int]:
+    return (len(table.units) * PARTS,)
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-
-
-def _strides(shape: torch.Size) -> list[int]:
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.insert(0, strides[0] * max(size, 1))
-    return strides[: len(shape)]
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

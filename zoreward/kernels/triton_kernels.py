@@ -6,7 +6,7 @@ of one tensor, and the list of units says which.
 
 | field | of a line of the table | of a line of the script |
 |---|---|---|
-| 0 | address | seed, or that of the rounding |
+| 0 | where it begins, in elements from `like` | seed, or that of the rounding |
 | 1 | elements | float32 pattern of the coefficient, or decay; of 1/√r in the upper half |
 | 2 | stream | rank |
 | 3 | the tensor's first unit | where the term's factors begin |
@@ -29,11 +29,10 @@ from zoreward.kernels.triton_noise import (
     DIRECTION,
     as_float,
     exactly,
+    lanes,
     low_rank,
     normal,
-    round_bf16,
-    round_fp16,
-    rounding_words,
+    rounded,
     to_nearest,
 )
 
@@ -54,10 +53,10 @@ def _upper_float(pair):
 @triton.jit
 def _block_of(table, units, BLOCK: tl.constexpr, PARTS: tl.constexpr):
     """The line of this program's tensor, and its first element."""
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     unit = program // PARTS
-    row = table + tl.load(units + unit).to(tl.int64) * FIELDS
-    return row, ((unit - tl.load(row + 3)) * PARTS + program % PARTS) * BLOCK
+    row = table + tl.load(units + unit) * FIELDS
+    return row, (((unit - tl.load(row + 3)) * PARTS + program % PARTS) * BLOCK).to(tl.int64)
 
 
 @triton.jit
@@ -67,8 +66,9 @@ def _dense(seed, row, start, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
 
 @triton.jit
 def _add_terms(
-    acc, script, row, start, factors, mask, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr
-):
+    acc, script, row, start, factors, mask,
+    LOW_RANK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
     """`acc` + Σ coefficient · z of the terms of one member or update."""
     columns = tl.load(row + 6)
     for t in range(1, tl.load(script + 2).to(tl.int32) + 1):
@@ -80,110 +80,122 @@ def _add_terms(
             if (rank > 0) & (columns > 0):
                 a = factors + tl.load(term + 3) + tl.load(row + 7) * rank
                 b = a + tl.load(row + 5) * rank
-                z = low_rank(a, b, rank.to(tl.int32), _upper_float(scales), start, columns, mask, BLOCK)
+                z = low_rank(a, b, rank.to(tl.int32), _upper_float(scales), start, columns, mask, ALIGNED, BLOCK)
                 acc = acc + z * _lower_float(scales)
     return acc
 
 
 @triton.jit
 def _perturb_block(
-    row, start, script, members, out, apart, factors, BF16: tl.constexpr,
-    TAIL: tl.constexpr, COUPLES: tl.constexpr, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+    row, start, script, members, like, out, apart, factors, BF16: tl.constexpr, TAIL: tl.constexpr,
+    ALIKE: tl.constexpr, LOW_RANK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    lane = tl.arange(0, BLOCK)
+    lane = lanes(BLOCK)
     mask = lane < tl.load(row + 1) - start if TAIL else None
-    theta = tl.multiple_of(tl.load(row).to(out.dtype) + start + lane, 16)
-    base = as_float(tl.load(theta, mask=mask), BF16)
-    target = out + tl.load(row + 4) + start
+    base = as_float(tl.load(like + tl.multiple_of(tl.load(row), 4) + start + lane, mask=mask), BF16)
+    target = tl.multiple_of(tl.load(row + 4), 16) + start
     dtype: tl.constexpr = out.dtype.element_ty
-    if COUPLES:  # neighbours are one dense term each, along the same direction
-        for _ in range(members // 2):
+    if ALIKE > 0:
+        for _ in range(members // ALIKE):
             z = _dense(tl.load(script + LINE), row, start, BLOCK, NATIVE)
-            first = base + z * _lower_float(tl.load(script + LINE + 1))
-            second = base + z * _lower_float(tl.load(script + 3 * LINE + 1))
-            places = tl.multiple_of(target + lane, 16)
-            tl.store(places, to_nearest(first, dtype, BF16, NATIVE), mask=mask)
-            places = tl.multiple_of(target + apart + lane, 16)
-            tl.store(places, to_nearest(second, dtype, BF16, NATIVE), mask=mask)
-            target += 2 * apart
-            script += 4 * LINE
+            for n in tl.static_range(ALIKE):
+                acc = base + z * _lower_float(tl.load(script + (2 * n + 1) * LINE + 1))
+                tl.store(out + target + n * apart + lane, to_nearest(acc, dtype, BF16, NATIVE), mask=mask)
+            target += ALIKE * apart
+            script += ALIKE * 2 * LINE
     else:
         for _ in range(members):
-            acc = _add_terms(base, script, row, start, factors, mask, LOW_RANK, BLOCK, NATIVE)
-            places = tl.multiple_of(target + lane, 16)
-            tl.store(places, to_nearest(acc, dtype, BF16, NATIVE), mask=mask)
+            acc = _add_terms(base, script, row, start, factors, mask, LOW_RANK, ALIGNED, BLOCK, NATIVE)
+            tl.store(out + target + lane, to_nearest(acc, dtype, BF16, NATIVE), mask=mask)
             target += apart
             script += (tl.load(script + 2) + 1) * LINE
 
 
 @triton.jit(do_not_specialize=["members"])
 def perturb(
-    table, units, script, members, out, apart, factors, BF16: tl.constexpr,
-    COUPLES: tl.constexpr, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr,
+    table, units, script, members, like, out, apart, factors, BF16: tl.constexpr, ALIKE: tl.constexpr,
+    LOW_RANK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Write the copies of all tensors at each member: those of the first to `out`, the next `apart` elements on."""
+    """Write the copies of all tensors at each member: those of the first to `out`, the next `apart` elements on.
+
+    `like`: the tensor from which the table counts. ALIKE: how many neighbours share a direction, where each member is
+    one dense term, or 0.
+    """
     row, start = _block_of(table, units, BLOCK, PARTS)
     count = tl.load(row + 1)
     if start + BLOCK <= count:
         _perturb_block(
-            row, start, script, members, out, apart, factors, BF16, False, COUPLES, LOW_RANK, BLOCK, NATIVE
+            row, start, script, members, like, out, apart, factors,
+            BF16, False, ALIKE, LOW_RANK, ALIGNED, BLOCK, NATIVE,
         )  # fmt: skip
     elif start < count:
         _perturb_block(
-            row, start, script, members, out, apart, factors, BF16, True, COUPLES, LOW_RANK, BLOCK, NATIVE
+            row, start, script, members, like, out, apart, factors,
+            BF16, True, ALIKE, LOW_RANK, ALIGNED, BLOCK, NATIVE,
         )  # fmt: skip
 
 
 @triton.jit
 def _update_block(
-    row, start, script, updates, like, factors, BF16: tl.constexpr,
-    TAIL: tl.constexpr, LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+    row, start, script, updates, like, factors, BF16: tl.constexpr, TAIL: tl.constexpr, ONE: tl.constexpr,
+    LOW_RANK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    lane = tl.arange(0, BLOCK)
+    lane = lanes(BLOCK)
     mask = lane < tl.load(row + 1) - start if TAIL else None
-    places = tl.multiple_of(tl.load(row).to(like.dtype) + start + lane, 16)
+    places = like + tl.multiple_of(tl.load(row), 4) + start + lane
     dtype: tl.constexpr = like.dtype.element_ty
+    stream = tl.load(row + 2)
     value = as_float(tl.load(places, mask=mask), BF16)
-    kinds = tl.load(row + 8)
-    for _ in range(updates):
-        if (tl.load(script + 3) & kinds) != 0:
-            acc = _add_terms(value, script, row, start, factors, mask, LOW_RANK, BLOCK, NATIVE)
-            if (tl.load(script + 3) & kinds & 4) != 0:
-                acc = acc - value * _lower_float(tl.load(script + 1))
-            if BF16:
-                acc = round_bf16(acc, rounding_words(tl.load(script), tl.load(row + 2), start, BLOCK))
-            elif dtype == tl.float16:
-                acc = round_fp16(acc, rounding_words(tl.load(script), tl.load(row + 2), start, BLOCK))
-            value = acc
-        script += (tl.load(script + 2) + 1) * LINE
+    if ONE:
+        z = _dense(tl.load(script + LINE), row, start, BLOCK, NATIVE)
+        acc = value + z * _lower_float(tl.load(script + LINE + 1))
+        value = rounded(acc, tl.load(script), stream, start, dtype, BF16, BLOCK)
+    else:
+        kinds = tl.load(row + 8)
+        for _ in range(updates):
+            kind = tl.load(script + 3) & kinds
+            if kind != 0:
+                acc = _add_terms(value, script, row, start, factors, mask, LOW_RANK, ALIGNED, BLOCK, NATIVE)
+                if kind & 4 != 0:
+                    acc = acc - value * _lower_float(tl.load(script + 1))
+                value = rounded(acc, tl.load(script), stream, start, dtype, BF16, BLOCK)
+            script += (tl.load(script + 2) + 1) * LINE
     tl.store(places, exactly(value, dtype, BF16), mask=mask)
 
 
-@triton.jit(do_not_specialize=["updates"])
+@triton.jit(do_not_specialize=["updates", "kind"])
 def update(
-    table, units, script, updates, like, factors, BF16: tl.constexpr,
-    LOW_RANK: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr,
+    table, units, script, updates, kind, like, factors, BF16: tl.constexpr, ONE: tl.constexpr,
+    LOW_RANK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Do updates to all tensors in place, one after the other. `like`: any tensor of the weights' stored type."""
+    """Do updates to all tensors in place, one after the other.
+
+    `like`: the tensor from which the table counts. `kind`: all kinds of the updates; what none of them moves is not
+    written. ONE: there is one update, of one dense term and no decay.
+    """
     row, start = _block_of(table, units, BLOCK, PARTS)
     count = tl.load(row + 1)
+    if (tl.load(row + 8) & kind) == 0:
+        return
     if start + BLOCK <= count:
-        _update_block(row, start, script, updates, like, factors, BF16, False, LOW_RANK, BLOCK, NATIVE)
+        _update_block(
+            row, start, script, updates, like, factors, BF16, False, ONE, LOW_RANK, ALIGNED, BLOCK, NATIVE
+        )  # fmt: skip
     elif start < count:
-        _update_block(row, start, script, updates, like, factors, BF16, True, LOW_RANK, BLOCK, NATIVE)
+        _update_block(
+            row, start, script, updates, like, factors, BF16, True, ONE, LOW_RANK, ALIGNED, BLOCK, NATIVE
+        )  # fmt: skip
 
 
 @triton.jit
-def normals(
-    table, units, script, out, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr
-):  # fmt: skip
+def normals(table, units, script, out, BLOCK: tl.constexpr, PARTS: tl.constexpr, NATIVE: tl.constexpr):
     """Write `noise.normal` of all lines of a table, for each line of the script (a term; `out` + its field 3).
 
     Here field 4 of the table is where the numbers go, field 5 the purpose.
     """
     row, start = _block_of(table, units, BLOCK, PARTS)
     term = script + tl.program_id(1) * LINE
-    lane = tl.arange(0, BLOCK)
+    lane = lanes(BLOCK)
     z = normal(tl.load(term), tl.load(row + 2), start, tl.load(row + 5), BLOCK, NATIVE)
     places = out + tl.load(term + 3) + tl.load(row + 4) + start + lane
     tl.store(places, z, mask=lane < tl.load(row + 1) - start)

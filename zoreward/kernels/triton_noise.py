@@ -21,7 +21,6 @@ _MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)
 _WEYL_0 = tl.constexpr(noise.WEYL_0)
 _WEYL_1 = tl.constexpr(noise.WEYL_1)
 _INV_SQRT_8 = tl.constexpr(float(noise.INV_SQRT_8))
-_LARGEST_BF16 = tl.constexpr(float.fromhex("0x1.fep127"))
 
 
 @triton.jit
@@ -48,76 +47,103 @@ def _philox(seed, stream, start, purpose, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _in_turn(x0, x1, x2, x3):
-    """x0[0], x1[0], x2[0], x3[0], x0[1], …"""
-    return tl.interleave(tl.interleave(x0, x2), tl.interleave(x1, x3))
+def _in_turn(x0, x1, x2, x3, BLOCK: tl.constexpr):
+    """A block's four words side by side: (BLOCK / 4, 4)."""
+    return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (BLOCK // 4, 4))
+
+
+@triton.jit
+def lanes(BLOCK: tl.constexpr):
+    """0 … BLOCK − 1 in the shape in which all is computed, (BLOCK / 4, 4): a thread holds whole blocks of Philox."""
+    return tl.arange(0, BLOCK // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
 
 
 @triton.jit
 def _ones(word, NATIVE: tl.constexpr):
     """How many bits are set: int32."""
     if NATIVE:
-        return libdevice.popc(word.to(tl.int32, bitcast=True))
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24).to(tl.int32)
+        ones = libdevice.popc(word.to(tl.int32, bitcast=True))
+    else:
+        word = word - ((word >> 1) & 0x55555555)
+        word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+        word = (word + (word >> 4)) & 0x0F0F0F0F
+        ones = ((word * 0x01010101) >> 24).to(tl.int32)
+    return ones
 
 
 @triton.jit
 def normal(seed, stream, start, purpose, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
     """`noise.normal` of BLOCK elements from `start` on, float32."""
     x0, x1, x2, x3 = _philox(seed, stream, start, purpose, BLOCK)
-    return (_ones(_in_turn(x0, x1, x2, x3), NATIVE) - 16).to(tl.float32) * _INV_SQRT_8
+    return (_ones(_in_turn(x0, x1, x2, x3, BLOCK), NATIVE) - 16).to(tl.float32) * _INV_SQRT_8
 
 
 @triton.jit
 def rounding_words(seed, stream, start, BLOCK: tl.constexpr):
     """`noise.words` for the rounding of BLOCK elements from `start` on, uint32."""
     x0, x1, x2, x3 = _philox(seed, stream, start, tl.full((), ROUNDING, tl.uint32), BLOCK)
-    return _in_turn(x0, x1, x2, x3)
+    return _in_turn(x0, x1, x2, x3, BLOCK)
 
 
 @triton.jit
-def low_rank(a, b, rank, scale, start, columns, mask, BLOCK: tl.constexpr):
-    """`noise.low_rank` of BLOCK elements from `start` on, from the factors at `a` and `b`; `scale` is 1/√r."""
-    line = start // columns
-    place = (start - line * columns).to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
-    lines = place // columns.to(tl.uint32)
-    a += (line + lines.to(tl.int64)) * rank
-    b += (place - lines * columns.to(tl.uint32)).to(tl.int64) * rank
-    z = tl.load(a, mask=mask) * tl.load(b, mask=mask)
-    for k in range(1, rank):
-        z += tl.load(a + k, mask=mask) * tl.load(b + k, mask=mask)
+def low_rank(a, b, rank, scale, start, columns, mask, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """`noise.low_rank` of BLOCK elements from `start` on, from the factors at `a` and `b`; `scale` is 1/√r.
+
+    ALIGNED: BLOCK divides the columns, so that a block lies within a line.
+    """
+    if ALIGNED:
+        blocks = (start // BLOCK).to(tl.uint32)
+        across = (columns // BLOCK).to(tl.uint32)
+        line = blocks // across
+        a += line.to(tl.int64) * rank
+        b += ((blocks - line * across).to(tl.int32) * BLOCK + lanes(BLOCK)) * rank
+        z = tl.load(a) * tl.load(b)
+        for k in range(1, rank):
+            z += tl.load(a + k) * tl.load(b + k)
+    else:
+        line = start // columns
+        place = (start - line * columns).to(tl.uint32) + lanes(BLOCK).to(tl.uint32)
+        lines = place // columns.to(tl.uint32)
+        places = a + (line + lines.to(tl.int64)) * rank
+        others = b + (place - lines * columns.to(tl.uint32)).to(tl.int64) * rank
+        z = tl.load(places, mask=mask) * tl.load(others, mask=mask)
+        for k in range(1, rank):
+            z += tl.load(places + k, mask=mask) * tl.load(others + k, mask=mask)
     return z * scale
 
 
 @triton.jit
 def as_float(stored, BF16: tl.constexpr):
     """Weights as the float32 in which sums are taken. bfloat16 is stored as its bits."""
-    if BF16:
-        return (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return stored.to(tl.float32)
+    value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True) if BF16 else stored.to(tl.float32)
+    return value
 
 
 @triton.jit
 def to_nearest(acc, dtype: tl.constexpr, BF16: tl.constexpr, NATIVE: tl.constexpr):
     """Float32 as weights are stored, rounded to nearest even."""
     if not BF16:
-        return acc.to(dtype)
-    if NATIVE:
-        return acc.to(tl.bfloat16).to(tl.uint16, bitcast=True)
-    pattern = acc.to(tl.uint32, bitcast=True)
-    even = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16
-    return tl.where(acc == acc, even, (pattern >> 16) | 0x0040).to(tl.uint16)
+        stored = acc.to(dtype)
+    elif NATIVE:
+        stored = acc.to(tl.bfloat16).to(tl.uint16, bitcast=True)
+    else:
+        pattern = acc.to(tl.uint32, bitcast=True)
+        even = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16
+        stored = tl.where(acc == acc, even, (pattern >> 16) | 0x0040).to(tl.uint16)
+    return stored
 
 
 @triton.jit
 def round_bf16(acc, word):
-    """`noise.round_bf16`; returns float32 that bfloat16 holds exactly."""
-    moved = ((acc.to(tl.uint32, bitcast=True) + (word & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    clamped = tl.minimum(tl.maximum(moved, -_LARGEST_BF16), _LARGEST_BF16)
-    return tl.where(tl.abs(acc) < float("inf"), clamped, acc)
+    """`noise.round_bf16`; returns float32 that bfloat16 holds exactly.
+
+    On the magnitude: what is finite ends at the largest, what is not stays. A NaN here never has its payload in the
+    lower half alone: it is a weight's, or one that arithmetic made.
+    """
+    pattern = acc.to(tl.uint32, bitcast=True)
+    size = pattern & 0x7FFFFFFF
+    moved = tl.minimum(size + (word & 0xFFFF), tl.maximum(size, 0x7F7FFFFF))
+    return (((moved & 0x7FFFFFFF) | (pattern & 0x80000000)) & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -134,7 +160,15 @@ def round_fp16(acc, word):
 @triton.jit
 def exactly(value, dtype: tl.constexpr, BF16: tl.constexpr):
     """Float32 that the stored type holds exactly, as it is stored."""
+    stored = (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16) if BF16 else value.to(dtype)
+    return stored
+
+
+@triton.jit
+def rounded(acc, seed, stream, start, dtype: tl.constexpr, BF16: tl.constexpr, BLOCK: tl.constexpr):
+    """An update's sum as the weights' type holds it: rounded stochastically in half precision."""
     if BF16:
-        pattern = value.to(tl.uint32, bitcast=True)
-        return (tl.where(value == value, pattern, pattern | 0x00400000) >> 16).to(tl.uint16)
-    return value.to(dtype)
+        acc = round_bf16(acc, rounding_words(seed, stream, start, BLOCK))
+    elif dtype == tl.float16:
+        acc = round_fp16(acc, rounding_words(seed, stream, start, BLOCK))
+    return acc

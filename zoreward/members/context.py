@@ -45,7 +45,8 @@ def members_at(
         keep_bytes: perturbed copies are all kept while the context lasts if they fit this many bytes, otherwise made
             again for each call of a module: then a weight that is read without a call of its module (as Mamba's are)
             is seen unperturbed.
-        held: where low-rank factors are kept in place from one context to the next.
+        held: where low-rank factors are kept in place from one context to the next; then nothing that they can correct
+            takes copies.
 
     Raises:
         InputError: a call inside has rows that M does not divide, or a layer is called with neither rows nor tokens.
@@ -70,13 +71,15 @@ def members_at(
     if held is not None:
         factors = held.filled(factors)
     fit = _fit(copied, len(members), keep_bytes)
-    kept = perturbed_copies(_slots(copied), members, tuned.kernels) if fit else None
+    # Vectors always: they are many, and so small that a launch for each module's would be all they cost.
+    kept = perturbed_copies([slot for slot in _slots(copied) if fit or slot.weight.ndim < 2], members, tuned.kernels)
     grouping = Grouping(members, kept, tuned.kernels, _bytes(_slots(tuned.owners)) // SCRATCH_SHARE)
     with ExitStack() as stack:
         handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
         stack.callback(handle.remove)
         for owner, slot, correct in corrected:
-            forward = corrected_forward(grouping, owner, correct, factors[id(slot.weight)])
+            factors_here = factors[id(slot.weight)]
+            forward = corrected_forward(grouping, owner, slot, correct, factors_here, may_copy=held is None)
             stack.enter_context(patched_forward(owner, forward))
         for owner, slots in copied:
             stack.enter_context(patched_forward(owner, grouping.forward_of(owner, slots)))

@@ -19,15 +19,15 @@ class Grouping:
 
     Args:
         members: M members.
-        kept: weight's id → its copies at each member, where they are all kept.
-        kernels: make the copies of a module otherwise.
+        kept: weight's id → its copies at each member, of the weights whose copies are kept.
+        kernels: make the copies of the others, a module at a time.
         scratch_bytes: as many members' copies of a module are made in one pass as fit this many bytes, or one's.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        kept: Mapping[int, list[torch.Tensor]] | None,
+        kept: Mapping[int, list[torch.Tensor]],
         kernels: Kernels,
         scratch_bytes: int,
     ):
@@ -37,6 +37,11 @@ class Grouping:
         self._scratch_bytes = scratch_bytes
         self.rows = self.tokens = 0
         self.current: int | None = None  # the member whose rows a surrounding owner is at work on
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Rows and tokens of the call in flight: a tensor with as many lines has one for each."""
+        return self.rows, self.tokens
 
     def see_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the numbers of rows and tokens from the model's own call: a hook before its forward."""
@@ -56,13 +61,14 @@ class Grouping:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
         plain_forward = owner.forward
         is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
-        bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in slots)
-        product = thin_product(owner, slots, self._kept) if self._kept is not None else None
+        made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
+        bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in made)
+        product = thin_product(owner, slots, self._kept) if not made else None
         at_once = max(1, self._scratch_bytes // max(1, bytes_each))
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.current is not None:
-                [copies] = self._copies_of(slots, self.current, 1)
+                [copies] = self._copies_of(slots, made, self.current, 1)
                 with filled(slots, lambda slot: copies[id(slot.weight)]):
                     return plain_forward(*args, **kwargs)
             if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in (self.rows, self.tokens):
@@ -71,7 +77,7 @@ class Grouping:
             outputs = []
             try:
                 for first in range(0, len(self._members), at_once):
-                    for member, copies in enumerate(self._copies_of(slots, first, at_once), first):
+                    for member, copies in enumerate(self._copies_of(slots, made, first, at_once), first):
                         self.current = member
                         with filled(slots, lambda slot: copies[id(slot.weight)]):  # noqa: B023 (called at once)
                             if joined is None:
@@ -85,28 +91,24 @@ class Grouping:
 
         return forward
 
-    def _copies_of(self, slots: tuple[Slot, ...], first: int, count: int) -> list[dict[int, torch.Tensor]]:
-        """The slots' weights at some members, by the weight's id."""
-        if self._kept is not None:
-            made = {id(slot.weight): self._kept[id(slot.weight)][first : first + count] for slot in slots}
-        else:
-            made = perturbed_copies(slots, self._members[first : first + count], self._kernels)
-        return [dict(zip(made, copies, strict=True)) for copies in zip(*made.values(), strict=True)]
+    def _copies_of(
+        self, slots: tuple[Slot, ...], made: tuple[Slot, ...], first: int, count: int
+    ) -> list[dict[int, torch.Tensor]]:
+        """The slots' weights at some members, by the weight's id; those of `made` are made now."""
+        members = self._members[first : first + count]
+        copies = perturbed_copies(made, members, self._kernels)
+        ids = [id(slot.weight) for slot in slots]
+        kept = {key: self._kept[key][first : first + count] for key in ids if key not in copies}
+        return [{key: (copies.get(key) or kept[key])[m] for key in ids} for m in range(len(members))]
 
     def _room_for(self, owner: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor | None:
         """Where a linear layer's output for all rows can be written member by member, which spares joining it."""
         if len(args) != 1 or kwargs or len(self._members) == 1:
             return None
         x = args[0]
-        if (
-            x.ndim < 2
-            or not x.is_cuda
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cuda")
-            or not x.is_contiguous()
-        ):
+        if x.ndim < 2 or not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
             return None
-        return x.new_empty(*x.shape[:-1], owner.out_features) if x.shape[0] in (self.rows, self.tokens) else None
+        return x.new_empty(*x.shape[:-1], owner.out_features) if x.shape[0] in self.lengths else None
 
     def _part(self, value: Any) -> Any:
         """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
@@ -115,7 +117,7 @@ class Grouping:
         count.
         """
         if isinstance(value, torch.Tensor):
-            if value.ndim == 0 or value.shape[0] not in (self.rows, self.tokens):
+            if value.ndim == 0 or value.shape[0] not in self.lengths:
                 return value
             assert self.current is not None
             share = value.shape[0] // len(self._members)
@@ -145,7 +147,7 @@ class Grouping:
 
 def _linear_into(y: torch.Tensor, linear: Any, x: torch.Tensor) -> None:
     """What F.linear computes, written to `y`."""
-    flat, out = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    flat, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     if linear.bias is None:
         torch.mm(flat, linear.weight.t(), out=out)
     else:

@@ -26,7 +26,7 @@ class Factors:
 
     Args:
         a: (M, m, R), R the ranks of a member's terms together; times coefficient/√r. Zeros where a member has fewer.
-        b: (M, n, R).
+        b: (M, n, R). Both may be parts of larger tensors: each member's part lies in one piece.
     """
 
     a: torch.Tensor
@@ -83,10 +83,21 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Ke
         device = weights[0][0].device
         columns = torch.tensor([[column for column, _ in some] for some in used], device=device)
         scales = torch.tensor([[scale for _, scale in some] for some in used], device=device)
-        for (weight, _), pairs in zip(weights, kernel.factors_all(weights, terms), strict=True):
-            a, b = (torch.cat(some, dim=1)[:, columns].transpose(0, 1) for some in zip(*pairs, strict=True))
-            a = a * scales.unsqueeze(1)
-            found[id(weight)] = Factors(a.to(weight.dtype).contiguous(), b.to(weight.dtype).contiguous())
+        pairs = kernel.factors_all(weights, terms)
+        # All matrices at once: one by one, they would cost a GPU some ten launches each.
+        a_all, b_all = (
+            torch.cat([torch.cat([own[t][side] for own in pairs]) for t in range(len(terms))], dim=1)[:, columns]
+            for side in (0, 1)
+        )
+        sides = (a_all * scales).transpose(0, 1), b_all.transpose(0, 1)
+        for dtype in {weight.dtype for weight, _ in weights}:
+            a_some, b_some = (
+                side.to(dtype).contiguous().split([weight.shape[n] for weight, _ in weights], dim=1)
+                for n, side in enumerate(sides)
+            )
+            for (weight, _), a, b in zip(weights, a_some, b_some, strict=True):
+                if weight.dtype == dtype:
+                    found[id(weight)] = Factors(a, b)
     return found
 
 
@@ -130,22 +141,34 @@ def needs_copies(tuned: Tuned, members: Sequence[Member]) -> bool:
 
 
 def corrected_forward(
-    grouping: Grouping, owner: nn.Module, correct: Correction, factors: Factors
+    grouping: Grouping, owner: nn.Module, slot: Slot, correct: Correction, factors: Factors, *, may_copy: bool = True
 ) -> Callable[..., Any]:
     """Return a forward of `owner` for the rows of all members at once.
+
+    On a GPU, a linear layer that sees many tokens takes perturbed copies after all: a correction reads and writes
+    outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a graph
+    would go on reading the copies of the members that it was captured with.
 
     Raises (when called):
         InputError: the input has neither a row nor a token of the model's call in each line.
     """
     plain_forward = owner.forward
+    by_copies = grouping.forward_of(owner, (slot,))
+    m, n = slot.weight.shape
+    enough_tokens = (1 + len(factors.a)) * m * n // (2 * m + n) if correct is _linear and may_copy else sys.maxsize
 
     def corrected(plain: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         a, b = factors.a, factors.b
+        if x.is_cuda:
+            if x.numel() > enough_tokens * n and grouping.current is None and x.shape[0] in grouping.lengths:
+                result: torch.Tensor = by_copies(x)
+                return result
+            x = x.contiguous()  # the last token of each row would be multiplied row by row
         if grouping.current is not None:  # inside a module that is at work on one member's rows
             a, b = a[grouping.current, None], b[grouping.current, None]
         elif x.ndim > 1 and x.shape[0] == 1:  # a position table, called with one line for all rows
             x = x.expand(grouping.rows, *x.shape[1:])
-        elif x.ndim == 0 or x.shape[0] not in (grouping.rows, grouping.tokens):
+        elif x.ndim == 0 or x.shape[0] not in grouping.lengths:
             name = type(owner).__name__
             raise InputError(f"{name} was called with {tuple(x.shape)}: no row or token of the model's call in a line")
         return correct(plain(x), x, a, b)

@@ -1,12 +1,14 @@
 """Scores: an objective's value for members of a model on rows."""
 
 from zoreward.scoring.answers import answer_scores, member_scores, with_base
+from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
+from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     adapter_base,
     check_model_name,
@@ -34,6 +36,7 @@ __all__ = [
     "adapter_base",
     "answer_scores",
     "base_of",
+    "calibrated_logprobs",
     "candidate_logprobs",
     "check_model_name",
     "checked_device",
@@ -45,12 +48,15 @@ __all__ = [
     "evaluate",
     "examples_of",
     "kl_to_base",
+    "last_hidden_states",
     "length_limit",
+    "linear_probe",
     "load_model",
     "load_tokenizer",
     "mean_length",
     "member_scores",
     "prepare_tokenizer",
+    "probe_score",
     "reader_of",
     "score_writings",
     "scorer_of",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zoreward.records import Example, Member, Scored
 from zoreward.registry import Objective
 from zoreward.scoring.choices import choice_outputs
@@ -35,12 +38,19 @@ def answer_scores(
 
     Raises what `member_scores` raises.
     """
+    return scores_of(objective, examples, list(candidate_logprobs(reader, examples, members)))
+
+
+def scores_of(
+    objective: Objective, examples: Sequence[Example], logprobs_MNC: Sequence[NDArray[np.float64]]
+) -> list[Scored]:
+    """Return what each member is worth by what it gives to the candidates; raises what `member_scores` raises."""
     columns = columns_of(examples)
     outputs = OUTPUTS[objective.needs]
-    notes = [Notes() for _ in members]
+    notes = [Notes() for _ in logprobs_MNC]
     batches = [
         (len(examples), {**columns, **outputs(examples, logprobs_NC), "log_metric": note.loggers["log_metric"]})
-        for logprobs_NC, note in zip(candidate_logprobs(reader, examples, members), notes, strict=True)
+        for logprobs_NC, note in zip(logprobs_MNC, notes, strict=True)
     ]
     return [
         Scored(

@@ -105,14 +105,16 @@ def write(
     padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
     mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
     end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
-    batch = [torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask)]
+    ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
     processors = [*processors, *_draws(settings, rows, width)]
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
     if stepper is not None and stepper.suits(members):
-        found = stepper.write(*batch, members, settings.max_new_tokens, end_tokens, processors, stop)
+        found = stepper.write(ids, seen, members, settings.max_new_tokens, end_tokens, processors, stop)
         stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
-    written, lost = found or _generated(reader, *batch, members, settings.max_new_tokens, end_tokens, processors, stop)
+    if found is None:
+        found = _generated(reader, ids, seen, members, settings.max_new_tokens, end_tokens, processors, stop)
+    written, lost = found
     if lost:
         raise ObjectiveError(
             "the model's outputs are not finite",

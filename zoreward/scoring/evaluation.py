@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, InputError
 from zoreward.registry import Source, get_objective
-from zoreward.scoring.answers import with_base
+from zoreward.scoring.answers import scores_of, with_base
+from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
@@ -42,6 +44,7 @@ def evaluate(
     generation: Generation | None = None,
     options: dict[str, Any] | None = None,
     base: PreTrainedModel | str | None = None,
+    content_free: str | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
@@ -68,6 +71,8 @@ def evaluate(
         generation: how to write, for objectives that need completions.
         options: the objective's own options.
         base: the model before it was tuned, for objectives that compare with it; with the same tokens.
+        content_free: the prompt without what a row says, a text or a template: choices are then scored by how much
+            likelier they become by the prompt; see `calibrated_logprobs`.
 
     Raises:
         ZorewardError: the rows, the template or the objective do not fit together.
@@ -84,11 +89,12 @@ def evaluate(
         )
     tokenizer = prepare_tokenizer(tokenizer)
     generation = generation or Generation(seed=seed)
+    limit = length_limit(max_length, model, trust_remote_code=trust_remote_code)
     examples = examples_of(
         rows,
         tokenizer,
         chosen.needs,
-        max_length=length_limit(max_length, model, trust_remote_code=trust_remote_code),
+        max_length=limit,
         max_new_tokens=generation.max_new_tokens,
         template=template,
         prompt=prompt,
@@ -100,6 +106,12 @@ def evaluate(
         shot_rows=shot_rows,
         seed=seed,
     )
+    free = None
+    if content_free is not None:
+        check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
+        free = content_free_examples(
+            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit
+        )
     load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if chosen.compares_with_base:
         if base is None:
@@ -112,7 +124,11 @@ def evaluate(
     if isinstance(model, str):
         model = load(model)
     scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
-    [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+    if free is None:
+        [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+    else:
+        reader = replace(scorer.reader, rows=batch_size)
+        [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
     return Evaluation(
         objective=chosen.name,
         score=scored.score,

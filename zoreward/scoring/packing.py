@@ -77,7 +77,7 @@ class Packer:
         try:
             self._copies.fill(members)
             # A graph goes on reading these addresses.
-            now = (self._copies.moves, *(weight.data_ptr() for weight in self._reader.model.parameters()))
+            now = (self._copies.moves, *(weight.data_ptr() for weight in self._reader.tuned.weights.values()))
             if now != self._read:
                 self._passes.clear()
                 self._read = now

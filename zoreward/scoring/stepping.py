@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.utils import logging
 
@@ -166,6 +167,27 @@ class _Layer(StaticLayer):
         return self.max_cache_len - 1  # a number, not a tensor: positions and mask are given
 
 
+class _Attention(TorchFunctionMode):
+    """Attention of one query a row in float32 as two products: the kernel made for many queries takes three times that.
+
+    In half precision scores would be rounded on their way; there it is left as it is.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is not torch.nn.functional.scaled_dot_product_attention or len(args) != 3:
+            return function(*args, **kwargs)
+        query, key, value = args
+        known = kwargs.keys() <= {"attn_mask", "scale", "dropout_p", "is_causal"} and not kwargs.get("is_causal")
+        if not known or kwargs.get("dropout_p") or query.dtype != torch.float32 or query.shape[1] != key.shape[1]:
+            return function(*args, **kwargs)
+        scale = kwargs.get("scale") or query.shape[-1] ** -0.5
+        scores = (key @ (query * scale).mT).mT
+        if kwargs.get("attn_mask") is not None:
+            scores = scores + kwargs["attn_mask"]
+        return scores.softmax(-1) @ value
+
+
 class _Desk:
     """What a step reads and writes for R rows, and the step itself.
 
@@ -211,7 +233,7 @@ class _Desk:
         self.lost.zero_()
         self.logits.copy_(read.logits[:, -1])
         # A graph goes on reading these addresses.
-        now = (self.held.moves, *(weight.data_ptr() for weight in self._reader.model.parameters()))
+        now = (self.held.moves, *(weight.data_ptr() for weight in self._reader.tuned.weights.values()))
         if now != self._read:
             self._graphs.clear()
             self._read = now
@@ -235,13 +257,14 @@ class _Desk:
         """Read the token that was taken last; leaves the logits of the next."""
         self._bias.index_fill_(3, self._place, 0.0)
         self._position += 1
-        read = self._reader.model(
-            input_ids=self.ids.index_select(1, self._place),
-            attention_mask=self._bias,
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        with _Attention():
+            read = self._reader.model(
+                input_ids=self.ids.index_select(1, self._place),
+                attention_mask=self._bias,
+                position_ids=self._position,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         self._place += 1
         self.logits.copy_(read.logits[:, -1])
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from zoreward.journal import JOURNAL_NAME
 from zoreward.members import (
     PREFIX_TOKENS,
     Tuned,
@@ -97,8 +95,9 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
         raise InputError("runs over several processes are not supported yet", hint="Start one process.")
     if args.n_gpu > 1:
         raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
-    if Path(args.output_dir, JOURNAL_NAME).exists():
-        raise InputError(f"'{args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder.")
+    if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
+        hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
+        raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)
 
 
 def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft_config: Any) -> bool:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
-from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, Journal, fingerprint, load_run, weights_dtype
-from zoreward.members import adapter_options, merged_copy, update_
+from zoreward.journal import Journal, weights_dtype
+from zoreward.members import merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source, patient
@@ -39,8 +39,10 @@ from zoreward.trainer.inputs import (
     what_is_tuned,
     with_adapter,
 )
-from zoreward.trainer.optimizer import Batch, UpdateOptimizer, no_gradients_to_clear
+from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.optimizer import Batch, UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
+from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ SAMPLING_INDEX = 2**64 - 2
 START_NAME = "start"
 
 
-class ZOTrainer(Trainer):
+class ZOTrainer(ResumableTrainer):
     """Tunes a language model on an objective with forward passes alone.
 
     Everything is checked before anything is written: the objective, the rows, the template, the model, and the
@@ -85,6 +87,8 @@ class ZOTrainer(Trainer):
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
         drift: the `Drift` that says how far the run has moved, or None.
+        kept_step: after how many steps the model stands, once a run is over: its last, or the best one with
+            `load_best_model_at_end`.
         last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
             what each member was worth and wrote.
 
@@ -98,8 +102,7 @@ class ZOTrainer(Trainer):
         >>> trainer.train(); trainer.save_model("runs/demo/model")  # doctest: +SKIP
     """
 
-    control: Any  # of Trainer; said again for type checkers that do not read transformers
-    optimizer: Any
+    optimizer: Any  # of Trainer; said again for type checkers that do not read transformers
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class ZOTrainer(Trainer):
         objective: Source | Sequence[Source] | None = None,
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
-        args = args or ZOConfig()
+        args, self._source = args or ZOConfig(), name_of(model)
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
         args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
@@ -135,8 +138,10 @@ class ZOTrainer(Trainer):
             model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         dtype = weights_dtype(model)  # of the base: an adapter may have another
         loaded: Any = with_adapter(model, args, peft_config)
-        self._makes_adapter, self._dtype = loaded is not model, dtype
-        self._start = str(Path(args.output_dir, START_NAME)) if loaded is not model and args.tune == "prefix" else None
+        made, prefix = loaded is not model, args.tune == "prefix"
+        self._makes_adapter, self._dtype = made and not prefix, dtype
+        self._start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
+        self._source = self._start or self._source
         if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
@@ -159,6 +164,9 @@ class ZOTrainer(Trainer):
         self._rows: list[Example] = []
         self._window = Window()
         self._journal: Journal | None = None
+        self._finished = self.begun_with_a_score = False
+        self.kept_step = 0
+        self.keeper = Keeper()
         super().__init__(
             model=loaded,
             args=args,
@@ -166,41 +174,8 @@ class ZOTrainer(Trainer):
             train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=eval_examples,  # type: ignore[arg-type]
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or ()), self.keeper],
         )
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Tune the model; see `transformers.Trainer.train`.
-
-        Raises:
-            InputError: a resume is asked for, or the run folder holds a run already.
-        """
-        if resume_from_checkpoint:
-            raise InputError("a run cannot be resumed yet", hint="Start again in a new folder.")
-        if self.method_state.step:
-            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
-        try:
-            self._journal = Journal(self.args.output_dir, self._journal_header())
-        except FileExistsError as error:
-            raise InputError(
-                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})", hint="Choose another folder."
-            ) from error
-        if self._start:
-            self.model.save_pretrained(self._start)
-        before = [log for log in self.state.log_history if "eval_score" in log]
-        with self._journal:
-            for log in before:  # scored before step 1
-                self._journal.append_evaluation(log["step"], log["eval_score"])
-            try:
-                with no_gradients_to_clear(self.model):
-                    output = super().train(**kwargs)
-            finally:
-                self._journal = None
-        try:
-            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
-        except OSError as error:  # the journal has it all
-            logging.get_logger(__name__).warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
-        return output
 
     def evaluate(
         self,
@@ -241,8 +216,8 @@ class ZOTrainer(Trainer):
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
-        if self._journal is not None and metric_key_prefix == "eval":
-            self._journal.append_evaluation(self.state.global_step, scored.score)
+        if self._journal is not None and metric_key_prefix == "eval" and eval_dataset is None:
+            self._write_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -259,9 +234,10 @@ class ZOTrainer(Trainer):
         self.processing_class.save_pretrained(folder)
 
     def _bound(self, kl: float) -> None:
-        """End the run after this step if the model has moved too far."""
+        """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""
         if self.drift and self.drift.exceeds(kl):
             self.control.should_training_stop = True
+            self.control.should_evaluate = self.args.eval_strategy != "no"
 
     def _eval_reader(self, args: ZOConfig) -> Reader:
         """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
@@ -296,13 +272,16 @@ class ZOTrainer(Trainer):
         self._window.add(scored)
         every = self.args.completions_every
         if every and query.step % every == 0 and self.objective.needs == "completions":
-            save_completions(self.args.output_dir, query.step, rows, scored)
+            try:
+                save_completions(self.args.output_dir, query.step, rows, scored)
+            except OSError as error:  # the run does not need them
+                logging.get_logger(__name__).warning("Completions could not be written: %s.", error)
         return torch.full((), -math.fsum(scores) / len(scores), device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
-        assert record is not None and self._journal is not None
-        self._journal.append(record)
+        assert record is not None
+        self._write_step(record)
         update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
@@ -322,24 +301,6 @@ class ZOTrainer(Trainer):
                 logs |= self.drift.measured(self.scorer, seed=self.args.seed)
                 self._bound(logs["kl"])
         super().log(logs, start_time)
-
-    def _journal_header(self) -> dict[str, Any]:
-        import transformers
-
-        from zoreward import __version__
-
-        return {
-            "objective": self.objective.name,
-            "options": dict(self.objective.values),
-            "method": {"name": self.args.method, **asdict(self.method)},
-            "model": self._start or self.model.name_or_path,
-            "dtype": self._dtype,
-            "fingerprint": fingerprint(self.model),
-            "config": self.args.changed(),
-            **({"adapter": adapter_options(self.model)} if self._makes_adapter and not self._start else {}),
-            "streams": self.scorer.reader.tuned.streams,
-            "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        }
 
 
 def _slope(record: StepRecord, directions: int) -> float:

@@ -22,7 +22,9 @@ class ZOConfig(ZOArguments, TrainingArguments):
     Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
     1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. For objectives of text they
     are: 16 low-rank directions, ε 1e-2, a learning rate of 3e-3, differences over their rms. Each step scores all rows
-    of all its accumulated batches together.
+    of all its accumulated batches together. The journal is the checkpoint: what is saved besides is one snapshot of the
+    weights, for a quick resume. By default it is written when it costs little; every `save_steps` steps; with each new
+    best score (`save_strategy="best"`); or never (`"no"`).
 
     Raises:
         InputError: an option that makes no sense without gradients.
@@ -40,7 +42,13 @@ class ZOConfig(ZOArguments, TrainingArguments):
     lr_scheduler_type: str = "constant"
     max_grad_norm: float = 0.0
     logging_steps: float = 10
-    save_strategy: str = "no"
+    save_strategy: str = "steps"
+    save_steps: float = field(
+        default=0, metadata={"help": "Write the weights down every so many steps, for a quick resume. 0: by cost."}
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "At the end, take the weights of the step with the best dev score."}
+    )
     metric_for_best_model: str | None = "score"
     greater_is_better: bool | None = True
     report_to: Any = "none"
@@ -58,17 +66,26 @@ class ZOConfig(ZOArguments, TrainingArguments):
     def __post_init__(self) -> None:
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             self.max_steps = 1000
+        # transformers demands checkpoints where there are evaluations; the journal has every step.
+        best: bool = self.load_best_model_at_end
+        self.load_best_model_at_end = False
         super().__post_init__()
+        self.load_best_model_at_end = best
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
             "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
             "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
             "auto_find_batch_size": (self.auto_find_batch_size, "A batch that is too large is split by itself."),
-            "load_best_model_at_end": (self.load_best_model_at_end, "Not supported yet; pick the step by its score."),
+            "ignore_data_skip": (self.ignore_data_skip, "A resume goes on with the rows that come next."),
         }
         for name, (given, hint) in refusals.items():
             if given:
                 raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+        if best and self.eval_strategy == "no":
+            raise InputError("load_best_model_at_end has no scores to choose by", hint='Set eval_strategy="steps".')
+        if best and self.metric_for_best_model not in ("score", "eval_score"):
+            message = f"load_best_model_at_end goes by the score, not by {self.metric_for_best_model!r}"
+            raise InputError(message, hint="Leave metric_for_best_model out.")
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
@@ -110,6 +127,8 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
+        args.data_seed = args.seed
     return args
 
 

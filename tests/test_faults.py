@@ -1,0 +1,267 @@
+"""Contract under test: whatever instant `zoreward tune` is killed at, `--resume` ends with the bytes of a run that
+nothing happened to: of the model, and of the journal. `make test-faults`; some minutes.
+
+What is killed, and how: each run is a process of its own, forked from this one so that it need not import torch again,
+that calls the command line's `main` as the console script does, and dies by SIGKILL, which no process can catch. The
+random instants are chosen by the length of the journal, five to a run, and a random part of a step later: so they fall
+into the training, and hardly ever into the loading of the model. The named instants are places where two files, or a
+file and the weights, do not fit together for a moment: there the process kills itself with SIGKILL from inside a
+patched function. A power cut is not tested: what was handed to the operating system counts as kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoreward.cli import main
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24
+CHAINS, KILLS = 4, 5  # 20 kills a kind
+OBJECTIVES = """
+import random, time
+
+def _late(scores):
+    time.sleep(0.01)  # steps of the model alone would be too short to be hit
+    return scores
+
+def right(logprobs, references):
+    return _late([float(row[index]) for row, index in zip(logprobs, references)])
+
+def moody(logprobs, references):
+    if random.SystemRandom().random() < 0.04:
+        raise TimeoutError("judge is down")
+    return right(logprobs, references)
+
+def brevity(completions, **columns):
+    return _late([0.1 * len(text) - len(text.split()) for text in completions])
+"""
+ANSWERS = ["--template", "{text} it was", "--choice", "terrible", "--choice", "great", "--lr", "1e-2"]
+KINDS = {
+    "float32": ["./objectives.py:right", *ANSWERS],
+    "bfloat16": ["./objectives.py:right", *ANSWERS, "--dtype", "bfloat16", "--num-directions", "2"],
+    "low-rank, writing": [
+        "./objectives.py:brevity", "--prompt", "text", "--temperature", "1", "--max-new-tokens", "4",
+        "--num-directions", "4",
+    ],
+    "an adapter": ["./objectives.py:right", *ANSWERS, "--tune", "lora", "--lora-rank", "2"],
+    "an objective that raises now and then": ["./objectives.py:moody", *ANSWERS],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The folder in which the commands run: a model, rows and objectives."""
+    found = tmp_path_factory.mktemp("faults")
+    (found / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    (found / "objectives.py").write_text(OBJECTIVES)
+    words = ["bad", "awful", "dull", "good", "great", "lovely"]
+    rows = [{"text": f"{a} {word} film", "label": int(n > 2)} for n, word in enumerate(words) for a in ("a", "the")]
+    (found / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.set_num_threads(1)  # a forked child has none of the other threads
+    return found
+
+
+def command(kind: str, output: str, *more: str) -> list[str]:
+    """A run with evaluations, a schedule, and a snapshot every third step."""
+    data = ["--model", "model", "--data", "train.jsonl", "--eval-data", "train.jsonl", "--eval-limit", "4"]
+    run = ["--steps", str(STEPS), "--eval-every", "4", "--batch-size", "4", "--device", "cpu", "--output", output]
+    schedule = ["--lr-scheduler-type", "linear", "--set", "save_steps=3"]
+    return ["tune", *KINDS[kind], *data, *run, *schedule, *more]
+
+
+def start(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """Run a command in a process of its own; returns its id. `prepare` is called in it."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99  # pragma: no cover
+    try:
+        os.chdir(folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = (os.fdopen(handle, "w", closefd=False) for handle in (1, 2))
+        print("\n$", *words, flush=True)
+        prepare()
+        code = main(words)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a process; returns its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def until_done(folder: Path, kind: str, words: list[str]) -> None:
+    """Resume until the run is done: an objective that raises may take several turns."""
+    for _ in range(60):
+        code = ended(start(folder, words))
+        if code == 0:
+            return
+        assert kind.startswith("an objective that raises") and code in (1, 2), (folder / "log.txt").read_text()[-3000:]
+    raise AssertionError("it never ended")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Callable[[str], tuple[bytes, bytes]]:
+    """Kind → the bytes of model and journal of a run that nothing happened to."""
+    made: dict[str, tuple[bytes, bytes]] = {}
+
+    def run(kind: str) -> tuple[bytes, bytes]:
+        if kind not in made:
+            output = f"whole-{len(made)}"
+            until_done(folder, kind, command(kind, output, "--resume"))
+            made[kind] = kept(folder / output)
+        return made[kind]
+
+    return run
+
+
+def kept(output: Path) -> tuple[bytes, bytes]:
+    [weights] = (output / "model").glob("*.safetensors")
+    return weights.read_bytes(), (output / "journal.jsonl").read_bytes()
+
+
+def kill_at(child: int, journal: Path, size: int, delay: float) -> int:
+    """Kill a process when its journal has reached a size, and a bit later; returns how it ended."""
+    for _ in range(600_000):
+        if journal.exists() and journal.stat().st_size >= size:
+            break
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:  # it was done, or its objective raised, before
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.0005)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return ended(child)
+
+
+@pytest.mark.parametrize("chain", range(CHAINS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_instants(kind: str, chain: int, folder: Path, whole: Callable) -> None:
+    expected = whole(kind)
+    output = folder / f"{list(KINDS).index(kind)}-{chain}"
+    words = command(kind, output.name, "--resume")
+    instants, killed = random.Random(f"{kind} {chain}"), 0
+    journal = output / "journal.jsonl"
+    attempts = 0
+    while killed < KILLS and attempts < 40:
+        attempts += 1
+        begun = journal.stat().st_size if journal.exists() else 0
+        # The first quarter of what is left, so that several kills fit into one run.
+        size = begun + instants.random() * (len(expected[1]) - begun) / (KILLS - killed)
+        code = kill_at(start(folder, words), journal, int(size), instants.random() * 0.03)
+        assert code in (-signal.SIGKILL, 0, 1, 2), (folder / "log.txt").read_text()[-3000:]
+        killed += code == -signal.SIGKILL
+        if code == 0:
+            break
+    assert killed >= 2
+    until_done(folder, kind, words)
+    assert kept(output) == expected
+    assert not [path for path in output.iterdir() if path.name.endswith(".part") or "snapshot" in path.name]
+
+
+def die(*anything: object, **more: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(number: int, target: object, name: str, *, after: bool = False) -> None:
+    """Die when a function is called for the n-th time, before it does anything, or when it has."""
+    real, calls = getattr(target, name), []
+
+    def patched(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == number and not after:
+            die()
+        found = real(*arguments, **options)
+        if len(calls) == number:
+            die()
+        return found
+
+    setattr(target, name, patched)
+
+
+def in_the_middle_of_a_line() -> None:
+    from zoreward.journal.writer import Journal
+
+    real = Journal._write
+
+    def half(self: Journal, fields: dict) -> None:
+        if fields.get("step") == 10:
+            os.write(self._file.fileno(), b'{"kind": "step", "step": 10, "sco')
+            die()
+        real(self, fields)
+
+    Journal._write = half  # type: ignore[method-assign]
+
+
+def in_the_middle_of_a_snapshot() -> None:
+    from zoreward.journal import snapshot
+
+    real, pieces = snapshot._bytes, []
+
+    def few(weight: torch.Tensor) -> object:
+        pieces.append(1)
+        if len(pieces) == 30:  # in the second snapshot
+            die()
+        return real(weight)
+
+    snapshot._bytes = few  # type: ignore[assignment]
+
+
+def patch(module: str, name: str, number: int, after: bool = False) -> Callable[[], None]:
+    def do() -> None:
+        import importlib
+
+        place, _, attribute = name.rpartition(".")
+        target = importlib.import_module(module)
+        at_call(number, getattr(target, place) if place else target, attribute, after=after)
+
+    return do
+
+
+INSTANTS = {
+    "before config.yaml": patch("zoreward.cli.tune", "write_config", 1),
+    "before the journal": patch("zoreward.trainer.loop", "Journal", 1),
+    "behind the header": patch("zoreward.trainer.loop", "Journal", 1, after=True),
+    "in the middle of a line": in_the_middle_of_a_line,
+    "between the line and the weights": patch("zoreward.trainer.loop", "update_", 9),
+    "behind the weights": patch("zoreward.trainer.loop", "update_", 9, after=True),
+    "before an evaluation": patch("zoreward.trainer.loop", "ZOTrainer.evaluate", 3),
+    "behind an evaluation": patch("zoreward.trainer.loop", "ZOTrainer.evaluate", 3, after=True),
+    "in the middle of a snapshot": in_the_middle_of_a_snapshot,
+    "before a snapshot has its name": patch("zoreward.journal.snapshot", "os.replace", 3),
+    "when a snapshot has its name": patch("zoreward.journal.snapshot", "os.replace", 3, after=True),
+    "before the trajectory": patch("zoreward.journal.trajectory", "write_trajectory", 1),
+    "before the model": patch("zoreward.trainer.loop", "ZOTrainer.save_model", 1),
+    "when the model is written": patch("zoreward.trainer.loop", "ZOTrainer.save_model", 1, after=True),
+    "before the snapshot is removed": patch("zoreward.journal", "remove_snapshot", 1),
+}
+
+
+@pytest.mark.parametrize("instant", INSTANTS)
+def test_killed_at_the_worst_instants(instant: str, folder: Path, whole: Callable) -> None:
+    expected = whole("float32")
+    output = folder / f"at-{list(INSTANTS).index(instant)}"
+    words = command("float32", output.name, "--resume")
+    assert ended(start(folder, words, INSTANTS[instant])) == -signal.SIGKILL, (folder / "log.txt").read_text()[-3000:]
+    until_done(folder, "float32", words)
+    assert kept(output) == expected
+    assert not [path for path in output.iterdir() if path.name.endswith(".part") or "snapshot" in path.name]

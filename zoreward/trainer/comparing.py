@@ -1,0 +1,130 @@
+"""Whether a run can go on with the options, the rows and the weights at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from zoreward.records import Example, InputError
+from zoreward.registry import Objective
+
+# Options of TrainingArguments that do not touch the steps: what is logged, evaluated, saved and sent where. Whatever is
+# not named here must be what it was.
+_MAY_CHANGE = (
+    "eval_",
+    "per_device_eval_batch_size",
+    "log",
+    "report_to",
+    "run_name",
+    "save_",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "completions_every",
+    "disable_tqdm",
+    "project",
+    "trackio_",
+    "hub_",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "trust_remote_code",
+    "skip_memory_metrics",
+    "dataloader_num_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "restore_callback_states_from_checkpoint",
+    "enable_jit_checkpoint",
+)
+_LENGTH = ("max_steps", "num_train_epochs")
+_HINT = "Resume it with what it began with (config.yaml), or start another run in a new folder."
+
+
+def digest_of(examples: Sequence[Example] | None) -> str | None:
+    """Return a SHA-256 of rows as they were made ready: of every column, and of the tokens; None without rows."""
+    if examples is None:
+        return None
+    digest = hashlib.sha256()
+    for example in examples:
+        made = [example.row, example.reference, example.prompt_tokens, example.candidate_tokens]
+        digest.update(json.dumps(made, default=_written, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def options_of(objective: Objective) -> dict[str, Any]:
+    """Return the options of an objective, or of all parts of a weighted sum."""
+    found = dict(objective.values)
+    for weight, part in objective.parts:
+        found |= {
+            f"{part.name}.weight": weight,
+            **{f"{part.name}.{name}": value for name, value in part.values.items()},
+        }
+    return found
+
+
+def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a run that was made with something else.
+
+    What may differ: where and how often there is logging, evaluating and saving; the number of steps where the learning
+    rate does not depend on it; dev rows, where there were none.
+
+    Args:
+        folder: the run's, for the message.
+        then: the header of its journal.
+        now: the header that a new run would have.
+
+    Raises:
+        InputError: the message says what differs.
+    """
+    now = json.loads(json.dumps(now, default=str))
+    _compare(folder, "objective", then.get("objective"), now.get("objective"))
+    for part in ("options", "method", "config", "adapter"):
+        _compare_all(folder, part, then.get(part) or {}, now.get(part) or {})
+    _compare(folder, "dtype", then.get("dtype"), now.get("dtype"))
+    for name, rows in (then.get("rows") or {}).items():
+        if rows is not None and rows != now["rows"].get(name):
+            _refuse(folder, f"was made with other rows to {name} on")
+    if then["streams"] != now["streams"]:
+        _refuse(folder, "tunes other weights")
+    if then["fingerprint"] != now["fingerprint"]:
+        name = str(then.get("model") or "")
+        _refuse(folder, "began with other weights", f"It began with {name!r}, as it was then." if name else _HINT)
+
+
+def _compare_all(folder: str, part: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in sorted(then.keys() | now.keys()):
+        if part == "config" and (name.startswith(_MAY_CHANGE) or (name in _LENGTH and not _length_matters(then))):
+            continue
+        _compare(folder, name, then.get(name), now.get(name))
+
+
+def _compare(folder: str, name: str, then: Any, now: Any) -> None:
+    if then != now:
+        _refuse(folder, f"was made with {name}={_short(then)}, not {_short(now)}")
+
+
+def _refuse(folder: str, how: str, hint: str = _HINT) -> NoReturn:
+    raise InputError(f"the run in '{folder}' {how}", hint=hint)
+
+
+def _length_matters(config: dict[str, Any]) -> bool:
+    """Whether the learning rate of a step depends on how many there are."""
+    schedule, warmup = config.get("lr_scheduler_type", "constant"), config.get("warmup_steps", 0)
+    if schedule == "constant":
+        return False
+    return (
+        schedule not in ("constant_with_warmup", "inverse_sqrt") or 0 < warmup < 1 or bool(config.get("warmup_ratio"))
+    )
+
+
+def _short(value: Any) -> str:
+    text = "its default" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _written(value: Any) -> str:
+    """A value of a row that JSON does not know, without where it lies in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

@@ -1,0 +1,60 @@
+"""When weights are written down, and when a run ends before its time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+# A snapshot is due after so many seconds of steps: a resume replays at most that, without the forward passes …
+SECONDS = 60.0
+# … or, where writing it takes long, when it has become this share of the time.
+SHARE = 0.01
+
+
+class Keeper(TrainerCallback):
+    """Asks for a snapshot when one is due, and ends a run after the step at hand when that is asked for.
+
+    Attributes:
+        stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
+            since a resume does that.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._last = 0.0
+        self._took = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether a snapshot by cost is due."""
+        return time.perf_counter() - self._last >= max(SECONDS, self._took / SHARE)
+
+    def wrote(self, seconds: float) -> None:
+        """Take note that a snapshot was written, or tried, and how long that took."""
+        self._last, self._took = time.perf_counter(), seconds
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._last = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a snapshot, and for the end."""
+        by_cost = args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0
+        if self.stopping:
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
+        elif by_cost:
+            control.should_save = state.global_step < state.max_steps and self.due
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for the end."""
+        if self.stopping:
+            control.should_training_stop = control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the loop, which ends an epoch when it stops, from evaluating."""
+        if self.stopping:
+            control.should_evaluate = False

@@ -1,0 +1,359 @@
+"""A run that can be left and taken up again: the journal says where it stood, and transformers' loop goes on there."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from zoreward.journal import (
+    JOURNAL_NAME,
+    TRAJECTORY_NAME,
+    Journal,
+    Run,
+    advance,
+    checked_base,
+    fingerprint,
+    load_run,
+    read_snapshot,
+    reopen,
+    write_snapshot,
+)
+from zoreward.members import Tuned, adapter_options
+from zoreward.methods import SPSAState
+from zoreward.records import InputError, StepRecord, ZorewardError
+from zoreward.scoring import load_model
+from zoreward.trainer.comparing import digest_of, options_of, refuse_other_run
+from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.optimizer import no_gradients_to_clear
+from zoreward.trainer.past import count_patience, due, storage_error, told_where
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zoreward.registry import Objective
+    from zoreward.scoring import Scorer
+    from zoreward.trainer.drift import Drift
+
+logger = logging.get_logger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """What of `ZOTrainer` is about leaving a run and going on with it.
+
+    Attributes:
+        keeper: the callback that asks for snapshots; `keeper.stopping = True` ends the run after the step at hand.
+        kept_step: after how many steps the model stands, once a run is over.
+        header: of the journal, while a run lasts.
+        begun_with_a_score: whether the journal of a run that goes on has a score from before step 1.
+    """
+
+    args: Any
+    control: Any
+    keeper: Keeper
+    method_state: SPSAState
+    last_step: StepRecord | None
+    method: Any
+    objective: Objective
+    drift: Drift | None
+    scorer: Scorer
+    kept_step: int
+    header: dict[str, Any]
+    begun_with_a_score: bool
+    _journal: Journal | None
+    _finished: bool
+    _source: str
+    _dtype: str
+    _makes_adapter: bool
+    _start: str | None
+    _bound: Callable[[float], None]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Tune the model; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: True, or the output folder, to go on with the run in it from its last step; see
+                `resume`. Where there is none yet, it begins.
+            kwargs: for `transformers.Trainer.train`.
+
+        Raises:
+            InputError: the run folder holds a run that is not to be resumed, or that cannot be.
+            StorageError: the journal cannot be written; the weights are those of its last step.
+        """
+        if resume_from_checkpoint and self._journal is None:
+            self.resume(resume_from_checkpoint)
+        if self._journal is None:
+            self._begin()
+        assert self._journal is not None
+        with self._journal, no_gradients_to_clear(self.model):
+            try:
+                output = self._rest_of_run(**kwargs)
+            finally:
+                self._journal = None
+        self.kept_step = self.kept_step or self.method_state.step
+        try:
+            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
+        except OSError as error:  # the journal has it all
+            logger.warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
+        return output
+
+    def _begin(self) -> None:
+        """Open a journal in a folder that has none."""
+        if self.method_state.step:
+            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
+        self.header = self._journal_header()
+        try:
+            self._journal = Journal(self.args.output_dir, self.header)
+        except FileExistsError as error:
+            raise InputError(
+                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
+                hint="Choose another folder, or resume it: resume_from_checkpoint=True.",
+            ) from error
+        except OSError as error:
+            raise storage_error(self.args.output_dir, error) from error
+        self._keep_start()
+        for log in self.state.log_history:  # scored before step 1
+            if "eval_score" in log:
+                self._write_evaluation(log["step"], log["eval_score"])
+
+    def _keep_start(self) -> None:
+        """Save the prefix that the run begins with, where it is one that the run made."""
+        if self._start:
+            with told_where(self.args.output_dir):
+                self.model.save_pretrained(self._start)
+
+    def _write_step(self, record: StepRecord) -> None:
+        assert self._journal is not None
+        with told_where(self.args.output_dir):
+            self._journal.append(record)
+
+    def _write_evaluation(self, step: int, score: float) -> None:
+        assert self._journal is not None
+        with told_where(self.args.output_dir):
+            self._journal.append_evaluation(step, score)
+
+    def _journal_header(self) -> dict[str, Any]:
+        import transformers
+
+        from zoreward import __version__
+
+        return {
+            "objective": self.objective.name,
+            "options": options_of(self.objective),
+            "method": {"name": self.args.method, **asdict(self.method)},
+            "model": self._start or self.model.name_or_path,
+            "dtype": self._dtype,
+            "fingerprint": fingerprint(self.model),
+            "config": self.args.changed(),
+            "rows": {"tune": digest_of(self.train_dataset), "evaluate": digest_of(self.eval_dataset)},
+            **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
+            "streams": self.scorer.reader.tuned.streams,
+            "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        }
+
+    def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
+        """Go to where the run in the output folder ended; `train` goes on from there.
+
+        The model must stand at the weights that the run began with. An evaluation that was due is made up for. Where
+        the run has not done a step, it begins anew.
+
+        Args:
+            run_folder: the output folder; True means the same.
+
+        Returns:
+            The steps that are done.
+
+        Raises:
+            InputError: the run is of something else, another process is at work on it, or its journal is damaged; the
+                model and the run are as they were.
+        """
+        folder = self.args.output_dir
+        if run_folder is not True and Path(run_folder).absolute() != Path(folder).absolute():
+            raise InputError(f"'{run_folder}' is not the output folder", hint=f"Set output_dir={str(run_folder)!r}.")
+        if (found := reopen(folder)) is None:
+            return 0
+        self._journal, run = found
+        try:
+            self.header = self._journal_header()
+            if run is None or (not run.n_steps and not self._same_run(run)):
+                self._journal.begin(self.header)
+                self._keep_start()
+                return 0
+            refuse_other_run(folder, run.header, self.header)
+            self._take_up(run)
+        except BaseException:
+            self._journal.close()
+            self._journal = None
+            raise
+        return run.n_steps
+
+    def _same_run(self, run: Run) -> bool:
+        try:
+            refuse_other_run(self.args.output_dir, run.header, self.header)
+        except InputError:
+            return False
+        return True
+
+    def _take_up(self, run: Run) -> None:
+        """Set weights, method and state to where a run ended."""
+        state, per_epoch = self._state_after(run)
+        if run.n_steps > state.max_steps:
+            raise InputError(
+                f"the run in '{self.args.output_dir}' has done {run.n_steps} steps, more than {state.max_steps}",
+                hint="Ask for as many at least, or replay it up to a step.",
+            )
+        if self.header["versions"] != run.header.get("versions"):
+            logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
+        self._move_to(run, run.n_steps, from_base=True)
+        silent = sum(not run.record(step).update.terms for step in range(run.n_steps))
+        self.method_state = SPSAState(run.n_steps, silent)
+        self.last_step = run.record(run.n_steps - 1) if run.n_steps else None
+        self.state, self.args.eval_on_start = state, self.args.eval_on_start and not run.n_steps
+        self.begun_with_a_score = any(step == 0 for step, _ in run.evaluations)
+        stopped = count_patience(self.callback_handler.callbacks, self.args, run.evaluations)
+        if run.n_steps:
+            self._make_up(run, due(self.args, state, per_epoch))
+        self._finished = stopped or self.control.should_training_stop or run.n_steps >= state.max_steps
+
+    def _make_up(self, run: Run, control: TrainerControl) -> None:
+        """Do what was due after the last step and may be missing: measure the drift that ends a run, and evaluate."""
+        evaluated = any(step == run.n_steps for step, _ in run.evaluations)
+        if self.drift and self.args.max_kl is not None:
+            if control.should_log:
+                self._bound(self.drift.measured(self.scorer, seed=self.args.seed)["kl"])
+            if evaluated and self.objective.needs == "completions":
+                [scored] = self.scorer.score(self.eval_dataset, seed=self.args.seed, trainer_state=self.state)
+                of = {"scored": scored, "of": self.eval_dataset}
+                self._bound(self.drift.measured(self.scorer, seed=self.args.seed, **of)["kl"])
+        if (
+            self.eval_dataset is not None
+            and not evaluated
+            and (control.should_evaluate or self.control.should_evaluate)
+        ):
+            self._determine_best_metric(self.evaluate(), trial=None)
+
+    def _state_after(self, run: Run) -> tuple[TrainerState, int]:
+        """What transformers' loop knows after the steps of a run, and the steps of an epoch."""
+        _, per_epoch, *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        state = TrainerState(train_batch_size=self._train_batch_size, max_steps=max_steps)
+        state.compute_steps(self.args, max_steps)
+        state.global_step, state.epoch = run.n_steps, run.n_steps / per_epoch
+        for step, score in run.evaluations:
+            if step or self.args.eval_on_start:  # what is scored before the loop begins, it does not know
+                state.log_history.append({"eval_score": score, "epoch": step / per_epoch, "step": step})
+            if step and (state.best_metric is None or score > state.best_metric):
+                state.best_metric, state.best_global_step = score, step
+        return state, per_epoch
+
+    def _rest_of_run(self, **kwargs: Any) -> Any:
+        """Run transformers' loop from where the state stands."""
+        if self._finished:
+            logger.warning("The run in '%s' is finished: %d steps.", self.args.output_dir, self.state.global_step)
+            if self.args.load_best_model_at_end:
+                self._load_best_model()
+            return TrainOutput(self.state.global_step, 0.0, {})
+        if not self.method_state.step:
+            return super().train(**kwargs)
+        # Of a checkpoint the loop needs the state only: the weights are in their place.
+        with tempfile.TemporaryDirectory(prefix="zoreward-") as folder:
+            self.state.save_to_json(str(Path(folder, TRAINER_STATE_NAME)))
+            return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    # Hooks of transformers' loop.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The weights are in their place."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Bring the schedule to the step, and see that it is the one that the run had."""
+        if checkpoint is None:
+            return
+        if hasattr(self.lr_scheduler, "best"):  # it follows the scores
+            for log in self.state.log_history:
+                if log["step"]:
+                    self.lr_scheduler.step(log["eval_score"])
+            return
+        assert self.last_step is not None
+        for done in range(self.state.global_step):  # a schedule may depend on all that came before
+            if done == self.state.global_step - 1 and self._get_learning_rate() != self.last_step.lr:
+                raise InputError(
+                    f"the run had learning rate {self.last_step.lr} in step {done}, not {self._get_learning_rate()}",
+                    hint="Resume it with the schedule it began with.",
+                )
+            with warnings.catch_warnings():  # it misses the steps of the optimizer
+                warnings.simplefilter("ignore")
+                self.lr_scheduler.step()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a snapshot. That it cannot be written is a warning: the journal has it all."""
+        over = self.state.global_step >= self.state.max_steps
+        if over and not self.keeper.stopping and self.args.save_steps == 0:
+            return
+        assert self.last_step is not None
+        start = time.perf_counter()
+        try:
+            weights = self.scorer.reader.tuned.weights
+            write_snapshot(self.args.output_dir, weights, self.header["fingerprint"], self.last_step)
+        except OSError as error:
+            logger.warning("No snapshot after step %d: %s.", self.state.global_step, error.strerror)
+        self.keeper.wrote(time.perf_counter() - start)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Also make the loop ask for the best weights at the end."""
+        found: bool = super()._determine_best_metric(metrics, trial)
+        self.state.best_model_checkpoint = self.args.output_dir
+        return found
+
+    def _load_best_model(self) -> None:
+        """Go to the step with the best score: to its snapshot, or by a replay from the base weights."""
+        if self.keeper.stopping:
+            return
+        run = load_run(self.args.output_dir)
+        step = run.best_step
+        if step is not None and step != self.method_state.step:
+            self._move_to(run, step, from_base=False)
+            self.kept_step = step
+
+    def _move_to(self, run: Run, step: int, *, from_base: bool) -> None:
+        """Put the weights of a step in the place of those of the model.
+
+        Args:
+            run: the run.
+            step: how many steps.
+            from_base: whether the model stands at the weights that the run began with.
+        """
+        model, tuned = self.scorer.reader.model, self.scorer.reader.tuned
+        start = 0
+        try:
+            start = read_snapshot(self.args.output_dir, tuned.weights, run, step)
+        except ValueError as error:
+            logger.warning("The snapshot is not used: %s.", error)
+        if not start and not from_base:
+            self._load_base(run, tuned)
+        advance(run, model, tuned, start, step)
+
+    @torch.no_grad()
+    def _load_base(self, run: Run, tuned: Tuned) -> None:
+        """Load the weights that the run began with, again, and put them in the place of the model's."""
+        name, trust = self._source, self.args.trust_remote_code
+        try:
+            base = load_model(name, dtype=run.header["dtype"], device="cpu", trust_remote_code=trust)
+            _, fresh = checked_base(run, base)
+        except ZorewardError as error:
+            raise InputError(
+                f"the base weights for the best step cannot be loaded again from '{name}': {error}",
+                hint=f"zoreward replay {self.args.output_dir} --step {run.best_step} makes them from another copy.",
+            ) from error
+        for canonical, weight in tuned.weights.items():
+            weight.copy_(fresh.weights[canonical])
