@@ -35,7 +35,7 @@ from zoreward.members import (
 )
 from zoreward.records import InputError, Term, Update
 from zoreward.registry import objective
-from zoreward.scoring import Generation, evaluate, load_model, member_scores, reader_of
+from zoreward.scoring import Generation, base_of, evaluate, kl_to_base, load_model, member_scores, reader_of
 from zoreward.scoring.decoding import write
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -456,6 +456,38 @@ def test_a_run_on_a_prefix_is_saved_and_replayed(tmp_path, tokenizer):
     assert bits(dict(replayed.named_parameters())) == bits(dict(run.model.named_parameters()))
     with pytest.raises(InputError, match="cannot be merged"):
         merged_copy(replayed)
+
+
+@pytest.mark.parametrize("tune", ["lora", "prefix"])
+def test_a_run_on_an_adapter_is_resumed_where_it_stood(tune, tmp_path, tokenizer):
+    whole = trainer(tmp_path / "whole", tokenizer, random_model("llama"), tune=tune)
+    whole.train()
+    first = trainer(tmp_path, tokenizer, random_model("llama"), tune=tune, max_steps=2)
+    first.train()
+    rest = trainer(tmp_path, tokenizer, random_model("llama"), tune=tune)
+    assert rest.resume() == 2
+    rest.train()
+    assert bits(dict(rest.model.named_parameters())) == bits(dict(whole.model.named_parameters()))
+
+
+@pytest.mark.parametrize("tune", ["lora", "prefix"])
+def test_the_drift_of_an_adapter_is_measured_against_the_model_without_it(tune, tmp_path, tokenizer):
+    model = random_model("llama")
+    adapter = adapted(model, CONFIGS["lora"], 3) if tune == "lora" else with_prefix(model, 3)
+    reader, base = reader_of(adapter.eval(), 0), base_of(adapter)
+    prompts, texts = [(3, 4, 5), (6, 7, 8, 9)], [[(5, 6, 7), (8, 9)]]
+    [before] = kl_to_base(reader, base, prompts, texts)
+    assert before == 0 if tune == "lora" else before > 0.01  # B is 0; a prefix of real activations is read at once
+    update_(reader.model, Update(0.0, (Term(1, 0.3),), 0), tuned=reader.tuned)
+    [after] = kl_to_base(reader, base, prompts, texts)
+    sequence = torch.tensor([[*prompts[0], *texts[0][0][:-1]]])
+    with torch.no_grad():
+        p = reader.model(sequence).logits[0, 2:].double().log_softmax(-1)
+        q = random_model("llama")(sequence).logits[0, 2:].double().log_softmax(-1)
+    [one] = kl_to_base(reader, base, prompts[:1], [texts[0][:1]])
+    # float32 logits of size 30 differ by some 1e-5 in a batch of another shape
+    assert one == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+    assert after > 0.01
 
 
 # --- a quantised base ------------------------------------------------------------------------------------------------
