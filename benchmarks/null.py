@@ -56,12 +56,15 @@ def scores_of_random(scorer: Scorer, examples: Sequence, members: Sequence[Membe
     return found
 
 
-def null(objective: str, base: str, tuned: str, rows: list[dict], *, count: int, rank: int, seed: int) -> dict:
+def null(
+    objective: str, base: str, tuned: str, rows: list[dict], *, count: int, rank: int, seed: int, dtype: str = "float32"
+) -> dict:
     """Return the norm of the tuned move, and the scored random moves of the same norm."""
     model, other = load_model(base, dtype="float32"), load_model(tuned, dtype="float32")
     tokenizer = prepare_tokenizer(load_tokenizer(base))
     norm = distance(other, model)
     del other
+    model = load_model(base, dtype=dtype)
     found = get_objective(objective)
     settings = {"max_length": None, "max_new_tokens": 0, "template": None, "prompt": "prompt"}
     examples = examples_of(rows, tokenizer, found.needs, **settings)

@@ -37,6 +37,7 @@ from zoreward.scoring import (
 )
 
 SETTINGS = "--noise low-rank --num-directions 16 --normalize rms --eps 1e-2 --lr 1e-3 --batch-size 512".split()
+SETTINGS += ["--set", "dataloader_drop_last=true"]  # the last rows of an epoch are too few for a step
 MEMBERS = 32
 RESULTS = Path(__file__).parent / "results" / "preference.csv"
 
@@ -47,7 +48,7 @@ def tune(options: argparse.Namespace, seed: int) -> subprocess.Popen[bytes]:
         *(sys.executable, "-m", "zoreward", "tune", "preference", "--model", options.model),
         *("--data", f"{options.data}/train.jsonl", "--eval-data", f"{options.data}/dev.jsonl", "--eval-every", "25"),
         *SETTINGS,
-        *("--steps", str(options.steps), "--seed", str(seed), "--dtype", "float32", "--drift"),
+        *("--steps", str(options.steps), "--seed", str(seed), "--dtype", options.dtype, "--drift"),
         *("--max-new-tokens", "24", "--json", "--output", f"{options.output}/seed-{seed}", *options.more),
     ]
     with Path(options.output, f"seed-{seed}.log").open("wb") as log:
@@ -89,7 +90,8 @@ def main() -> None:
     for name in ("model", "data", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--dtype", default="float16" if torch.cuda.is_available() else "float32", help="of the members")
     parser.add_argument("--random", type=int, help="random moves; by default as many as a run scored members")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--csv", default=str(RESULTS))
@@ -123,7 +125,7 @@ def main() -> None:
 
     count = options.random or options.steps * MEMBERS
     tuned = f"{options.output}/seed-{options.seeds[0]}/model"
-    found = null("preference", options.model, tuned, rows, count=count, rank=1, seed=0)
+    found = null("preference", options.model, tuned, rows, count=count, rank=1, seed=0, dtype=options.dtype)
     random_shares = sorted(one.metrics["share"] for one in found["scored"])
     best = max(found["scored"], key=lambda one: one.metrics["share"])
     names = ("share", "margin", "chosen_logprob")

@@ -30,9 +30,9 @@ paper tunes on and `eval` what it reports. Everything else that is given wins: `
 ## Rows
 
 Rows that choose are held out of those to tune on; the other split is the test. `tune` scores the dev rows before
-step 1, every `--eval-every` steps and at the end, by the objective that is tuned on (`best`, `best_step`). It
-scores the test rows once, at the end, by what the task reports (`test`); they choose nothing, and are the same for
-every `--split-seed`.
+step 1, every `--eval-every` steps and at the end, by the objective that is tuned on; with `--keep best` the best of
+these steps is kept. It scores the test rows once, at the end and with the model that is kept, by what the task
+reports (`test`); they choose nothing, and are the same for every `--split-seed`.
 
 | | to tune on | dev | test |
 |---|---|---|---|
@@ -68,7 +68,7 @@ A column is made, in this order and before the template is filled, by
 |---|---|
 | `name: "{a} and {b}"` | a text |
 | `name: ["{a}", "{b}"]` | a list of texts: a row's own answers, for `choice_column` |
-| `name: {of: "answers[text]"}` | what stands there, unchanged |
+| `name: {of: "answers[text]"}` | what stands there, unchanged; of a list, the first that is there |
 | `name: {of: question, values: {effect: so, cause: because}}` | `so` or `because` |
 | `name: {text: "{query}", replace: {"@x": "{b}"}}` | a text, `@x` in it replaced |
 | `name: {text: "{query}", each: names, replace: {"@x": "{each}"}}` | a list: one text for each of `names` |

@@ -28,8 +28,8 @@ WORD = 2**32
 
 FACTOR_A, FACTOR_B = 2, 3  # the factors of low-rank directions
 
-Terms = Sequence[tuple[int, float] | tuple[int, float, int]]
-"""(direction seed, coefficient), or with a rank behind them, in the order in which they are added."""
+Terms = Sequence[tuple[int, float] | tuple[int, float, int] | tuple[int, float, int, int]]
+"""(direction seed, coefficient), or with a rank behind them, or that and a seed for b, in the order of their sum."""
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -74,14 +74,17 @@ def normal(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECT
     return np.array([np.float32(word.bit_count() - 16) * step for word in drawn], np.float32)
 
 
-def low_rank(seed: int, stream: int, shape: tuple[int, int], rank: int) -> NDArray[np.float32]:
+def low_rank(
+    seed: int, stream: int, shape: tuple[int, int], rank: int, b_seed: int | None = None
+) -> NDArray[np.float32]:
     """Return z = a·bᵀ/√r of a matrix, one float32 operation at a time: products, their sum from k = 0 on, the scale.
 
-    a is (m, r) and b is (n, r), each `normal` with a purpose of its own, in row-major order.
+    a is (m, r) and b is (n, r), each `normal` with a purpose of its own, in row-major order; b by a seed of its own, if
+    it has one.
     """
     rows, columns = shape
     a = normal(seed, stream, range(rows * rank), FACTOR_A)
-    b = normal(seed, stream, range(columns * rank), FACTOR_B)
+    b = normal(seed if b_seed is None else b_seed, stream, range(columns * rank), FACTOR_B)
     scale = np.float32(1 / math.sqrt(rank))
     z = np.empty(shape, np.float32)
     for i in range(rows):
@@ -215,7 +218,7 @@ def accumulate(
             if not any(rank):
                 direction = normal(seed, stream, indices)
             elif len(shape) == 2:
-                direction = low_rank(seed, stream, shape, rank[0]).reshape(-1)
+                direction = low_rank(seed, stream, shape, *rank).reshape(-1)
             else:
                 continue
             for place, z in enumerate(direction):

@@ -106,13 +106,13 @@ def test_dev_labels_choose_and_test_labels_do_not(capsys: pytest.CaptureFixture[
 
     def run(output: str, dev: str, test: str) -> dict[str, Any]:
         words = ["tune", "--task", "sst2", "--data", "rows.jsonl", "--eval-data", dev, "--test-data", test]
-        return summary_of([*words, *RUN, output], capsys)
+        return summary_of([*words, "--keep", "best", *RUN, output], capsys)
 
     plain = run("plain", "dev.jsonl", "test.jsonl")
     dev_changed = run("dev-changed", "dev-other.jsonl", "test.jsonl")
     test_changed = run("test-changed", "dev.jsonl", "test-other.jsonl")
-    choice = ("best_step", "best", "score")
-    assert dev_changed["best_step"] != plain["best_step"]
+    choice = ("kept", "best_step", "best", "score")
+    assert dev_changed["kept"] != plain["kept"]
     assert [test_changed[name] for name in choice] == [plain[name] for name in choice]
     assert test_changed["test"] == pytest.approx(1 - plain["test"], abs=1e-12)  # of two choices the other one
     assert test_changed["test"] != plain["test"]

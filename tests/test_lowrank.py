@@ -36,6 +36,8 @@ MEMBERS = [
     ((1, -1e-2, 1),),
     ((2, 0.3, 3), (2**64 - 1, -0.1), (2, 1e-3, 1), (1, 1e-2)),
     ((5, 0.25, 8),),
+    # factors b by seeds of their own: the same a with another b, and one b for two a
+    ((1, 1e-2, 1, 9), (1, 0.2, 1), (6, -0.1, 1, 9), (6, 0.1, 2, 9)),
 ]
 
 
@@ -57,11 +59,9 @@ def cut(request, monkeypatch):
 @pytest.mark.parametrize("rank", [1, 2, 3, 8])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (9, 2)])
 def test_a_direction_is_the_formula(shape, rank):
-    for seed in (0, 2**64 - 1):
-        got = noise.low_rank(seed, STREAM, shape, rank)
-        np.testing.assert_array_equal(
-            got.view(np.uint32), reference.low_rank(seed, STREAM, shape, rank).view(np.uint32)
-        )
+    for seeds in ((0, None), (2**64 - 1, None), (0, 2**64 - 1)):
+        got, expected = (one(seeds[0], STREAM, shape, rank, seeds[1]) for one in (noise.low_rank, reference.low_rank))
+        np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
 def test_a_direction_has_its_rank_its_mean_and_its_variance():
@@ -101,10 +101,11 @@ def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
         assert_same(patterns(copy), reference.perturbed(theta, dtype, STREAM, member), dtype)
     assert patterns(weight).tobytes() == before.tobytes()
     for decay in (0.0, 0.1):
-        moved = weight.clone()
-        cpu.update_(moved, STREAM, Update(decay, terms_of(MEMBERS[2]), ROUNDING_SEED))
-        expected = reference.updated(theta, dtype, len(shape), STREAM, decay, MEMBERS[2], ROUNDING_SEED)
-        assert_same(patterns(moved), expected, dtype, any_zero=dtype == "float16")
+        for member in (MEMBERS[2], MEMBERS[4]):
+            moved = weight.clone()
+            cpu.update_(moved, STREAM, Update(decay, terms_of(member), ROUNDING_SEED))
+            expected = reference.updated(theta, dtype, len(shape), STREAM, decay, member, ROUNDING_SEED)
+            assert_same(patterns(moved), expected, dtype, any_zero=dtype == "float16")
 
 
 def test_update_writes_a_transposed_matrix_by_its_own_index():
@@ -132,7 +133,7 @@ def test_kernels_agree_bit_for_bit(dtype, device, cut):
     members = [terms_of(member) for member in MEMBERS]
     expected, got = cpu.perturb_all(weights(dtype), members), portable.perturb_all(weights(dtype, device), members)
     assert [[raw(copy) for copy in copies] for copies in got] == [[raw(copy) for copy in own] for own in expected]
-    for terms in (members[0], members[2]):
+    for terms in (members[0], members[2], members[4]):
         theirs, mine = weights(dtype), weights(dtype, device)
         cpu.update_all_(theirs, Update(0.1, terms, 9))
         portable.update_all_(mine, Update(0.1, terms, 9))
@@ -142,11 +143,12 @@ def test_kernels_agree_bit_for_bit(dtype, device, cut):
 @pytest.mark.parametrize("kernel", [cpu, portable])
 def test_factors_are_those_of_the_definition(kernel, cut):
     matrices = [(torch.empty(5, 3), 7), (torch.empty(2, 40), 2**32 - 1)]
-    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3)]
+    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(1, 1.0, 1, 8)]
     for (weight, stream), pairs in zip(matrices, kernel.factors_all(matrices, terms), strict=True):
         for term, (a, b) in zip(terms, pairs, strict=True):
             for factor, size, purpose in ((a, weight.shape[0], 2), (b, weight.shape[1], 3)):
-                expected = reference.normal(term.seed, stream, range(size * term.rank), purpose)
+                seed = term.seeds[purpose == 3]
+                expected = reference.normal(seed, stream, range(size * term.rank), purpose)
                 np.testing.assert_array_equal(factor.numpy(), expected.reshape(size, term.rank))
 
 
@@ -187,7 +189,7 @@ POPULATION = (
     (Term(22, 0.1, 2),),
     (Term(22, -0.1, 2),),
     (Term(23, 0.07, 1), Term(24, 0.07, 3)),
-    (Term(25, 0.1, 1),),
+    (Term(25, 0.1, 1, b_seed=21),),
 )
 NEW = 8
 
@@ -385,12 +387,12 @@ def test_corrected_outputs_are_those_of_weights_made_by_the_formula():
     model = random_model("llama-tied")  # the embedding's z counts at both of its uses
     with torch.no_grad(), members_at(model, POPULATION):
         logits = model(input_ids=tokens.repeat(6, 1)).logits.view(6, 3, 6, -1)
-    for m in (0, 4):
+    for m in (0, 4, 5):
         moved = random_model("llama-tied")
         tuned = tuned_weights(moved)
         for name, weight in tuned.weights.items():
             for term in POPULATION[m] if weight.ndim == 2 else ():
-                z = reference.low_rank(term.seed, tuned.streams[name], tuple(weight.shape), term.rank)
+                z = reference.low_rank(term.seed, tuned.streams[name], tuple(weight.shape), term.rank, term.b_seed)
                 weight.data += term.coefficient * torch.from_numpy(z)
         with torch.no_grad():
             expected = moved(input_ids=tokens).logits
@@ -402,6 +404,7 @@ def test_corrected_outputs_are_those_of_weights_made_by_the_formula():
 
 def test_the_journal_writes_a_rank_where_there_is_one(tmp_path):
     with Journal(tmp_path, {}) as journal:
-        journal.append(StepRecord(0, (1.0,), Update(0.0, (Term(1, 0.5), Term(2, 0.25, 4)), 3), lr=0.1))
+        terms = (Term(1, 0.5), Term(2, 0.25, 4), Term(2, 0.25, 4, b_seed=7))
+        journal.append(StepRecord(0, (1.0,), Update(0.0, terms, 3), lr=0.1))
     step = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])
-    assert step["terms"] == [[1, 0.5], [2, 0.25, 4]]
+    assert step["terms"] == [[1, 0.5], [2, 0.25, 4], [2, 0.25, 4, 7]]

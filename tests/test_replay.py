@@ -17,7 +17,7 @@ from zoreward.cli import main
 from zoreward.journal import Journal, fingerprint, load_run, replaying, weights_dtype
 from zoreward.kernels import cpu, portable
 from zoreward.members import tuned_weights, update_, updates_
-from zoreward.methods import SPSA
+from zoreward.methods import SPSA, state_after
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -60,6 +60,39 @@ def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokeniz
         for step, expected in enumerate(live.after):
             assert bits(replay(path, random_model("llama").to(dtype), step=step)) == expected, (path, step)
         assert bits(replay(load_run(path), random_model("llama").to(dtype))) == live.after[-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("svrg", {"full_every": 3}), ("lozo-m", {"refresh": 3, "window": 3}), ("sparse", {}), ("sign", {"more_every": 2})],
+)
+def test_a_run_of_every_kind_of_method_is_replayed(method, options, tmp_path, tokenizer):
+    sizes = []
+
+    def spy(predictions, logprobs):
+        sizes.append(len(predictions))
+        return [row[1] - row[0] for row in logprobs]
+
+    model = random_model("llama").to(torch.bfloat16)
+    live = Snapshots(model)
+    args = ZOConfig(
+        str(tmp_path / "run"), max_steps=5, per_device_train_batch_size=4, learning_rate=3e-3, method=method,
+        use_cpu=True, disable_tqdm=True, template="{text} it was", choices=[" not", " very"], **options,
+    )  # fmt: skip
+    trainer = ZOTrainer(
+        model, objective=spy, args=args, train_dataset=ROWS, processing_class=tokenizer, callbacks=[live]
+    )
+    sizes.clear()
+    trainer.train()
+    if method == "svrg":  # couples on all six rows, then couples here and at the anchor on the batch's four or two
+        assert sizes == [6] * 2 + [2] * 4 + [4] * 4 + [6] * 2 + [4] * 4
+        assert trainer.method.anneal_every == 2
+    assert len({b"".join(weights) for weights in live.after}) == 6
+    for path in (tmp_path / "run", tmp_path / "run" / "trajectory.safetensors"):
+        for step, expected in enumerate(live.after):
+            assert bits(replay(path, random_model("llama").to(torch.bfloat16), step=step)) == expected, (path, step)
+    run = load_run(tmp_path / "run")
+    assert state_after(trainer.method, run.records()) == trainer.method_state
 
 
 def record_run(folder: Path, model: PreTrainedModel, rank: int, steps: int = 5) -> list[list[bytes]]:

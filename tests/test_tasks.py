@@ -92,6 +92,11 @@ def test_the_other_link_of_copa(tmp_path: Path) -> None:
         task.prepared([{**row, "question": "reason"}])
 
 
+def test_squads_answers_may_be_a_plain_list() -> None:
+    row = {**GOLDEN["squad"]["row"], "answers": GOLDEN["squad"]["answers"]}
+    assert load_task("squad").prepared([row])[0]["answer"] == GOLDEN["squad"]["answers"]
+
+
 def test_rows_without_a_label_are_left_out() -> None:
     task = load_task("snli-masked")
     rows = [{"label": 0}, {"label": -1}, {"label": 2}]
@@ -112,13 +117,14 @@ def test_columns_are_made_one_after_the_other_and_rows_stay_as_they_were() -> No
             "pair": ["{a}!", "{up}?"],
             "each_one": {"text": "{a} @", "each": "many", "replace": {"@": "{each}"}},
             "raw": {"of": "many"},
+            "first": {"of": ["none", "many[text]", "many"]},
             "literal": {"text": "{a}.", "replace": {"x": "<>"}},
         },
     )
     assert [row["pair"] for row in made] == [["x!", "1?"], ["y!", "0?"]]
     assert [row["each_one"] for row in made] == [["x p", "x q"], []]
     assert [row["literal"] for row in made] == ["<>.", "y."]
-    assert made[0]["raw"] == ["p", "q"]
+    assert made[0]["raw"] == made[0]["first"] == ["p", "q"]
     assert rows == [{"a": "x", "many": ["p", "q"]}, {"a": "y", "many": []}]
 
 
@@ -129,7 +135,8 @@ def test_columns_are_made_one_after_the_other_and_rows_stay_as_they_were() -> No
         ({"x": {"text": "{a}", "of": "a"}}, "the column 'x' is not described", "either"),
         ({"x": {"text": "{a}", "echa": "many"}}, "'x' has 'echa'", "did you mean each?"),
         ({"x": {"of": "a", "each": "many"}}, "'x' has each: beside of:", "values"),
-        ({"x": {"of": ["a"]}}, "'x': of: is no text", "a text"),
+        ({"x": {"of": ["a", 3]}}, "'x': of: is no text", "a text"),
+        ({"x": {"of": ["b", "c"]}}, "no row has the column 'c'", "the columns are a, many"),
         ({"x": {"text": "{a}", "replace": "b"}}, "replace: is no list of pairs", "{old: new}"),
         ({"x": "{a|lowr}"}, "the filter 'lowr'", "did you mean lower"),
         ({"x": {"text": "{a}", "replace": {"b": "{a|lowr}"}}}, "the filter 'lowr'", "lower"),

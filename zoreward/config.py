@@ -17,9 +17,9 @@ class ZOArguments:
     Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
     """
 
-    method: Literal["spsa", "es", "fzoo"] = field(
+    method: Literal["spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "sparse", "es", "fzoo", "eggroll"] = field(
         default="spsa",
-        metadata={"help": "spsa: two members for each direction; es, fzoo: one, weighed against the others or θ."},
+        metadata={"help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."},
     )
     noise: Literal["dense", "low-rank"] | None = field(
         default=None,
@@ -27,7 +27,7 @@ class ZOArguments:
             "help": "Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank."
         },
     )
-    rank: int = field(default=1, metadata={"help": "Rank of low-rank directions."})
+    rank: int | None = field(default=None, metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2."})
     eps: float | None = field(
         default=None,
         metadata={"help": "ε, how far members stand from the weights. Default: 1e-3, for text 1e-2."},
@@ -36,9 +36,35 @@ class ZOArguments:
         default=None,
         metadata={"help": "Directions a step (K); each costs two members. Default: 1, for text 16."},
     )
-    normalize: Literal["none", "rms", "zscore", "rank"] | None = field(
+    more_every: int | None = field(
+        default=None, metadata={"help": "One direction more after every so many steps. Default: never."}
+    )
+    normalize: Literal["none", "rms", "zscore", "rank", "sign"] | None = field(
         default=None,
         metadata={"help": "What becomes of differences of scores, with spsa. Default: none, for text rms."},
+    )
+    momentum: float | None = field(
+        default=None, metadata={"help": "β: the steps before count too, by β, β², … Default: 0, for momentum 0.9."}
+    )
+    window: int | None = field(
+        default=None, metadata={"help": "Steps that momentum looks back on; the update draws them all. Default: 10."}
+    )
+    refresh: int | None = field(
+        default=None, metadata={"help": "Steps that share a factor of low-rank directions. Default: 1, for lozo 50."}
+    )
+    share: float | None = field(
+        default=None,
+        metadata={"help": "Tune this share of each tensor, its smallest weights. Default: all, for sparse 0.25."},
+    )
+    full_every: int | None = field(
+        default=None, metadata={"help": "Steps from one pass over all rows to the next, with svrg. Default: 2."}
+    )
+    full_rate: float | None = field(
+        default=None, metadata={"help": "How much larger the step after such a pass is, with svrg. Default: 10."}
+    )
+    anneal_every: int | None = field(
+        default=None,
+        metadata={"help": "Steps of the two windows by which svrg lowers its rates; 0: never. Default: an epoch."},
     )
     tune: str = field(
         default="full",

@@ -132,21 +132,23 @@ def inv_sqrt_rank(rank: int) -> np.float32:
     return np.float32(1 / math.sqrt(rank))
 
 
-def low_rank(seed: int, stream: int, shape: tuple[int, int], rank: int) -> NDArray[np.float32]:
+def low_rank(
+    seed: int, stream: int, shape: tuple[int, int], rank: int, b_seed: int | None = None
+) -> NDArray[np.float32]:
     """Return the low-rank direction z of a matrix: float32, shape (m, n).
 
         z[i, j] = (a[i, 0]·b[j, 0] + a[i, 1]·b[j, 1] + … + a[i, r−1]·b[j, r−1]) · float32(1/√r)
 
     a (m, r) and b (n, r) are `normal` with purposes of their own. Each product and each sum is rounded to float32, in
     this order; nothing is fused. Each entry has mean 0 and variance 1. Only matrices have such a direction: tensors
-    with more or fewer dimensions are left as they are.
+    with more or fewer dimensions are left as they are. b is drawn from `b_seed` where there is one.
 
     >>> round(float(low_rank(seed=0, stream=0, shape=(3, 2), rank=1)[2, 1]), 6)  # 1/√8 · 4/√8
     0.5
     """
     rows, columns = shape
     a = normal(seed, stream, 0, rows * rank, FACTOR_A).reshape(rows, rank)
-    b = normal(seed, stream, 0, columns * rank, FACTOR_B).reshape(columns, rank)
+    b = normal(seed if b_seed is None else b_seed, stream, 0, columns * rank, FACTOR_B).reshape(columns, rank)
     z = a[:, None, 0] * b[None, :, 0]
     for k in range(1, rank):
         z = z + a[:, None, k] * b[None, :, k]

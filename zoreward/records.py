@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 class ZorewardError(Exception):
@@ -77,24 +77,48 @@ class Term:
         seed: names the direction z; 0 ≤ seed < 2^64.
         coefficient: rounded to float32 on creation, so that a term means the same wherever it is stored.
         rank: 0 for a dense direction; r > 0 for z = a·bᵀ/√r, which moves matrices only.
+        b_seed: of the factor b, where several directions of a rank share theirs; None: `seed`, as for the factor a.
 
     Raises:
-        ValueError: the seed or the rank is out of range.
+        ValueError: a seed or the rank is out of range, or a dense direction has a `b_seed`.
 
     >>> Term(7, 0.25, rank=1)
-    Term(seed=7, coefficient=0.25, rank=1)
+    Term(seed=7, coefficient=0.25, rank=1, b_seed=None)
     """
 
     seed: int
     coefficient: float
     rank: int = 0
+    b_seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"a direction seed lies between 0 and 2^64 - 1, not {self.seed}")
+        if not (0 <= self.seed < 2**64 and 0 <= (self.b_seed or 0) < 2**64):
+            raise ValueError(f"a direction seed lies between 0 and 2^64 - 1, not {self.seed} or {self.b_seed}")
         if not (isinstance(self.rank, int) and self.rank >= 0):
             raise ValueError(f"a rank is a whole number from 0 on, not {self.rank}")
+        if self.b_seed is not None and not self.rank:
+            raise ValueError("a dense direction has no factor b to give a seed to")
         object.__setattr__(self, "coefficient", to_float32(self.coefficient))
+        if self.b_seed == self.seed:
+            object.__setattr__(self, "b_seed", None)
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """The seeds of the factors a and b.
+
+        >>> Term(7, 0.25, rank=1).seeds, Term(7, 0.25, rank=1, b_seed=3).seeds
+        ((7, 7), (7, 3))
+        """
+        return self.seed, self.seed if self.b_seed is None else self.b_seed
+
+    @property
+    def direction(self) -> tuple[int, int, int]:
+        """What z depends on, beside the tensor: the rank and both seeds. Terms of one direction differ by a multiple.
+
+        >>> Term(7, 0.25).direction == Term(7, -0.5).direction
+        True
+        """
+        return self.rank, *self.seeds
 
     def moves(self, ndim: int) -> bool:
         """Whether the direction has a part in tensors of `ndim` dimensions.
@@ -116,10 +140,24 @@ class Query:
     Args:
         step: counts from 0.
         members: M members; an antithetic couple stands side by side, θ + εz before θ − εz.
+        rows: which rows: those of the step's `batch`, or `all` rows that are tuned on.
+        at_once: how many members share a forward pass at most; None: all. Fewer take less memory.
     """
 
     step: int
     members: tuple[Member, ...]
+    rows: Literal["batch", "all"] = "batch"
+    at_once: int | None = None
+
+    @property
+    def parts(self) -> list[tuple[Member, ...]]:
+        """The members that are scored together.
+
+        >>> Query(0, ((), (Term(1, 0.5),), (Term(1, -0.5),)), at_once=2).parts[1]
+        ((Term(seed=1, coefficient=-0.5, rank=0, b_seed=None),),)
+        """
+        size = self.at_once or len(self.members)
+        return [self.members[m : m + size] for m in range(0, len(self.members), size)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,8 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         task = with_task("eval", context, values)
         prompt = {name: values[name] for name in PROMPT_FIELDS}
         objective = made_objective(source, given_options(context, values), values["also"])
-        objective = patient_objective(objective, values)
         content_free = _content_free(objective, values, task)
+        objective = patient_objective(objective, values)
         rows, shot_rows = scored_rows(objective, prompt, values, task)
         device = select_device(values["device"])
         if values["show_prompts"]:

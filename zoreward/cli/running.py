@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model"
 # Options whose defaults depend on what the objective needs.
-BY_NEED = ("noise", "eps", "num_directions", "normalize", "learning_rate")
+BY_NEED = ("noise", "rank", "eps", "num_directions", "normalize", "momentum", "refresh", "share", "learning_rate")
 SIGNALS = ("SIGINT", "SIGTERM")
 
 

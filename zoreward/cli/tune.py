@@ -296,14 +296,12 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
-    from zoreward.methods import SPSA
+    from zoreward.methods import make_method, named
 
-    names = {"eps": "eps", "num_directions": "num_directions", "learning_rate": "lr", "weight_decay": "weight_decay"}
-    given = {name: values[option] for option, name in names.items() if values[option] is not None}
-    try:
-        SPSA(**given, seed=values["seed"])
-    except ValueError as error:
-        raise InputError(str(error), hint="change the option of that name") from None
+    options = ("eps", "num_directions", "weight_decay", "normalize", "more_every", "momentum", "window", "refresh")
+    given = {name: values[name] for name in (*options, "full_every", "full_rate", "anneal_every", "seed")}
+    low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
+    make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 
 
 def check_output(output: Path, *, resume: bool | None = None) -> None:

@@ -41,8 +41,8 @@ def with_columns(rows: Sequence[Row], columns: Mapping[str, Any]) -> list[Row]:
 
     - a template: a text;
     - a list of templates: a list of texts, such as a row's own answers;
-    - `{of: PATH}`: what stands at `PATH`, `answers[text]`, unchanged; `{of: PATH, values: {a: x, b: y}}`: x where that
-      is a, y where it is b;
+    - `{of: PATH}`: what stands at `PATH`, `answers[text]`, unchanged; of a list of paths, at the first where something
+      stands; `{of: PATH, values: {a: x, b: y}}`: x where that is a, y where it is b;
     - `{text: TEMPLATE, replace: {OLD: TEMPLATE}}`: the text, OLD in it replaced; with `each: PATH` a list, one text for
       each item of the list at `PATH`, which is `{each}` in both templates.
 
@@ -75,6 +75,8 @@ def _check_keys(how: dict[str, Any], what: str) -> None:
             raise InputError(
                 f"{what} has {key}: beside {allowed[0]}:", hint=f"with {allowed[0]}: go {listed(allowed[1:])}"
             )
+    if isinstance(how.get("of"), list) and how["of"] and all(isinstance(path, str) for path in how["of"]):
+        how = {**how, "of": how["of"][0]}
     for key, kind in (("of", str), ("text", str), ("each", str), ("values", dict), ("replace", dict)):
         if key in how and not isinstance(how[key], kind):
             kinds = "a text" if kind is str else "pairs, {old: new}"
@@ -104,10 +106,20 @@ def _values(rows: list[Row], how: Any, what: str) -> list[Any]:
     return [[next(texts) for _ in items] for items in lists]
 
 
-def _at(rows: list[Row], path: str, what: str) -> list[Any]:
+def _at(rows: list[Row], paths: str | list[str], what: str) -> list[Any]:
+    path, *others = [paths] if isinstance(paths, str) else paths
     columns = columns_of(rows)
-    if (column := column_in(path)) not in columns:
-        raise InputError(f"{what}: no row has the column {column!r}", hint=columns_hint(column, columns))
+    try:
+        if (column := column_in(path)) not in columns:
+            raise InputError(f"{what}: no row has the column {column!r}", hint=columns_hint(column, columns))
+        return _found(rows, path, what)
+    except InputError:
+        if not others:
+            raise
+        return _at(rows, others, what)
+
+
+def _found(rows: list[Row], path: str, what: str) -> list[Any]:
     return [field_value(path, row, f"row {number}", what) for number, row in enumerate(rows, 1)]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run, directions
-from zoreward.members import Tuned, adapted, config_of, has_adapter, tuned_weights, updates_
+from zoreward.members import Tuned, adapted, config_of, has_adapter, limited, tuned_weights, updates_
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
@@ -122,7 +122,8 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
         if wrapped is not model:
             wrapped.unload()
         raise
-    return wrapped, replace(tuned, streams=run.streams)
+    tuned = replace(tuned, streams=run.streams)
+    return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 
 def _with_adapter(run: Run, model: Any) -> Any:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zoreward.journal.lines import number, shown, whole
-from zoreward.methods.steps import ROUNDING_INDEX
-from zoreward.noise import NOISE_VERSION, derive_seed
+from zoreward.methods import Directions
+from zoreward.noise import NOISE_VERSION
 from zoreward.records import InputError, StepRecord, Update, to_float32
 
 MAX_RANK = 4096
 MAX_DIRECTIONS = 1 << 20
+MAX_WINDOW = 1 << 10
+MAX_STEPS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,17 @@ class Run:
         """Yield what the steps from `start` up to `steps` (not included) did to the weights."""
         return (self.record(step).update for step in range(start, steps))
 
+    def records(self) -> Iterator[StepRecord]:
+        """Yield what happened in each step."""
+        return map(self.record, range(self.n_steps))
+
     def projected_grads(self, step: int) -> list[float] | None:
         """Return g_K of a step: the slope of the score along each direction; None where the file does not tell.
 
             g_k = (s(θ + ε z_k) − s(θ − ε z_k)) / 2ε
 
-        A journal has the scores of SPSA. A trajectory has the coefficients: g_k = coefficient · K / lr, to the
-        precision of float32, unless the scores were normalised or lr is 0.
+        A journal has the scores of couples. A trajectory has the coefficients: g_k = coefficient · K / lr, to the
+        precision of float32, unless the scores were normalised, there was momentum, or lr is 0.
 
         Args:
             step: counts from 0.
@@ -70,18 +76,15 @@ class Run:
         if not 0 <= step < self.n_steps:
             raise InputError(f"there is no step {step}: the run has {self.n_steps}", hint="The first one is step 0.")
         record, drawn = self.record(step), directions(self.header)
-        if drawn is None or self.header["method"].get("name") != "spsa":
+        if drawn is None or "normalize" not in self.header["method"]:  # another kind of members than SPSA's
             return None
-        method, scores, count = self.header["method"], record.scores, drawn.per_step
+        method, scores, count = self.header["method"], record.scores, drawn.drawn(step)
         eps = method.get("eps")
         if len(scores) == 2 * count and number(eps) and to_float32(eps) > 0:
             return [(scores[m] - scores[m + 1]) / (2 * to_float32(eps)) for m in range(0, len(scores), 2)]
-        if scores or method.get("normalize", "none") != "none" or record.lr == 0:
+        if scores or method["normalize"] != "none" or drawn.momentum or record.lr == 0:
             return None
-        slopes = [0.0] * count
-        for k, term in zip(places(drawn, record), record.update.terms, strict=True):
-            slopes[k] = term.coefficient * count / record.lr
-        return slopes
+        return [(own or 0.0) * count / record.lr for own in own_coefficients(drawn, record)]
 
     def save(self, path: str | Path) -> None:
         """Write the run as a trajectory: a safetensors file with 4 bytes a direction and step; see docs/journal.md.
@@ -114,17 +117,11 @@ def check_header(header: dict[str, Any]) -> None:
         raise InputError("its header has no table of streams", hint="Ask whoever wrote it for another copy.")
     if not re.fullmatch("[0-9a-f]{64}", str(header.get("fingerprint"))):
         raise InputError("its header has no fingerprint", hint="Ask whoever wrote it for another copy.")
+    limits = header.get("limits", dict.fromkeys(streams, 0.0))
+    if not (isinstance(limits, dict) and limits.keys() == streams.keys() and all(map(number, limits.values()))):
+        raise InputError("its limits are not those of its weights", hint="Ask whoever wrote it for another copy.")
     if header.get("dtype") not in ("float64", "float32", "bfloat16", "float16"):
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
-
-
-@dataclass(frozen=True, slots=True)
-class Directions:
-    """What the directions of a run derive from: its seed, their number K a step, and their rank."""
-
-    seed: int
-    per_step: int
-    rank: int
 
 
 def directions(header: dict[str, Any]) -> Directions | None:
@@ -135,23 +132,42 @@ def directions(header: dict[str, Any]) -> Directions | None:
     seed, count, rank = method.get("seed"), method.get("num_directions"), method.get("rank", 0)
     if not (whole(seed, 2**64) and whole(count, MAX_DIRECTIONS) and count and whole(rank, MAX_RANK + 1)):
         return None
-    return Directions(seed, count, rank)
+    refresh, more, full = (
+        method.get(name, less) for name, less in (("refresh", 1), ("more_every", 0), ("full_every", 0))
+    )
+    if not (whole(refresh, MAX_STEPS) and refresh and whole(more, MAX_STEPS) and whole(full, MAX_STEPS)):
+        return None
+    momentum, window = method.get("momentum", 0.0), method.get("window", 1)
+    if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW) and window):
+        return None
+    return Directions(seed, count, rank, refresh, more, float(momentum), window if momentum else 1, full)
 
 
-def places(drawn: Directions, record: StepRecord) -> list[int]:
-    """Return k for each term of a step: which of the step's directions it moves along, in ascending order.
+def own_coefficients(drawn: Directions, record: StepRecord, past: Sequence[Sequence[float]] = ()) -> list[float | None]:
+    """Return a step's coefficient along each of its directions, from which all its terms follow; None without a term.
+
+    Args:
+        drawn: what the run's directions derive from.
+        record: the step.
+        past: the coefficients of the steps before it that count, the newest first, 0 where there was no term.
 
     Raises:
-        InputError: a term that is none of them.
+        InputError: a term that does not follow.
     """
-    update, found, k = record.update, [], 0
-    for term in update.terms:
-        while k < drawn.per_step and derive_seed(drawn.seed, record.step, k) != term.seed:
+    update, step = record.update, record.step
+    older = drawn.older(step, past)
+    end = len(update.terms) - len(older)
+    found: list[float | None] = [None] * drawn.size(step)
+    ways, k = drawn.at(step), 0
+    for term in update.terms[: max(end, 0)]:
+        while k < len(ways) and ways[k].direction != term.direction:
             k += 1
-        if k == drawn.per_step or term.rank != drawn.rank:
-            raise InputError(f"step {record.step} has terms that do not follow from the seed", hint="Keep the journal.")
-        found.append(k)
+        if k == len(ways):
+            break
+        found[k] = term.coefficient
         k += 1
-    if update.rounding_seed != derive_seed(drawn.seed, record.step, ROUNDING_INDEX):
-        raise InputError(f"step {record.step} was not rounded by the run's seed", hint="Keep the journal.")
+    if update.terms != drawn.own(step, found) + older:
+        raise InputError(f"step {step} has terms that do not follow from the seed", hint="Keep the journal.")
+    if update.rounding_seed != drawn.rounding_seed(step):
+        raise InputError(f"step {step} was not rounded by the run's seed", hint="Keep the journal.")
     return found

@@ -40,7 +40,7 @@ def mark(fingerprint: str, record: StepRecord) -> str:
         record: the step.
     """
     update = record.update
-    terms = [(term.seed, term.coefficient, term.rank) for term in update.terms]
+    terms = [(term.seed, term.coefficient, *term.direction) for term in update.terms]
     said = [fingerprint, record.step, [*map(float, record.scores)], update.decay, terms, update.rounding_seed]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import zlib
-from functools import partial
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.journal.lines import number, parse, whole
-from zoreward.journal.run import Directions, Run, check_header, directions, places
-from zoreward.methods.steps import ROUNDING_INDEX
-from zoreward.noise import derive_seed
-from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
+from zoreward.journal.run import Run, check_header, directions, own_coefficients
+from zoreward.methods import Directions
+from zoreward.records import InputError, MissingFileError, StepRecord, Update
 
 TRAJECTORY_NAME = "trajectory.safetensors"
 FORMAT = "zoreward-trajectory-1"
@@ -53,13 +53,15 @@ def trajectory_bytes(run: Run) -> bytes:
     drawn = directions(run.header)
     if drawn is None:
         raise InputError("the header does not say what the directions derive from", hint="Keep the journal.")
-    coefficients = np.full((run.n_steps, drawn.per_step), NO_TERM, "<f4")
+    rows: list[NDArray[Any]] = []
     rates, decays = np.zeros(run.n_steps), np.zeros(run.n_steps, "<f4")
-    for step in range(run.n_steps):
-        record = run.record(step)
-        for k, term in zip(places(drawn, record), record.update.terms, strict=True):
-            coefficients[step, k] = term.coefficient
+    for step, record in enumerate(run.records()):
+        own = own_coefficients(drawn, record, _past(drawn, rows))
+        rows.append(np.array([NO_TERM if value is None else value for value in own], "<f4"))
         rates[step], decays[step] = record.lr, record.update.decay
+    coefficients = np.concatenate(rows) if rows else np.empty(0, "<f4")
+    if drawn.even:
+        coefficients = coefficients.reshape(run.n_steps, drawn.count)
     names = sorted(run.streams)
     header = {name: value for name, value in run.header.items() if name != "streams"}
     about: dict[str, Any] = {"header": header, "steps": run.n_steps}
@@ -127,14 +129,20 @@ def run_of(data: bytes) -> Run:
     drawn = directions(header) if isinstance(header, dict) else None
     if not isinstance(header, dict) or drawn is None or not whole(steps, MAX_FILE):
         raise ValueError("it does not say what its directions derive from")
-    arrays = _arrays(stored, about, steps, drawn.per_step)
+    if steps * 4 > len(stored[1]):
+        raise ValueError("it has more steps than numbers")
+    ends = range(0, (steps + 1) * drawn.count, drawn.count) if drawn.even else _ends(drawn, steps)
+    arrays = _arrays(stored, about, (steps, drawn.count) if drawn.even else (ends[-1],), steps)
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}
     check_header(header)
     decays, rates = (np.asarray(arrays.get(name, about.get(name))) for name in ("decay", "lr"))
     if np.isinf(arrays["coefficients"]).any() or not (np.isfinite(decays).all() and np.isfinite(rates).all()):
         raise ValueError("a number in it is not finite")
-    return Run(header, steps, partial(_stored, drawn, arrays["coefficients"], decays, rates))
+    flat = arrays["coefficients"].reshape(-1)
+    return Run(
+        header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], decays, rates, step)
+    )
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview]]:
@@ -152,10 +160,12 @@ def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview
     return parse(text), (entries, body)
 
 
-def _arrays(stored: tuple[dict[str, Any], memoryview], about: dict[str, Any], steps: int, count: int) -> Arrays:
+def _arrays(
+    stored: tuple[dict[str, Any], memoryview], about: dict[str, Any], shape_of_all: tuple[int, ...], steps: int
+) -> Arrays:
     """The arrays, if they are those that such a run has, in their order and without a gap."""
     entries, body = stored
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {"coefficients": ("F32", (steps, count))}
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {"coefficients": ("F32", shape_of_all)}
     for name in ("decay", "lr"):
         if name not in about:
             layout[name] = ("F32", (steps,))
@@ -207,14 +217,23 @@ def _sum(text: str, data: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
+def _ends(drawn: Directions, steps: int) -> Sequence[int]:
+    """Where each step's coefficients begin, and where the last one's end."""
+    return [0, *accumulate(drawn.size(step) for step in range(steps))]
+
+
+def _past(drawn: Directions, rows: Sequence[NDArray[Any]]) -> list[list[float]]:
+    """The coefficients that a step with momentum looks back on, from those of all steps before it."""
+    newest_first = rows[: -drawn.window : -1]
+    return [np.nan_to_num(row, nan=0.0).tolist() for row in newest_first]
+
+
 def _stored(
-    drawn: Directions, coefficients: NDArray[Any], decays: NDArray[Any], rates: NDArray[Any], step: int
+    drawn: Directions, row: Callable[[int], NDArray[Any]], decays: NDArray[Any], rates: NDArray[Any], step: int
 ) -> StepRecord:
     """The record of a step; `decays` and `rates` are an array each, or one number where it never changed."""
-    terms = tuple(
-        Term(derive_seed(drawn.seed, step, k), coefficient, drawn.rank)
-        for k, coefficient in enumerate(coefficients[step].tolist())
-        if coefficient == coefficient
-    )
+    own = [value if value == value else None for value in row(step).tolist()]
+    past = _past(drawn, [row(before) for before in range(max(0, step - drawn.window + 1), step)])
+    terms = drawn.own(step, own) + drawn.older(step, past)
     decay, rate = (float(values[step] if values.ndim else values) for values in (decays, rates))
-    return StepRecord(step, (), Update(decay, terms, derive_seed(drawn.seed, step, ROUNDING_INDEX)), rate)
+    return StepRecord(step, (), Update(decay, terms, drawn.rounding_seed(step)), rate)

@@ -26,8 +26,9 @@ class Journal:
     | `step` | once a step | scores, learning rate, and the update as terms |
     | `evaluation` | when rows to choose by were scored | the score at that step |
 
-    A term is [seed, coefficient], or [seed, coefficient, rank] where its direction is of low rank. Each line carries a
-    checksum; docs/journal.md has the format.
+    A term is [seed, coefficient], or [seed, coefficient, rank] where its direction is of low rank, or [seed,
+    coefficient, rank, b_seed] where its factor b has another seed. Each line carries a checksum; docs/journal.md has
+    the format.
 
     When `append` returns, the operating system has the line: it survives the end of the process, however that comes. To
     survive a power cut as well it must be on the disk, which `sync` waits for.
@@ -144,7 +145,8 @@ class Journal:
 
 
 def _term(term: Term) -> list[int | float]:
-    return [term.seed, term.coefficient, term.rank] if term.rank else [term.seed, term.coefficient]
+    fields = [term.seed, term.coefficient, term.rank, term.seeds[1]]
+    return fields if term.b_seed is not None else fields[: 3 if term.rank else 2]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -149,7 +149,7 @@ class Directions:
         low_rank = [term for term in terms if term.rank and term.moves(len(shape))]
         # Transposed: a line of b at a time is multiplied, and lies in one piece.
         self._factors = {
-            (term.seed, term.rank): tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term))
+            term.direction: tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term))
             for term in low_rank
         }
 
@@ -171,7 +171,7 @@ class Directions:
 
     def _low_rank(self, term: Term, start: int, count: int) -> NDArray[np.float32]:
         """The lines of `noise.low_rank` that the chunk touches, cut to the chunk."""
-        a, b = self._factors[term.seed, term.rank]
+        a, b = self._factors[term.direction]
         columns = b.shape[1]
         first, last = start // columns, -(-(start + count) // columns)
         z: NDArray[np.float32] = a[0, first:last, None] * b[0]
@@ -185,8 +185,8 @@ class Directions:
 def factors(shape: tuple[int, ...], stream: int, term: Term) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the factors a (m, r) and b (n, r) of a low-rank direction of a matrix of shape (m, n)."""
     a, b = (
-        _whole(term.seed, stream, size * term.rank, purpose).reshape(size, term.rank)
-        for size, purpose in zip(shape, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
+        _whole(seed, stream, size * term.rank, purpose).reshape(size, term.rank)
+        for size, seed, purpose in zip(shape, term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
     )
     return a, b
 

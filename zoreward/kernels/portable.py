@@ -23,8 +23,8 @@ Weight = tuple[torch.Tensor, int]
 Factors = tuple[torch.Tensor, torch.Tensor]
 """a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
 
-FactorsOf = dict[tuple[int, int, int], Factors]
-"""(number of the tensor, seed, rank) → factors; matrices only."""
+FactorsOf = dict[tuple[int, tuple[int, int, int]], Factors]
+"""(number of the tensor, `Term.direction`) → factors; matrices only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +104,20 @@ def factors_all(weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[F
     found: list[list[Factors]] = [[] for _ in weights]
     for term in terms if weights else ():
         a_all, b_all = (
-            _factor([(weight.shape[side], stream) for weight, stream in weights], term, purpose, weights[0][0].device)
-            for side, purpose in enumerate((noise.FACTOR_A, noise.FACTOR_B))
+            _factor([(weight.shape[side], stream) for weight, stream in weights], term, side, weights[0][0].device)
+            for side in (0, 1)
         )
         for pairs, a, b in zip(found, a_all, b_all, strict=True):
             pairs.append((a, b))
     return found
 
 
-def _factor(sizes: Sequence[tuple[int, int]], term: Term, purpose: int, device: torch.device) -> list[torch.Tensor]:
-    """One factor of all matrices at once, from the size and the stream of each: (size, r)."""
+def _factor(sizes: Sequence[tuple[int, int]], term: Term, side: int, device: torch.device) -> list[torch.Tensor]:
+    """One factor of all matrices at once, a (side 0) or b (1), from the size and the stream of each: (size, r)."""
+    seed, purpose = term.seeds[side], (noise.FACTOR_A, noise.FACTOR_B)[side]
     parts: list[list[torch.Tensor]] = [[] for _ in sizes]
     for group in _groups([size * term.rank for size, _ in sizes]):
-        z = _Draw([stream for _, stream in sizes], group, device).normal(term.seed, purpose)
+        z = _Draw([stream for _, stream in sizes], group, device).normal(seed, purpose)
         for piece in group:
             parts[piece.tensor].append(piece.of(z))
     wholes = [torch.cat(some) if some else torch.empty(0, device=device) for some in parts]
@@ -125,12 +126,10 @@ def _factor(sizes: Sequence[tuple[int, int]], term: Term, purpose: int, device: 
 
 def _factors_of(weights: Sequence[Weight], terms: Sequence[Term], numbers: Iterable[int]) -> FactorsOf:
     numbers = sorted(number for number in numbers if weights[number][0].ndim == 2)
-    distinct = list({(term.seed, term.rank): term for term in terms if term.rank}.values())
+    distinct = list({term.direction: term for term in terms if term.rank}.values())
     pairs_of = zip(numbers, factors_all([weights[number] for number in numbers], distinct), strict=True)
     return {
-        (number, term.seed, term.rank): pair
-        for number, pairs in pairs_of
-        for term, pair in zip(distinct, pairs, strict=True)
+        (number, term.direction): pair for number, pairs in pairs_of for term, pair in zip(distinct, pairs, strict=True)
     }
 
 
@@ -141,8 +140,8 @@ def _add_terms(
     for dense, term in zip(z_K, terms, strict=True):
         if dense is not None:
             z = piece.of(dense)
-        elif (piece.tensor, term.seed, term.rank) in factors:
-            z = _low_rank(*factors[piece.tensor, term.seed, term.rank], piece)
+        elif (piece.tensor, term.direction) in factors:
+            z = _low_rank(*factors[piece.tensor, term.direction], piece)
         else:
             continue
         acc += z.to(acc.dtype) * term.coefficient

@@ -15,6 +15,7 @@ from triton.language.extra import libdevice
 from zoreward import noise
 
 DIRECTION = tl.constexpr(noise.DIRECTION)
+FACTOR_A = tl.constexpr(noise.FACTOR_A)
 ROUNDING = tl.constexpr(noise.ROUNDING)
 _MULTIPLIER_0 = tl.constexpr(noise.MULTIPLIER_0)
 _MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)

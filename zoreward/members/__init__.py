@@ -18,6 +18,7 @@ from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
 from zoreward.members.held import HeldCopies
+from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
@@ -39,10 +40,12 @@ __all__ = [
     "grouping_problem",
     "has_adapter",
     "has_prefix",
+    "limited",
     "lora_config",
     "members_at",
     "merged_copy",
     "needs_copies",
+    "smallest",
     "tuned_weights",
     "update_",
     "updates_",

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
+from zoreward.members.limits import update_limited_
 from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, tuned_weights
 from zoreward.records import Member, Update
@@ -136,6 +137,10 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
         >>> updates_(net, [Update(0.0, (Term(seed, 0.5),), rounding_seed=0) for seed in range(3)])
     """
     tuned = tuned or tuned_weights(model)
+    if tuned.limits:
+        for update in updates:
+            update_limited_(tuned, update)
+        return
     pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
     for kernel, weights in by_kernel(pairs, tuned.kernels):
         kernel.replay_all_(weights, updates)

@@ -63,15 +63,15 @@ def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
 @torch.no_grad()
 def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     """Return the factors of the slots' matrices at each member, by the weight's id."""
-    terms = list({(term.seed, term.rank): term for member in members for term in member}.values())
+    terms = list({term.direction: term for member in members for term in member}.values())
     ends = [sum(term.rank for term in terms[: k + 1]) for k in range(len(terms))]
-    columns_of = {(t.seed, t.rank): range(end - t.rank, end) for t, end in zip(terms, ends, strict=True)}
+    columns_of = {term.direction: range(end - term.rank, end) for term, end in zip(terms, ends, strict=True)}
     # The columns of all factors side by side that a member uses, each with its scale; filled up with 0 · the first.
     used = [
         [
             (column, term.coefficient * float(noise.inv_sqrt_rank(term.rank)))
             for term in member
-            for column in columns_of[term.seed, term.rank]
+            for column in columns_of[term.direction]
         ]
         for member in members
     ]
@@ -113,6 +113,8 @@ def correction_of(owner: nn.Module, slots: Sequence[Slot]) -> Correction | None:
     """
     if [(slot.holder, slot.key) for slot in slots] != [(owner, "weight")] or "forward" in owner.__dict__:
         return None
+    if slots[0].limit is not None:  # what is left of a·bᵀ has no low rank
+        return None
     forward = type(owner).forward
     if forward is nn.Linear.forward:
         return _linear
@@ -146,8 +148,8 @@ def corrected_forward(
     """Return a forward of `owner` for the rows of all members at once.
 
     On a GPU, a linear layer that sees many tokens takes perturbed copies after all: a correction reads and writes
-    outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a graph
-    would go on reading the copies of the members that it was captured with.
+    outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a
+    graph would go on reading the copies of the members that it was captured with.
 
     Raises (when called):
         InputError: the input has neither a row nor a token of the model's call in each line.

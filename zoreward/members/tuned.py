@@ -19,12 +19,16 @@ from zoreward.records import InputError, Member
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`."""
+    """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`.
+
+    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`.
+    """
 
     holder: nn.Module
     key: str
     weight: nn.Parameter
     stream: int
+    limit: float | None = None
 
 
 Owner = tuple[nn.Module, tuple[Slot, ...]]
@@ -42,12 +46,14 @@ class Tuned:
         weights: canonical name → weight, each once, in the model's order. Tied weights go by their first name.
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
+        limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
         kernels: what works on the weights of each device; filled as it is needed.
     """
 
     weights: dict[str, nn.Parameter]
     streams: dict[str, int]
     owners: tuple[Owner, ...]
+    limits: dict[str, float] = field(default_factory=dict)
     kernels: Kernels = field(default_factory=dict, repr=False)
 
     @property

@@ -1,7 +1,23 @@
 """Methods: which members to ask for, and what to make of their scores. Scalars only; no model is known here."""
 
+from zoreward.methods.directions import Directions
+from zoreward.methods.names import METHODS, make_method, named, takes
 from zoreward.methods.population import Population
 from zoreward.methods.spsa import SPSA
-from zoreward.methods.steps import SPSAState
+from zoreward.methods.steps import Method, SPSAState, state_after
+from zoreward.methods.svrg import SVRG, SVRGState
 
-__all__ = ["SPSA", "Population", "SPSAState"]
+__all__ = [
+    "METHODS",
+    "SPSA",
+    "SVRG",
+    "Directions",
+    "Method",
+    "Population",
+    "SPSAState",
+    "SVRGState",
+    "make_method",
+    "named",
+    "state_after",
+    "takes",
+]

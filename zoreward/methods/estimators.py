@@ -47,6 +47,17 @@ def over_rms(values: Sequence[float], floor: float) -> list[float]:
     return [value / max(rms, floor) for value in values]
 
 
+def signs(values: Sequence[float]) -> list[float]:
+    """Return the sign of each value: −1, 0 or 1. One outlier moves a step no further than anything else does.
+
+    Source: Cai et al. 2025, "FeedSign", arXiv 2501.17610, whose step is lr · sign(d) · z.
+
+    >>> signs([3.0, -0.5, 0.0])
+    [1.0, -1.0, 0.0]
+    """
+    return [float((value > 0) - (value < 0)) for value in values]
+
+
 def z_scores(scores: Sequence[float], floor: float) -> list[float]:
     """Return standardised scores: u_m = (s_m − mean s) / max(std s, floor), std² = mean (s − mean s)².
 

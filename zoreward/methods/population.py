@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from zoreward.methods.directions import along
 from zoreward.methods.estimators import gains_over_std, z_scores
-from zoreward.methods.steps import SPSAState, check_scores, check_settings, step_along
-from zoreward.noise import derive_seed
-from zoreward.records import Query, Term, Update
+from zoreward.methods.steps import Method
+from zoreward.records import Member, Term
 
 Estimator = Literal["zscore", "base"]
 
 
 @dataclass(frozen=True, slots=True)
-class Population:
+class Population(Method):
     """An evolution strategy whose members θ + ε z_k are weighed against each other, or against θ; maximises a score.
 
         θ ← θ + lr · (mean_k w_k z_k − weight_decay · θ)
@@ -29,14 +29,9 @@ class Population:
     must be scored on the same rows. FZOO draws its directions from ±1; here their entries are `normal`.
 
     Args:
-        eps: ε > 0; rounded to float32, as the members' coefficients are.
-        lr: learning rate ≥ 0; "ES at scale" takes ε / 2.
+        lr: "ES at scale" takes ε / 2.
         num_directions: K ≥ 2 directions a step.
-        weight_decay: ≥ 0; spares tensors with fewer than two dimensions.
-        seed: of the run; each step's directions derive from it and the step's number.
-        rank: 0 for dense directions; r > 0 for a·bᵀ/√r, which move matrices only.
-        estimator: what the scores are compared with.
-        floor: as in `SPSA`.
+        estimator: what the scores are compared with. The other arguments are those of `Method`.
 
     Raises:
         ValueError: a value is out of its range.
@@ -52,53 +47,23 @@ class Population:
     Source: Qiu et al. 2025, arXiv 2509.24372; Dang et al. 2025, arXiv 2506.09034.
     """
 
-    eps: float = 1e-3
     lr: float = 5e-4
     num_directions: int = 30
-    weight_decay: float = 0.0
-    seed: int = 0
-    rank: int = 0
-    estimator: Estimator = "zscore"
-    floor: float = 1e-4
+    estimator: Estimator = field(default="zscore", kw_only=True)
 
-    def __post_init__(self) -> None:
-        check_settings(
-            eps=self.eps,
-            lr=self.lr,
-            num_directions=self.num_directions,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-            rank=self.rank,
-            floor=self.floor,
-        )
+    def _check(self) -> None:
         if self.num_directions < 2:
             raise ValueError("num_directions must be at least 2: one member alone has no spread")
         if self.estimator not in get_args(Estimator):
             raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, not {self.estimator!r}")
 
-    def init(self) -> SPSAState:
-        """Return the state before the first step."""
-        return SPSAState()
+    def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
+        """Return the members θ + εz_0, θ + εz_1, …; for `base` behind θ itself."""
+        members = tuple((along(z, self.eps),) for z in directions)
+        return members if self.estimator == "zscore" else ((), *members)
 
-    def ask(self, state: SPSAState) -> Query:
-        """Return the members of this step: θ itself for `base`, then θ + εz_0, θ + εz_1, …"""
-        seeds = [derive_seed(self.seed, state.step, k) for k in range(self.num_directions)]
-        members = tuple((Term(seed, self.eps, self.rank),) for seed in seeds)
-        return Query(state.step, members if self.estimator == "zscore" else ((), *members))
-
-    def tell(
-        self, state: SPSAState, query: Query, scores: Sequence[float], *, lr: float | None = None
-    ) -> tuple[Update, SPSAState]:
-        """Return the update that the scores call for, and the next state; see `SPSA.tell`.
-
-        Raises:
-            ValueError: wrong number of scores, a score that is not finite, or a query of another step.
-        """
-        check_scores(state, query, scores)
-        rate = self.lr if lr is None else lr
-        directions = [member[0] for member in query.members if member]
+    def weights(self, scores: Sequence[float]) -> list[float]:
+        """Return w_K, by `estimator`."""
         if self.estimator == "zscore":
-            weights = z_scores(scores, self.floor)
-        else:
-            weights = gains_over_std(scores[0], scores[1:], self.floor)
-        return step_along(directions, weights, state, seed=self.seed, rate=rate, decay=self.weight_decay)
+            return z_scores(scores, self.floor)
+        return gains_over_std(scores[0], scores[1:], self.floor)

@@ -1,15 +1,14 @@
-"""What the methods share: where a run stands, what they are given, and the update they return."""
+"""What the methods share: their options, where a run stands, and the step along weighted directions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
-from zoreward.noise import derive_seed
-from zoreward.records import Query, Term, Update
-
-ROUNDING_INDEX = 2**64 - 1
+from zoreward.methods.directions import Directions, along
+from zoreward.records import InputError, Member, Query, StepRecord, Term, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,34 +17,157 @@ class SPSAState:
 
     Args:
         step: updates done so far.
-        silent: how many of them moved nothing, because the scores did not differ: with SPSA, because every direction
+        silent: how many of them learned nothing, because the scores did not differ: with SPSA, because every direction
             had the same score on both sides.
+        past: with momentum, the coefficients of the steps that the next one looks back on, the newest first.
     """
 
     step: int = 0
     silent: int = 0
+    past: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "past", tuple(map(tuple, self.past)))  # JSON has lists
 
 
-def check_settings(
-    *, eps: float, lr: float, num_directions: int, weight_decay: float, seed: int, rank: int, floor: float
-) -> None:
-    """Check what every method is made with.
+@dataclass(frozen=True, slots=True)
+class Method(ABC):
+    """A method: `ask` names the members whose scores it needs, `tell` turns the scores into an update of the weights.
+
+        θ ← θ + lr · (mean_k w_k z_k − weight_decay · θ)
+
+    with weights w_K of the scores, by which the methods differ. Neither call sees a weight of the model, and the state
+    is a few numbers, so a run is resumed from its journal (`state_after`).
+
+    Args:
+        eps: ε > 0, how far members stand from θ; rounded to float32, as the members' coefficients are.
+        lr: learning rate ≥ 0.
+        num_directions: K ≥ 1 directions a step, averaged.
+        weight_decay: ≥ 0; spares tensors with fewer than two dimensions.
+        seed: of the run; each step's directions derive from it and the step's number.
+        rank: 0 for dense directions; r > 0 for a·bᵀ/√r, which move matrices only.
+        floor: a spread of scores below which a method that divides by it takes it for noise, and makes a smaller step.
+            The default is ten times what float32 log-probabilities of the same rows differ by in other batches.
+        refresh: steps that share the factors b of their directions, ≥ 1; for directions of a rank.
+        more_every: steps after which each step has one direction more; 0: never.
+        momentum: β, 0 ≤ β < 1. The step is then along the mean of the directions of the last `window` steps, weighted
+            by β^i, i steps ago, instead of along those of this step alone. Takes no memory, but the update draws
+            `window` times as many directions.
+        window: steps ≥ 2 that momentum looks back on, this one among them.
 
     Raises:
         ValueError: a value is out of its range.
     """
-    if not (eps > 0 and math.isfinite(eps)):
-        raise ValueError(f"eps must be positive, not {eps}")
-    if num_directions < 1:
-        raise ValueError(f"num_directions must be at least 1, not {num_directions}")
-    if not (lr >= 0 and weight_decay >= 0):
-        raise ValueError("lr and weight_decay must not be negative")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie between 0 and 2^64 - 1, not {seed}")
-    if rank < 0:
-        raise ValueError(f"rank must be 0 (dense) or positive, not {rank}")
-    if not (floor > 0 and math.isfinite(floor)):
-        raise ValueError(f"floor must be positive, not {floor}")
+
+    eps: float = 1e-3
+    lr: float = 1e-6
+    num_directions: int = 1
+    weight_decay: float = 0.0
+    seed: int = 0
+    rank: int = 0
+    _: KW_ONLY
+    floor: float = 1e-4
+    refresh: int = 1
+    more_every: int = 0
+    momentum: float = 0.0
+    window: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "floor"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name, least in (("num_directions", 1), ("refresh", 1), ("more_every", 0), ("window", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not (self.lr >= 0 and self.weight_decay >= 0):
+            raise ValueError("lr and weight_decay must not be negative")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and less than 1, not {self.momentum}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie between 0 and 2^64 - 1, not {self.seed}")
+        if self.rank < 0:
+            raise ValueError(f"rank must be 0 (dense) or positive, not {self.rank}")
+        if self.refresh > 1 and not self.rank:
+            raise ValueError("refresh is about the factors of low-rank directions: dense ones have none")
+        self._check()
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Check what the method adds, and what it does not take."""
+
+    @property
+    def directions(self) -> Directions:
+        """What the directions of its steps derive from."""
+        window = self.window if self.momentum else 1
+        return Directions(
+            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window
+        )
+
+    def init(self) -> SPSAState:
+        """Return the state before the first step."""
+        return SPSAState()
+
+    def ask(self, state: SPSAState) -> Query:
+        """Return the members whose scores this step needs."""
+        return Query(state.step, self.members(self.directions.fresh(state.step)))
+
+    def tell(
+        self, state: SPSAState, query: Query, scores: Sequence[float], *, lr: float | None = None
+    ) -> tuple[Update, SPSAState]:
+        """Return the update that the scores call for, and the next state.
+
+        Args:
+            state: the state that `query` was asked with.
+            query: the answer of `ask`.
+            scores: scores_M, higher is better.
+            lr: this step's learning rate, where a schedule changes it.
+
+        Raises:
+            ValueError: wrong number of scores, a score that is not finite, or a query of another step.
+        """
+        check_scores(state, query, scores)
+        directions, rate = self.directions, self.lr if lr is None else lr
+        weights = self.weights(scores)
+        share = rate * self._newest_share()
+        own = [share * weight / len(weights) if weight != 0 else None for weight in weights]
+        fresh = directions.own(state.step, own)
+        terms = fresh + directions.older(state.step, state.past)
+        update = Update(rate * self.weight_decay, terms, directions.rounding_seed(state.step))
+        past = (rounded(own), *state.past)[: directions.window - 1]
+        return update, SPSAState(state.step + 1, state.silent + (not fresh), past)
+
+    @abstractmethod
+    def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
+        """Return the members that stand along directions z_K, each given as a term."""
+
+    @abstractmethod
+    def weights(self, scores: Sequence[float]) -> list[float]:
+        """Return w_K of the scores of `members`; all 0 where they do not differ."""
+
+    def _newest_share(self) -> float:
+        """The newest step's share of a step with momentum: 1 / (1 + β + … + β^(window − 1))."""
+        total, scale = 0.0, 1.0
+        for _ in range(self.window if self.momentum else 1):
+            total, scale = total + scale, scale * self.momentum
+        return 1 / total
+
+
+def couples(directions: Sequence[Term], eps: float, start: Member = ()) -> tuple[Member, ...]:
+    """Return the antithetic couples along directions: start + εz_0, start − εz_0, start + εz_1, …
+
+    >>> [member[0].coefficient for member in couples([Term(7, 1.0)], 0.5)]
+    [0.5, -0.5]
+    """
+    return tuple((*start, along(z, sign * eps)) for z in directions for sign in (1, -1))
+
+
+def rounded(coefficients: Iterable[float | None]) -> tuple[float, ...]:
+    """Return coefficients as terms have them, in float32; 0 for None.
+
+    >>> rounded([0.5, None])
+    (0.5, 0.0)
+    """
+    return tuple(0.0 if value is None else Term(0, value).coefficient for value in coefficients)
 
 
 def check_scores(state: SPSAState, query: Query, scores: Sequence[float]) -> None:
@@ -62,23 +184,30 @@ def check_scores(state: SPSAState, query: Query, scores: Sequence[float]) -> Non
         raise ValueError(f"scores must be finite, got {list(scores)}")
 
 
-def step_along(
-    directions: Sequence[Term], weights: Sequence[float], state: SPSAState, *, seed: int, rate: float, decay: float
-) -> tuple[Update, SPSAState]:
-    """Return the update rate · (mean_k w_k z_k − decay · θ), and the next state.
+def state_after(method: Method, records: Iterable[StepRecord]) -> SPSAState:
+    """Return where a run stands after the steps of its journal: every state is made again from the scores.
 
     Args:
-        directions: for each direction a term with its seed and rank.
-        weights: w_K.
-        state: the state before.
-        seed: of the run.
-        rate: the step's learning rate.
-        decay: weight decay.
+        method: the method of the run.
+        records: all its steps, from step 0 on.
+
+    Raises:
+        InputError: an update does not follow from its scores, so they are another method's, or were changed.
+
+    Example:
+        >>> state_after(SPSA(seed=3), load_run("runs/sst2").records())  # doctest: +SKIP
     """
-    terms = tuple(
-        Term(term.seed, rate * weight / len(weights), term.rank)
-        for term, weight in zip(directions, weights, strict=True)
-        if weight != 0
-    )
-    rounding_seed = derive_seed(seed, state.step, ROUNDING_INDEX)
-    return Update(rate * decay, terms, rounding_seed), SPSAState(state.step + 1, state.silent + (not terms))
+    state = method.init()
+    for record in records:
+        query = method.ask(state)
+        if len(record.scores) != len(query.members):
+            raise InputError(
+                f"step {record.step} has {len(record.scores)} scores, not {len(query.members)}",
+                hint="Take the options that the run began with.",
+            )
+        update, state = method.tell(state, query, record.scores, lr=record.lr)
+        if update != record.update:
+            raise InputError(
+                f"step {record.step} does not follow from its scores", hint="Take the options that the run began with."
+            )
+    return state

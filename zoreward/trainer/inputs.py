@@ -15,7 +15,9 @@ from zoreward.members import (
     check_no_adapter,
     check_tune,
     has_adapter,
+    limited,
     lora_config,
+    smallest,
     tuned_weights,
     with_prefix,
 )
@@ -144,7 +146,7 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     tuned = tuned_weights(model, args.tune)
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
-    return tuned
+    return tuned if args.share is None else limited(tuned, smallest(tuned, args.share))
 
 
 def name_of(model: PreTrainedModel | str) -> str:

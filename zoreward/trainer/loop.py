@@ -130,6 +130,7 @@ class ZOTrainer(ResumableTrainer):
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
         train_examples = made_examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        self.method = method_of(args, rows=len(train_examples))
         eval_examples = None
         if eval_dataset is not None:
             eval_examples = made_examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
@@ -261,7 +262,13 @@ class ZOTrainer(ResumableTrainer):
         rows, self._rows = self._rows, []
         query = self.method.ask(self.method_state)
         seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
-        scored = self.scorer.score(rows, query.members, seed=seed, trainer_state=self.state)
+        if query.rows == "all":
+            rows = list(self.train_dataset)  # type: ignore[arg-type]
+        scored = [
+            one
+            for members in query.parts
+            for one in self.scorer.score(rows, members, seed=seed, trainer_state=self.state)
+        ]
         if self.drift:
             scored = self.drift.penalised(self.scorer, rows, query.members, scored)
         scores = tuple(one.score for one in scored)
@@ -286,7 +293,7 @@ class ZOTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         assert self.last_step is not None
-        return _slope(self.last_step, self.args.num_directions)
+        return _slope(self.last_step, self.method.directions.drawn(self.last_step.step))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted."""

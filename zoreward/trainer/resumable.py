@@ -31,7 +31,7 @@ from zoreward.journal import (
     write_snapshot,
 )
 from zoreward.members import Tuned, adapter_options
-from zoreward.methods import SPSAState
+from zoreward.methods import SPSAState, state_after
 from zoreward.records import InputError, StepRecord, ZorewardError
 from zoreward.scoring import load_model
 from zoreward.trainer.comparing import digest_of, options_of, refuse_other_run
@@ -148,6 +148,7 @@ class ResumableTrainer(Trainer):
 
         from zoreward import __version__
 
+        limits = self.scorer.reader.tuned.limits
         return {
             "objective": self.objective.name,
             "options": options_of(self.objective),
@@ -159,6 +160,7 @@ class ResumableTrainer(Trainer):
             "rows": {"tune": digest_of(self.train_dataset), "evaluate": digest_of(self.eval_dataset)},
             **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
             "streams": self.scorer.reader.tuned.streams,
+            **({"limits": limits} if limits else {}),
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
 
@@ -216,8 +218,7 @@ class ResumableTrainer(Trainer):
         if self.header["versions"] != run.header.get("versions"):
             logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
         self._move_to(run, run.n_steps, from_base=True)
-        silent = sum(not run.record(step).update.terms for step in range(run.n_steps))
-        self.method_state = SPSAState(run.n_steps, silent)
+        self.method_state = state_after(self.method, run.records())
         self.last_step = run.record(run.n_steps - 1) if run.n_steps else None
         self.state, self.args.eval_on_start = state, self.args.eval_on_start and not run.n_steps
         self.begun_with_a_score = any(step == 0 for step, _ in run.evaluations)

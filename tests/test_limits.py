@@ -1,0 +1,83 @@
+"""Contract under test: with limits only the small weights of each tensor are tuned, in members, updates and replays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import reference
+from conftest import random_model
+from test_lowrank import raw
+from zoreward.members import limited, members_at, smallest, tuned_weights, update_, updates_
+from zoreward.records import Term, Update
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 2, bias=False)).to(dtype)
+
+
+def test_limits_are_percentiles_of_each_tensor():
+    tuned = tuned_weights(net())
+    limits = smallest(tuned, 0.3)
+    for name, weight in tuned.weights.items():
+        sizes = np.sort(weight.detach().abs().numpy().ravel())
+        assert limits[name] == sizes[int(np.ceil(0.3 * sizes.size)) - 1], name
+    assert smallest(tuned, 1.0)["2.weight"] == float(tuned.weights["2.weight"].detach().abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_updates_move_the_small_weights_alone(dtype):
+    plain, masked = net(dtype), net(dtype)
+    tuned = tuned_weights(masked)
+    tuned = limited(tuned, smallest(tuned, 0.4))
+    updates = [Update(0.1, (Term(seed, 0.05), Term(seed, 0.03, rank=1)), seed) for seed in (1, 2, 3)]
+    resting = []
+    for update in updates:
+        before = {name: weight.detach().clone() for name, weight in tuned.weights.items()}
+        plain.load_state_dict(masked.state_dict())
+        update_(plain, update)
+        update_(masked, update, tuned=tuned)
+        for (name, weight), full in zip(tuned.weights.items(), plain.parameters(), strict=True):
+            small = before[name].abs() <= tuned.limits[name]
+            assert raw(weight[small]) == raw(full[small]), name
+            assert raw(weight[~small]) == raw(before[name][~small]), name
+        assert not torch.equal(tuned.weights["0.weight"], before["0.weight"])
+        resting.append((before["2.weight"].abs() > tuned.limits["2.weight"]).tolist())
+    assert resting[0] != resting[2], "weights that outgrow their limit rest from then on"
+    again = net(dtype)
+    tuned = tuned_weights(again)
+    updates_(again, updates, tuned=limited(tuned, smallest(tuned, 0.4)))
+    assert [raw(weight) for weight in again.parameters()] == [raw(weight) for weight in masked.parameters()]
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 2**30])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_members_are_shown_with_their_small_weights_moved(rank, keep_bytes):
+    model, x = random_model("llama-tied"), torch.randint(3, 30, (2, 5))
+    tuned = tuned_weights(model)
+    tuned = limited(tuned, smallest(tuned, 0.25))
+    members = ((Term(1, 0.1, rank),), (Term(1, -0.1, rank),))
+    with torch.no_grad(), members_at(model, members, tuned=tuned, keep_bytes=keep_bytes):
+        got = model(input_ids=x.repeat(2, 1)).logits.view(2, 2, 5, -1)
+    for m, ((term,),) in enumerate(zip(members, strict=True)):
+        moved = random_model("llama-tied")
+        for name, weight in tuned_weights(moved).weights.items():
+            if rank and weight.ndim != 2:
+                continue
+            shape, stream = tuple(weight.shape), tuned.streams[name]
+            if rank:
+                z = reference.low_rank(1, stream, shape, rank)
+            else:
+                z = reference.normal(1, stream, range(weight.numel())).reshape(shape)
+            mask = (weight.detach().abs() <= tuned.limits[name]).numpy()
+            weight.data += torch.from_numpy(np.float32(term.coefficient) * z * mask)
+        with torch.no_grad():
+            expected = moved(input_ids=x).logits
+        # other blockings of the same sums, as in test_members
+        torch.testing.assert_close(got[m], expected, rtol=0, atol=1e-4)
+    assert (got[0] - got[1]).abs().max() > 0.1

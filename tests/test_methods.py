@@ -1,0 +1,426 @@
+"""Contract under test: every named method takes its paper's step, from the terms of its journal alone.
+
+- Steps equal slow versions in float64 that were written from the papers' formulas, and keep what the papers keep: whole
+  copies of the weights for an anchor, whole matrices for momentum.
+- SVRG's anchor is the weights of its last pass over all rows, and both its mini-batch estimates are along the same z.
+- A run goes on from its journal as if it had not been interrupted, and its trajectory says the same in 4 bytes a
+  direction and step.
+- What a method does not take is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+import reference
+from zoreward.journal import Journal, read_journal
+from zoreward.journal.trajectory import run_of, trajectory_bytes
+from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
+from zoreward.noise import streams
+from zoreward.records import InputError, Member, StepRecord, Term, Update
+
+Weights = reference.Weights
+Loss = Callable[[Weights, Sequence[int]], float]
+
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(12, 4))
+ALL = range(12)
+EPS = float(np.float32(1e-3))  # as members have it
+
+
+def start() -> Weights:
+    generator = np.random.default_rng(1)
+    return {"matrix": generator.normal(size=(3, 4)), "vector": generator.normal(size=4)}
+
+
+def loss(weights: Weights, rows: Sequence[int]) -> float:
+    x = X[list(rows)]
+    return float(np.mean(np.tanh(x @ weights["matrix"].T).sum(1) + (x * weights["vector"] ** 2).sum(1)))
+
+
+def batch(step: int) -> list[int]:
+    return [(5 * step + j) % 12 for j in range(3)]
+
+
+def z_of(weights: Weights, term: Term) -> Weights:
+    """The direction of a term, by the reference."""
+    if not term.rank:
+        return reference.direction(weights, term.seed)
+    return low_rank(weights, term.seed, term.rank, term.b_seed)
+
+
+def low_rank(weights: Weights, seed: int, rank: int, b_seed: int | None = None) -> Weights:
+    numbers = reference.streams(weights)
+    return {
+        name: reference.low_rank(seed, numbers[name], weight.shape, rank, b_seed).astype(np.float64)
+        if weight.ndim == 2
+        else np.zeros_like(weight)
+        for name, weight in weights.items()
+    }
+
+
+def moved(weights: Weights, *steps: tuple[float, Weights]) -> Weights:
+    return {name: weight + sum(c * z[name] for c, z in steps) for name, weight in weights.items()}
+
+
+def at(weights: Weights, member: Member) -> Weights:
+    return moved(weights, *((term.coefficient, z_of(weights, term)) for term in member))
+
+
+def run(method: Method, steps: int, loss: Loss = loss) -> list[Weights]:
+    """The weights before and after each step of ours, in float64."""
+    weights, state, found = start(), method.init(), [start()]
+    for step in range(steps):
+        query = method.ask(state)
+        rows = ALL if query.rows == "all" else batch(step)
+        scores = [-loss(at(weights, member), rows) for member in query.members]
+        update, state = method.tell(state, query, scores)
+        weights = at(moved(weights, (-update.decay, {"matrix": weights["matrix"], "vector": 0.0})), update.terms)
+        found.append(weights)
+    return found
+
+
+def slope(weights: Weights, z: Weights, rows: Sequence[int]) -> float:
+    """The projected gradient of the papers: (L(θ + εz) − L(θ − εz)) / 2ε."""
+    return (loss(moved(weights, (EPS, z)), rows) - loss(moved(weights, (-EPS, z)), rows)) / (2 * EPS)
+
+
+def seed_of(step: int, k: int = 0) -> int:
+    return reference.derive_seed(7, step, k)
+
+
+def gap(one: Sequence[Weights], other: Sequence[Weights]) -> float:
+    return max(float(np.abs(a[name] - b[name]).max()) for a, b in zip(one, other, strict=True) for name in a)
+
+
+# Coefficients are float32: each step is off by 2^-24 of its own length, at most 1 here, and by what the steps before it
+# were off, which slopes of curvature ~1 and rates ≤ 0.3 do not amplify tenfold in 12 steps: 12 · 10 · 2^-24 = 7e-6.
+CLOSE = 7e-6
+
+
+# --- MeZO-SVRG -------------------------------------------------------------------------------------------------------
+
+
+def mezo_svrg(
+    steps: int, q: int, eta_1: float, eta_2: float, *, anchor_follows: bool = False, two_z: bool = False
+) -> list[Weights]:
+    """Algorithm 2 of arXiv 2404.08080, with the anchor and the full gradient kept as whole copies.
+
+    The two ways to get it wrong are those of the released code.
+    """
+    weights, found = start(), [start()]
+    anchor, full = {}, {}
+    for step in range(steps):
+        z = reference.direction(weights, seed_of(step))
+        if step % q == 0:
+            g = slope(weights, z, ALL)
+            anchor = {name: weight.copy() for name, weight in weights.items()}
+            full = {name: g * z[name] for name in weights}
+            weights = moved(weights, (-eta_1, full))
+        else:
+            rows, other = batch(step), reference.direction(weights, seed_of(1000 + step)) if two_z else z
+            there = slope(weights if anchor_follows else anchor, other, rows)
+            here = slope(weights, z, rows)
+            weights = moved(weights, (-eta_2 * here, z), (eta_2 * there, other), (-eta_2, full))
+        found.append(weights)
+    return found
+
+
+@pytest.mark.parametrize("q", [2, 3, 5])
+def test_svrg_is_the_published_method(q):
+    ours = run(SVRG(eps=1e-3, lr=0.03, seed=7, full_every=q, full_rate=5.0), 11)
+    assert gap(ours, mezo_svrg(11, q, 0.15, 0.03)) < CLOSE
+    assert gap(ours, mezo_svrg(11, q, 0.15, 0.03, anchor_follows=True)) > 100 * CLOSE
+    assert gap(ours, mezo_svrg(11, q, 0.15, 0.03, two_z=True)) > 100 * CLOSE
+
+
+def test_svrg_asks_for_the_anchor_and_one_z():
+    svrg, weights, state = SVRG(eps=1e-3, lr=0.03, seed=7, full_every=4, num_directions=2), start(), SVRGState()
+    anchor = weights
+    for step in range(8):
+        query = svrg.ask(state)
+        assert (query.rows, len(query.members)) == (("all", 4) if step % 4 == 0 else ("batch", 8))
+        if step % 4 == 0:
+            anchor = weights
+        else:
+            assert [len(part) for part in query.parts] == [4, 4]  # no more members at once than MeZO has
+            for here, there in zip(*query.parts, strict=True):
+                assert here == there[-1:]
+                expected = at(anchor, here)
+                # the terms that lead back are rounded to float32, at most 4 · 2 of them, each below 1
+                assert gap([at(weights, there)], [expected]) < 8 * 2.0**-24
+                assert gap([at(weights, there)], [at(weights, here)]) > 1e-3
+        scores = [-loss(at(weights, member), ALL if step % 4 == 0 else batch(step)) for member in query.members]
+        update, state = svrg.tell(state, query, scores)
+        weights = at(weights, update.terms)
+
+
+def told(method: Method, scores_of: Callable[[int], float], steps: int) -> list[float]:
+    """The rates of steps whose couples differ by 2ε around a score: the coefficient of a slope of 1."""
+    state, found = method.init(), []
+    for step in range(steps):
+        query = method.ask(state)
+        half = [scores_of(step) + EPS, scores_of(step) - EPS]
+        update, state = method.tell(state, query, half + [0.0] * (len(query.members) - 2))
+        found.append(update.terms[0].coefficient)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lower"), [(-1.0, -1.06, True), (-1.0, -1.04, False), (1.0, 0.94, True), (0.5, 0.9, False)]
+)
+def test_svrg_anneals_where_the_mean_of_a_window_fell(before, after, lower):
+    svrg = SVRG(eps=1e-3, lr=0.25, anneal_every=4)
+    rates = told(svrg, lambda step: before if step < 4 else after, 10)
+    expected = [2.5, 0.25] * 4 + ([0.5, 0.05] if lower else [2.5, 0.25])
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+# --- momentum, sign --------------------------------------------------------------------------------------------------
+
+
+def test_momentum_is_the_running_mean_of_estimates():
+    beta, weights, found = 0.8, start(), [start()]
+    mean = {name: np.zeros_like(weight) for name, weight in weights.items()}
+    for step in range(10):
+        z = reference.direction(weights, seed_of(step))
+        g = slope(weights, z, batch(step))
+        mean = {name: beta * mean[name] + (1 - beta) * g * z[name] for name in weights}
+        weights = moved(weights, (-0.1, mean))
+        found.append(weights)
+    # a window that holds all of 0.8^i to 2e-10
+    assert gap(run(SPSA(eps=1e-3, lr=0.1, seed=7, momentum=beta, window=100), 10), found) < CLOSE
+
+
+def test_a_short_window_is_the_weighted_mean_of_its_steps():
+    weights, found, past = start(), [start()], []
+    for step in range(8):
+        z = [reference.direction(weights, seed_of(step, k)) for k in (0, 1)]
+        g = [slope(weights, one, batch(step)) for one in z]
+        past.insert(0, {name: (g[0] * z[0][name] + g[1] * z[1][name]) / 2 for name in weights})
+        steps = [(-0.1 * 0.5**i / (1 + 0.5 + 0.25), estimate) for i, estimate in enumerate(past[:3])]
+        weights = moved(weights, *steps)
+        found.append(weights)
+    spsa = SPSA(eps=1e-3, lr=0.1, seed=7, num_directions=2, momentum=0.5, window=3)
+    assert gap(run(spsa, 8), found) < CLOSE
+
+
+def test_sign_steps_are_as_long_as_each_other():
+    weights, found = start(), [start()]
+    for step in range(8):
+        z = reference.direction(weights, seed_of(step))
+        weights = moved(weights, (-0.02 * math.copysign(1, slope(weights, z, batch(step))), z))
+        found.append(weights)
+    assert gap(run(make_method("sign", eps=1e-3, lr=0.02, seed=7), 8), found) < CLOSE
+
+
+def test_more_directions_as_the_run_goes_on():
+    weights, found = start(), [start()]
+    for step in range(7):
+        seeds = [seed_of(step, k) for k in range(2 + step // 3)]
+        weights, _ = reference.mezo_step(weights, lambda w, s=step: loss(w, batch(s)), seeds=seeds, eps=1e-3, lr=0.1)
+        found.append(weights)
+    assert gap(run(SPSA(eps=1e-3, lr=0.1, seed=7, num_directions=2, more_every=3), 7), found) < CLOSE
+
+
+# --- LOZO ------------------------------------------------------------------------------------------------------------
+
+
+def lozo(steps: int, rank: int, nu: int, lr: float, beta: float = 0.0) -> list[Weights]:
+    """Algorithms 1 and 2 of arXiv 2410.07698 for matrices: U fresh each step, V every ν, momentum N in U's place.
+
+    Z = U·Vᵀ, c = (F(X + εZ) − F(X − εZ)) / 2ε, N ← βN + (1 − β)·c·U/r, X ← X − lr·N·Vᵀ. ε is ours over √r.
+    """
+    weights, found = start(), [start()]
+    eps, numbers = EPS / math.sqrt(rank), reference.streams(weights)
+    momentum = np.zeros((3, rank))
+    for step in range(steps):
+        u = reference.normal(seed_of(step), numbers["matrix"], range(3 * rank), reference.FACTOR_A).reshape(3, rank)
+        if step % nu == 0:
+            v_seed = seed_of(step)
+        v = reference.normal(v_seed, numbers["matrix"], range(4 * rank), reference.FACTOR_B).reshape(4, rank)
+        z = {"matrix": u.astype(float) @ v.T.astype(float), "vector": np.zeros(4)}
+        above, below = (loss(moved(weights, (sign * eps, z)), batch(step)) for sign in (1, -1))
+        momentum = beta * momentum + (1 - beta) * (above - below) / (2 * eps) * u / rank
+        weights = moved(weights, (-lr, {"matrix": momentum @ v.T, "vector": np.zeros(4)}))
+        found.append(weights)
+    return found
+
+
+@pytest.mark.parametrize(("rank", "nu"), [(1, 1), (2, 3), (3, 5)])
+def test_lozo_is_the_published_method(rank, nu):
+    ours = run(make_method("lozo", eps=1e-3, lr=0.1, seed=7, rank=rank, refresh=nu), 11)
+    # 2^-24 of ε·z for ε rounded by itself and z with its own 1/√r: in the slope, 1e-4 · 2^-24 / 2ε at most each
+    assert gap(ours, lozo(11, rank, nu, 0.1)) < 10 * CLOSE
+    if nu > 1:
+        assert gap(ours, lozo(11, rank, nu + 1, 0.1)) > 100 * CLOSE
+
+
+def test_lozo_m_is_the_published_method_while_v_lasts():
+    ours = run(make_method("lozo-m", eps=1e-3, lr=0.1, seed=7, rank=2, refresh=20, momentum=0.8, window=100), 11)
+    assert gap(ours, lozo(11, 2, 20, 0.1, beta=0.8)) < 10 * CLOSE
+
+
+def test_lozo_steps_along_the_directions_that_it_measured():
+    method, state, seen = make_method("lozo", lr=0.1, rank=2, refresh=3, num_directions=2), SPSAState(), []
+    for step in range(7):
+        query = method.ask(state)
+        update, state = method.tell(state, query, [0.1, 0.7, 0.2, 0.3])
+        measured = [member[0].direction for member in query.members[::2]]
+        assert [term.direction for term in update.terms] == measured, step
+        seen.append(measured[0])
+    assert [b for _, _, b in seen] == [seed for seed in (seen[0][1], seen[3][1], seen[6][1]) for _ in range(3)][:7]
+    assert len({a for _, a, _ in seen}) == 7
+
+
+# --- populations -----------------------------------------------------------------------------------------------------
+
+
+def test_es_and_fzoo_take_their_papers_steps():
+    for name in ("es", "fzoo"):
+        weights, found = start(), [start()]
+        for step in range(4):
+            z = [reference.direction(weights, seed_of(step, k)) for k in range(5)]
+            losses = np.array([loss(moved(weights, (EPS, one)), batch(step)) for one in z])
+            if name == "es":  # θ ← θ + α·mean (zscore of the rewards · z)
+                w = (losses - losses.mean()) / losses.std()
+            else:  # θ ← θ − lr·Σ (l_i − l_0)·u_i / (N·std)
+                w = (losses - loss(weights, batch(step))) / losses.std(ddof=1)
+            weights = moved(weights, *((-0.01 * one / 5, direction) for one, direction in zip(w, z, strict=True)))
+            found.append(weights)
+        ours = run(make_method(name, eps=1e-3, lr=0.01, seed=7, num_directions=5, floor=1e-12), 4)
+        assert gap(ours, found) < CLOSE, name
+
+
+def test_eggroll_weighs_antithetic_low_rank_members_by_their_z_scores():
+    weights, found = start(), [start()]
+    for step in range(4):
+        z = [low_rank(weights, seed_of(step, k), 1) for k in range(3)]
+        members = [(sign, one) for one in z for sign in (1, -1)]
+        fitness = np.array([-loss(moved(weights, (sign * EPS, one)), batch(step)) for sign, one in members])
+        fitness = (fitness - fitness.mean()) / fitness.std()
+        steps = [(0.01 * f * sign / 6, one) for f, (sign, one) in zip(fitness, members, strict=True)]
+        weights = moved(weights, *steps)
+        found.append(weights)
+    ours = make_method("eggroll", eps=1e-3, lr=0.01, seed=7, num_directions=3, rank=1, normalize="zscore", floor=1e-12)
+    assert gap(run(ours, 4), found) < CLOSE
+
+
+# --- journal, trajectory, resuming -----------------------------------------------------------------------------------
+
+RUNS = {
+    **{name: {} for name in METHODS},
+    "svrg with windows": {"full_every": 3, "num_directions": 2, "anneal_every": 2},
+    "momentum, more directions": {"num_directions": 2, "more_every": 2, "momentum": 0.5, "window": 4},
+    "lozo-m, growing": {"more_every": 3, "window": 5, "refresh": 4},
+    "svrg, growing": {"more_every": 2, "full_every": 3},
+    "fzoo with momentum": {"momentum": 0.7, "window": 3},
+}
+
+
+def method_named(name: str) -> Method:
+    key = next(method for method in sorted(METHODS, key=len, reverse=True) if name.startswith(method))
+    options = {
+        option: value
+        for option, value in METHODS[key].defaults.items()
+        if option in ("eps", "num_directions", "normalize", "refresh", "momentum")
+    }
+    rank = METHODS[key].defaults.get("rank", 0)
+    return make_method(key, seed=7, **{"rank": rank, "lr": 0.1, **options, **RUNS[name]})
+
+
+def records(method: Method, steps: int, state: SPSAState | None = None) -> tuple[list[StepRecord], SPSAState]:
+    """Steps of scores that are drawn; in every fourth no scores differ."""
+    state, found = state or method.init(), []
+    for step in range(state.step, steps):
+        draw = np.random.default_rng(step)
+        query, rate = method.ask(state), 0.1 / (1 + step)
+        scores = tuple(draw.normal(size=len(query.members)).tolist()) if step % 4 != 3 else (0.5,) * len(query.members)
+        update, state = method.tell(state, query, scores, lr=rate)
+        found.append(StepRecord(step, scores, update, rate))
+    return found, state
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_from_its_journal_and_fits_its_trajectory(name, tmp_path):
+    method = method_named(name)
+    expected, end = records(method, 12)
+    header = {"fingerprint": "ab" * 32, "dtype": "float32", "streams": streams(["weight"])}
+    with Journal(tmp_path, {**header, "method": {"name": name, **asdict(method)}}) as journal:
+        for record in expected:
+            journal.append(record)
+    stored = read_journal(tmp_path / "journal.jsonl")
+    assert list(stored.records()) == expected
+    for step in (0, 5, 7, 12):
+        state = state_after(method, list(stored.records())[:step])
+        again = type(state)(**json.loads(json.dumps(asdict(state))))
+        assert again == state
+        assert records(method, 12, again) == (expected[step:], end), step
+
+    data = trajectory_bytes(stored)
+    small = run_of(data)
+    assert list(small.updates(12)) == [record.update for record in expected]
+    assert [small.record(step).update for step in (11, 3)] == [expected[11].update, expected[3].update]
+    entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    first, last = entries["coefficients"]["data_offsets"]
+    assert last - first == 4 * sum(method.directions.size(step) for step in range(12))
+
+
+def test_scores_of_another_method_are_no_basis_to_go_on():
+    found, _ = records(SPSA(seed=7, lr=0.1), 3)
+    for other in (SPSA(seed=7, lr=0.1, eps=1e-2), SPSA(seed=8, lr=0.1), SPSA(seed=7, num_directions=2)):
+        with pytest.raises(InputError, match="step 0"):
+            state_after(other, found)
+
+
+@pytest.mark.parametrize("name", ["momentum", "lozo", "svrg"])
+def test_a_trajectory_is_refused_where_a_term_does_not_follow(name, tmp_path):
+    method = method_named(name)
+    expected, _ = records(method, 6)
+    update = expected[4].update
+    wrong = Update(0.0, (*update.terms[:-1], Term(1, 0.5, method.rank)), update.rounding_seed)
+    expected[4] = StepRecord(4, expected[4].scores, wrong, 0.1)
+    header = {"fingerprint": "ab" * 32, "dtype": "float32", "streams": streams(["weight"])}
+    with Journal(tmp_path, {**header, "method": {"name": name, **asdict(method)}}) as journal:
+        for record in expected:
+            journal.append(record)
+    with pytest.raises(InputError, match="step 4 has terms that do not follow"):
+        trajectory_bytes(read_journal(tmp_path / "journal.jsonl"))
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "hint"),
+    [
+        ("mezzo", {}, "no method 'mezzo'", "one of spsa, svrg"),
+        ("lozzo", {}, "no method 'lozzo'", "mean lozo?"),
+        ("es", {"normalize": "rms"}, "normalize has no use with method es", "spsa"),
+        ("sign", {"normalize": "rms"}, "normalize has no use with method sign", "spsa"),
+        ("spsa", {"full_every": 2}, "full_every has no use with method spsa", "svrg"),
+        ("svrg", {"momentum": 0.9}, "svrg takes no momentum", ""),
+        ("svrg", {"weight_decay": 0.1}, "svrg takes no weight_decay", ""),
+        ("svrg", {"full_every": 1}, "full_every must be at least 2", ""),
+        ("lozo", {"refresh": 5}, "refresh is about the factors of low-rank", ""),
+        ("momentum", {"momentum": 1.0}, "momentum must be", ""),
+        ("momentum", {"window": 1}, "window must be at least 2", ""),
+        ("spsa", {"more_every": -1}, "more_every must be at least 0", ""),
+    ],
+)
+def test_what_a_method_does_not_take_is_refused(name, options, error, hint):
+    with pytest.raises(InputError, match=error) as caught:
+        make_method(name, **options)
+    assert caught.value.hint and hint in caught.value.hint
+
+
+def test_a_dense_term_has_no_factor():
+    with pytest.raises(ValueError, match="no factor b"):
+        Term(1, 0.5, 0, 2)
+    assert Term(1, 0.5, 1, 1) == Term(1, 0.5, 1)

@@ -1,0 +1,111 @@
+"""Which directions a step moves along: derived from the run's seed and the step's number, so that none is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zoreward.noise import derive_seed
+from zoreward.records import Term
+
+ROUNDING_INDEX = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """What the directions of a run derive from, and what older steps add to a new one.
+
+    A step t has K_t = count + ⌊t / more_every⌋ directions of its own. Their seeds, and that of the step's rounding, are
+
+        seed of direction k:    derive_seed(seed, t, k)
+        seed of its factor b:   derive_seed(seed, t − t mod refresh, k)
+        rounding seed:          derive_seed(seed, t, 2^64 − 1)
+
+    With `full_every` q a step with t mod q > 0 moves along those of step t − t mod q as well, behind its own. With
+    `momentum` β its update also has the terms of the window − 1 steps before it, step t − i's times β^i.
+
+    Args:
+        seed: of the run.
+        count: directions of step 0, ≥ 1.
+        rank: 0 for dense directions; r > 0 for a·bᵀ/√r.
+        refresh: steps that share their factors b, ≥ 1.
+        more_every: steps after which there is one direction more; 0: never.
+        momentum: β, 0 ≤ β < 1.
+        window: steps that an update looks back on, itself among them, ≥ 1.
+        full_every: steps from one anchor to the next; 0: there are no anchors.
+    """
+
+    seed: int
+    count: int
+    rank: int = 0
+    refresh: int = 1
+    more_every: int = 0
+    momentum: float = 0.0
+    window: int = 1
+    full_every: int = 0
+
+    @property
+    def even(self) -> bool:
+        """Whether every step has as many directions as the first."""
+        return not (self.more_every or self.full_every)
+
+    def anchor(self, step: int) -> int:
+        """The last step that was an anchor, which may be this one."""
+        return step - step % self.full_every if self.full_every else step
+
+    def drawn(self, step: int) -> int:
+        """K_t: how many directions the step draws."""
+        return self.count + (step // self.more_every if self.more_every else 0)
+
+    def size(self, step: int) -> int:
+        """How many directions the step has: those that it draws, and its anchor's."""
+        anchor = self.anchor(step)
+        return self.drawn(step) + (self.drawn(anchor) if anchor != step else 0)
+
+    def fresh(self, step: int) -> tuple[Term, ...]:
+        """The directions that the step draws, each as a term with the coefficient 1.
+
+        >>> one, two = Directions(seed=0, count=1, rank=1, refresh=5).fresh(5) + Directions(0, 1, 1, 5).fresh(7)
+        >>> two.b_seed == one.seed
+        True
+        """
+        return tuple(self._direction(step, k) for k in range(self.drawn(step)))
+
+    def at(self, step: int) -> tuple[Term, ...]:
+        """All directions of a step: those that it draws, then its anchor's."""
+        anchor = self.anchor(step)
+        return self.fresh(step) + (self.fresh(anchor) if anchor != step else ())
+
+    def own(self, step: int, coefficients: Sequence[float | None]) -> tuple[Term, ...]:
+        """The terms along a step's own directions; there is none where the coefficient is None."""
+        return tuple(along(z, c) for z, c in zip(self.at(step), coefficients, strict=True) if c is not None)
+
+    def older(self, step: int, past: Sequence[Sequence[float]]) -> tuple[Term, ...]:
+        """The terms that momentum adds.
+
+        Args:
+            step: the step at hand.
+            past: the coefficients of the steps before it, the newest first, 0 where there was no term.
+        """
+        scale, found = 1.0, []
+        for i, coefficients in enumerate(past, start=1):
+            scale *= self.momentum  # not a power, whose last bit depends on the machine
+            found += [along(z, scale * c) for z, c in zip(self.at(step - i), coefficients, strict=True) if c]
+        return tuple(found)
+
+    def rounding_seed(self, step: int) -> int:
+        """The seed by which a step's update is rounded."""
+        return derive_seed(self.seed, step, ROUNDING_INDEX)
+
+    def _direction(self, step: int, k: int) -> Term:
+        seed, start = derive_seed(self.seed, step, k), step - step % self.refresh
+        return Term(seed, 1.0, self.rank, derive_seed(self.seed, start, k) if self.rank and start != step else None)
+
+
+def along(direction: Term, coefficient: float) -> Term:
+    """Return another multiple of a term's direction.
+
+    >>> along(Term(7, 1.0), 0.5).coefficient
+    0.5
+    """
+    return Term(direction.seed, coefficient, direction.rank, direction.b_seed)
