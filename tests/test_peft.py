@@ -31,10 +31,11 @@ from zoreward.members import (
     merged_copy,
     tuned_weights,
     update_,
+    with_prefix,
 )
 from zoreward.records import InputError, Term, Update
 from zoreward.registry import objective
-from zoreward.scoring import Generation, load_model, member_scores, reader_of
+from zoreward.scoring import Generation, base_of, evaluate, kl_to_base, load_model, member_scores, reader_of
 from zoreward.scoring.decoding import write
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -270,8 +271,9 @@ def trainer(folder: Path, tokenizer, model, objective="neg-cross-entropy", peft_
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("config", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("config", "dtype"), [("lora", torch.float32), ("lora", torch.bfloat16), ("dora", torch.float32)], ids=str
+)
 def test_a_run_moves_the_adapter_alone_and_is_saved_and_replayed(config, dtype, tmp_path, tokenizer):
     model = random_model("llama").to(dtype)
     base, name = bits(canonical(model)), str(tmp_path / "base")
@@ -383,6 +385,109 @@ def test_merged_is_a_copy_with_the_adapter_in_its_weights(tmp_path):
         # W + BA in one product instead of two: sums of 32 + 4 terms in another order, logits of size 30
         torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, rtol=0, atol=1e-3)
         assert (random_model("llama")(tokens).logits - model(tokens).logits).abs().max() > 0.1
+
+
+# --- a prefix --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_a_prefix_is_read_as_peft_reads_it_and_by_members_together(family, tokenizer):
+    model = with_prefix(random_model(family), 3)
+    inner, tuned = called_model(model), tuned_weights(model)
+    assert list(tuned.weights) == ["prompt_encoder.default.embedding.weight"]
+    tokens = torch.randint(3, 30, (4, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = random_model(family)(input_ids=tokens).logits
+        expected = model(input_ids=tokens).logits  # PEFT's forward, without a mask and so without padding
+        assert torch.equal(inner(input_ids=tokens).logits, expected)
+        assert (expected - plain).abs().max() > 0.1
+    reader = reader_of(model, 0)
+    assert reader.pads and reader.shares_prefix
+    members = tuple((Term(seed, 0.3),) for seed in range(3))
+    prompts, settings = [(3, 4, 5), (6, 7, 8, 9)], Generation(max_new_tokens=5)
+    together = write(reader, tokenizer, prompts, range(2), members, settings)
+    assert together == [write(reader, tokenizer, prompts, range(2), (one,), settings)[0] for one in members]
+    written = write(reader, tokenizer, prompts[:1], range(1), ((),), settings)[0][0]
+    # Rows that are packed into one line, kept apart by a mask of their own, see it too.
+    first = torch.tensor([[*prompts[0], *prompts[1]]])
+    row = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    apart = ~((row[:, None] == row) & torch.ones(7, 7).tril().bool())
+    bias = torch.zeros(1, 1, 7, 7).masked_fill_(apart, torch.finfo(torch.float32).min)
+    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    with torch.no_grad():
+        line = inner(input_ids=first, attention_mask=bias, position_ids=places).logits[0, 3:]
+        alone = inner(input_ids=torch.tensor([prompts[1]])).logits[0]
+    torch.testing.assert_close(line, alone, rtol=0, atol=1e-3)  # as below: sums in another order
+    with torch.no_grad():  # the same without a cache of its own
+        whole = inner(input_ids=torch.tensor([prompts[0] + written])).logits[0]
+    assert written == tuple(whole[2:-1].argmax(-1).tolist())
+
+
+def test_a_prefix_begins_with_real_activations():
+    model = with_prefix(random_model("llama"), 3)
+    words = noise.words(3, noise.stream_of("prefix"), 0, 5, 4)
+    first = torch.tensor([[int(word) % 32 for word in words]])
+    tokens = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = random_model("llama")(input_ids=torch.cat([first.repeat(2, 1), tokens], dim=1)).logits[:, 5:]
+        got = called_model(model)(input_ids=tokens).logits
+    # The same float32 products, of 12 rows in one batch or of 5 and 7: 48 · 2^-24 a layer, logits of size 30.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+def test_a_run_on_a_prefix_is_saved_and_replayed(tmp_path, tokenizer):
+    model = random_model("opt")  # it has an embedding for each of its 64 positions, and none beyond
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = bits(dict(model.named_parameters()))
+    run = trainer(tmp_path, tokenizer, load_model(str(tmp_path / "base")), tune="prefix", eps=None, learning_rate=None)
+    assert (run.method.eps, run.method.lr) == (1e-1, 1e-2)
+    long = [{"text": "good " * 200, "label": 0}, {"text": "bad " * 200, "label": 1}]
+    run.evaluate(long)
+    run.train()
+    run.save_model(str(tmp_path / "adapter"))
+    own = {name.removeprefix("base_model."): w for name, w in run.model.named_parameters() if "prompt" not in name}
+    assert bits(own) == base
+    again = load_model(str(tmp_path / "adapter"))
+    scores = [member_scores(reader_of(one, 0), run.objective, run.eval_dataset) for one in (run.model, again)]
+    assert scores[0] == scores[1]
+    assert evaluate(str(tmp_path / "adapter"), "neg-cross-entropy", long, **PROMPT).truncated == 2
+    replayed = replay(tmp_path / "run", load_model(str(tmp_path / "run" / "start")))
+    assert bits(dict(replayed.named_parameters())) == bits(dict(run.model.named_parameters()))
+    with pytest.raises(InputError, match="cannot be merged"):
+        merged_copy(replayed)
+
+
+@pytest.mark.parametrize("tune", ["lora", "prefix"])
+def test_a_run_on_an_adapter_is_resumed_where_it_stood(tune, tmp_path, tokenizer):
+    whole = trainer(tmp_path / "whole", tokenizer, random_model("llama"), tune=tune)
+    whole.train()
+    first = trainer(tmp_path, tokenizer, random_model("llama"), tune=tune, max_steps=2)
+    first.train()
+    rest = trainer(tmp_path, tokenizer, random_model("llama"), tune=tune)
+    assert rest.resume() == 2
+    rest.train()
+    assert bits(dict(rest.model.named_parameters())) == bits(dict(whole.model.named_parameters()))
+
+
+@pytest.mark.parametrize("tune", ["lora", "prefix"])
+def test_the_drift_of_an_adapter_is_measured_against_the_model_without_it(tune, tmp_path, tokenizer):
+    model = random_model("llama")
+    adapter = adapted(model, CONFIGS["lora"], 3) if tune == "lora" else with_prefix(model, 3)
+    reader, base = reader_of(adapter.eval(), 0), base_of(adapter)
+    prompts, texts = [(3, 4, 5), (6, 7, 8, 9)], [[(5, 6, 7), (8, 9)]]
+    [before] = kl_to_base(reader, base, prompts, texts)
+    assert before == 0 if tune == "lora" else before > 0.01  # B is 0; a prefix of real activations is read at once
+    update_(reader.model, Update(0.0, (Term(1, 0.3),), 0), tuned=reader.tuned)
+    [after] = kl_to_base(reader, base, prompts, texts)
+    sequence = torch.tensor([[*prompts[0], *texts[0][0][:-1]]])
+    with torch.no_grad():
+        p = reader.model(sequence).logits[0, 2:].double().log_softmax(-1)
+        q = random_model("llama")(sequence).logits[0, 2:].double().log_softmax(-1)
+    [one] = kl_to_base(reader, base, prompts[:1], [texts[0][:1]])
+    # float32 logits of size 30 differ by some 1e-5 in a batch of another shape
+    assert one == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+    assert after > 0.01
 
 
 # --- a quantised base ------------------------------------------------------------------------------------------------

@@ -69,8 +69,9 @@ class ZOArguments:
     tune: str = field(
         default="full",
         metadata={
-            "help": "What is tuned: full, lora (an adapter beside the weights), bias, head, last-N (layers), or a "
-            "regular expression for names of weights. Of a model with an adapter it is the adapter."
+            "help": "What is tuned: full, lora (an adapter beside the weights), prefix (5 tokens before every row), "
+            "bias, head, last-N (layers), or a regular expression for names of weights. Of a model with an adapter: "
+            "the adapter."
         },
     )
     lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})

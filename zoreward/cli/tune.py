@@ -268,9 +268,8 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
 
 
 def _what_is_tuned(trainer: ZOTrainer) -> str:
-    tuned, model = trainer.scorer.reader.tuned, trainer.scorer.reader.model
-    count = sum(weight.numel() for weight in tuned.weights.values())
-    return f"{count:,} of {sum(weight.numel() for weight in model.parameters()):,} weights are tuned"
+    count = sum(weight.numel() for weight in trainer.scorer.reader.tuned.weights.values())
+    return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 
 def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, values: dict[str, Any]) -> dict[str, Any]:

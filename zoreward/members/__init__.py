@@ -7,6 +7,8 @@ from zoreward.members.adapters import (
     adapted,
     adapter_options,
     called_model,
+    check_merge,
+    check_no_adapter,
     config_of,
     has_adapter,
     lora_config,
@@ -18,10 +20,12 @@ from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
+from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.tuned import Slot, Tuned, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
+    "PREFIX_TOKENS",
     "HeldCopies",
     "HeldFactors",
     "Slot",
@@ -29,10 +33,13 @@ __all__ = [
     "adapted",
     "adapter_options",
     "called_model",
+    "check_merge",
+    "check_no_adapter",
     "check_tune",
     "config_of",
     "grouping_problem",
     "has_adapter",
+    "has_prefix",
     "limited",
     "lora_config",
     "members_at",
@@ -42,4 +49,5 @@ __all__ = [
     "tuned_weights",
     "update_",
     "updates_",
+    "with_prefix",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zoreward import noise
+from zoreward.members.prefix import feed_prefix, prefix_weight
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _OPTIONS = {
     "IA3": {"target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "fan_in_fan_out"},
 }
 _OF_ANY = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+TUNED_KINDS = "LoRA, DoRA, IA3 and prefixes can."
 _BEGINNINGS = (True, "gaussian")
 
 
@@ -40,10 +42,30 @@ def has_adapter(model: nn.Module) -> bool:
     return bool(getattr(model, "peft_config", None))
 
 
+def check_no_adapter(model: nn.Module) -> None:
+    """Refuse a model that has an adapter, where one is to be made.
+
+    Raises:
+        InputError: it has one.
+    """
+    if has_adapter(model):
+        raise InputError(
+            "the model has an adapter already", hint="It is what is tuned: leave tune and peft_config out."
+        )
+
+
 def called_model(model: nn.Module) -> nn.Module:
-    """Return transformers' own model: that in a PeftModel, which has the adapter's layers in it and runs alone."""
+    """Return transformers' own model: that in a PeftModel, which has the adapter's layers in it and runs alone.
+
+    A prefix is not in it: it is fed to it by a hook.
+    """
     peft: Any = sys.modules.get("peft")
-    return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model
+    if _kind(model.active_peft_config) == "PREFIX_TUNING":
+        feed_prefix(model)
+    inner: nn.Module = model.get_base_model()
+    return inner
 
 
 def lora_config(model: nn.Module, rank: int, alpha: int) -> PeftConfig:
@@ -78,10 +100,7 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     """
     from peft import get_peft_model
 
-    if has_adapter(model):
-        raise InputError(
-            "the model has an adapter already", hint="It is what is tuned: leave tune and peft_config out."
-        )
+    check_no_adapter(model)
     _check_config(config)
     devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.is_cuda})
     try:
@@ -135,23 +154,41 @@ def adapter_weights(model: nn.Module) -> set[int]:
     """
     from peft import get_peft_model_state_dict
 
-    name = _active(model)
     peft_config: Any = model.peft_config
+    if [_kind(config) for config in peft_config.values()] == ["PREFIX_TUNING"]:
+        return {id(prefix_weight(model))}
+    name = _active(model)
     if (kind := _kind(peft_config[name])) not in _OPTIONS:
-        raise InputError(f"{kind} adapters cannot be tuned yet", hint="LoRA, DoRA and IA3 can.")
+        raise InputError(f"{kind} adapters cannot be tuned yet", hint=TUNED_KINDS)
     state = model.state_dict(keep_vars=True)
     held = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
     return {id(weight) for weight in held.values()}
 
 
 def merged_copy(model: PeftModel) -> nn.Module:
-    """Return a copy of the whole model on the CPU, with its adapter merged into the weights."""
+    """Return a copy of the whole model on the CPU, with its adapter merged into the weights.
+
+    Raises:
+        InputError: the adapter is a prefix.
+    """
+    check_merge(model)
     tensors = [*model.parameters(), *model.buffers()]
     copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
     for weight in model.parameters():
         copies[id(weight)] = nn.Parameter(copies[id(weight)], requires_grad=False)
     merged: nn.Module = copy.deepcopy(model, memo=copies).merge_and_unload()
     return merged
+
+
+def check_merge(model: nn.Module) -> None:
+    """Find out whether a model's adapter can be merged.
+
+    Raises:
+        InputError: it is a prefix.
+    """
+    peft_config: Any = model.peft_config
+    if any(_kind(config) == "PREFIX_TUNING" for config in peft_config.values()):
+        raise InputError("a prefix cannot be merged into the weights", hint="Leave merge out.")
 
 
 def _kind(config: Any) -> str:
@@ -166,7 +203,7 @@ def _active(model: nn.Module) -> str:
     if not layers:
         peft_config: Any = model.peft_config
         kinds = sorted({_kind(config) for config in peft_config.values()})
-        raise InputError(f"{', '.join(kinds)} adapters cannot be tuned yet", hint="LoRA, DoRA and IA3 can.")
+        raise InputError(f"{', '.join(kinds)} adapters cannot be tuned yet", hint=TUNED_KINDS)
     if any(layer.merged or layer.disable_adapters for layer in layers):
         raise InputError("the model's adapter is merged or disabled", hint="Load it again, or merge it for good.")
     names = sorted({name for layer in layers for name in layer.active_adapters})
@@ -181,7 +218,7 @@ def _check_config(config: PeftConfig) -> None:
     """Refuse what could not be made again from the base and a seed."""
     kind = _kind(config)
     if kind not in _OPTIONS:
-        raise InputError(f"{kind} adapters cannot be tuned yet", hint="LoRA, DoRA and IA3 can.")
+        raise InputError(f"{kind} adapters cannot be tuned yet", hint=TUNED_KINDS)
     defaults = type(config)().to_dict()
     for name, value in config.to_dict().items():
         if name not in _OPTIONS[kind] | _OF_ANY and value != defaults[name]:

@@ -13,7 +13,7 @@ from zoreward.members.adapters import adapter_weights, has_adapter
 from zoreward.noise import canonical_name
 from zoreward.records import InputError
 
-KINDS = ("full", "lora", "bias", "head", "last-N")
+KINDS = ("full", "lora", "prefix", "bias", "head", "last-N")
 SHOWN_NAMES = 4
 
 
@@ -38,7 +38,7 @@ def chosen_names(model: nn.Module, tune: str, named: Mapping[str, nn.Parameter])
     | tune | weights |
     |---|---|
     | `full` | all; of a model that has an adapter those of the adapter |
-    | `lora` | those of the adapter that the model has |
+    | `lora`, `prefix` | those of the adapter that the model has |
     | `bias` | all biases, those of norms too |
     | `head` | those of the output layer, unless they are also the embedding's |
     | `last-N` | the last N transformer layers, the norm behind them, and the head unless it is also the embedding |
@@ -53,7 +53,7 @@ def chosen_names(model: nn.Module, tune: str, named: Mapping[str, nn.Parameter])
         InputError: there are no such weights.
     """
     if has_adapter(model):
-        if tune not in ("full", "lora"):
+        if tune not in ("full", "lora", "prefix"):
             raise InputError(
                 f"tune={tune!r} does not fit a model that has an adapter: the adapter is what is tuned and saved",
                 hint="Leave it out, or merge the adapter first: model.merge_and_unload().",

@@ -13,7 +13,7 @@ from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prepare_tokenizer
+from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
@@ -89,9 +89,7 @@ def evaluate(
         )
     tokenizer = prepare_tokenizer(tokenizer)
     generation = generation or Generation(seed=seed)
-    limit = length_limit(
-        max_length, model if isinstance(model, str) else model.config, trust_remote_code=trust_remote_code
-    )
+    limit = length_limit(max_length, model, trust_remote_code=trust_remote_code)
     examples = examples_of(
         rows,
         tokenizer,
@@ -143,22 +141,27 @@ def evaluate(
     )
 
 
-def length_limit(max_length: int | None, source: Any, *, trust_remote_code: bool = False) -> int | None:
+def length_limit(
+    max_length: int | None, source: Any, *, prefix: int | None = None, trust_remote_code: bool = False
+) -> int | None:
     """Return how many tokens of prompt and answer a model is given: what is asked for, within its context.
 
     Args:
         max_length: what is asked for; None: all that the model can read.
-        source: its config, or a folder or Hub id to load it from.
+        source: its config, or a folder or Hub id to load it from, or the model.
+        prefix: tokens that stand in front of every row; by default those of the adapter that the source has.
         trust_remote_code: run the code that comes with it.
 
     >>> from transformers import GPT2Config
     >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
     [64, 32, 64]
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
-    config = source
+    config = getattr(source, "config", source)
     if isinstance(source, str):
         config = AutoConfig.from_pretrained(adapter_base(source) or source, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and not isinstance(source, PretrainedConfig):
+        context -= prefix_length(source) if prefix is None else prefix
     return min((limit for limit in (max_length, context) if limit), default=None)

@@ -92,15 +92,10 @@ def adapter_base(name: str) -> str | None:
     Raises:
         InputError: the adapter's config names no base, or one that is not there.
     """
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    found = find_adapter_config_file(name)
-    if found is None:
+    settings = _adapter_settings(name)
+    if settings is None:
         return None
-    try:
-        base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise InputError(f"the adapter '{name}' cannot be read", hint=_first_line(error)) from error
+    base = settings.get("base_model_name_or_path")
     hint = "Write the base's folder or Hub id into its adapter_config.json, as base_model_name_or_path."
     if not base:
         raise InputError(f"the adapter '{name}' does not say what its base is", hint=hint)
@@ -109,6 +104,32 @@ def adapter_base(name: str) -> str | None:
     except (InputError, MissingFileError) as error:
         raise InputError(f"the base of the adapter '{name}' is not there: {error}", hint=hint) from error
     return str(base)
+
+
+def prefix_length(source: Any) -> int:
+    """Return how many tokens of a prefix stand in front of every row: 0 for most.
+
+    Args:
+        source: a folder or Hub id, or a model.
+    """
+    if isinstance(source, str):
+        return int((_adapter_settings(source) or {}).get("num_virtual_tokens") or 0)
+    configs = getattr(source, "peft_config", None) or {}
+    return sum(int(getattr(config, "num_virtual_tokens", None) or 0) for config in configs.values())
+
+
+def _adapter_settings(name: str) -> dict[str, Any] | None:
+    """The `adapter_config.json` of an adapter; None for a model that is whole."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    found = find_adapter_config_file(name)
+    if found is None:
+        return None
+    try:
+        settings: dict[str, Any] = dict(json.loads(Path(found).read_text(encoding="utf-8")))
+        return settings
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the adapter '{name}' cannot be read", hint=_first_line(error)) from error
 
 
 def _with_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:

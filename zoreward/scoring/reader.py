@@ -68,6 +68,7 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     Raises:
         InputError: it is no causal language model.
     """
+    tuned = tuned or tuned_weights(model)
     model = called_model(model)
     check_causal(model)
     accepts = frozenset(inspect.signature(model.forward).parameters)
@@ -76,7 +77,6 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
     pads = pads_exactly(model, pad_token_id)
-    tuned = tuned or tuned_weights(model)
     return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)
 
 

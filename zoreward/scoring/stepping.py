@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.utils import logging
 
-from zoreward.members import HeldFactors, members_at, needs_copies
+from zoreward.members import HeldFactors, has_prefix, members_at, needs_copies
 from zoreward.records import Member
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Stepper:
             self.problem = "its cache is not plain attention"
         elif not {"attention_mask", "position_ids"} <= reader.accepts:
             self.problem = "it takes no position_ids"
+        elif has_prefix(reader.model):
+            self.problem = "it has a prefix, which would have to be in the cache"
 
     def suits(self, members: Sequence[Member]) -> bool:
         """Whether these members can be written for: several, of low rank, in a model that needs no copies for them."""

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from zoreward.members import (
+    PREFIX_TOKENS,
     Tuned,
     adapted,
+    check_merge,
+    check_no_adapter,
     check_tune,
     has_adapter,
     limited,
     lora_config,
     smallest,
     tuned_weights,
+    with_prefix,
 )
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
@@ -41,7 +45,10 @@ def made_examples(
     if not rows:
         raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
     limit = length_limit(
-        args.max_length, model if isinstance(model, str) else model.config, trust_remote_code=args.trust_remote_code
+        args.max_length,
+        model,
+        prefix=PREFIX_TOKENS if args.tune == "prefix" else None,
+        trust_remote_code=args.trust_remote_code,
     )
     return examples_of(
         rows,
@@ -83,7 +90,7 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
     """Refuse what can be refused before anything is loaded."""
     if reward_processing_classes is not None:
         raise InputError("reward_processing_classes is not supported yet", hint="Leave it out.")
-    if peft_config is not None and args.tune not in ("full", "lora"):
+    if peft_config is not None and args.tune != "full":
         raise InputError(f"peft_config and tune={args.tune!r} say two things", hint="Leave one of them out.")
     check_tune(args.tune)
     if args.world_size > 1:
@@ -101,7 +108,7 @@ def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft
     Raises:
         ZorewardError: there is no such model; or there is to be no adapter, and it is to be merged.
     """
-    found = peft_config is not None or args.tune == "lora"
+    found = peft_config is not None or args.tune in ("lora", "prefix")
     if isinstance(model, str):
         check_model_name(model)
         found = found or adapter_base(model) is not None
@@ -118,8 +125,11 @@ def with_adapter(model: PreTrainedModel, args: ZOConfig, peft_config: Any) -> Pr
     Raises:
         InputError: it has one already, or the adapter cannot be made.
     """
-    if peft_config is None and args.tune != "lora":
+    if peft_config is None and args.tune not in ("lora", "prefix"):
         return model
+    if args.tune == "prefix":
+        check_no_adapter(model)
+        return with_prefix(model.eval(), args.seed)
     return adapted(model, peft_config or lora_config(model, args.lora_rank, args.lora_alpha), args.seed)
 
 
@@ -131,6 +141,8 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     """
     if getattr(model, "is_quantized", False) and not has_adapter(model):
         raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
+    if args.merge:
+        check_merge(model)
     tuned = tuned_weights(model, args.tune)
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")

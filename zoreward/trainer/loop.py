@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +55,10 @@ TRIAL_ROWS = 8
 
 # Keeps the seeds of what is drawn in a step apart from those of its directions and of its rounding.
 SAMPLING_INDEX = 2**64 - 2
+
+
+# Where a run keeps the prefix that it began with: it holds activations, whose last bits are those of one device.
+START_NAME = "start"
 
 
 class ZOTrainer(ResumableTrainer):
@@ -134,7 +139,10 @@ class ZOTrainer(ResumableTrainer):
             model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         dtype = weights_dtype(model)  # of the base: an adapter may have another
         loaded: Any = with_adapter(model, args, peft_config)
-        self._makes_adapter, self._dtype = loaded is not model, dtype
+        made, prefix = loaded is not model, args.tune == "prefix"
+        self._makes_adapter, self._dtype = made and not prefix, dtype
+        self._start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
+        self._source = self._start or self._source
         if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)

@@ -103,8 +103,12 @@ class ZOConfig(ZOArguments, TrainingArguments):
 # What depends on what the objective needs, where the method has no paper of its own. Measured for text on two models of
 # 12 M and 1.3 B parameters; the others are MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
-_FOR_ADAPTERS = {"noise": "dense", "eps": 1e-2, "learning_rate": 1e-4}
 _FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
+# An adapter's weights are few, and stand behind those of the base: members must stand further off. MeZO's for answers.
+_LORA_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-2, "learning_rate": 1e-4}
+_LORA_FOR_TEXT = {**_FOR_TEXT, "eps": 1e-1, "learning_rate": 3e-2}
+_PREFIX_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2}
+_PREFIX_FOR_TEXT = {**_FOR_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
 
 
 # What goes to the method under its own name.
@@ -122,8 +126,12 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     0.005
     """
     args, method = copy.copy(args), named(args.method)
-    defaults = {**(_FOR_TEXT if needs == "completions" else _FOR_ANSWERS), **(_FOR_ADAPTERS if adapter else {})}
-    defaults |= method.defaults
+    answers, text = _FOR_ANSWERS, _FOR_TEXT
+    if adapter:
+        prefix = args.tune == "prefix"
+        answers = _PREFIX_FOR_ANSWERS if prefix else _LORA_FOR_ANSWERS
+        text = _PREFIX_FOR_TEXT if prefix else _LORA_FOR_TEXT
+    defaults = {**(text if needs == "completions" else answers), **method.defaults}
     if not takes(method, "normalize") or "normalize" in method.fixed:
         defaults["normalize"] = None
     for name, value in defaults.items():

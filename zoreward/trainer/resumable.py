@@ -76,6 +76,7 @@ class ResumableTrainer(Trainer):
     _source: str
     _dtype: str
     _makes_adapter: bool
+    _start: str | None
     _bound: Callable[[float], None]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -121,9 +122,16 @@ class ResumableTrainer(Trainer):
             ) from error
         except OSError as error:
             raise storage_error(self.args.output_dir, error) from error
+        self._keep_start()
         for log in self.state.log_history:  # scored before step 1
             if "eval_score" in log:
                 self._write_evaluation(log["step"], log["eval_score"])
+
+    def _keep_start(self) -> None:
+        """Save the prefix that the run begins with, where it is one that the run made."""
+        if self._start:
+            with told_where(self.args.output_dir):
+                self.model.save_pretrained(self._start)
 
     def _write_step(self, record: StepRecord) -> None:
         assert self._journal is not None
@@ -145,7 +153,7 @@ class ResumableTrainer(Trainer):
             "objective": self.objective.name,
             "options": options_of(self.objective),
             "method": {"name": self.args.method, **asdict(self.method)},
-            "model": self.model.name_or_path,
+            "model": self._start or self.model.name_or_path,
             "dtype": self._dtype,
             "fingerprint": fingerprint(self.model),
             "config": self.args.changed(),
@@ -182,6 +190,7 @@ class ResumableTrainer(Trainer):
             self.header = self._journal_header()
             if run is None or (not run.n_steps and not self._same_run(run)):
                 self._journal.begin(self.header)
+                self._keep_start()
                 return 0
             refuse_other_run(folder, run.header, self.header)
             self._take_up(run)

@@ -1,0 +1,127 @@
+"""Prefixes of PEFT: keys and values of a few tokens that stand in front of every row, in each layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from zoreward import noise
+from zoreward.records import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# As in MeZO's experiments (Malladi et al. 2023, appendix D).
+PREFIX_TOKENS = 5
+
+
+@torch.no_grad()
+def with_prefix(model: nn.Module, seed: int) -> PeftModel:
+    """Put a prefix in front of a model: first the keys and values of 5 tokens that the seed draws from the vocabulary.
+
+    Random numbers instead of real activations would leave a prefix far from anything that the model knows. The values
+    are those of this device, rounding included, so a run stores them.
+
+    Args:
+        model: the base, in eval mode; left as it is but for a hook that feeds the prefix.
+        seed: of the run.
+
+    Raises:
+        InputError: a model whose keys and values are not plain attention's in every layer.
+    """
+    from peft import PrefixTuningConfig, get_peft_model
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING as ODD
+
+    config: Any = model.config
+    name, size = type(model).__name__, model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    device = next(model.parameters()).device
+    words = noise.words(seed, noise.stream_of("prefix"), 0, PREFIX_TOKENS, noise.FIRST_WEIGHTS)
+    tokens = torch.tensor([[int(word) % size for word in words]], device=device)
+    cache = getattr(model(input_ids=tokens, use_cache=True), "past_key_values", None)
+    layers = getattr(cache, "layers", [])
+    problem = InputError(f"{name} takes no prefix: its cache is not plain attention's", hint="Take tune=lora.")
+    if not layers or config.model_type in ODD or not all(hasattr(layer, "keys") for layer in layers):
+        raise problem
+    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers]  # each (2, heads, P, width)
+    if len({pair.shape for pair in pairs}) != 1:
+        raise problem
+    flat = torch.stack(pairs).permute(3, 0, 1, 2, 4).reshape(PREFIX_TOKENS, -1)
+    wanted = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PREFIX_TOKENS)
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        wrapped: Any = get_peft_model(model, wanted)
+    weight = wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight
+    if weight.shape != flat.shape:
+        raise problem
+    weight.copy_(flat)
+    weight.data = weight.data.to(device)
+    feed_prefix(wrapped)
+    return wrapped
+
+
+def prefix_weight(model: Any) -> nn.Parameter:
+    """Return the weight of a PeftModel's active prefix: (tokens, layers × 2 × heads × width).
+
+    Raises:
+        InputError: it is made by a network, which its file does not hold.
+    """
+    encoder = model.prompt_encoder[model.active_adapter]
+    if encoder.prefix_projection:
+        raise InputError("a prefix with prefix_projection cannot be tuned", hint="Make it without.")
+    weight: nn.Parameter = encoder.embedding.weight
+    return weight
+
+
+def has_prefix(inner: nn.Module) -> bool:
+    """Whether a prefix is fed to transformers' own model."""
+    return any(isinstance(hook, _Prefix) for hook in inner._forward_pre_hooks.values())
+
+
+def feed_prefix(model: Any) -> None:
+    """Have transformers' own model, inside a PeftModel, read the prefix in front of every row, also in `generate`."""
+    inner = model.get_base_model()
+    if not has_prefix(inner):
+        inner.register_forward_pre_hook(_Prefix(model), with_kwargs=True)
+
+
+class _Prefix:
+    """A hook before a model's forward: a cache that holds nothing yet gets the prefix, and masks and positions room."""
+
+    def __init__(self, model: Any):
+        config = model.active_peft_config
+        self._embedding = model.prompt_encoder[model.active_adapter].embedding
+        self._tokens, self._heads = config.num_virtual_tokens, config.num_attention_heads
+        self._layers = config.num_layers
+
+    def __call__(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        from transformers import DynamicCache
+
+        kwargs = dict(kwargs)
+        if args:  # only ids are given by position
+            kwargs["input_ids"], args = args[0], args[1:]
+        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if cache is None or cache.get_seq_length() == 0:
+            cache = cache if cache is not None else DynamicCache(config=module.config)
+            self._fill(cache, ids.shape[0], module.dtype)
+            cache.zoreward_prefix = True
+        elif not hasattr(cache, "zoreward_prefix"):
+            return args, kwargs  # PEFT's own forward has seen to it all
+        kwargs["past_key_values"] = cache
+        if mask is not None:
+            seen = 1 if mask.ndim == 2 or mask.dtype == torch.bool else 0  # else it is added to the logits
+            room = mask.new_full((*mask.shape[:-1], self._tokens), seen)
+            kwargs["attention_mask"] = torch.cat([room, mask], dim=-1)
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"] + self._tokens
+        return args, kwargs
+
+    def _fill(self, cache: Any, rows: int, dtype: torch.dtype) -> None:
+        numbers = torch.arange(self._tokens, device=self._embedding.weight.device)
+        found = self._embedding(numbers.expand(rows, -1)).to(dtype)
+        pairs = found.view(rows, self._tokens, self._layers, 2, self._heads, -1).permute(2, 3, 0, 4, 1, 5)
+        for number, (keys, values) in enumerate(pairs):
+            cache.update(keys, values, number)
