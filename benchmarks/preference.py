@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "preference.csv"
 
 
 def tune(options: argparse.Namespace, seed: int) -> subprocess.Popen[bytes]:
-    """Start the command for one seed."""
+    """Start the command for one seed, on a GPU of its own where there are several."""
     command = [
         *(sys.executable, "-m", "zoreward", "tune", "preference", "--model", options.model),
         *("--data", f"{options.data}/train.jsonl", "--eval-data", f"{options.data}/dev.jsonl", "--eval-every", "25"),
@@ -52,7 +53,15 @@ def tune(options: argparse.Namespace, seed: int) -> subprocess.Popen[bytes]:
         *("--max-new-tokens", "24", "--json", "--output", f"{options.output}/seed-{seed}", *options.more),
     ]
     with Path(options.output, f"seed-{seed}.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | _own_gpu(options, seed))
+
+
+def _own_gpu(options: argparse.Namespace, seed: int) -> dict[str, str]:
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[options.seeds.index(seed) % count]}
 
 
 def summary(options: argparse.Namespace, seed: int) -> dict:

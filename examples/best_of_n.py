@@ -17,7 +17,7 @@ from zoreward.scoring import Generation
 
 SHIPPED = Path(zoreward.__file__).parent / "quickstart"
 PLEASED = set("fresh tasty crisp rich kind friendly quick polite clean cosy bright lovely return Five large".split())
-NEW_TOKENS, BATCH, DIRECTIONS = 24, 16, 8
+NEW_TOKENS, BATCH, DIRECTIONS = 16, 16, 8
 
 
 def pleased(completions: list[str], **columns: object) -> list[float]:
@@ -36,7 +36,7 @@ def best_of(n: int, trainer: ZOTrainer, rows: list[dict]) -> float:
     return evaluate(trainer.model, best, rows * n, tokenizer=trainer.processing_class, generation=drawn).score
 
 
-def main(steps: int = 30, prompts: int = 64) -> dict[str, tuple[int, float]]:
+def main(steps: int = 12, prompts: int = 32) -> dict[str, tuple[int, float]]:
     """Return for each way the completions that were scored for it, and the mean reward on prompts not tuned on."""
     rows = [{"prompt": " ".join(row["text"].split()[:3])} for row in load_rows(SHIPPED / "train.jsonl")]
     dev = [{"prompt": " ".join(row["text"].split()[:3])} for row in load_rows(SHIPPED / "heldout.jsonl")[:prompts]]

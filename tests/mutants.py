@@ -217,6 +217,34 @@ MUTANTS = [
         "if False:",
         "tests/test_snapshot.py",
     ),
+    Mutant(
+        "a GPU gives both members of a couple the same sign",
+        "zoreward/kernels/triton_kernels.py",
+        "tl.load(script + (2 * n + 1) * LINE + 1)",
+        "tl.load(script + LINE + 1)",
+        "tests/test_gpu_kernels.py",
+    ),
+    Mutant(
+        "a GPU rounds half precision to nearest",
+        "zoreward/kernels/triton_noise.py",
+        "moved = tl.minimum(size + (word & 0xFFFF)",
+        "moved = tl.minimum(size + 0x7FFF + ((size >> 16) & 1)",
+        "tests/test_gpu_kernels.py",
+    ),
+    Mutant(
+        "a GPU rounds what no update moves",
+        "zoreward/kernels/triton_kernels.py",
+        "            if kind != 0:\n",
+        "            if True:\n",
+        "tests/test_gpu_kernels.py",
+    ),
+    Mutant(
+        "a GPU forgets where weights went",
+        "zoreward/kernels/gpu.py",
+        "known is not None and known.places == places",
+        "known is not None",
+        "tests/test_gpu_kernels.py",
+    ),
 ]
 
 

@@ -17,6 +17,7 @@ from torch import nn
 import reference
 from conftest import FAMILIES, random_model
 from zoreward.members import grouping_problem, members_at, tuned_weights, update_
+from zoreward.members.grouping import Grouping
 from zoreward.records import InputError, Term, Update
 
 MEMBERS = ((Term(11, 0.05),), (Term(11, -0.05),), (Term(12, 0.05), Term(13, 0.02)))
@@ -236,3 +237,27 @@ def test_update_writes_a_transposed_weight_that_still_requires_grad():
         shown = net.weight.detach().clone()
     update_(net, Update(0.0, (Term(9, 0.5),), 0))
     assert torch.equal(net.weight, shown)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 2**30])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_outputs_written_side_by_side_are_the_joined_ones(bias, keep_bytes, monkeypatch):
+    """What a GPU does with linear layers, tried on a CPU: rows, flattened tokens, and inputs cut out of others."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 4, bias=bias), nn.Linear(4, 3, bias=bias)
+
+        def forward(self, x):
+            return self.last(self.first(x.reshape(-1, 5)).view(*x.shape[:2], 4)[:, -1:])
+
+    torch.manual_seed(0)
+    net, x = Head(), torch.randn(2, 3, 5)
+    expected = alone(net, MEMBERS, x)
+    monkeypatch.setattr(Grouping, "_can_write_into", lambda self, args, kwargs: True)
+    monkeypatch.setattr(Grouping, "_joined", lambda self, outputs: pytest.fail("outputs were joined"))
+    with torch.no_grad(), members_at(net, MEMBERS, keep_bytes=keep_bytes):
+        got = net(x.repeat(3, 1, 1))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)  # sums of 9 products of size ≤ 10
+    assert (expected[:2] - expected[2:4]).abs().max() > 1e-3

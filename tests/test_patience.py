@@ -6,7 +6,6 @@ import asyncio
 import functools
 import json
 import logging
-import os
 import sqlite3
 import subprocess
 import sys
@@ -561,19 +560,28 @@ def hangs(completions):
 """
 
 
-def test_a_process_whose_reward_hangs_ends_soon(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_process_whose_reward_hangs_ends_soon_and_can_be_resumed(tmp_path: Path, tiny_model_dir: Path) -> None:
     (tmp_path / "rewards.py").write_text(HANGS)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     words = f"tune rewards.py:hangs --model {tiny_model_dir} --data rows.jsonl --steps 3 --batch-size 4 --output run"
     words += " --num-directions 4 --max-new-tokens 4 --reward-timeout 2 --device cpu"
     command = [sys.executable, "-m", "zoreward", *words.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ})
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     seconds = time.time() - float((tmp_path / "hung").read_text())
     assert done.returncode == 1, done.stderr
     assert seconds <= 10
-    [error, hint] = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+    error, hint, resume = done.stderr.splitlines()[-3:]
     assert error.startswith("error: objective 'hangs' took longer than 2 s (4 rows; the first: prompt '")
-    assert "rewards.py, line 12" in hint
+    assert hint.startswith("hint: ") and "rewards.py, line 12" in hint
+    assert resume.startswith(f"resume: zoreward {words}")
     assert "Traceback" not in done.stderr
     lines = (tmp_path / "run" / JOURNAL_NAME).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["header", "step"]
+
+    (tmp_path / "rewards.py").write_text(HANGS.replace("time.sleep(60)", "pass"))
+    command = [sys.executable, "-m", "zoreward", *resume.split()[2:], "--reward-timeout", "60"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    after = (tmp_path / "run" / JOURNAL_NAME).read_text().splitlines()
+    assert after[:2] == lines
+    assert [json.loads(line)["step"] for line in after[1:]] == [0, 1, 2]

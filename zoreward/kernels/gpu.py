@@ -6,7 +6,6 @@ there are. float64 weights, which nobody tunes in earnest, are left to `portable
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,18 +16,19 @@ import triton
 
 from zoreward import noise
 from zoreward.kernels import portable, triton_kernels
+from zoreward.kernels.scripts import DECAY, DENSE, LOW_RANK, alike_of, script_of
 from zoreward.records import Member, Term, Update
 
-# Elements of a program, a power of 2, and warps that work on them.
-BLOCK, WARPS = 1024, 4
-# Programs of a unit. More make the list of units shorter and leave more programs of small tensors without work.
-PARTS = 16
+# Elements of a program, a power of 2, and warps that work on them. Where there are low-rank terms fewer, so that more
+# matrices have lines that they divide.
+BLOCK, LOW_RANK_BLOCK, WARPS = 2048, 1024, 4
+# Elements of a unit. More make the list of units shorter and leave more programs of small tensors without work.
+UNIT = 16384
 # Elements between whose multiples the copies lie: 512 bytes in half precision, as torch's own allocator aligns.
 ALIGN = 256
 # Sets of tensors that are remembered: more than a model has modules.
 MOST_KNOWN = 4096
-# What a term or a decay is; see `triton_kernels`.
-DENSE, LOW_RANK, DECAY = 1, 2, 4
+
 
 Weight = tuple[torch.Tensor, int]
 """A tensor and its stream."""
@@ -60,8 +60,8 @@ class Group:
         copied: tensors whose elements do not lie in order or on a boundary, and the copies to work on.
         like: the tensor from which addresses count.
         table: where they lie; None for float64, and where there are no elements.
-        views: shape, stride and place of each tensor's copies.
-        size: elements of the copies at one member.
+        sizes: elements from each tensor's copy to the next.
+        size: their sum, the elements of the copies at one member.
         matrices: those of two dimensions.
         aligned: whether a program's elements always lie within a line of a matrix.
     """
@@ -71,7 +71,7 @@ class Group:
     copied: list[tuple[torch.Tensor, torch.Tensor]]
     like: torch.Tensor
     table: Table | None
-    views: list[tuple[torch.Size, tuple[int, ...], int]]
+    sizes: list[int]
     size: int
     matrices: list[Weight]
     aligned: bool
@@ -91,21 +91,17 @@ class Kernels:
 
     Args:
         block: elements of a program.
-        warps: that work on them.
+        low_rank_block: the same where there are low-rank terms.
+        unit: elements of a unit, a multiple of both.
     """
 
-    def __init__(self, block: int = BLOCK, warps: int = WARPS) -> None:
-        self._block = block
+    def __init__(self, block: int = BLOCK, low_rank_block: int = LOW_RANK_BLOCK, unit: int = UNIT) -> None:
+        self._blocks, self._unit = (block, low_rank_block), unit
+        self._native = not triton.knobs.runtime.interpret and torch.version.cuda is not None
         self._known: dict[Any, Known] = {}
         self._factor_tables: dict[Any, Table] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
-        self._options = {
-            "BLOCK": block,
-            "PARTS": PARTS,
-            "NATIVE": not triton.knobs.runtime.interpret and torch.version.cuda is not None,
-            "num_warps": warps,
-            "enable_fp_fusion": False,
-        }
+        self._couple: tuple[Sequence[Member], torch.device, torch.Tensor, int] | None = None
 
     @torch.no_grad()
     def perturb_all(self, weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
@@ -153,31 +149,46 @@ class Kernels:
         if group.table is not None and members:
             terms = [term for member in members for term in member if term.rank]
             factors, begins = self._factors(group, terms)
-            script = self._script([_script_of(0, 0.0, member, begins) for member in members], like.device)
+            script, alike = self._script_of_members(members, begins, like.device)
             with _on(like.device):
-                triton_kernels.perturb[_grid(group.table)](
+                triton_kernels.perturb[self._grid(group.table, bool(terms))](
                     group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
-                    group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=_alike(members),
-                    LOW_RANK=bool(terms), ALIGNED=group.aligned, **self._options,
+                    group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike,
+                    LOW_RANK=bool(terms), ALIGNED=group.aligned, **self._options(bool(terms)),
                 )  # fmt: skip
-        begin = [m * group.size for m in range(len(members))]
-        return [[copies.as_strided(shape, stride, m + place) for m in begin] for shape, stride, place in group.views]
+        pieces = copies.view(-1).split(group.sizes * len(members))
+        count = len(group.weights)
+        return [
+            [_shaped(piece, weight) for piece in pieces[number::count]]
+            for number, (weight, _) in enumerate(group.weights)
+        ]
+
+    def _script_of_members(
+        self, members: Sequence[Member], begins: dict[Any, int], device: torch.device
+    ) -> tuple[torch.Tensor, int]:
+        """The script, and how many neighbours share a direction. A model's modules ask for the same members."""
+        if self._couple is not None and self._couple[0] is members and self._couple[1] == device and not begins:
+            return self._couple[2:]
+        script = self._script([script_of(0, 0.0, member, begins) for member in members], device)
+        if isinstance(members, tuple):  # else it may change
+            self._couple = members, device, script, alike_of(members)
+        return script, alike_of(members)
 
     def _replay(self, group: Group, table: Table, updates: Sequence[Update]) -> None:
         like = group.like
         terms = [term for update in updates for term in update.terms if term.rank]
         factors, begins = self._factors(group, terms)
-        lines = [_script_of(update.rounding_seed, update.decay, update.terms, begins) for update in updates]
-        one = len(lines) == 1 and lines[0][2:4] == [1, DENSE]
+        lines = [script_of(update.rounding_seed, update.decay, update.terms, begins) for update in updates]
+        one = len(lines) == 1 and lines[0][2] == 1 and lines[0][3] in (DENSE, LOW_RANK)
         kind = 0
         for line in lines:
             kind |= line[3]
         script = self._script(lines, like.device)
         with _on(like.device):
-            triton_kernels.update[_grid(table)](
+            triton_kernels.update[self._grid(table, bool(terms))](
                 table.lines, table.units, script, len(updates), kind, _stored(like), factors,
                 BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=bool(terms), ALIGNED=group.aligned,
-                **self._options,
+                **self._options(bool(terms)),
             )  # fmt: skip
         for weight, copy in group.copied:
             if any(update.moves(weight.ndim) for update in updates):
@@ -204,10 +215,23 @@ class Kernels:
             script = self._script(lines, device)
             if table.units.numel():
                 with _on(device):
-                    triton_kernels.normals[(*_grid(table), len(lines))](
-                        table.lines, table.units, script, drawn, **self._options
+                    triton_kernels.normals[(*self._grid(table, True), len(lines))](
+                        table.lines, table.units, script, drawn, **self._options(True)
                     )
         return drawn, begins, size
+
+    def _grid(self, table: Table, low_rank: bool) -> tuple[int]:
+        return (len(table.units) * (self._unit // self._blocks[low_rank]),)
+
+    def _options(self, low_rank: bool) -> dict[str, Any]:
+        block = self._blocks[low_rank]
+        return {
+            "BLOCK": block,
+            "PARTS": self._unit // block,
+            "NATIVE": self._native,
+            "num_warps": WARPS,
+            "enable_fp_fusion": False,
+        }
 
     def _groups(self, weights: Sequence[Weight]) -> list[Group]:
         """The tensors by dtype. Found again by the tensors themselves, if they still lie where they lay."""
@@ -229,20 +253,20 @@ class Kernels:
     def _group(self, numbers: list[int], weights: list[Weight]) -> Group:
         flats = [_flat(weight) for weight, _ in weights]
         like = next((flat for flat in flats if flat.numel()), flats[0])
-        lines, views, place, factors = [], [], 0, 0
+        lines, sizes, place, factors = [], [], 0, 0
         for flat, (weight, stream) in zip(flats, weights, strict=True):
             rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
             kinds = DENSE | LOW_RANK * (weight.ndim == 2) | DECAY * (weight.ndim >= 2)
             begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
             lines.append([begin, flat.numel(), stream, 0, place, rows, columns, factors, kinds])
-            views.append((weight.shape, flat.stride(), place))
-            place += -(-flat.numel() // ALIGN) * ALIGN
+            sizes.append(-(-flat.numel() // ALIGN) * ALIGN)
+            place += sizes[-1]
             factors += rows + columns
         table = self._table(lines, like.device) if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
-        aligned = all(weight.shape[1] % self._block == 0 for weight, _ in matrices)
-        return Group(numbers, weights, copied, like, table, views, place, matrices, aligned)
+        aligned = all(weight.shape[1] % self._blocks[True] == 0 for weight, _ in matrices)
+        return Group(numbers, weights, copied, like, table, sizes, place, matrices, aligned)
 
     def _table_of_factors(self, weights: Sequence[Weight], rank: int, device: torch.device) -> Table:
         key = rank, device, tuple([(weight.shape, stream) for weight, stream in weights])
@@ -261,7 +285,7 @@ class Kernels:
         owners: list[int] = []
         for number, line in enumerate(lines):
             line[3] = len(owners)
-            owners += [number] * -(-line[1] // (self._block * PARTS))
+            owners += [number] * -(-line[1] // self._unit)
         return Table(
             torch.tensor(lines, dtype=torch.int64).to(device, non_blocking=True),
             torch.tensor(owners, dtype=torch.int32).to(device, non_blocking=True),
@@ -281,31 +305,6 @@ def _perturb_float64(group: Group, members: Sequence[Member]) -> list[list[torch
     return portable.perturb_all(group.weights, members)
 
 
-def _script_of(seed: int, decay: float, terms: Sequence[Term], begins: dict[Any, int]) -> list[int]:
-    """The script's lines for one member or update."""
-    kind = DENSE * any(term.rank == 0 for term in terms) | LOW_RANK * any(term.rank for term in terms)
-    lines = [seed, _pattern(decay), len(terms), kind | DECAY * (decay != 0)]
-    for term in terms:
-        scale = float(noise.inv_sqrt_rank(term.rank)) if term.rank else 1.0
-        lines += [term.seed, _pattern(term.coefficient) | _pattern(scale) << 32, term.rank]
-        lines.append(begins[term.direction] if term.rank else 0)
-    return lines
-
-
-def _alike(members: Sequence[Member]) -> int:
-    """2 for couples, 1 for other members of one dense term each, otherwise 0."""
-    if any(len(member) != 1 or member[0].rank for member in members):
-        return 0
-    seeds = [member[0].seed for member in members]
-    return 2 if seeds[::2] == seeds[1::2] else 1
-
-
-def _pattern(value: float) -> int:
-    """The 32 bits of a float32."""
-    [pattern] = struct.unpack("<I", struct.pack("<f", value))
-    return int(pattern)
-
-
 def _flat(weight: torch.Tensor) -> torch.Tensor:
     """The weight itself, or a copy of it where its elements do not lie in order on a boundary of 16 bytes."""
     if weight.is_contiguous():
@@ -313,8 +312,10 @@ def _flat(weight: torch.Tensor) -> torch.Tensor:
     return weight.clone(memory_format=torch.contiguous_format)
 
 
-def _grid(table: Table) -> tuple[int]:
-    return (len(table.units) * PARTS,)
+def _shaped(piece: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if piece.shape == weight.shape:
+        return piece
+    return piece[: weight.numel()].view(weight.shape) if len(piece) != weight.numel() else piece.view(weight.shape)
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
@@ -322,4 +323,6 @@ def _stored(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)

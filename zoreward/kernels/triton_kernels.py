@@ -66,6 +66,14 @@ def _dense(seed, row, start, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
 
 
 @triton.jit
+def _from_factors(term, row, start, factors, mask, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    rank, scale = tl.load(term + 2), _upper_float(tl.load(term + 1))
+    a = factors + tl.load(term + 3) + tl.load(row + 7) * rank
+    b = a + tl.load(row + 5) * rank
+    return low_rank(a, b, rank.to(tl.int32), scale, start, tl.load(row + 6), mask, ALIGNED, BLOCK)
+
+
+@triton.jit
 def _add_terms(
     acc, script, row, start, factors, mask,
     LOW_RANK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
@@ -79,10 +87,7 @@ def _add_terms(
             acc = acc + _dense(tl.load(term), row, start, BLOCK, NATIVE) * _lower_float(scales)
         if LOW_RANK:  # noqa: SIM102 (decided when it is compiled)
             if (rank > 0) & (columns > 0):
-                a = factors + tl.load(term + 3) + tl.load(row + 7) * rank
-                b = a + tl.load(row + 5) * rank
-                z = low_rank(a, b, rank.to(tl.int32), _upper_float(scales), start, columns, mask, ALIGNED, BLOCK)
-                acc = acc + z * _lower_float(scales)
+                acc = acc + _from_factors(term, row, start, factors, mask, ALIGNED, BLOCK) * _lower_float(scales)
     return acc
 
 
@@ -148,9 +153,13 @@ def _update_block(
     stream = tl.load(row + 2)
     value = as_float(tl.load(places, mask=mask), BF16)
     if ONE:
-        z = _dense(tl.load(script + LINE), row, start, BLOCK, NATIVE)
-        acc = value + z * _lower_float(tl.load(script + LINE + 1))
-        value = rounded(acc, tl.load(script), stream, start, dtype, BF16, BLOCK)
+        term = script + LINE
+        if LOW_RANK:
+            z = _from_factors(term, row, start, factors, mask, ALIGNED, BLOCK)
+        else:
+            z = _dense(tl.load(term), row, start, BLOCK, NATIVE)
+        scales = tl.load(term + 1)
+        value = rounded(value + z * _lower_float(scales), tl.load(script), stream, start, dtype, BF16, BLOCK)
     else:
         kinds = tl.load(row + 8)
         for _ in range(updates):
@@ -172,7 +181,7 @@ def update(
     """Do updates to all tensors in place, one after the other.
 
     `like`: the tensor from which the table counts. `kind`: all kinds of the updates; what none of them moves is not
-    written. ONE: there is one update, of one dense term and no decay.
+    written. ONE: there is one update, of one term and no decay.
     """
     row, start = _block_of(table, units, BLOCK, PARTS)
     count = tl.load(row + 1)

@@ -62,6 +62,7 @@ class Grouping:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
         plain_forward = owner.forward
         is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
+        is_linear = is_linear and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
         bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in made)
         product = thin_product(owner, slots, self._kept) if not made else None
@@ -72,25 +73,49 @@ class Grouping:
                 [copies] = self._copies_of(slots, made, self.current, 1)
                 with filled(slots, lambda slot: copies[id(slot.weight)]):
                     return plain_forward(*args, **kwargs)
-            if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in (self.rows, self.tokens):
+            if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in self.lengths:
                 return product(args[0])
-            joined = self._room_for(owner, *args, **kwargs) if is_linear else None
+            if is_linear and self._can_write_into(args, kwargs):
+                return self._linear(owner, slots, made, at_once, args[0])
             outputs = []
             try:
                 for first in range(0, len(self._members), at_once):
                     for member, copies in enumerate(self._copies_of(slots, made, first, at_once), first):
                         self.current = member
                         with filled(slots, lambda slot: copies[id(slot.weight)]):  # noqa: B023 (called at once)
-                            if joined is None:
-                                outputs.append(plain_forward(*self._part(args), **self._part(kwargs)))
-                            else:
-                                _linear_into(self._part(joined), owner, self._part(args[0]))
+                            outputs.append(plain_forward(*self._part(args), **self._part(kwargs)))
                     copies = {}  # given back before the next are made
             finally:
                 self.current = None
-            return self._joined(outputs) if joined is None else joined
+            return self._joined(outputs)
 
         return forward
+
+    def _can_write_into(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a linear layer's outputs can be written side by side at once, which spares joining them."""
+        if len(args) != 1 or kwargs or len(self._members) == 1 or torch.is_grad_enabled():
+            return False
+        x = args[0]
+        return x.is_cuda and x.ndim > 1 and x.shape[0] in self.lengths and not torch.is_autocast_enabled("cuda")
+
+    def _linear(
+        self, owner: Any, slots: tuple[Slot, ...], made: tuple[Slot, ...], at_once: int, x: torch.Tensor
+    ) -> torch.Tensor:
+        """What F.linear computes, member by member."""
+        y = x.new_empty(*x.shape[:-1], owner.out_features)
+        inputs = x.reshape(len(self._members), -1, x.shape[-1]).unbind()
+        outputs = y.view(len(self._members), -1, y.shape[-1]).unbind()
+        own = {slot.key: id(slot.weight) for slot in slots}
+        plain = {"weight": owner.weight, "bias": owner.bias}
+        for first in range(0, len(self._members), at_once):
+            for member, copies in enumerate(self._copies_of(slots, made, first, at_once), first):
+                weight, bias = (copies[own[key]] if key in own else plain[key] for key in ("weight", "bias"))
+                if bias is None:
+                    torch.mm(inputs[member], weight.t(), out=outputs[member])
+                else:
+                    torch.addmm(bias, inputs[member], weight.t(), out=outputs[member])
+            copies = {}  # given back before the next are made
+        return y
 
     def _copies_of(
         self, slots: tuple[Slot, ...], made: tuple[Slot, ...], first: int, count: int
@@ -101,15 +126,6 @@ class Grouping:
         ids = [id(slot.weight) for slot in slots]
         kept = {key: self._kept[key][first : first + count] for key in ids if key not in copies}
         return [{key: (copies.get(key) or kept[key])[m] for key in ids} for m in range(len(members))]
-
-    def _room_for(self, owner: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """Where a linear layer's output for all rows can be written member by member, which spares joining it."""
-        if len(args) != 1 or kwargs or len(self._members) == 1:
-            return None
-        x = args[0]
-        if x.ndim < 2 or not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
-            return None
-        return x.new_empty(*x.shape[:-1], owner.out_features) if x.shape[0] in self.lengths else None
 
     def _part(self, value: Any) -> Any:
         """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
@@ -144,15 +160,6 @@ class Grouping:
         if all(output is first for output in outputs):
             return first
         raise TypeError(f"a {type(first).__name__} cannot be joined over members")
-
-
-def _linear_into(y: torch.Tensor, linear: Any, x: torch.Tensor) -> None:
-    """What F.linear computes, written to `y`."""
-    flat, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-    if linear.bias is None:
-        torch.mm(flat, linear.weight.t(), out=out)
-    else:
-        torch.addmm(linear.bias, flat, linear.weight.t(), out=out)
 
 
 def perturbed_copies(

@@ -69,7 +69,7 @@ def _checked_packer(
         if own is None:
             return None
         difference = float(np.abs(np.nan_to_num(plain, neginf=0.0) - np.nan_to_num(own, neginf=0.0)).max())
-        if difference > tolerance:
+        if not difference <= tolerance:
             packer.give_up(f"log-probabilities differ by {difference:.1e}")
             return None
     return packer

@@ -8,7 +8,7 @@ shape is captured once: its graph runs the members on streams of their own, on c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Packer:
         self._copies = HeldCopies(reader.tuned)
         self._passes: OrderedDict[tuple[int, ...], _Pass] = OrderedDict()
         self._read: tuple[int, ...] = ()
+        self._bytes = _bytes(reader.model.parameters())
         self.problem: str | None = None
         if not {"attention_mask", "position_ids"} <= reader.accepts or not reader.pads:
             self.problem = "it takes no mask and positions"
@@ -63,9 +64,11 @@ class Packer:
             return False
         if any(len(answer) > 1 for example in examples for answer in example.candidate_tokens):
             return False
-        weights = self._reader.tuned.weights.values()
-        size = sum(weight.numel() * weight.element_size() for weight in weights) * len(members)
-        return size <= KEEP_BYTES and sum(len(example.prompt_tokens) for example in examples) <= MOST_TOKENS // 2
+        copies = _bytes(self._reader.tuned.weights.values()) * len(members)
+        return (
+            max(copies, self._bytes) <= KEEP_BYTES
+            and sum(len(example.prompt_tokens) for example in examples) <= MOST_TOKENS // 2
+        )
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example], members: Sequence[Member]) -> NDArray[np.float64] | None:
@@ -100,6 +103,10 @@ class Packer:
         self._passes.clear()
         self._copies = HeldCopies(self._reader.tuned)
         logging.get_logger(__name__).warning("Answers are read without CUDA graphs: %s.", problem.splitlines()[0])
+
+
+def _bytes(weights: Iterable[torch.Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def packed(lengths: Sequence[int], width: int) -> list[list[int]]:

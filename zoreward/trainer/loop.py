@@ -247,7 +247,7 @@ class ZOTrainer(ResumableTrainer):
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
         self._rows += inputs.examples
-        if self.state.global_step == 1:  # accelerate's wrapper looks for a package on the disk in each step
+        if self.last_step is not None:  # accelerate's wrapper looks for a package on the disk in each step
             self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
