@@ -173,8 +173,11 @@ def written(options: argparse.Namespace, lines: list[dict[str, Any]]) -> str:
 
 def plot(options: argparse.Namespace, found: dict[tuple[str, float, int], Result]) -> None:
     """Draw the dev accuracy over the rows that the model was shown: mean of the seeds, from lowest to highest."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed")
+        return
     matplotlib.use("agg")
     from matplotlib import pyplot
 

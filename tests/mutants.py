@@ -30,6 +30,20 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "SVRG's anchor follows the weights",
+        "zoreward/methods/svrg.py",
+        "couples(fresh, self.eps, self.anchor(state))",
+        "couples(fresh, self.eps)",
+        "tests/test_methods.py",
+    ),
+    Mutant(
+        "LOZO steps along the next V",
+        "zoreward/methods/directions.py",
+        "along(z, c) for z, c in zip(self.at(step), coefficients, strict=True)",
+        "along(z, c) for z, c in zip(self.at(step + 1), coefficients, strict=True)",
+        "tests/test_methods.py",
+    ),
+    Mutant(
         "what is kept forgets the options",
         "zoreward/registry/kept.py",
         "json.dumps([name, options, source, row], sort_keys=True)",
@@ -67,15 +81,15 @@ MUTANTS = [
     Mutant(
         "the update goes downhill",
         "zoreward/methods/steps.py",
-        "rate * weight / len(weights)",
-        "-rate * weight / len(weights)",
+        "share * weight / len(weights)",
+        "-share * weight / len(weights)",
         "tests/test_spsa.py",
     ),
     Mutant(
         "a direction counts K-fold",
         "zoreward/methods/steps.py",
-        "rate * weight / len(weights)",
-        "rate * weight",
+        "share * weight / len(weights)",
+        "share * weight",
         "tests/test_spsa.py",
     ),
     Mutant(
