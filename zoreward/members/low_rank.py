@@ -101,6 +101,10 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Ke
     return found
 
 
+# Multiplications of one member's product that take as long as its launches, some 50 µs: below, copies make each member
+# wait for the Python of all others. 32 members of a model of 12 M weights took 6 s a step that way on an H200.
+HIDES_LAUNCHES = 2 * 10**10
+
 Correction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(y, x, a, b) → y at the members: y of the plain module, x its input, rows of one member after the other."""
 
@@ -147,7 +151,7 @@ def corrected_forward(
 ) -> Callable[..., Any]:
     """Return a forward of `owner` for the rows of all members at once.
 
-    On a GPU, a linear layer that sees many tokens takes perturbed copies after all: a correction reads and writes
+    On a GPU, a large linear layer that sees many tokens takes perturbed copies after all: a correction reads and writes
     outputs, copies read and write weights, and for many tokens the weights are less. Unless `may_copy` is False: a
     graph would go on reading the copies of the members that it was captured with.
 
@@ -162,7 +166,8 @@ def corrected_forward(
     def corrected(plain: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         a, b = factors.a, factors.b
         if x.is_cuda:
-            if x.numel() > enough_tokens * n and grouping.current is None and x.shape[0] in grouping.lengths:
+            large = x.numel() > enough_tokens * n and x.numel() // len(a) * m > HIDES_LAUNCHES
+            if large and grouping.current is None and x.shape[0] in grouping.lengths:
                 result: torch.Tensor = by_copies(x)
                 return result
             x = x.contiguous()  # the last token of each row would be multiplied row by row
