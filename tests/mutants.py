@@ -130,8 +130,8 @@ MUTANTS = [
     Mutant(
         "the factors of a low-rank direction are one",
         "zoreward/noise.py",
-        "DIRECTION, ROUNDING, FACTOR_A, FACTOR_B = 0, 1, 2, 3",
-        "DIRECTION, ROUNDING, FACTOR_A, FACTOR_B = 0, 1, 2, 2",
+        "DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 3, 4",
+        "DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 2, 4",
         "tests/test_lowrank.py",
     ),
     Mutant(

@@ -12,6 +12,7 @@ import yaml
 from test_cli import EVAL, PROMPT, TUNE, folder, last_object  # noqa: F401  (a fixture)
 from zoreward.cli import main
 from zoreward.cli.prepare import select_device
+from zoreward.records import ObjectiveError
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -128,10 +129,14 @@ def test_other_fields_of_training_arguments(monkeypatch: pytest.MonkeyPatch) -> 
     from zoreward.trainer import ZOTrainer
 
     seen = {}
-    monkeypatch.setattr(ZOTrainer, "train", lambda self: seen.update(args=self.args))
-    monkeypatch.setattr(ZOTrainer, "save_model", lambda self, path: None)
+
+    def train(self, **kwargs):
+        seen.update(args=self.args)
+        raise ObjectiveError("enough was seen")
+
+    monkeypatch.setattr(ZOTrainer, "train", train)
     words = ["--steps", "2", "--set", "data_seed=7", "--set", "dataloader_drop_last=true", "--device", "cpu"]
-    assert main(["tune", "accuracy", *TUNE, *words]) == 0
+    assert main(["tune", "accuracy", *TUNE, *words]) == 1
     assert (seen["args"].data_seed, seen["args"].dataloader_drop_last, seen["args"].use_cpu) == (7, True, True)
 
 

@@ -108,7 +108,7 @@ def test_defaults_depend_on_what_the_objective_needs(tmp_path, tokenizer):
 def test_a_score_that_rises_while_texts_repeat_is_warned_about(caplog):
     def step(score: float, texts: list[list[int]]) -> list[Writing]:
         written = tuple(Completion("", tuple(tokens), True) for tokens in texts)
-        return [Writing(score, {"x": score}, written, {}, {}, {})]
+        return [Writing(score, {"x": score}, written, {}, {})]
 
     window = Window()
     varied, same = [[1, 2, 3, 4], [5, 6, 7, 8]], [[1, 1, 1, 1], [1, 1, 1, 1]]

@@ -237,11 +237,8 @@ class ResumableTrainer(Trainer):
                 [scored] = self.scorer.score(self.eval_dataset, seed=self.args.seed, trainer_state=self.state)
                 of = {"scored": scored, "of": self.eval_dataset}
                 self._bound(self.drift.measured(self.scorer, seed=self.args.seed, **of)["kl"])
-        if (
-            self.eval_dataset is not None
-            and not evaluated
-            and (control.should_evaluate or self.control.should_evaluate)
-        ):
+        wanted = control.should_evaluate or self.control.should_evaluate
+        if self.eval_dataset is not None and wanted and not evaluated:
             self._determine_best_metric(self.evaluate(), trial=None)
 
     def _state_after(self, run: Run) -> tuple[TrainerState, int]:
