@@ -239,8 +239,8 @@ def patch(module: str, name: str, number: int, after: bool = False) -> Callable[
 
 INSTANTS = {
     "before config.yaml": patch("zoreward.cli.tune", "write_config", 1),
-    "before the journal": patch("zoreward.trainer.loop", "Journal", 1),
-    "behind the header": patch("zoreward.trainer.loop", "Journal", 1, after=True),
+    "before the journal": patch("zoreward.trainer.resumable", "Journal", 1),
+    "behind the header": patch("zoreward.trainer.resumable", "Journal", 1, after=True),
     "in the middle of a line": in_the_middle_of_a_line,
     "between the line and the weights": patch("zoreward.trainer.loop", "update_", 9),
     "behind the weights": patch("zoreward.trainer.loop", "update_", 9, after=True),
