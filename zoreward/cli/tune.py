@@ -144,10 +144,13 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             prompt = {name: values[name] for name in PROMPT_FIELDS}
             print(shown_prompts(objective, prompt, values, rows.train, rows.shots), file=out)
             return 0
+        from zoreward.journal import remove_snapshot
+
         output, start = Path(values["output"]), time.perf_counter()
         found: dict[str, Any] = {}
         if values["resume"] and rows.test is None and is_finished(output, resolved(source, values)):
             print(f"the run in {output} is finished")
+            remove_snapshot(output)  # a kill may have come between the model and this
         else:
             trainer, progress = _prepared(objective, rows, values)
             chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
