@@ -19,7 +19,7 @@ test: $(READY) ## Run the tests and the examples in docstrings; more for pytest 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py $(ARGS)
 
 check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between rooms
 	$(BIN)/ruff format --check .
@@ -37,10 +37,7 @@ mutants: $(READY) ## Break the code on purpose, one place at a time, and see tha
 quickstart: $(READY) ## Watch a tiny model get better by forward passes alone; more for it in ARGS, e.g. ARGS="--seed 1"
 	$(BIN)/zoreward quickstart $(ARGS)
 
-quickstart-test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py $(ARGS)
-
-check: $(READY) ## See that it does so with seeds 0 to 4
+quickstart-check: $(READY) ## See that it does so with seeds 0 to 4
 	$(BIN)/python benchmarks/quickstart/check.py $(ARGS)
 
 # Set up again only when pyproject.toml has changed.

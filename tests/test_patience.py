@@ -560,6 +560,7 @@ def hangs(completions):
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_reward_hangs_ends_soon_and_can_be_resumed(tmp_path: Path, tiny_model_dir: Path) -> None:
     (tmp_path / "rewards.py").write_text(HANGS)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))

@@ -133,7 +133,12 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The others take as long again; `make test-faults` runs them too.
+QUICK = ("bfloat16", "low-rank, writing", "svrg")
+EACH = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", EACH)
 def test_so_does_every_kind_of_run_however_often_it_was_left(kind, tmp_path, tokenizer):
     changes = dict(KINDS[kind])
     dtype = changes.pop("dtype", torch.float32)
