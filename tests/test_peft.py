@@ -458,7 +458,7 @@ def test_a_run_on_a_prefix_is_saved_and_replayed(tmp_path, tokenizer):
         merged_copy(replayed)
 
 
-@pytest.mark.parametrize("tune", ["lora", "prefix"])
+@pytest.mark.parametrize("tune", ["lora", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_a_run_on_an_adapter_is_resumed_where_it_stood(tune, tmp_path, tokenizer):
     whole = trainer(tmp_path / "whole", tokenizer, random_model("llama"), tune=tune)
     whole.train()

@@ -134,7 +134,7 @@ KINDS = {
 
 
 # The others take as long again; `make test-faults` runs them too.
-QUICK = ("bfloat16", "low-rank, writing", "svrg")
+QUICK = ("bfloat16", "low-rank, writing")
 EACH = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 

@@ -156,10 +156,10 @@ def test_a_damaged_journal_is_left_as_it_was_and_can_be_opened_by_others(journal
     assert path.read_bytes() == damaged
 
 
-SLOW = [pytest.param(filling, marks=pytest.mark.slow) for filling in (b"[[[1]]],", b"{},")]
+SLOW = [pytest.param(filling, marks=pytest.mark.slow) for filling in (b"[[[1]]],", b"{},", b"[],")]
 
 
-@pytest.mark.parametrize("filling", [b"[],", b"1,", b'"",', *SLOW], ids=str)
+@pytest.mark.parametrize("filling", [b"1,", b'"",', *SLOW], ids=str)
 def test_a_line_of_4_mb_takes_less_than_200_mb(filling, journal, tmp_path):
     import tracemalloc
 
