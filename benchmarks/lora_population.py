@@ -15,33 +15,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from measure import SHAPES, opt_config, timed
+from transformers import OPTForCausalLM
 
 from zoreward.members import adapted, called_model, lora_config, members_at, tuned_weights, update_
 from zoreward.records import Member, Term, Update
-
-SHAPES = {
-    "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "ffn_dim": 8192},
-    "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072},
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128, "vocab_size": 512},
-}
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Return the seconds that `run` takes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -59,11 +41,11 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    shape: Any = SHAPES[options.shape]
-    config = OPTConfig(word_embed_proj_dim=shape["hidden_size"], **shape)
+    config = opt_config(options.shape)
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda else torch.float32
-    with torch.device("cuda" if cuda else "cpu"):
+    place = torch.device("cuda" if cuda else "cpu")
+    with place:
         plain, base = (OPTForCausalLM._from_config(config, dtype=dtype).eval().requires_grad_(False) for _ in range(2))
     peft_model = adapted(base, lora_config(base, options.rank, 16), 0).eval().requires_grad_(False)
     model, tuned = called_model(peft_model), tuned_weights(peft_model)
@@ -91,13 +73,13 @@ def main() -> None:
     spread = float(alone().float().std())
     times: dict[str, list[float]] = {name: [] for name in ("plain", "together, kept", "together", "one at a time")}
     for _ in range(options.rounds + 1):  # the first is not counted
-        times["plain"].append(timed(lambda: last(plain, rows)))
+        times["plain"].append(timed(lambda: last(plain, rows), place))
         with ExitStack() as stack:
             stack.enter_context(members_at(model, members, tuned=tuned))
             last(model, rows)
-            times["together, kept"].append(timed(lambda: last(model, rows)))
-        times["together"].append(timed(together))
-        times["one at a time"].append(timed(alone))
+            times["together, kept"].append(timed(lambda: last(model, rows), place))
+        times["together"].append(timed(together, place))
+        times["one at a time"].append(timed(alone, place))
     median = {name: statistics.median(values[1:]) for name, values in times.items()}
     device = torch.cuda.get_device_name() if cuda else "CPU"
     count = sum(weight.numel() for weight in tuned.weights.values())

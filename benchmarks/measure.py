@@ -1,4 +1,4 @@
-"""What the benchmarks of the engine share: clocks, bars, and a file of results."""
+"""What the benchmarks of the engine share: sizes of models, clocks, bars, and a file of results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import OPTConfig
 
 RESULTS = Path(__file__).parent / "results"
+
+# hidden size, layers, heads
+SHAPES = {
+    "tiny": (64, 2, 4),
+    "opt-125m": (768, 12, 12),
+    "opt-1.3b": (2048, 24, 32),
+    "opt-13b": (5120, 40, 40),
+    "opt-30b": (7168, 48, 56),
+    "opt-66b": (9216, 64, 72),
+}
 
 
 @dataclass(frozen=True)
@@ -52,19 +63,39 @@ def medians(works: Mapping[str, Callable[[], object]], rounds: int, device: torc
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            synchronize(device)
-            start = time.perf_counter()
-            work()
-            synchronize(device)
+            seconds = timed(work, device)
             if number:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(seconds)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that `work` takes, until the device is done."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
     """Wait for what the device has still to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def opt_config(shape: str) -> OPTConfig:
+    """Return the config of OPT in a size, without dropout."""
+    hidden, layers, heads = SHAPES[shape]
+    return OPTConfig(
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        ffn_dim=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        dropout=0.0,
+        vocab_size=512 if shape == "tiny" else 50272,
+    )
 
 
 def machine(device: torch.device) -> str:

@@ -12,36 +12,18 @@ tokens a second of the plain model with as many rows.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from measure import SHAPES, medians, opt_config
+from transformers import OPTForCausalLM
 
 from zoreward.records import Member, Term
 from zoreward.scoring import Generation, Stepper, reader_of
 from zoreward.scoring.decoding import write
-
-SHAPES = {
-    "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "ffn_dim": 8192},
-    "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072},
-}
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Return the seconds that `run` takes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -56,14 +38,13 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    shape: Any = SHAPES[options.shape]
-    config = OPTConfig(word_embed_proj_dim=shape["hidden_size"], **shape)
+    config = opt_config(options.shape)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = OPTForCausalLM._from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     reader = reader_of(model, 1)
     tokenizer: Any = SimpleNamespace(eos_token_id=2)
-    prompts = [tuple(torch.randint(10, 50000, (8,)).tolist()) for _ in range(options.prompts)]
+    prompts = [tuple(torch.randint(10, min(50000, config.vocab_size), (8,)).tolist()) for _ in range(options.prompts)]
     members: list[Member] = [(Term(k // 2, sign * 1e-2, 1),) for k in range(options.members) for sign in (1, -1)]
     members = members[: options.members]
     settings = Generation(max_new_tokens=options.new_tokens)
@@ -93,13 +74,7 @@ def main() -> None:
             )
 
     runs = {"population": population, "one member": one_member, "plain": plain}
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            times[name].append(timed(run))
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = medians(runs, options.rounds, torch.device(device))
     if stepper is not None and stepper.problem:
         print(f"by generate: {stepper.problem}")
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 import torch
 from kernels import plain_pass
-from measure import Result, commit, finish, medians, record
-from transformers import OPTConfig, OPTForCausalLM
+from measure import SHAPES, Result, commit, finish, medians, opt_config, record
+from transformers import OPTForCausalLM
 
 from zoreward.members import members_at, update_
 from zoreward.methods import SPSA
@@ -27,15 +27,6 @@ from zoreward.records import Example, Term, Update
 from zoreward.scoring.logprobs import candidate_logprobs
 from zoreward.scoring.reader import Reader, reader_of
 
-# hidden size, layers, heads
-SHAPES = {
-    "tiny": (64, 2, 4),
-    "opt-125m": (768, 12, 12),
-    "opt-1.3b": (2048, 24, 32),
-    "opt-13b": (5120, 40, 40),
-    "opt-30b": (7168, 48, 56),
-    "opt-66b": (9216, 64, 72),
-}
 # The bars of OPT-13B, by tokens a row: (dense, low-rank) over two plain forward passes.
 BARS = {64: (1.60, 1.10), 400: (1.10, 1.10)}
 MEMORY_BAR = 1.05
@@ -45,16 +36,7 @@ IN_A_ROW = 3
 
 def random_model(shape: str, device: torch.device) -> OPTForCausalLM:
     """OPT of a size, without dropout, weights as they come."""
-    hidden, layers, heads = SHAPES[shape]
-    config = OPTConfig(
-        hidden_size=hidden,
-        word_embed_proj_dim=hidden,
-        ffn_dim=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        dropout=0.0,
-        vocab_size=512 if shape == "tiny" else 50272,
-    )
+    config = opt_config(shape)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -48,7 +48,7 @@ class Base:
     @property
     def bytes(self) -> int:
         """The memory that the base takes beside the model."""
-        return 0 if self.adapter else sum(weight.numel() * weight.element_size() for weight in _weights(self.model))
+        return 0 if self.adapter else sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
 
 def base_of(model: nn.Module, device: str | torch.device | None = None) -> Base:
@@ -63,7 +63,7 @@ def base_of(model: nn.Module, device: str | torch.device | None = None) -> Base:
     """
     if hasattr(model, "disable_adapter") and hasattr(model, "peft_config"):
         return Base(model, adapter=True)
-    size = sum(weight.numel() * weight.element_size() for weight in _weights(model))
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     try:
         own = copy.deepcopy(model) if device is None else _copied_to(model, torch.device(device))
     except torch.OutOfMemoryError as error:
@@ -75,13 +75,9 @@ def base_of(model: nn.Module, device: str | torch.device | None = None) -> Base:
 def _copied_to(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy that never needs room for two models on the model's own device."""
     memo = {id(tensor): tensor.detach().to(device, copy=True) for tensor in model.buffers()}
-    for weight in _weights(model):
+    for weight in model.parameters():
         memo[id(weight)] = nn.Parameter(weight.detach().to(device, copy=True), requires_grad=False)
     return copy.deepcopy(model, memo).to(device)
-
-
-def _weights(model: nn.Module) -> list[nn.Parameter]:
-    return list(model.parameters())
 
 
 @torch.no_grad()
