@@ -95,8 +95,7 @@ class SVRG(Method):
             raise ValueError(f"full_rate must not be negative, not {self.full_rate}")
         if self.anneal_every < 0:
             raise ValueError(f"anneal_every must be at least 0, not {self.anneal_every}")
-        if self.weight_decay or self.momentum:
-            name = "weight_decay" if self.weight_decay else "momentum"
+        if name := next((name for name in ("weight_decay", "momentum", "anchor") if getattr(self, name)), None):
             raise ValueError(f"svrg takes no {name}: the way back to its anchor is made of this step's terms alone")
 
     @property
