@@ -1,8 +1,8 @@
 """The Triton kernels: perturbed copies, updates and factors of many tensors in one launch.
 
 A table on the device says what the tensors are, a script what is to be done to them, so that other seeds, coefficients
-or members compile nothing and fill no queue of launches. Programs work on BLOCK elements each; a unit is PARTS blocks
-of one tensor, and the list of units says which.
+or members compile nothing and fill no queue of launches. A program works through UNIT elements of one tensor, a block
+of BLOCK at a time; the list of units says which tensor. What all its blocks share is loaded and computed once.
 
 | field | of a line of the table | of a line of the script |
 |---|---|---|
@@ -11,9 +11,9 @@ of one tensor, and the list of units says which.
 | 2 | stream | rank |
 | 3 | the tensor's first unit | where the term's factors begin |
 | 4 | where its copies begin, in elements | |
-| 5 | rows, where it is a matrix | |
+| 5 | rows, rounded up to 4, where it is a matrix | |
 | 6 | columns, where it is a matrix, else 0 | |
-| 7 | where its factors begin, for rank 1 | |
+| 7 | where its factors begin, for rank 1: a multiple of 4 | |
 | 8 | the kinds that move it | |
 
 A script is, for each member or update, one line (rounding seed, decay, number of terms, kind) and one for each term.
