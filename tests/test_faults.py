@@ -103,6 +103,7 @@ def start(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: 
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
