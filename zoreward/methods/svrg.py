@@ -115,9 +115,9 @@ class SVRG(Method):
         here = self.members(fresh)
         if state.step % self.full_every == 0:
             return Query(state.step, here, rows="all")
-        return Query(state.step, here + couples(fresh, self.eps, self.anchor(state)), at_once=len(here))
+        return Query(state.step, here + couples(fresh, self.eps, self.at_anchor(state)), at_once=len(here))
 
-    def anchor(self, state: SPSAState) -> Member:
+    def at_anchor(self, state: SPSAState) -> Member:
         """Return the anchor as a member: the updates since, taken back, one term for each direction."""
         sums: dict[Term, float] = {}
         for i, coefficients in enumerate(state.past, start=1):
