@@ -341,3 +341,37 @@ def test_commands_that_do_not_exist(words: list[str], error: str, capsys: pytest
     assert (out, len(lines)) == ("", 2)
     assert lines[0].startswith(error)
     assert lines[1].startswith("hint: ")
+
+
+NO_ROOM = {
+    "weights": (
+        "accuracy",
+        {},
+        60_000,
+        "needs 0.0703 MB for its weights; this machine has 0.06 MB",
+        "--dtype bfloat16",
+    ),
+    "half weights": ("accuracy", {"--dtype": "bfloat16"}, 10_000, "in bfloat16 needs", "smaller model"),
+    "base": ("accuracy", {"--kl": "0.1"}, 250_000, "for a copy of its base", "--base-device"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ROOM)
+def test_what_cannot_fit_is_refused_before_weights_are_read(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoreward.scoring import memory
+    from zoreward.trainer import loop
+
+    objective, changes, free, error, hint = NO_ROOM[case]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    monkeypatch.setattr(loop, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    before = files_in(folder)
+
+    assert main(words_of("tune", objective, {"--device": "cpu", **changes})) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], lines
+    assert error in lines[0]
+    assert hint in lines[1]
+    assert files_in(folder) == before

@@ -7,10 +7,12 @@ from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
+from zoreward.scoring.free import free_bytes, peak_bytes
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     adapter_base,
+    blank_model,
     check_model_name,
     checked_device,
     load_model,
@@ -18,6 +20,7 @@ from zoreward.scoring.loading import (
     prepare_tokenizer,
 )
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
@@ -29,6 +32,7 @@ __all__ = [
     "Generation",
     "Generator",
     "HFGenerator",
+    "Memory",
     "Packer",
     "Reader",
     "Scorer",
@@ -36,8 +40,10 @@ __all__ = [
     "adapter_base",
     "answer_scores",
     "base_of",
+    "blank_model",
     "calibrated_logprobs",
     "candidate_logprobs",
+    "check_memory",
     "check_model_name",
     "checked_device",
     "checked_generator",
@@ -47,6 +53,7 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "free_bytes",
     "kl_to_base",
     "last_hidden_states",
     "length_limit",
@@ -55,12 +62,15 @@ __all__ = [
     "load_tokenizer",
     "mean_length",
     "member_scores",
+    "needed_memory",
+    "peak_bytes",
     "prepare_tokenizer",
     "probe_score",
     "reader_of",
     "score_writings",
     "scorer_of",
     "share_that_differs",
+    "size",
     "statistics_of",
     "weights_moved",
     "with_base",

@@ -71,16 +71,64 @@ def load_model(
 
     check_model_name(name)
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
-    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    if dtype not in DTYPES:
-        raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
+    dtype = checked_dtype(dtype, device)
     base = adapter_base(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, trust_remote_code=trust_remote_code)
         return (model if base is None else _with_adapter(model, name)).to(device).eval()
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
+
+
+def checked_dtype(dtype: str | None, device: torch.device) -> str:
+    """Return the dtype of the weights on a device: what is asked for, or the default.
+
+    Raises:
+        InputError: there is no such dtype.
+    """
+    # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    if dtype not in DTYPES:
+        raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
+    return dtype
+
+
+def blank_model(name: str, *, dtype: str | None, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """Return what `load_model` would load, without its weights: on torch's meta device, where nothing has values.
+
+    Args:
+        name: a folder or a Hub id.
+        dtype: as for `load_model`. With `auto`, a checkpoint whose config names none counts as float32.
+        device: where the model would be loaded to.
+        trust_remote_code: run the code that comes with it.
+
+    Returns:
+        The model; None where its weights are quantised, or where it cannot be made without them.
+
+    Raises:
+        ZorewardError: there is no such dtype, or the adapter is none.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    wanted, base = checked_dtype(dtype, device), adapter_base(name)
+    trust = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(base or name, **trust)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
+        own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=own if wanted == "auto" else getattr(torch, wanted), **trust
+            )
+            if base is not None:
+                from peft import PeftConfig, get_peft_model
+
+                model = get_peft_model(model, PeftConfig.from_pretrained(name))
+    except Exception:  # loading it will tell what is wrong; code that came with it may want weights at once
+        return None
+    return model
 
 
 def adapter_base(name: str) -> str | None:

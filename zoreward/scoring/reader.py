@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from zoreward.members import Tuned, called_model, tuned_weights
@@ -73,16 +74,19 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     check_causal(model)
     accepts = frozenset(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
-    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else _gpu_tokens(vocabulary_size(model)))
+    tokens = tokens or forward_tokens(device, vocabulary_size(model))
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
     pads = pads_exactly(model, pad_token_id)
     return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)
 
 
-def _gpu_tokens(vocabulary: int) -> int:
-    """
-    >>> [_gpu_tokens(size) for size in (6144, 50257)]
+def forward_tokens(device: torch.device, vocabulary: int) -> int:
+    """Return how many tokens a forward pass reads on a device.
+
+    >>> [forward_tokens(torch.device("cuda"), size) for size in (6144, 50257)]
     [131072, 32768]
     """
+    if device.type == "cpu":
+        return CPU_TOKENS
     return max(GPU_TOKENS, min(MOST_GPU_TOKENS, MOST_LOGITS // vocabulary))
