@@ -22,7 +22,8 @@ from zoreward.bench.rows import Counts, bench_rows
 from zoreward.cli import main
 from zoreward.data import Split, load_task, render
 from zoreward.records import InputError
-from zoreward.scoring import candidate_logprobs, evaluate, reader_of
+from zoreward.registry import get_objective
+from zoreward.scoring import candidate_logprobs, evaluate, load_model, load_tokenizer, probe_score, reader_of
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -199,6 +200,10 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     ):
         wanted = evaluate("model", "accuracy", OTHERS, **SETTINGS, **more)
         assert lines[name]["tests"][0] == wanted.score
+    settings: dict[str, Any] = {"needs": "choices", **SETTINGS}
+    own = render(TRAIN, load_tokenizer("model"), **settings), render(OTHERS, load_tokenizer("model"), **settings)
+    probe = probe_score(reader_of(load_model("model"), 0), get_objective("accuracy"), *own)
+    assert lines["linear-probe"]["tests"] == [probe.score] == [lines["linear-probe"]["dev"]]
     assert lines["zero-shot"]["majority"] == 4 / 7 and lines["zero-shot"]["deviation"] is None
     assert (lines["mezo"]["shown"], lines["mezo"]["backward"]) == (2 * 4 * 8, 0)
     assert (lines["adamw"]["shown"], lines["adamw"]["backward"]) == (4 * 8, 4 * 8)

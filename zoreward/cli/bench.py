@@ -131,14 +131,15 @@ def _plans(values: dict[str, Any]) -> dict[str, Plan]:
         max_length=values["max_length"],
         trust_remote_code=values["trust_remote_code"],
     )
+    tasks = [load_task(source) for source in values["tasks"]]
     plans: dict[str, Plan] = {}
-    for source in values["tasks"]:
-        task = load_task(source)
+    for number, task in enumerate(tasks):
         refuse_masked(task)
-        if task.name in plans:
+        if task.name in [other.name for other in tasks[:number]]:
             raise InputError(f"two tasks are called {task.name!r}", hint="give each once")
+    for task in tasks:
         folder = None if values["data_dir"] is None else Path(values["data_dir"])
-        if folder is not None and (len(values["tasks"]) > 1 or (folder / task.name).is_dir()):
+        if folder is not None and (len(tasks) > 1 or (folder / task.name).is_dir()):
             folder = folder / task.name
         plan = Plan(task, values["model"], bench_rows(task, folder, counts), settings)
         check_plan(plan)
