@@ -31,7 +31,7 @@ from transformers import OPTForCausalLM
 from zoreward.members import adapted, lora_config, tuned_weights, update_, with_prefix
 from zoreward.methods import SPSA
 from zoreward.records import Example
-from zoreward.scoring import candidate_logprobs, checked_reader
+from zoreward.scoring import candidate_logprobs, reader_of
 
 MEZO = {"mezo": 1e-3, "mezo-lora": 1e-2, "mezo-prefix": 1e-1}  # ε
 WAYS = (*MEZO, "sgd", "adamw-bf16", "adamw")
@@ -65,9 +65,7 @@ def mezo(name: str, options: argparse.Namespace, device: torch.device) -> Step:
         model = with_prefix(model, 0).eval().requires_grad_(False)
     spsa = SPSA(eps=MEZO[name], lr=LR)
     state = spsa.init()
-    trial = examples_of(2, options.tokens)
-    reader = checked_reader(model, 1, trial, spsa.ask(state).members, tuned=tuned_weights(model))
-    print(f"{name}: {'members share a forward pass' if reader.grouped else reader.problem}")
+    reader = reader_of(model, 1, tuned=tuned_weights(model))
 
     def once(rows: int) -> None:
         nonlocal state
@@ -109,10 +107,10 @@ def made(name: str, options: argparse.Namespace, device: torch.device) -> Step:
     return (mezo if name in MEZO else gradient)(name, options, device)
 
 
-def allocated(device: torch.device, *, most: bool = False) -> float:
-    """GB on the device: now, or the most since the last reset; 0 without a GPU."""
+def allocated(device: torch.device, *, most: bool = False) -> float | None:
+    """GB on the device: now, or the most since the last reset; None without a GPU."""
     if device.type != "cuda":
-        return 0.0
+        return None
     return (torch.cuda.max_memory_allocated(device) if most else torch.cuda.memory_allocated(device)) / 1e9
 
 
@@ -187,7 +185,7 @@ def plot(lines: list[Line], path: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for name in dict.fromkeys(line["way"] for line in lines):
         for axes, column in zip(panels, ("peak GB", "ms"), strict=True):
-            own = [line for line in lines if line["way"] == name and column in line]
+            own = [line for line in lines if line["way"] == name and line.get(column) is not None]
             axes.plot([line["rows"] for line in own], [line[column] for line in own], marker="o", label=name)
     for axes, label in zip(panels, ("most memory of a step, GB", "ms a step"), strict=True):
         axes.set(xlabel=f"rows of {lines[0]['tokens']} tokens a step", ylabel=label, ylim=(0, None))
@@ -225,7 +223,7 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for line in lines.values():
-            writer.writerow({name: cell(line.get(name)) if name in line else "" for name in COLUMNS})
+            writer.writerow({name: cell(line[name]) for name in COLUMNS if line.get(name) is not None})
     print(f"{key['device']}, torch {torch.__version__}, {options.shape}, rows of {options.tokens} tokens")
     print("| way | rows | peak GB | weights GB | ms a step | |\n|---|---|---|---|---|---|")
     for line in lines.values():

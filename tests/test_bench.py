@@ -220,6 +220,53 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert all([step for step, _ in one["curve"]] == [2, 4] for one in results if one.get("rate"))
 
 
+def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"q": f"the {word} film was", "a": word} for word in GOOD + BAD]
+    write("own/train.jsonl", rows)
+    Path("own.yaml").write_text(
+        "template: '{q}'\nanswer: ' {a}'\nobjective: token-f1\ntrain_on: log-likelihood\nmax_new_tokens: 3\n"
+        "columns: {answer: '{a}'}\n"
+    )
+    words = ["bench", "own.yaml", *SMALL, "--data-dir", "own", "--output", "out", "--seeds", "1", *RATES, "--json"]
+    words += ["--lr", "mezo-metric=1e-3,1e-2", "--lr", "mezo-lora=1e-3,1e-2"]
+    assert main([*words, "--train-rows", "4", "--dev-rows", "2", "--test-rows", "2"]) == 0
+    out, err = capsys.readouterr()
+    for name in ("shots", "calibrated", "linear-probe"):
+        assert f"own has no {name}: " in err
+    lines = {line["method"]: line for line in last_object(out)["lines"]}
+    assert list(lines) == ["zero-shot", "mezo", "mezo-metric", "mezo-lora", "adamw"]
+    assert all(line["majority"] is None and line["test_rows"] == 2 for line in lines.values())
+    # Three words of which one may be right.
+    assert all(line["tests"][0] in (0.0, 0.25, 0.5) for line in lines.values())
+
+
+def test_a_task_whose_rows_bring_their_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("train", 8), ("dev", 4)):
+        rows = [
+            {"premise": f"the {word} film.", "choice1": "It was good.", "choice2": "It was bad."} for word in GOOD * 2
+        ]
+        rows = [{**row, "question": "cause", "label": i % 3 // 2} for i, row in enumerate(rows[:count])]
+        write(f"copa/{name}.jsonl", rows)
+    words = [
+        "bench",
+        "copa",
+        *SMALL,
+        *RATES,
+        "--data-dir",
+        "copa",
+        "--dev-rows",
+        "2",
+        "--output",
+        "out",
+        "--seeds",
+        "1",
+    ]
+    found = bench([*words, "--methods", "zero-shot,calibrated,linear-probe,mezo,adamw"], capsys)
+    assert list(found) == ["zero-shot", "calibrated", "mezo", "adamw"]
+    assert found["mezo"]["metric"] == "accuracy" and found["mezo"]["majority"] == 0.75
+    assert all(line["test"] * 4 in range(5) for line in found.values())
+
+
 # Rows
 
 
