@@ -11,6 +11,7 @@ patched function. A power cut is not tested: what was handed to the operating sy
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -95,6 +96,7 @@ def start(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: 
         os.dup2(log, 2)
         sys.stdout, sys.stderr = (os.fdopen(handle, "w", closefd=False) for handle in (1, 2))
         print("\n$", *words, flush=True)
+        faulthandler.enable()  # a child that crashes says where, in the log
         prepare()
         code = main(words)
     except BaseException:
@@ -115,7 +117,8 @@ def until_done(folder: Path, kind: str, words: list[str]) -> None:
         code = ended(start(folder, words))
         if code == 0:
             return
-        assert kind.startswith("an objective that raises") and code in (1, 2), (folder / "log.txt").read_text()[-3000:]
+        expected = (1, 2) if kind.startswith("an objective that raises") else ()
+        assert code in expected, f"exit code {code}: {(folder / 'log.txt').read_text()[-3000:]}"
     raise AssertionError("it never ended")
 
 
