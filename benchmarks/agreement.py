@@ -126,7 +126,8 @@ def plain(options: argparse.Namespace, seed: int, device: torch.device) -> tuple
             move(step, -options.lr * (above - below) / (2 * options.eps))
             step += 1
         epoch += 1
-    return reader.accuracy(others), time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return reader.accuracy(others), seconds
 
 
 def ours(options: argparse.Namespace, seed: int, device: torch.device) -> tuple[float, float]:

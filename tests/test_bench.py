@@ -18,6 +18,7 @@ from conftest import FAMILIES, random_model
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
 from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
 from zoreward.bench.gradient import adamw_step, batches, loss_of, mean_logprobs
+from zoreward.bench.keeping import Best
 from zoreward.bench.rows import Counts, bench_rows
 from zoreward.cli import main
 from zoreward.data import Split, load_task, render
@@ -370,6 +371,19 @@ def test_adamw_sees_the_batches_that_mezo_sees(tokenizer: PreTrainedTokenizerFas
     wanted = [[ROWS[n]["text"] for n in rows] for rows in batches(len(ROWS), 3, 7, seed=5)]
     assert seen == wanted
     assert [len(rows) for rows in wanted] == [3, 3, 2, 3, 3, 2, 3]
+
+
+def test_the_best_look_is_kept_and_put_back() -> None:
+    weights = {"w": torch.zeros(2), "b": torch.zeros(1)}
+    scores = iter([0.5, 0.7, 0.7, 0.6])
+    best = Best(weights, lambda: next(scores))
+    for step in (2, 4, 6, 7):
+        weights["w"].fill_(step)
+        weights["b"].fill_(-step)
+        best.look(step)
+    assert (best.step, best.dev, best.curve) == (4, 0.7, [(2, 0.5), (4, 0.7), (6, 0.7), (7, 0.6)])
+    best.put_back()
+    assert (weights["w"].tolist(), weights["b"].tolist()) == ([4.0, 4.0], [-4.0])
 
 
 # Results
