@@ -75,7 +75,7 @@ def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
         return None
     task = load_task(values["task"])
-    _refuse_masked(task)
+    refuse_masked(task)
     given = {name for name in values if _is_given(context, name)}
     for name, value in {**_prompt(task, values["bare"], given), **_data(task, verb, values)}.items():
         if name not in given and value is not None:
@@ -90,7 +90,12 @@ def is_own_data(task: Task | None, values: dict[str, Any]) -> bool:
     return task is not None and values["data"] == task.data
 
 
-def _refuse_masked(task: Task) -> None:
+def refuse_masked(task: Task) -> None:
+    """Raise if a task is for masked models.
+
+    Raises:
+        InputError: it is.
+    """
     if task.model == "masked":
         try:
             hint = f"for causal models there is {load_task(task.name.removesuffix('-masked')).name}"
