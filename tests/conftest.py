@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,6 +28,17 @@ from transformers import (
 
 WORDS = "good bad film a the it was great terrible an awful lovely plot dull bright and not very is this".split()
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off what is imported: transformers calls it after each training, for half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python end as it does: libraries complain of what is not collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
