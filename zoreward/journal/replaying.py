@@ -12,7 +12,7 @@ from torch import nn
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run, directions
-from zoreward.members import Tuned, adapted, config_of, has_adapter, limited, tuned_weights, updates_
+from zoreward.members import Tuned, adapted, anchored, config_of, has_adapter, limited, tuned_weights, updates_
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
@@ -77,6 +77,8 @@ def advance(
     """
     done = start
     for updates in _passes(run.updates(steps, start)):
+        if not tuned.base and any(update.anchor for update in updates):
+            raise InputError("a step has an anchor, the header says nothing of one", hint="Ask for another copy.")
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
@@ -123,6 +125,8 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
             wrapped.unload()
         raise
     tuned = replace(tuned, streams=run.streams)
+    if (run.header.get("method") or {}).get("anchor"):
+        tuned = anchored(tuned)
     return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 
