@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zoreward.data import check_hub
 from zoreward.records import InputError, MissingFileError
@@ -16,6 +16,37 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# What a model gives for a row: the next tokens, the token at a mask, a class, or a second text to a first.
+Kind = Literal["causal", "masked", "classifier", "encoder-decoder"]
+
+
+def model_kind(config: Any) -> Kind:
+    """Return which kind of model a checkpoint is: by the architecture that it names, else by its type.
+
+    A checkpoint that names several, or a body without a head, counts as what its type was pretrained for; one that
+    names none of the four, such as a picture model that writes, as causal.
+
+    Args:
+        config: a `PretrainedConfig`, of a checkpoint or of a loaded model.
+
+    >>> from transformers import BertConfig, GPT2Config, T5Config
+    >>> model_kind(GPT2Config()), model_kind(BertConfig()), model_kind(T5Config())
+    ('causal', 'masked', 'encoder-decoder')
+    >>> model_kind(GPT2Config(architectures=["GPT2ForSequenceClassification"]))
+    'classifier'
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
+    if architecture.endswith("ForSequenceClassification"):
+        return "classifier"
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    # BERT's family has heads for both: its plain checkpoints are masked models, unless they say that they decode.
+    decodes = architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
+    masked = MASKED.get(getattr(config, "model_type", ""), "")
+    return "masked" if masked and (architecture == masked or not decodes) else "causal"
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
