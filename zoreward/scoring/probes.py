@@ -32,7 +32,8 @@ def check_causal(model: nn.Module) -> None:
 def pads_exactly(model: nn.Module, pad_token_id: int) -> bool:
     """Whether padding on the left, masked, leaves the last logits as they are. Some recurrent models read it."""
     tokens = _tokens(model)
-    padded = [(*[pad_token_id] * 8, *tokens)]
+    # Also other tokens in its place: the embedding of padding may be zeros, which members move away from.
+    padded = [(*[pad_token_id] * 4, *reversed(tokens), *tokens)]
     return _equal(_logits(model, [tokens])[:, -1], _logits(model, padded, masked=8)[:, -1], model)
 
 
