@@ -94,7 +94,7 @@ class Grouping:
         return forward
 
     def table_of(self, module: Any) -> Callable[..., torch.Tensor]:
-        """Return a `compute_bias` of `module` that gives each row its member's; the plain one gives one for all rows."""
+        """Return a `compute_bias` of `module` that gives each row its member's; the plain one has one for all."""
         plain_table = module.compute_bias
 
         def compute_bias(*args: Any, **kwargs: Any) -> torch.Tensor:
