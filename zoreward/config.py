@@ -74,6 +74,13 @@ class ZOArguments:
             "the adapter."
         },
     )
+    head: Literal["classifier"] | None = field(
+        default=None,
+        metadata={
+            "help": "classifier: put a new head on the model, with a class for each choice or label. By default a "
+            "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template."
+        },
+    )
     lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})
     lora_alpha: int = field(default=16, metadata={"help": "The adapter counts alpha/rank times, with lora."})
     merge: bool = field(

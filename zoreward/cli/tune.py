@@ -272,6 +272,11 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
 
 def _what_is_tuned(trainer: ZOTrainer) -> str:
     count = sum(weight.numel() for weight in trainer.scorer.reader.tuned.weights.values())
+    head = trainer.head
+    if head.kind == "classifier":
+        print(f"a classifier of {', '.join(head.classes)}: {'a new head' if head.is_new else 'the checkpoint has it'}")
+    elif head.kind == "masked":
+        print("a masked model")
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 

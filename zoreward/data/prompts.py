@@ -9,6 +9,7 @@ from zoreward.data.preferences import Judged, are_preferences, judged_rows, pref
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
 from zoreward.data.tokens import tokenize
+from zoreward.data.whole import WHOLE, whole_examples, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def render(
     shots: int = 0,
     shot_rows: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
+    kind: str = "causal",
+    classes: Sequence[str] = (),
 ) -> list[Example]:
     """Every row as an `Example`: the prompt, the candidates, the index of the right one, and the tokens of all.
 
@@ -71,6 +74,11 @@ def render(
         shots: demonstrations in front of each prompt, ≥ 0.
         shot_rows: where the demonstrations come from; by default `rows`.
         seed: of the draw.
+        kind: of the model. For a `masked` one the template has one `[MASK]`, where the answer stands: one token, as
+            it stands behind a space; a text that is too long loses tokens at its ends, never the mask. A `classifier`
+            reads the template, or the column `prompt`, cut on its right; a `[SEP]` parts two texts; without choices
+            its classes are the candidates.
+        classes: names of a classifier's classes, in the order of its outputs.
 
     Raises:
         InputError: an option is missing; a template, a choice or a label does not fit the rows; a candidate without
@@ -95,6 +103,9 @@ def render(
     """
     rows = list(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    if kind in WHOLE:
+        texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
+        return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
     if are_preferences(rows, asked):
         judged = _judged(rows, asked, prompt, shots)
         texts = preference_texts(judged, tokenizer)
@@ -124,6 +135,8 @@ def check_columns(
     shots: int = 0,
     shot_rows: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
+    kind: str = "causal",
+    classes: Sequence[str] = (),
 ) -> None:
     """Raise what `render` would raise about rows and options, without a tokenizer: before any model is loaded.
 
@@ -137,7 +150,9 @@ def check_columns(
     """
     rows = list(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
-    if are_preferences(rows, asked):
+    if kind in WHOLE:
+        whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
+    elif are_preferences(rows, asked):
         _judged(rows, asked, prompt, shots)
     else:
         _texts_and_shots(rows, asked, shots, shot_rows, seed)

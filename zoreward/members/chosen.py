@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from zoreward.members.adapters import adapter_weights, has_adapter
+from zoreward.members.heads import head_names
 from zoreward.noise import canonical_name
 from zoreward.records import InputError
 
@@ -43,6 +44,8 @@ def chosen_names(model: nn.Module, tune: str, named: Mapping[str, nn.Parameter])
     | `head` | those of the output layer, unless they are also the embedding's |
     | `last-N` | the last N transformer layers, the norm behind them, and the head unless it is also the embedding |
     | anything else | a regular expression, found anywhere in the canonical name |
+
+    The head of a classifier or a masked model is all that stands behind its body, and BERT's pooler.
 
     Args:
         model: the model.
@@ -84,7 +87,9 @@ def chosen_names(model: nn.Module, tune: str, named: Mapping[str, nn.Parameter])
 
 
 def _head(model: nn.Module, named: Mapping[str, nn.Parameter]) -> set[str]:
-    """The names of the output layer's own weights."""
+    """The names of the output layer's own weights; of a classifier or masked model all that stands behind the body."""
+    if type(model).__name__.endswith(("ForSequenceClassification", "ForMaskedLM")):
+        return head_names(model) & set(named)
     found: Any = getattr(model, "get_output_embeddings", lambda: None)()
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     tied = {id(weight) for weight in embedding.parameters()} if embedding is not None else set()

@@ -8,6 +8,7 @@ from zoreward.scoring.diversity import distinct_2, mean_length, share_that_diffe
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
+from zoreward.scoring.heads import Head, check_needs, head_of, kind_of
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     adapter_base,
@@ -15,6 +16,8 @@ from zoreward.scoring.loading import (
     checked_device,
     load_model,
     load_tokenizer,
+    load_with_head,
+    model_kind,
     prepare_tokenizer,
 )
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
@@ -29,6 +32,7 @@ __all__ = [
     "Generation",
     "Generator",
     "HFGenerator",
+    "Head",
     "Packer",
     "Reader",
     "Scorer",
@@ -39,6 +43,7 @@ __all__ = [
     "calibrated_logprobs",
     "candidate_logprobs",
     "check_model_name",
+    "check_needs",
     "checked_device",
     "checked_generator",
     "checked_reader",
@@ -47,14 +52,18 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "head_of",
+    "kind_of",
     "kl_to_base",
     "last_hidden_states",
     "length_limit",
     "linear_probe",
     "load_model",
     "load_tokenizer",
+    "load_with_head",
     "mean_length",
     "member_scores",
+    "model_kind",
     "prepare_tokenizer",
     "probe_score",
     "reader_of",

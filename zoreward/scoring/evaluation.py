@@ -13,12 +13,19 @@ from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prefix_length, prepare_tokenizer
+from zoreward.scoring.heads import config_of_model, head_of
+from zoreward.scoring.loading import load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# RoBERTa and its kin: their first token has the position behind that of the padding token, so 514 positions are 512.
+COUNTED_FROM_PADDING = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 
 
 def evaluate(
@@ -49,7 +56,7 @@ def evaluate(
     """Score a model on rows. Nothing is changed.
 
     Args:
-        model: a causal language model, or a folder or Hub id to load it from.
+        model: a causal or masked language model, or a classifier; or a folder or Hub id to load it from.
         objective: a name, a function, or anything else that `get_objective` takes; several for their sum.
         rows: the dataset, a dict each.
         tokenizer: needed with a loaded model.
@@ -83,11 +90,11 @@ def evaluate(
         Evaluation(objective='accuracy', score=0.71, rows=872, truncated=0)
     """
     chosen = get_objective(objective, **(options or {}))
+    head = head_of(model, trust_remote_code=trust_remote_code)
     if tokenizer is None:
-        tokenizer = load_tokenizer(
-            model if isinstance(model, str) else model.name_or_path, trust_remote_code=trust_remote_code
-        )
-    tokenizer = prepare_tokenizer(tokenizer)
+        name = model if isinstance(model, str) else model.name_or_path
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, kind=head.kind)
+    tokenizer = prepare_tokenizer(tokenizer, head.kind)
     generation = generation or Generation(seed=seed)
     limit = length_limit(max_length, model, trust_remote_code=trust_remote_code)
     examples = examples_of(
@@ -98,6 +105,7 @@ def evaluate(
         max_new_tokens=generation.max_new_tokens,
         template=template,
         prompt=prompt,
+        head=head,
         choices=choices,
         choice_column=choice_column,
         label=label,
@@ -108,6 +116,8 @@ def evaluate(
     )
     free = None
     if content_free is not None:
+        if head.reads_whole:
+            raise InputError("only a causal model's answers are calibrated", hint="leave --calibrate out")
         check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
         free = content_free_examples(
             examples, tokenizer, template=template or "", content_free=content_free, max_length=limit
@@ -152,16 +162,18 @@ def length_limit(
         prefix: tokens that stand in front of every row; by default those of the adapter that the source has.
         trust_remote_code: run the code that comes with it.
 
-    >>> from transformers import GPT2Config
+    >>> from transformers import GPT2Config, RobertaConfig
     >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
     [64, 32, 64]
+    >>> length_limit(None, RobertaConfig(max_position_embeddings=514))
+    512
     """
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import PretrainedConfig
 
-    config = getattr(source, "config", source)
-    if isinstance(source, str):
-        config = AutoConfig.from_pretrained(adapter_base(source) or source, trust_remote_code=trust_remote_code)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = config_of_model(source, trust_remote_code=trust_remote_code).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context and config.model_type in COUNTED_FROM_PADDING:
+        context -= 1 + (config.pad_token_id or 0)
     if context and not isinstance(source, PretrainedConfig):
         context -= prefix_length(source) if prefix is None else prefix
     return min((limit for limit in (max_length, context) if limit), default=None)

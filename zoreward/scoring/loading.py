@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from zoreward.data import check_hub
+from zoreward.data import WHOLE, check_hub
+from zoreward.members import draw_head_, first_spread, head_names
 from zoreward.records import InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -49,11 +52,12 @@ def model_kind(config: Any) -> Kind:
     return "masked" if masked and (architecture == masked or not decodes) else "causal"
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left and has a padding token.
+def load_tokenizer(name: str, *, trust_remote_code: bool = False, kind: Kind = "causal") -> PreTrainedTokenizerBase:
+    """Load a tokenizer and make it ready; see `prepare_tokenizer`.
 
     Args:
         name: a folder or a Hub id.
+        kind: of its model.
         trust_remote_code: run the code that comes with it.
 
     Raises:
@@ -65,25 +69,43 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     check_model_name(name)
     base = adapter_base(name)
     if base is not None and not Path(name, "tokenizer_config.json").is_file():
-        return load_tokenizer(base, trust_remote_code=trust_remote_code)
+        return load_tokenizer(base, trust_remote_code=trust_remote_code, kind=kind)
     try:
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), kind)
     except Exception as error:
         raise InputError(f"no tokenizer could be loaded from '{name}'", hint=_first_line(error)) from error
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give a tokenizer left padding and, where it has none, its end-of-sequence token as padding."""
-    tokenizer.padding_side = "left"
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: Kind = "causal") -> PreTrainedTokenizerBase:
+    """Give a tokenizer left padding and, where it has none, its end-of-sequence token as padding.
+
+    That of a masked model or a classifier keeps its side: most of those read positions from the left.
+    """
+    if kind not in WHOLE:
+        tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Load the config of a model that is whole.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoConfig
+
+    with _told(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
 def load_model(
     name: str, *, dtype: str | None = None, device: Any = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a causal language model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
+    """Load a model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
+
+    Its architecture says whether it comes as a causal language model, a masked one, or a classifier; see `model_kind`.
 
     Args:
         name: a folder or a Hub id. With an adapter's the base is loaded that its config names, and the adapter put in.
@@ -94,22 +116,100 @@ def load_model(
 
     Raises:
         MissingFileError: a path that does not exist.
-        InputError: something that is no causal language model, an adapter whose base is not there, an unknown dtype,
-            or no such device.
+        InputError: something that is no language model, a masked model or classifier whose weights are not all there,
+            an adapter whose base is not there, an unknown dtype, or no such device.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    base = _checked_base(name)
+    kind = model_kind(load_config(base or name, trust_remote_code=trust_remote_code))
+    with _told(name):
+        model, missing = _loaded(base or name, kind, dtype, device, trust_remote_code)
+    if missing:
+        hint = "Take a checkpoint with its head; or give the base with --head classifier for a new one."
+        raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {missing[0]}", hint=hint)
+    with _told(name):
+        if base is not None:
+            model = _with_adapter(model, name)
+        return model.to(checked_device(device or _first_device())).eval()
 
+
+def load_with_head(
+    name: str,
+    classes: Sequence[str],
+    seed: int,
+    *,
+    dtype: str | None = None,
+    device: Any = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model with a new classification head, whose first weights follow from the seed, on every device.
+
+    Args:
+        name: a folder or a Hub id, of a model with or without a head; see `load_model`.
+        classes: at least two names.
+        seed: of the run.
+        dtype, device, trust_remote_code: see `load_model`.
+
+    Returns:
+        The model, and the canonical names of the new weights.
+
+    Raises:
+        MissingFileError, InputError: as `load_model`; or the architecture has no classifier.
+    """
+    _checked_base(name)
+    with _told(name):
+        numbered = dict(enumerate(classes))
+        settings = {"id2label": numbered, "label2id": {text: number for number, text in numbered.items()}}
+        settings |= {"num_labels": len(classes), "ignore_mismatched_sizes": True}
+        model, missing = _loaded(name, "classifier", dtype, device, trust_remote_code, **settings)
+    own = head_names(model)
+    if strangers := [one for one in missing if one not in own]:
+        raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {strangers[0]}", hint="Take another copy.")
+    new = sorted(one for one in own if one in missing or "pooler." not in one)
+    draw_head_(model, new, seed, first_spread(model))
+    return model.to(checked_device(device or _first_device())).eval(), new
+
+
+def _checked_base(name: str) -> str | None:
     check_model_name(name)
-    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return adapter_base(name)
+
+
+def _first_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _loaded(
+    name: str, kind: Kind, dtype: str | None, device: Any, trust_remote_code: bool, **settings: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model on the CPU, and the weights that its checkpoint lacks; a causal model's are not looked at."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
     # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
-    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    dtype = dtype or ("float32" if checked_device(device or _first_device()).type == "cpu" else "auto")
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
-    base = adapter_base(name)
+    auto: Any = {"masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}.get(
+        kind, AutoModelForCausalLM
+    )
+    # transformers draws the weights that are missing: not from the global state.
+    with torch.random.fork_rng(devices=[]):
+        model, told = auto.from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
+        )
+    missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
+    return model, missing if auto is not AutoModelForCausalLM else []
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Say which model cannot be loaded."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, trust_remote_code=trust_remote_code)
-        return (model if base is None else _with_adapter(model, name)).to(device).eval()
+        yield
+    except (InputError, MissingFileError):
+        raise
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
 

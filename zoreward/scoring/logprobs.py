@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zoreward.data import WHOLE
 from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
+from zoreward.scoring.whole import whole_logits
 
 # Logits that are turned into float32 at once: 256 MB.
 LOGITS_AT_ONCE = 1 << 26
@@ -195,10 +197,13 @@ def _batch_logprobs(reader: Reader, rows: list[Example], members: int) -> Iterat
 def _after_prompt(
     reader: Reader, rows: list[Example], places: list[Place], members: int
 ) -> Iterator[tuple[Place, list[float]]]:
-    """Candidates of one token: the logits after the prompt are all there is to know."""
-    logits_RTV, _ = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
+    """Candidates of one token: the logits after the prompt, or at its mask, are all there is to know."""
+    if reader.kind in WHOLE:
+        logits_RV = whole_logits(reader, rows, members)
+    else:
+        logits_RV = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)[0][:, -1]
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
-    table = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, logits_RTV.device))
+    table = _log_softmax_at(logits_RV, _padded(firsts, members, logits_RV.device))
     for n, c in places:
         yield (n, c), table[n :: len(rows), c].tolist()
 

@@ -49,7 +49,9 @@ class Packer:
         self._read: tuple[int, ...] = ()
         self._bytes = _bytes(reader.model.parameters())
         self.problem: str | None = None
-        if not {"attention_mask", "position_ids"} <= reader.accepts or not reader.pads:
+        if reader.kind != "causal":
+            self.problem = "it is no causal language model"
+        elif not {"attention_mask", "position_ids"} <= reader.accepts or not reader.pads:
             self.problem = "it takes no mask and positions"
         elif reader.model.get_output_embeddings() is None:  # type: ignore[operator]
             self.problem = "its head cannot be found"

@@ -38,6 +38,24 @@ def pads_exactly(model: nn.Module, pad_token_id: int) -> bool:
 
 
 @torch.no_grad()
+def pads_on_right(model: nn.Module, pad_token_id: int) -> bool:
+    """Whether padding on the right, masked, leaves a masked model's or a classifier's outputs as they are.
+
+    Such models count their own positions: BERT from 0 on, RoBERTa from behind its padding token.
+    """
+    tokens = [token for token in _tokens(model) if token != pad_token_id]
+    found = []
+    for padding in (0, 8):
+        ids = torch.tensor([[*tokens, *[pad_token_id] * padding]], device=_device(model))
+        mask = torch.ones_like(ids)
+        mask[:, len(tokens) :] = 0
+        known = {"attention_mask": mask} if "attention_mask" in inspect.signature(model.forward).parameters else {}
+        logits = model(input_ids=ids, **known).logits.float()
+        found.append(logits[:, : len(tokens)] if logits.ndim == 3 else logits)
+    return _equal(found[0], found[1], model)
+
+
+@torch.no_grad()
 def shares_prefix(model: nn.Module) -> bool:
     """Whether the cache of a forward pass is plain attention in every layer, whose rows can be picked and repeated."""
     from transformers import DynamicCache

@@ -15,6 +15,7 @@ from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length
 from zoreward.scoring.generation import HFGenerator, checked_generator
+from zoreward.scoring.heads import Head, check_needs
 from zoreward.scoring.logprobs import checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 
@@ -140,6 +141,7 @@ def examples_of(
     max_new_tokens: int,
     template: str | None,
     prompt: str,
+    head: Head | None = None,
     **answers: Any,
 ) -> list[Example]:
     """Return rows made ready for what an objective needs.
@@ -151,16 +153,20 @@ def examples_of(
         max_length: tokens of a prompt and what stands or is written behind it; None: no limit.
         max_new_tokens: tokens that are written at most.
         template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for `completions` and for preferences without a template.
+        prompt: the column of the prompt, for `completions`, and without a template for preferences and classifiers.
+        head: of the model; by default a causal one's.
         answers: the other arguments of `render`, which is for answers that are given.
 
     Raises:
         ZorewardError: rows, template and answers do not fit together.
     """
+    head = head or Head()
+    check_needs(needs, head)
     if needs == "completions":
         room = None if max_length is None else max_length - max_new_tokens
         return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room)
-    return render(rows, tokenizer, needs=needs, template=template, prompt=prompt, max_length=max_length, **answers)
+    answers |= {"template": template, "prompt": prompt, "kind": head.kind, "classes": head.classes}
+    return render(rows, tokenizer, needs=needs, max_length=max_length, **answers)
 
 
 def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:

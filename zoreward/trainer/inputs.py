@@ -23,7 +23,7 @@ from zoreward.members import (
 )
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
-from zoreward.scoring import adapter_base, check_model_name, examples_of, length_limit
+from zoreward.scoring import Head, adapter_base, check_model_name, examples_of, head_of, length_limit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +39,7 @@ def made_examples(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | str,
     shot_rows: list[dict[str, Any]],
+    head: Head,
 ) -> list[Example]:
     """Return the rows made ready for the model; see `examples_of`."""
     rows = list(dataset) if dataset is not None else []
@@ -58,6 +59,7 @@ def made_examples(
         max_new_tokens=args.max_completion_length,
         template=args.template,
         prompt=args.prompt,
+        head=head,
         choices=args.choices,
         choice_column=args.choice_column,
         label=args.label,
@@ -66,6 +68,25 @@ def made_examples(
         shot_rows=shot_rows,
         seed=args.seed,
     )
+
+
+def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows: Sequence[dict[str, Any]]) -> Head:
+    """Return what the model gives for a row.
+
+    Raises:
+        ZorewardError: there is no such model, or an option makes no sense for its kind.
+    """
+    trust = args.trust_remote_code
+    head = head_of(model, rows, head=args.head, choices=args.choices, label=args.label, trust_remote_code=trust)
+    if head.reads_whole:
+        name = "a masked model" if head.kind == "masked" else "a classifier"
+        if args.drift or args.kl or args.max_kl is not None:
+            raise InputError(f"{name} writes nothing whose drift could be measured", hint="Leave drift and kl out.")
+        if args.tune == "prefix":
+            raise InputError(f"{name} takes no prefix", hint="Take tune=lora, last-N, head or full.")
+    if head.is_new and args.tune == "lora":
+        raise InputError("an adapter keeps no new head", hint="Take tune=full, last-N or head.")
+    return head
 
 
 def warn_about_context(examples: Sequence[Example], shots: int) -> None:

@@ -24,12 +24,14 @@ from zoreward.scoring import (
     checked_scorer,
     load_model,
     load_tokenizer,
+    load_with_head,
     prepare_tokenizer,
     statistics_of,
     with_base,
 )
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
+    checked_head,
     made_examples,
     name_of,
     one_objective,
@@ -68,7 +70,8 @@ class ZOTrainer(ResumableTrainer):
     objective's value on a few rows.
 
     Args:
-        model: a folder or Hub id, or a loaded causal language model. Of one with an adapter the adapter is tuned.
+        model: a folder or Hub id, or a loaded model: a causal or masked language model, or a classifier. Of one with an
+            adapter the adapter is tuned.
         reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
         args: the options.
         train_dataset: rows; a list of dicts or a `datasets.Dataset`.
@@ -84,6 +87,7 @@ class ZOTrainer(ResumableTrainer):
 
     Attributes:
         objective: the `Objective`.
+        head: what kind of model is tuned, and a classifier's classes.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
         drift: the `Drift` that says how far the run has moved, or None.
@@ -125,18 +129,25 @@ class ZOTrainer(ResumableTrainer):
         args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
+        self.head = checked_head(model, args, list(train_dataset or ()))
+        trust = {"trust_remote_code": args.trust_remote_code}
         tokenizer = prepare_tokenizer(
-            processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
+            processing_class or load_tokenizer(name_of(model), **trust, kind=self.head.kind), self.head.kind
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
-        train_examples = made_examples(train_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        settings = (self.objective.needs, args, tokenizer, model, self._shot_rows, self.head)
+        train_examples = made_examples(train_dataset, *settings)
         self.method = method_of(args, rows=len(train_examples))
-        eval_examples = None
-        if eval_dataset is not None:
-            eval_examples = made_examples(eval_dataset, self.objective.needs, args, tokenizer, model, self._shot_rows)
+        eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
         warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
-        if isinstance(model, str):
-            model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+        self._new_weights: list[str] = []
+        if self.head.is_new:
+            found = load_with_head(
+                str(model), self.head.classes, args.seed, dtype=args.dtype, device=args.device, **trust
+            )
+            model, self._new_weights = found
+        elif isinstance(model, str):
+            model = load_model(model, dtype=args.dtype, device=args.device, **trust)
         dtype = weights_dtype(model)  # of the base: an adapter may have another
         loaded: Any = with_adapter(model, args, peft_config)
         made, prefix = loaded is not model, args.tune == "prefix"
@@ -195,9 +206,8 @@ class ZOTrainer(ResumableTrainer):
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
-            examples = made_examples(
-                eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
-            )
+            settings = (self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows, self.head)
+            examples = made_examples(eval_dataset, *settings)
             if self.objective.compares_with_base:
                 if self.method_state.step:
                     hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
