@@ -48,8 +48,9 @@ def _t5(**options: Any) -> PreTrainedModel:
 
 
 def _bart() -> PreTrainedModel:
-    config = hf.BartConfig(**TOKENS, **BART, decoder_start_token_id=1, forced_bos_token_id=2)
-    return hf.BartForConditionalGeneration(config)
+    model = hf.BartForConditionalGeneration(hf.BartConfig(**TOKENS, **BART, decoder_start_token_id=1))
+    model.generation_config.forced_bos_token_id = 2
+    return model
 
 
 CAUSAL: dict[str, Callable[[], PreTrainedModel]] = {

@@ -149,7 +149,7 @@ def test_logits_of_grouped_members_are_those_of_one_at_a_time(family: str, noise
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODER_DECODER])
 def test_choices_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str) -> None:
     model, members = model_of(family), MEMBERS[noise]
     reader = checked_reader(model, 0, EXAMPLES, members[:2])
@@ -162,7 +162,7 @@ def test_choices_of_grouped_members_are_those_of_one_at_a_time(family: str, nois
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODER_DECODER])
 def test_texts_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str, tokenizer) -> None:
     model, members = model_of(family), MEMBERS[noise]
     generator = checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members[:2])

@@ -16,7 +16,7 @@ from zoreward.scoring.decoding import Generation
 from zoreward.scoring.heads import config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
-from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
+from zoreward.scoring.scorer import examples_of, running, scorer_of, statistics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,10 +117,10 @@ def evaluate(
     free = None
     if content_free is not None:
         if head.reads_whole:
-            raise InputError("only a causal model's answers are calibrated", hint="leave --calibrate out")
+            raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
         check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
         free = content_free_examples(
-            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit
+            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit, kind=head.kind
         )
     load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if chosen.compares_with_base:
@@ -133,12 +133,13 @@ def evaluate(
         del before, reader  # one model at a time in memory
     if isinstance(model, str):
         model = load(model)
-    scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
-    if free is None:
-        [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
-    else:
-        reader = replace(scorer.reader, rows=batch_size)
-        [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
+    with running(model):
+        scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
+        if free is None:
+            [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+        else:
+            reader = replace(scorer.reader, rows=batch_size)
+            [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
     return Evaluation(
         objective=chosen.name,
         score=scored.score,

@@ -105,7 +105,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
 
-    Its architecture says whether it comes as a causal language model, a masked one, or a classifier; see `model_kind`.
+    Its architecture says whether it comes as a causal language model, a masked one, an encoder–decoder, or a
+    classifier; see `model_kind`.
 
     Args:
         name: a folder or a Hub id. With an adapter's the base is loaded that its config names, and the adapter put in.
@@ -183,24 +184,32 @@ def _first_device() -> str:
 def _loaded(
     name: str, kind: Kind, dtype: str | None, device: Any, trust_remote_code: bool, **settings: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model on the CPU, and the weights that its checkpoint lacks; a causal model's are not looked at."""
+    """A model on the CPU, and the weights that its checkpoint lacks; those of models that write are not looked at."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
     # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
     dtype = dtype or ("float32" if checked_device(device or _first_device()).type == "cpu" else "auto")
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
-    auto: Any = {"masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}.get(
-        kind, AutoModelForCausalLM
-    )
+    auto: Any = {
+        "causal": AutoModelForCausalLM,
+        "masked": AutoModelForMaskedLM,
+        "classifier": AutoModelForSequenceClassification,
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+    }[kind]
     # transformers draws the weights that are missing: not from the global state.
     with torch.random.fork_rng(devices=[]):
         model, told = auto.from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
     missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
-    return model, missing if auto is not AutoModelForCausalLM else []
+    return model, missing if kind in WHOLE else []
 
 
 @contextmanager

@@ -56,6 +56,21 @@ def pads_on_right(model: nn.Module, pad_token_id: int) -> bool:
 
 
 @torch.no_grad()
+def pads_source(model: nn.Module, pad_token_id: int, start: tuple[int, ...]) -> bool:
+    """Whether padding on the right of what an encoder reads, masked, leaves the decoder's logits as they are."""
+    tokens, device = _tokens(model), _device(model)
+    found = []
+    for padding in ((), (*[pad_token_id] * 4, *reversed(tokens))):
+        ids = torch.tensor([[*tokens, *padding]], device=device)
+        mask = torch.ones_like(ids)
+        mask[:, len(tokens) :] = 0
+        read = torch.tensor([start], device=device)
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits
+        found.append(logits.float())
+    return _equal(found[0], found[1], model)
+
+
+@torch.no_grad()
 def shares_prefix(model: nn.Module) -> bool:
     """Whether the cache of a forward pass is plain attention in every layer, whose rows can be picked and repeated."""
     from transformers import DynamicCache

@@ -84,6 +84,12 @@ def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows:
             raise InputError(f"{name} writes nothing whose drift could be measured", hint="Leave drift and kl out.")
         if args.tune == "prefix":
             raise InputError(f"{name} takes no prefix", hint="Take tune=lora, last-N, head or full.")
+    if head.kind == "encoder-decoder":
+        if args.drift or args.kl or args.max_kl is not None:
+            message = "the drift of an encoder–decoder is not measured yet"
+            raise InputError(message, hint="Leave drift and kl out; or tune an adapter with small steps.")
+        if args.tune == "prefix":
+            raise InputError("an encoder–decoder takes no prefix", hint="Take tune=lora, last-N, head or full.")
     if head.is_new and args.tune == "lora":
         raise InputError("an adapter keeps no new head", hint="Take tune=full, last-N or head.")
     return head
