@@ -66,8 +66,8 @@ def with_objective(words: list[str]) -> list[str]:
 def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task | None:
     """Set the options that are not given to what the task says; return the task.
 
-    Of a task that has one for masked models too, `NAME-masked`, a masked model gets that. A classifier reads the columns
-    alone; its classes are the labels.
+    Of a task that has one for masked models too, `NAME-masked`, a masked model gets that. A classifier reads the
+    columns alone; its classes are the labels.
 
     Raises:
         ZorewardError: there is no such task, it is for other models, or there are no rows.

@@ -9,7 +9,7 @@ from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
-from zoreward.data.whole import WHOLE, whole_examples, whole_texts
+from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def render(
     if kind in WHOLE:
         texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
         return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
+    refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
         judged = _judged(rows, asked, prompt, shots)
         texts = preference_texts(judged, tokenizer)
@@ -155,7 +156,9 @@ def check_columns(
     asked = Prompt(needs, template, choices, choice_column, label, answer)
     if kind in WHOLE:
         whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
-    elif are_preferences(rows, asked):
+        return
+    refuse_mask(template, "a model that writes from left to right")
+    if are_preferences(rows, asked):
         _judged(rows, asked, prompt, shots)
     else:
         _texts_and_shots(rows, asked, shots, shot_rows, seed)

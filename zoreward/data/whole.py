@@ -60,6 +60,16 @@ def whole_texts(
     return texts_of(rows, asked, classes)
 
 
+def refuse_mask(template: str | None, name: str) -> None:
+    """Refuse a template with a mask for a model that fills none.
+
+    Raises:
+        InputError: it has one.
+    """
+    if MASK in (template or ""):
+        raise InputError(f"the template {template!r} has a mask, and {name} fills none", hint=f"leave {MASK} out")
+
+
 def _texts_with_mask(rows: list[dict[str, Any]], asked: Prompt) -> list[Text]:
     if asked.template is not None and (count := asked.template.count(MASK)) != 1:
         found = f"{count} masks" if count else "no mask"

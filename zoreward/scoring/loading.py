@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -203,13 +203,27 @@ def _loaded(
         "classifier": AutoModelForSequenceClassification,
         "encoder-decoder": AutoModelForSeq2SeqLM,
     }[kind]
-    # transformers draws the weights that are missing: not from the global state.
-    with torch.random.fork_rng(devices=[]):
+    # transformers draws the weights that are missing: not from the global state. What they are, we look at ourselves.
+    quiet = nullcontext() if kind not in WHOLE else _without_warnings()
+    with torch.random.fork_rng(devices=[]), quiet:
         model, told = auto.from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
     missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
     return model, missing if kind in WHOLE else []
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep transformers' report of missing and superfluous weights back."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager
