@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.hooked import has_other_forward, place_of, plain_forward_of
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel
@@ -62,8 +63,8 @@ class Grouping:
 
     def forward_of(self, owner: nn.Module, slots: tuple[Slot, ...]) -> Callable[..., Any]:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
-        plain_forward = owner.forward
-        is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
+        plain_forward = plain_forward_of(owner)
+        is_linear = type(owner).forward is nn.Linear.forward and not has_other_forward(owner)
         is_linear = is_linear and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
         bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in made)
@@ -212,9 +213,10 @@ def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> It
 
 
 @contextmanager
-def patched(owner: nn.Module, function: Callable[..., Any], name: str = "forward") -> Iterator[None]:
+def patched(owner: nn.Module, function: Callable[..., Any], name: str | None = None) -> Iterator[None]:
     """Let `owner` run another forward, or another method, until the context ends."""
-    before = owner.__dict__.get(name)  # accelerate hangs its own here
+    name = name or place_of(owner)
+    before = owner.__dict__.get(name)
     owner.__dict__[name] = function
     try:
         yield

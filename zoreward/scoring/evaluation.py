@@ -13,6 +13,7 @@ from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
+from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.heads import config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
@@ -46,6 +47,7 @@ def evaluate(
     seed: int = 0,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     batch_size: int | None = None,
     generation: Generation | None = None,
@@ -73,6 +75,7 @@ def evaluate(
         seed: decides which they are.
         dtype: of the weights, where the model is loaded here; see `load_model`.
         device: where to load it; by default the GPU if there is one.
+        device_map: instead, how to spread it over several GPUs; see `load_model`.
         trust_remote_code: run the code that comes with the model.
         batch_size: rows of one forward pass; by default as many as make it efficient.
         generation: how to write, for objectives that need completions.
@@ -89,6 +92,7 @@ def evaluate(
         ...          choices=[" bad", " good"])  # doctest: +SKIP
         Evaluation(objective='accuracy', score=0.71, rows=872, truncated=0)
     """
+    check_device_map(device_map, device)
     chosen = get_objective(objective, **(options or {}))
     head = head_of(model, trust_remote_code=trust_remote_code)
     if tokenizer is None:
@@ -122,7 +126,9 @@ def evaluate(
         free = content_free_examples(
             examples, tokenizer, template=template or "", content_free=content_free, max_length=limit, kind=head.kind
         )
-    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    load = functools.partial(
+        load_model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
+    )
     if chosen.compares_with_base:
         if base is None:
             hint = "give --base-model: the model as it was before it was tuned"
