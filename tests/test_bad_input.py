@@ -113,6 +113,13 @@ CASES = {
     "also: other needs": ("accuracy", {"--also": "log-likelihood=1"}, "need different things", "the same"),
     "device": ("accuracy", {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
     "dtype": ("accuracy", {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
+    "device-map": ("accuracy", {"--device-map": "both"}, "no device_map 'both'", "auto, balanced"),
+    "device and device-map": (
+        "accuracy",
+        {"--device-map": "auto", "--device": "cpu"},
+        "device and device_map say two things",
+        "one of them",
+    ),
     "no rows": ("accuracy", {"--limit": "0"}, "0 is less than 1", "--help"),
     "split of a file": (
         "accuracy",

@@ -125,6 +125,10 @@ class ZOArguments:
             "help": "Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto."
         },
     )
+    device_map: str | None = field(
+        default=None,
+        metadata={"help": "auto: spread the layers over all GPUs that are seen, for a model that one does not hold."},
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that a model from the Hub brings along."}
     )

@@ -32,6 +32,7 @@ def replay_command() -> Callable[..., int]:
         run,
         option("model", str | None, base, DATA, default=None),
         option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
+        option("device_map", str | None, "auto: spread the model over all GPUs that are seen.", DATA, default=None),
         option("trust_remote_code", bool, "Run the code that the model brings along.", DATA, default=False),
         option(
             "output",
@@ -97,7 +98,12 @@ def _loaded(run: Run, values: dict[str, Any]) -> tuple[PreTrainedModel, PreTrain
     made = run.header.get("head")
     kind = "classifier" if made else head_of(values["model"], **trust).kind
     tokenizer = load_tokenizer(values["model"], **trust, kind=kind)
-    place: dict[str, Any] = {"dtype": run.header["dtype"], "device": device, **trust}
+    place: dict[str, Any] = {
+        "dtype": run.header["dtype"],
+        "device": device,
+        "device_map": values["device_map"],
+        **trust,
+    }
     if isinstance(made, dict):  # its first weights are drawn again by the replay
         return load_with_head(values["model"], [str(one) for one in made.get("classes") or ()], 0, **place)[
             0

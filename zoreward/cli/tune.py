@@ -216,9 +216,10 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     quiet_transformers()
     from transformers import EarlyStoppingCallback
 
-    from zoreward.scoring import checked_device
+    from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
 
+    check_device_map(values["device_map"], device)
     kind = checked_device(device).type if device else None
     names = [
         *MODEL_FIELDS,

@@ -6,6 +6,7 @@ from zoreward.data.calibration import check_calibration, content_free_examples, 
 from zoreward.data.choices import classes_of
 from zoreward.data.conversations import check_prompts, render_prompts
 from zoreward.data.hub import check_hub
+from zoreward.data.pairs import PAIRS
 from zoreward.data.prompts import check_columns, render
 from zoreward.data.rows import load_rows
 from zoreward.data.show import describe_prompts
@@ -16,6 +17,7 @@ from zoreward.data.whole import BORDER, MASK, WHOLE
 __all__ = [
     "BORDER",
     "MASK",
+    "PAIRS",
     "WHOLE",
     "Split",
     "Task",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
-from zoreward.data.tokens import tokenize
 from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
@@ -77,7 +77,8 @@ def render(
         kind: of the model. For a `masked` one the template has one `[MASK]`, where the answer stands: one token, as
             it stands behind a space; a text that is too long loses tokens at its ends, never the mask. A `classifier`
             reads the template, or the column `prompt`, cut on its right; a `[SEP]` parts two texts; without choices
-            its classes are the candidates.
+            its classes are the candidates. The encoder of an `encoder-decoder` reads the prompt, with all that the
+            tokenizer puts around it; the candidates are texts of their own, without spaces in front and without EOS.
         classes: names of a classifier's classes, in the order of its outputs.
 
     Raises:
@@ -111,7 +112,7 @@ def render(
         judged = _judged(rows, asked, prompt, shots)
         texts = preference_texts(judged, tokenizer)
         chat = not isinstance(judged[0].prompt, str)
-        all_tokens = tokenize(texts, tokenizer, max_length, chat=chat, end=tokenizer.eos_token_id)
+        all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
         return [
             Example(row, text.prompt, text.candidates, text.reference, *tokens)
             for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
@@ -119,7 +120,9 @@ def render(
     texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
     return [
         Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
-        for row, (text, tokens, count) in zip(rows, tokenize_with(shown, texts, tokenizer, max_length), strict=True)
+        for row, (text, tokens, count) in zip(
+            rows, tokenize_with(shown, texts, tokenizer, max_length, kind), strict=True
+        )
     ]
 
 

@@ -87,7 +87,9 @@ def lora_config(model: nn.Module, rank: int, alpha: int) -> PeftConfig:
 
 
 def task_type(model: nn.Module) -> str | None:
-    """Return what PEFT calls what a model does: `CAUSAL_LM`, or nothing for what does not write."""
+    """Return what PEFT calls what a model does: `CAUSAL_LM`, `SEQ_2_SEQ_LM`, or nothing for what does not write."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 

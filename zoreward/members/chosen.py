@@ -124,12 +124,16 @@ def _module(name: str, beside: str) -> str:
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The canonical name of the list of transformer layers, and the list."""
+    """The canonical name of the list of transformer layers, and the list; of an encoder–decoder the decoder's."""
     config: Any = getattr(model, "config", None)
+    pairs = getattr(config, "is_encoder_decoder", False)
+    own: Any = model.get_decoder() if pairs else model  # type: ignore[operator]
+    config = own.config if pairs else config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    count = getattr(config, "num_hidden_layers", None)
+    counts = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers")]
+    inside = {id(module) for module in own.modules()} if pairs else None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) in counts and (not inside or id(module) in inside):
             return canonical_name(f"{name}.")[:-1], module
     raise InputError(
         f"{type(model).__name__} has no list of transformer layers",

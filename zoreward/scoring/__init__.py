@@ -4,6 +4,7 @@ from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
+from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, is_spread
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
@@ -13,7 +14,6 @@ from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_scor
 from zoreward.scoring.loading import (
     adapter_base,
     check_model_name,
-    checked_device,
     load_model,
     load_tokenizer,
     load_with_head,
@@ -42,6 +42,8 @@ __all__ = [
     "base_of",
     "calibrated_logprobs",
     "candidate_logprobs",
+    "check_device_map",
+    "check_loaded",
     "check_model_name",
     "check_needs",
     "checked_device",
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate",
     "examples_of",
     "head_of",
+    "is_spread",
     "kind_of",
     "kl_to_base",
     "last_hidden_states",

@@ -20,8 +20,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from zoreward.data import PAIRS
 from zoreward.members import KEEP_BYTES, members_at
 from zoreward.records import InputError, Member, ObjectiveError
+from zoreward.scoring.pairs import on_the_right
 from zoreward.scoring.reader import Reader
 from zoreward.scoring.sampling import CommonNumbers
 from zoreward.scoring.stepping import Stepper
@@ -102,10 +104,14 @@ def write(
     """
     chosen = [prompts[n] for n in rows]
     width = max(map(len, chosen))
-    padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
-    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
     end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
-    ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
+    if reader.kind == PAIRS:
+        ids, seen = on_the_right(chosen, reader.pad_token_id, len(members), device_of(reader))
+        width = len(reader.start)  # texts begin behind it
+    else:
+        padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
+        ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
     processors = [*processors, *_draws(settings, rows, width)]
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
@@ -143,6 +149,10 @@ def _generated(
         eos_token_id=list(end_tokens) or None,
         pad_token_id=reader.pad_token_id,
     )
+    begun: dict[str, torch.Tensor] = {}
+    if reader.kind == PAIRS:
+        config.decoder_start_token_id = reader.start[0]
+        begun["decoder_input_ids"] = torch.tensor([reader.start] * len(ids), device=ids.device)
     keep_bytes = _keep_bytes(reader) if reader.grouped and len(members) > 1 else sys.maxsize
     with (
         torch.no_grad(),
@@ -155,8 +165,9 @@ def _generated(
             generation_config=config,
             logits_processor=LogitsProcessorList([finite, *processors]),
             stopping_criteria=StoppingCriteriaList([stop] if stop else []),
+            **begun,
         )
-    return found[:, ids.shape[1] :], finite.lost()
+    return found[:, len(reader.start) or ids.shape[1] :], finite.lost()
 
 
 def _draws(settings: Generation, rows: Sequence[int], start: int) -> list[LogitsProcessor]:

@@ -13,10 +13,11 @@ from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
+from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.heads import config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
-from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
+from zoreward.scoring.scorer import examples_of, running, scorer_of, statistics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ def evaluate(
     seed: int = 0,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     batch_size: int | None = None,
     generation: Generation | None = None,
@@ -73,6 +75,7 @@ def evaluate(
         seed: decides which they are.
         dtype: of the weights, where the model is loaded here; see `load_model`.
         device: where to load it; by default the GPU if there is one.
+        device_map: instead, how to spread it over several GPUs; see `load_model`.
         trust_remote_code: run the code that comes with the model.
         batch_size: rows of one forward pass; by default as many as make it efficient.
         generation: how to write, for objectives that need completions.
@@ -89,6 +92,7 @@ def evaluate(
         ...          choices=[" bad", " good"])  # doctest: +SKIP
         Evaluation(objective='accuracy', score=0.71, rows=872, truncated=0)
     """
+    check_device_map(device_map, device)
     chosen = get_objective(objective, **(options or {}))
     head = head_of(model, trust_remote_code=trust_remote_code)
     if tokenizer is None:
@@ -117,12 +121,14 @@ def evaluate(
     free = None
     if content_free is not None:
         if head.reads_whole:
-            raise InputError("only a causal model's answers are calibrated", hint="leave --calibrate out")
+            raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
         check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
         free = content_free_examples(
-            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit
+            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit, kind=head.kind
         )
-    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    load = functools.partial(
+        load_model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
+    )
     if chosen.compares_with_base:
         if base is None:
             hint = "give --base-model: the model as it was before it was tuned"
@@ -133,12 +139,13 @@ def evaluate(
         del before, reader  # one model at a time in memory
     if isinstance(model, str):
         model = load(model)
-    scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
-    if free is None:
-        [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
-    else:
-        reader = replace(scorer.reader, rows=batch_size)
-        [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
+    with running(model):
+        scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
+        if free is None:
+            [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+        else:
+            reader = replace(scorer.reader, rows=batch_size)
+            [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
     return Evaluation(
         objective=chosen.name,
         score=scored.score,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from zoreward.data import WHOLE, check_hub
 from zoreward.members import draw_head_, first_spread, head_names
 from zoreward.records import InputError, MissingFileError
+from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -101,35 +101,44 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_model(
-    name: str, *, dtype: str | None = None, device: Any = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str | None = None,
+    device: Any = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
 
-    Its architecture says whether it comes as a causal language model, a masked one, or a classifier; see `model_kind`.
+    Its architecture says whether it comes as a causal language model, a masked one, an encoder–decoder, or a
+    classifier; see `model_kind`.
 
     Args:
         name: a folder or a Hub id. With an adapter's the base is loaded that its config names, and the adapter put in.
         dtype: `float32`, `bfloat16`, `float16` or `auto`, the checkpoint's own; by default `float32` on a CPU and
             `auto` elsewhere.
         device: where to; by default the GPU if there is one.
+        device_map: instead of a device: how to spread its layers over the GPUs that are seen, one of `DEVICE_MAPS`;
+            weights go straight to their place.
         trust_remote_code: run the code that comes with it.
 
     Raises:
         MissingFileError: a path that does not exist.
         InputError: something that is no language model, a masked model or classifier whose weights are not all there,
-            an adapter whose base is not there, an unknown dtype, or no such device.
+            an adapter whose base is not there, an unknown dtype, no such device, or GPUs that do not hold it all.
     """
+    check_device_map(device_map, device)
     base = _checked_base(name)
     kind = model_kind(load_config(base or name, trust_remote_code=trust_remote_code))
     with _told(name):
-        model, missing = _loaded(base or name, kind, dtype, device, trust_remote_code)
+        model, missing = _loaded(base or name, kind, dtype, device, device_map, trust_remote_code)
     if missing:
         hint = "Take a checkpoint with its head; or give the base with --head classifier for a new one."
         raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {missing[0]}", hint=hint)
     with _told(name):
         if base is not None:
             model = _with_adapter(model, name)
-        return model.to(checked_device(device or _first_device())).eval()
+        return _placed(model, device, device_map).eval()
 
 
 def load_with_head(
@@ -139,6 +148,7 @@ def load_with_head(
     *,
     dtype: str | None = None,
     device: Any = None,
+    device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a model with a new classification head, whose first weights follow from the seed, on every device.
@@ -147,7 +157,7 @@ def load_with_head(
         name: a folder or a Hub id, of a model with or without a head; see `load_model`.
         classes: at least two names.
         seed: of the run.
-        dtype, device, trust_remote_code: see `load_model`.
+        dtype, device, device_map, trust_remote_code: see `load_model`.
 
     Returns:
         The model, and the canonical names of the new weights.
@@ -155,18 +165,19 @@ def load_with_head(
     Raises:
         MissingFileError, InputError: as `load_model`; or the architecture has no classifier.
     """
+    check_device_map(device_map, device)
     _checked_base(name)
     with _told(name):
         numbered = dict(enumerate(classes))
         settings = {"id2label": numbered, "label2id": {text: number for number, text in numbered.items()}}
         settings |= {"num_labels": len(classes), "ignore_mismatched_sizes": True}
-        model, missing = _loaded(name, "classifier", dtype, device, trust_remote_code, **settings)
+        model, missing = _loaded(name, "classifier", dtype, device, device_map, trust_remote_code, **settings)
     own = head_names(model)
     if strangers := [one for one in missing if one not in own]:
         raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {strangers[0]}", hint="Take another copy.")
     new = sorted(one for one in own if one in missing or "pooler." not in one)
     draw_head_(model, new, seed, first_spread(model))
-    return model.to(checked_device(device or _first_device())).eval(), new
+    return _placed(model, device, device_map).eval(), new
 
 
 def _checked_base(name: str) -> str | None:
@@ -174,34 +185,54 @@ def _checked_base(name: str) -> str | None:
     return adapter_base(name)
 
 
-def _first_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _loaded(
-    name: str, kind: Kind, dtype: str | None, device: Any, trust_remote_code: bool, **settings: Any
+    name: str,
+    kind: Kind,
+    dtype: str | None,
+    device: Any,
+    device_map: str | None,
+    trust_remote_code: bool,
+    **settings: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model on the CPU, and the weights that its checkpoint lacks; a causal model's are not looked at."""
+    """A model on the CPU, or where its map puts it, and the weights that its checkpoint lacks.
+
+    Those of models that write are not looked at.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
     # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
-    dtype = dtype or ("float32" if checked_device(device or _first_device()).type == "cpu" else "auto")
+    dtype = dtype or ("float32" if checked_device(device or first_device()).type == "cpu" else "auto")
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
-    auto: Any = {"masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}.get(
-        kind, AutoModelForCausalLM
-    )
+    if device_map is not None:
+        settings["device_map"] = device_map
+    auto: Any = {
+        "causal": AutoModelForCausalLM,
+        "masked": AutoModelForMaskedLM,
+        "classifier": AutoModelForSequenceClassification,
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+    }[kind]
     # transformers draws the weights that are missing: not from the global state. What they are, we look at ourselves.
-    quiet = nullcontext() if auto is AutoModelForCausalLM else _without_warnings()
+    quiet = nullcontext() if kind not in WHOLE else _without_warnings()
     with torch.random.fork_rng(devices=[]), quiet:
         model, told = auto.from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
     missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
-    return model, missing if auto is not AutoModelForCausalLM else []
+    return model, missing if kind in WHOLE else []
+
+
+def _placed(model: PreTrainedModel, device: Any, device_map: str | None) -> PreTrainedModel:
+    if device_map is None:
+        return model.to(checked_device(device or first_device()))
+    check_loaded(model)
+    return model
 
 
 @contextmanager
@@ -285,31 +316,6 @@ def _with_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         found: Any = PeftModel.from_pretrained(model, name)
     return cast("PreTrainedModel", found)
-
-
-def checked_device(name: Any) -> torch.device:
-    """Return the device of this name.
-
-    Raises:
-        InputError: it is no device, or not one of this machine's.
-
-    >>> checked_device("cpu")
-    device(type='cpu')
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(
-            f"there is no device '{name}'", hint="Choose cpu, cuda, or cuda:1 for the second GPU."
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"there is no device '{name}': torch sees {torch.cuda.device_count()} GPUs",
-            hint="Choose cpu, or install a torch that knows your GPU.",
-        )
-    return device
 
 
 def check_model_name(name: str) -> None:

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zoreward.data import WHOLE
-from zoreward.members import Tuned, called_model, tuned_weights
+from zoreward.data import PAIRS, WHOLE
+from zoreward.members import Tuned, called_model, has_prefix, tuned_weights
+from zoreward.records import InputError
 from zoreward.scoring.heads import kind_of
 from zoreward.scoring.loading import Kind
-from zoreward.scoring.probes import check_causal, pads_exactly, pads_on_right, shares_prefix, vocabulary_size
+from zoreward.scoring.pairs import start_tokens
+from zoreward.scoring.probes import (
+    check_causal,
+    pads_exactly,
+    pads_on_right,
+    pads_source,
+    shares_prefix,
+    vocabulary_size,
+)
 
 if TYPE_CHECKING:
     from zoreward.scoring.packing import Packer
@@ -30,7 +39,7 @@ class Reader:
     """A language model and what must be known to read with it.
 
     Args:
-        model: any causal or masked language model, or classifier, of transformers.
+        model: any causal or masked language model, encoder–decoder, or classifier, of transformers.
         tuned: its tuned weights.
         pad_token_id: fills rows up: on the left for a causal model, on the right for others.
         accepts: names of the arguments of its forward.
@@ -41,6 +50,7 @@ class Reader:
         problem: why members cannot share a forward pass; None if they can.
         packer: what reads answers of one token in a way of its own, where it can.
         kind: of the model; see `model_kind`.
+        start: what an encoder–decoder's decoder reads in front of every answer.
     """
 
     model: nn.Module
@@ -54,6 +64,7 @@ class Reader:
     problem: str | None = None
     packer: Packer | None = None
     kind: Kind = "causal"
+    start: tuple[int, ...] = ()
 
     @property
     def grouped(self) -> bool:
@@ -84,6 +95,12 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     if kind in WHOLE:
         pad_token_id = _own_padding(model, pad_token_id) if kind == "classifier" else pad_token_id
         return Reader(model, tuned, pad_token_id, accepts, False, pads_on_right(model, pad_token_id), tokens, kind=kind)
+    if kind == PAIRS:
+        if has_prefix(model):
+            raise InputError(f"{type(model).__name__} takes no prefix", hint="Take tune=lora.")
+        start = start_tokens(model)
+        pads = pads_source(model, pad_token_id, start)
+        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, start=start)
     check_causal(model)
     pads = pads_exactly(model, pad_token_id)
     return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)

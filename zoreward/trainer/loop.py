@@ -22,9 +22,7 @@ from zoreward.registry import Source, patient
 from zoreward.scoring import (
     Reader,
     checked_scorer,
-    load_model,
     load_tokenizer,
-    load_with_head,
     prepare_tokenizer,
     statistics_of,
     with_base,
@@ -32,6 +30,7 @@ from zoreward.scoring import (
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
     checked_head,
+    loaded_model,
     made_examples,
     name_of,
     one_objective,
@@ -141,20 +140,17 @@ class ZOTrainer(ResumableTrainer):
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
         warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
         self._new_weights: list[str] = []
-        if self.head.is_new:
-            found = load_with_head(
-                str(model), self.head.classes, args.seed, dtype=args.dtype, device=args.device, **trust
-            )
-            model, self._new_weights = found
-        elif isinstance(model, str):
-            model = load_model(model, dtype=args.dtype, device=args.device, **trust)
+        if isinstance(model, str):
+            model, self._new_weights = loaded_model(model, self.head, args)
         dtype = weights_dtype(model)  # of the base: an adapter may have another
         loaded: Any = with_adapter(model, args, peft_config)
         made, prefix = loaded is not model, args.tune == "prefix"
         self._makes_adapter, self._dtype = made and not prefix, dtype
         self._start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
         self._source = self._start or self._source
-        if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
+        if getattr(loaded, "hf_device_map", None):
+            args._n_gpu = 1  # else transformers would put a copy of the model on each GPU
+        elif not getattr(loaded, "is_quantized", False):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
