@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
+from zoreward.members.grouping import Grouping, filled, patched, perturbed_copies
 from zoreward.members.limits import update_limited_
 from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, bytes_of, tuned_weights
@@ -78,15 +79,25 @@ def members_at(
     kept = perturbed_copies([s for s in _slots(copied) if keep_all or s.weight.ndim < 2], members, tuned.kernels)
     grouping = Grouping(members, kept, tuned.kernels, pass_bytes(tuned))
     with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
-        stack.callback(handle.remove)
+        for part in _called_parts(model):
+            handle = part.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
         for owner, slot, correct in corrected:
             factors_here = factors[id(slot.weight)]
             forward = corrected_forward(grouping, owner, slot, correct, factors_here, may_copy=held is None)
-            stack.enter_context(patched_forward(owner, forward))
+            stack.enter_context(patched(owner, forward))
         for owner, slots in copied:
-            stack.enter_context(patched_forward(owner, grouping.forward_of(owner, slots)))
+            stack.enter_context(patched(owner, grouping.forward_of(owner, slots)))
+        for module in tuned.tables:
+            stack.enter_context(patched(module, grouping.table_of(module), "compute_bias"))
         yield
+
+
+def _called_parts(model: Any) -> list[nn.Module]:
+    """The modules that are called with rows: the model; also its encoder, which `generate` calls alone, and decoder."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [model, model.get_encoder(), model.get_decoder()]
+    return [model]
 
 
 def _slots(owners: Iterable[Owner]) -> list[Slot]:
