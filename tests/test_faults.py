@@ -97,6 +97,8 @@ def start(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: 
         sys.stdout, sys.stderr = (os.fdopen(handle, "w", closefd=False) for handle in (1, 2))
         print("\n$", *words, flush=True)
         faulthandler.enable()  # a child that crashes says where, in the log
+        # transformers converts weights in threads of its own; torch refuses new ones in a fork ("Invalid thread pool").
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         prepare()
         code = main(words)
     except BaseException:

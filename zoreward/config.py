@@ -74,6 +74,13 @@ class ZOArguments:
             "the adapter."
         },
     )
+    head: Literal["classifier"] | None = field(
+        default=None,
+        metadata={
+            "help": "classifier: put a new head on the model, with a class for each choice or label. By default a "
+            "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template."
+        },
+    )
     lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})
     lora_alpha: int = field(default=16, metadata={"help": "The adapter counts alpha/rank times, with lora."})
     merge: bool = field(
@@ -117,6 +124,10 @@ class ZOArguments:
         metadata={
             "help": "Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto."
         },
+    )
+    device_map: str | None = field(
+        default=None,
+        metadata={"help": "auto: spread the layers over all GPUs that are seen, for a model that one does not hold."},
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that a model from the Hub brings along."}

@@ -223,6 +223,9 @@ class Example:
         messages: the conversation that the prompt was rendered from; None for a plain prompt.
         base_logprobs: mean log-probability per token of each candidate under the model as it was before any step; None
             where no objective asks for them.
+        place: of the token in the prompt behind which the answer is asked for: −1, the last, but for a masked model
+            that of the mask. A classifier's candidates have one "token" each, the number of the class.
+        types: of the prompt's tokens, for a model that tells a first text from a second; empty where all are 0.
     """
 
     row: dict[str, Any]
@@ -235,6 +238,8 @@ class Example:
     shots: int = 0
     messages: tuple[dict[str, Any], ...] | None = None
     base_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
+    place: int = -1
+    types: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,8 @@ def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) ->
     try:
         trainer = _trainer(objective, values, rows)
         print(_what_is_tuned(trainer))
+        if trainer.memory is not None:
+            print(f"memory: {trainer.memory}")
         from zoreward.cli.progress import ProgressCallback, without_own_progress
 
         without_own_progress(trainer)
@@ -216,9 +218,10 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     quiet_transformers()
     from transformers import EarlyStoppingCallback
 
-    from zoreward.scoring import checked_device
+    from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
 
+    check_device_map(values["device_map"], device)
     kind = checked_device(device).type if device else None
     names = [
         *MODEL_FIELDS,
@@ -272,6 +275,11 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
 
 def _what_is_tuned(trainer: ZOTrainer) -> str:
     count = sum(weight.numel() for weight in trainer.scorer.reader.tuned.weights.values())
+    head = trainer.head
+    if head.kind == "classifier":
+        print(f"a classifier of {', '.join(head.classes)}: {'a new head' if head.is_new else 'the checkpoint has it'}")
+    elif head.kind == "masked":
+        print("a masked model")
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 

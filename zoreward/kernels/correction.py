@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from zoreward.kernels.gpu import _on
+
 
 @triton.jit
 def _read(start, places, SIZE: tl.constexpr, BLOCK: tl.constexpr):
@@ -59,10 +61,11 @@ def corrected(
     rows, m, n = len(x) // len(a), weight.shape[1], x.shape[1]
     y = x.new_empty(len(x), m)
     lines = next(count for count in (4, 2, 1) if rows % count == 0)
-    _begin[(len(x) // lines,)](
-        y, x, a, b, bias, rows, a.stride(0), b.stride(0), m, n,
-        ROWS=lines, BLOCK_M=_block(m), BLOCK_N=_block(n), num_warps=4,
-    )  # fmt: skip
+    with _on(x.device):
+        _begin[(len(x) // lines,)](
+            y, x, a, b, bias, rows, a.stride(0), b.stride(0), m, n,
+            ROWS=lines, BLOCK_M=_block(m), BLOCK_N=_block(n), num_warps=4,
+        )  # fmt: skip
     return y.addmm_(x, weight)
 
 

@@ -13,15 +13,18 @@ from zoreward.members.adapters import (
     has_adapter,
     lora_config,
     merged_copy,
+    task_type,
 )
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
+from zoreward.members.heads import draw_head_, first_spread, head_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
+from zoreward.members.memory import scratch_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
-from zoreward.members.tuned import Slot, Tuned, tuned_weights
+from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
@@ -33,20 +36,26 @@ __all__ = [
     "adapted",
     "adapter_options",
     "anchored",
+    "bytes_of",
     "called_model",
     "check_merge",
     "check_no_adapter",
     "check_tune",
     "config_of",
+    "draw_head_",
+    "first_spread",
     "grouping_problem",
     "has_adapter",
     "has_prefix",
+    "head_names",
     "limited",
     "lora_config",
     "members_at",
     "merged_copy",
     "needs_copies",
+    "scratch_bytes",
     "smallest",
+    "task_type",
     "tuned_weights",
     "update_",
     "updates_",

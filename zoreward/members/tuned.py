@@ -48,6 +48,7 @@ class Tuned:
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
         limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
         base: canonical name → a copy of the weight before any update; empty where no update has an anchor.
+        tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
     """
 
@@ -56,6 +57,7 @@ class Tuned:
     owners: tuple[Owner, ...]
     limits: dict[str, float] = field(default_factory=dict)
     base: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
 
     @property
@@ -75,6 +77,17 @@ class Tuned:
         moved = {ndim for ndim in {slot.weight.ndim for slot in self.slots} if any(term.moves(ndim) for term in terms)}
         own = [(owner, tuple(slot for slot in slots if slot.weight.ndim in moved)) for owner, slots in self.owners]
         return [(owner, slots) for owner, slots in own if slots]
+
+
+def bytes_of(weights: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that tensors take, each counted once.
+
+    >>> tied = torch.zeros(2, 3, dtype=torch.bfloat16)
+    >>> bytes_of([tied, torch.zeros(4), tied])
+    28
+    """
+    distinct = {id(weight): weight for weight in weights}.values()
+    return sum(weight.numel() * weight.element_size() for weight in distinct)
 
 
 def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tuned:
@@ -100,7 +113,8 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
         for key, weight in holder._parameters.items():
             if weight is not None and id(weight) in stream_by_id:
                 owners.setdefault(owner, []).append(Slot(holder, key, weight, stream_by_id[id(weight)]))
-    return Tuned(weights, streams, tuple((owner, tuple(slots)) for owner, slots in owners.items()))
+    tables = tuple(module for module in model.modules() if hasattr(type(module), "compute_bias"))
+    return Tuned(weights, streams, tuple((owner, tuple(slots)) for owner, slots in owners.items()), tables=tables)
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

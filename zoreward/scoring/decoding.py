@@ -20,8 +20,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from zoreward.members import KEEP_BYTES, members_at
+from zoreward.data import PAIRS
+from zoreward.members import members_at
 from zoreward.records import InputError, Member, ObjectiveError
+from zoreward.scoring.free import bytes_to_keep, free_bytes
+from zoreward.scoring.pairs import on_the_right
 from zoreward.scoring.reader import Reader
 from zoreward.scoring.sampling import CommonNumbers
 from zoreward.scoring.stepping import Stepper
@@ -102,10 +105,14 @@ def write(
     """
     chosen = [prompts[n] for n in rows]
     width = max(map(len, chosen))
-    padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
-    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
     end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
-    ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
+    if reader.kind == PAIRS:
+        ids, seen = on_the_right(chosen, reader.pad_token_id, len(members), device_of(reader))
+        width = len(reader.start)  # texts begin behind it
+    else:
+        padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
+        ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
     processors = [*processors, *_draws(settings, rows, width)]
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
@@ -143,7 +150,11 @@ def _generated(
         eos_token_id=list(end_tokens) or None,
         pad_token_id=reader.pad_token_id,
     )
-    keep_bytes = _keep_bytes(reader) if reader.grouped and len(members) > 1 else sys.maxsize
+    begun: dict[str, torch.Tensor] = {}
+    if reader.kind == PAIRS:
+        config.decoder_start_token_id = reader.start[0]
+        begun["decoder_input_ids"] = torch.tensor([reader.start] * len(ids), device=ids.device)
+    keep_bytes = _keep_bytes(reader, len(members))
     with (
         torch.no_grad(),
         _own_settings(model),
@@ -155,8 +166,9 @@ def _generated(
             generation_config=config,
             logits_processor=LogitsProcessorList([finite, *processors]),
             stopping_criteria=StoppingCriteriaList([stop] if stop else []),
+            **begun,
         )
-    return found[:, ids.shape[1] :], finite.lost()
+    return found[:, len(reader.start) or ids.shape[1] :], finite.lost()
 
 
 def _draws(settings: Generation, rows: Sequence[int], start: int) -> list[LogitsProcessor]:
@@ -197,10 +209,10 @@ def _up_to_end(tokens: list[int], end_tokens: Sequence[int]) -> Tokens:
     return tuple(tokens[: ends[0] + 1] if ends else tokens)
 
 
-def _keep_bytes(reader: Reader) -> int:
-    """How many bytes of perturbed copies may be kept: making them again for each token costs more than reading them."""
-    device = device_of(reader)
-    return KEEP_BYTES if device.type == "cpu" else max(KEEP_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
+def _keep_bytes(reader: Reader, members: int) -> int:
+    free = free_bytes(device_of(reader))
+    # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
+    return sys.maxsize if free is None or not reader.grouped else bytes_to_keep(device_of(reader), free, members)
 
 
 def device_of(reader: Reader) -> torch.device:
