@@ -126,6 +126,32 @@ def test_lines_that_blocks_divide():
     assert pattern(copy) == pattern(expected)
 
 
+@pytest.mark.parametrize("columns", [12, 5], ids=["quads", "mixed"])
+def test_blocks_of_many_short_lines(columns):
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in ((40, 12), (70, columns), (3,))]
+    update = Update(0.0, (Term(4, 0.1, 1),), 6)
+    got = [(tensor.to(DEVICE, copy=True), stream) for stream, tensor in enumerate(tensors)]
+    expected = [(tensor.clone(), stream) for stream, tensor in enumerate(tensors)]
+    gpu.Kernels(block=128, unit=256).update_all_(got, update)
+    cpu.update_all_(expected, update)
+    assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
+    assert pattern(got[1][0]) != pattern(tensors[1])
+
+
+def test_sums_beyond_the_largest_number_and_roundings_beyond_it(kernels):
+    largest = torch.finfo(torch.bfloat16).max
+    edges = torch.tensor([largest, -largest, 3.3e38, -3.3e38, float("inf"), -float("inf"), float("nan"), 0.0])
+    for coefficient in (1e35, 3.4e38):  # rounded up beyond the largest; sums that are infinite
+        got, expected = ([(edges.repeat(32).bfloat16().to(device), 3)] for device in (DEVICE, "cpu"))
+        update = Update(0.0, (Term(4, coefficient),), 6)
+        kernels.update_all_(got, update)
+        cpu.update_all_(expected, update)
+        assert pattern(got[0][0]) == pattern(expected[0][0])
+        infinite = got[0][0].isinf().view(-1, 8)[:, :4]
+        assert infinite.any() == (coefficient > 1e38), "what is finite ends at the largest, what is not stays"
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_members_of_any_terms_are_bit_equal(kernels, dtype):
     check_copies(kernels, dtype, MIXED)
