@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant(
         "SVRG's anchor follows the weights",
         "zoreward/methods/svrg.py",
-        "couples(fresh, self.eps, self.anchor(state))",
+        "couples(fresh, self.eps, self.at_anchor(state))",
         "couples(fresh, self.eps)",
         "tests/test_methods.py",
     ),
@@ -216,6 +216,27 @@ MUTANTS = [
         "if digest.hexdigest() != said:",
         "if False:",
         "tests/test_snapshot.py",
+    ),
+    Mutant(
+        "a run that chooses is given the test rows",
+        "zoreward/bench/driver.py",
+        "return replace(plan, rows=replace(plan.rows, test=[])) if run.chooses else plan",
+        "return plan",
+        "tests/test_bench.py",
+    ),
+    Mutant(
+        "the best step's weights are not put back",
+        "zoreward/bench/keeping.py",
+        "weight.copy_(self._copies[name])",
+        "pass",
+        "tests/test_bench.py",
+    ),
+    Mutant(
+        "AdamW sees the rows in the same order in every epoch",
+        "zoreward/bench/gradient.py",
+        "manual_seed(seed + epoch)",
+        "manual_seed(seed)",
+        "tests/test_bench.py",
     ),
     Mutant(
         "a GPU gives both members of a couple the same sign",
