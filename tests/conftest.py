@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,21 +13,25 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and transformers may do that
 
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
+
+from families import random_model
 
 WORDS = "good bad film a the it was great terrible an awful lovely plot dull bright and not very is this".split()
+# What is tried on more than one; tests/test_families.py tries members on all.
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
+__all__ = ["FAMILIES", "random_model", "tiny_model_dir", "tokenizer"]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off what is imported: transformers calls it after each training, for half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python end as it does: libraries complain of what is not collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -38,26 +43,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<end>", bos_token="<end>", unk_token="<unk>"
     )
-
-
-def random_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A two-layer model of a family, its weights large enough that members and rows differ visibly."""
-    torch.manual_seed(seed)
-    size = {"vocab_size": 32, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.3}
-    layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
-    heads = {"num_key_value_heads": 2, "intermediate_size": 48}
-    if family in ("llama", "llama-tied"):
-        config = LlamaConfig(**size, **layers, **heads, tie_word_embeddings=family == "llama-tied")
-        model: PreTrainedModel = LlamaForCausalLM(config)
-    elif family == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(**size, **layers, **heads, head_dim=8, tie_word_embeddings=False))
-    elif family == "opt":
-        del size["initializer_range"]
-        config = OPTConfig(**size, **layers, init_std=0.3, ffn_dim=48, word_embed_proj_dim=32)
-        model = OPTForCausalLM(config)
-    else:
-        model = GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from whole_models import classifier, masked_model, word_tokenizer
 from zoreward.cli import main
 
 REWARDS = '''
@@ -50,6 +51,10 @@ BASE = {
     "--choice": ["terrible", "great"],
     "--output": "run",
 }
+
+# What is changed for other kinds of models.
+FILLS = {"--model": "masked", "--template": "{sentence} it was [MASK] ."}
+CLASSES = {"--model": "classifier", "--template": "{sentence}", "--choice": None}
 
 # objective, what is changed of BASE, what the error says, what the hint says
 CASES = {
@@ -108,6 +113,13 @@ CASES = {
     "also: other needs": ("accuracy", {"--also": "log-likelihood=1"}, "need different things", "the same"),
     "device": ("accuracy", {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
     "dtype": ("accuracy", {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
+    "device-map": ("accuracy", {"--device-map": "both"}, "no device_map 'both'", "auto, balanced"),
+    "device and device-map": (
+        "accuracy",
+        {"--device-map": "auto", "--device": "cpu"},
+        "device and device_map say two things",
+        "one of them",
+    ),
     "no rows": ("accuracy", {"--limit": "0"}, "0 is less than 1", "--help"),
     "split of a file": (
         "accuracy",
@@ -162,10 +174,43 @@ CASES = {
     "bare: no task": ("accuracy", {"--bare": True}, "--bare is for a task", "--task sst2"),
     "bare: none": ("accuracy", {"--task": "own.yaml", "--bare": True}, "'own' has no bare prompt", "bare:"),
     "split seed": ("accuracy", {"--split-seed": "-1"}, "-1 is less than 0", "--help"),
+    "masked: no mask": ("accuracy", {"--model": "masked"}, "has no mask", "write [MASK] once"),
+    "masked: two masks": ("accuracy", FILLS | {"--template": "[MASK] {sentence} [MASK]"}, "has 2 masks", "[MASK] once"),
+    "masked: mask in a row": ("accuracy", FILLS | {"--data": "mask.jsonl"}, "row 2: there are 2 masks", "drop rows"),
+    "masked: several tokens": (
+        "accuracy",
+        FILLS | {"--choice": ["so so", "great"]},
+        "holds one token",
+        "--show-prompts",
+    ),
+    "masked: one token twice": ("accuracy", FILLS | {"--choice": ["great", " great"]}, "the same token", "of its own"),
+    "masked: shots": ("accuracy", FILLS | {"--shots": "1"}, "takes no demonstrations", "leave --shots out"),
+    "masked: no text": ("token-f1", FILLS, "a masked model writes no text", "accuracy"),
+    "masked: other task": ("accuracy", FILLS | {"--task": "squad"}, "'squad' is for causal models", "`zoreward tasks`"),
+    "mask for another model": ("accuracy", {"--template": "{sentence} [MASK]"}, "fills none", "leave [MASK] out"),
+    "classifier: mask": ("accuracy", CLASSES | {"--template": "{sentence} [MASK]"}, "a classifier fills none", "leave"),
+    "classifier: no text": ("accuracy", CLASSES | {"--template": None}, "no text to classify", "--prompt"),
+    "classifier: more labels": ("accuracy", CLASSES | {"--data": "three.jsonl"}, "none of the 2 classes", "bad, good"),
+    "classifier: other classes": (
+        "accuracy",
+        CLASSES | {"--choice": ["dull", "good"]},
+        "are not the model's",
+        "bad, good",
+    ),
+    "classifier: too few choices": (
+        "accuracy",
+        CLASSES | {"--choice": ["bad", "so so", "good"]},
+        "not the model's",
+        "bad",
+    ),
+    "classifier: no text written": ("token-f1", CLASSES, "a classifier writes no text", "accuracy"),
+    "classifier: task": ("accuracy", CLASSES | {"--task": "copa"}, "'copa' is none for a classifier", "sst2"),
+    "one output": ("accuracy", CLASSES | {"--model": "rewards"}, "has one output", "reward-model"),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
 EVAL_CASES = {
     "calibrate: no choice": ("token-f1", {"--calibrate": True}, "'token-f1' does not choose", "accuracy"),
+    "calibrate: masked": ("accuracy", FILLS | {"--calibrate": True}, "only a causal model's", "leave --calibrate out"),
     "calibrate: no template": ("accuracy", {"--calibrate": True, "--template": None}, "no template", "--template"),
 }
 TUNE_CASES = {
@@ -194,6 +239,9 @@ TUNE_CASES = {
         "svrg takes no weight_decay",
         "option",
     ),
+    "anchor below 0": ("accuracy", {"--anchor": "-1"}, "anchor must not be negative", "option"),
+    "svrg with an anchor": ("accuracy", {"--method": "svrg", "--anchor": "1"}, "svrg takes no anchor", "option"),
+    "sparse with an anchor": ("accuracy", {"--method": "sparse", "--anchor": "1"}, "share tunes some", "weight_decay"),
     "dense refresh": (
         "accuracy",
         {"--method": "lozo", "--noise": "dense", "--refresh": "9"},
@@ -214,6 +262,16 @@ TUNE_CASES = {
     "tune: no bias": ("accuracy", {"--tune": "bias"}, "no weight that tune='bias' names", "model.embed_tokens.weight"),
     "lora-rank of 0": ("accuracy", {"--tune": "lora", "--lora-rank": "0"}, "lora_rank must be at least 1", "8"),
     "nothing to merge": ("accuracy", {"--merge": True}, "no adapter to merge", "tune=lora"),
+    "head: lora": ("accuracy", {"--head": "classifier", "--tune": "lora"}, "an adapter keeps no new head", "last-N"),
+    "head: one class": (
+        "accuracy",
+        CLASSES | {"--head": "classifier", "--data": "same.jsonl"},
+        "one class is no",
+        "every",
+    ),
+    "head: no such": ("accuracy", {"--head": "masked"}, "'masked' is not one of", "--help"),
+    "masked: prefix": ("accuracy", FILLS | {"--tune": "prefix"}, "a masked model takes no prefix", "lora"),
+    "masked: drift": ("accuracy", FILLS | {"--drift": True}, "nothing whose drift", "Leave drift"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
 }
 
@@ -247,14 +305,32 @@ BENCH_CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A masked model, a classifier of two classes, and a reward model."""
+    made = {"masked": masked_model("bert"), "classifier": classifier("bert", names=("bad", "good"))}
+    made["rewards"] = classifier("bert", names=("reward",))
+    folder = tmp_path_factory.mktemp("whole")
+    for name, model in made.items():
+        model.save_pretrained(folder / name)
+        word_tokenizer().save_pretrained(folder / name)
+    return {name: folder / name for name in made}
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    tmp_path: Path, tiny_model_dir: Path, other_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The folder in which the commands run: a model, rows, and objectives that go wrong."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    for name, path in other_models.items():
+        (tmp_path / name).symlink_to(path, target_is_directory=True)
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
+    write_rows(tmp_path / "mask.jsonl", [rows[0], {**rows[1], "sentence": "a [MASK] film"}])
+    write_rows(tmp_path / "same.jsonl", [{**row, "label": "good"} for row in rows])
     pair = {"prompt": "a film was", "chosen": " good", "rejected": " bad"}
     write_rows(tmp_path / "pairs.jsonl", [pair])
     write_rows(tmp_path / "alike.jsonl", [pair, {**pair, "rejected": " good"}])

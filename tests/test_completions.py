@@ -13,7 +13,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, RwkvConfig, 
 from conftest import random_model
 from zoreward import noise
 from zoreward.data import render_prompts
-from zoreward.members import members_at
 from zoreward.records import Example, InputError, ObjectiveError, Term, UnknownNameError
 from zoreward.registry import get_objective
 from zoreward.scoring import (
@@ -80,20 +79,6 @@ def assert_same_text(found: tuple[int, ...], expected: tuple[int, ...], margins:
 
 
 # --- members ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen3"])
-def test_members_write_in_one_batch_what_each_writes_alone(family: str, rank: int, tokenizer) -> None:
-    model = random_model(family)
-    members = tuple((Term(seed, sign * 0.05, rank),) for seed in (1, 2) for sign in (1, -1))
-    together = written(generator_for(model, tokenizer), members, max_new_tokens=8)
-    base = written(generator_for(model, tokenizer), max_new_tokens=8)[0]
-    assert sum(texts != base for texts in together) == len(members)
-    for member, completions in zip(members, together, strict=True):
-        with members_at(model, (member,)):
-            for prompt, completion in zip(PROMPTS, completions, strict=True):
-                assert_same_text(completion, *slow_greedy(model, prompt, 8))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ float64. Without a GPU everything runs in Triton's interpreter.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -138,6 +140,23 @@ def test_updates_are_bit_equal(kernels, dtype):
     assert any(pattern(mine) != pattern(start) for (mine, _), (start, _) in zip(got, weights(dtype), strict=True))
     outside[3:16] = got[2][0]
     assert torch.equal(outside, got[2][0]._base), "only the view is written"
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_an_anchor_takes_back_a_share_of_the_way_from_the_base(kernels, dtype):
+    updates = [
+        Update(0.0, (Term(7, 0.3),), rounding_seed=1),
+        Update(0.1, (Term(8, 0.2), Term(9, -0.1, 2)), rounding_seed=2, anchor=0.25),
+        Update(0.0, (), rounding_seed=3, anchor=0.5),  # alone: moves vectors too
+    ]
+    # The first has no elements: the bases begin before it all the same.
+    got, expected = weights(dtype, DEVICE)[::-1], weights(dtype)[::-1]
+    for pairs, kernel in ((got, kernels), (expected, cpu)):
+        kernel.replay_all_(pairs, updates, [base for [base] in kernel.perturb_all(pairs, ((),))])
+    assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
+    without = weights(dtype)
+    cpu.replay_all_(without, [replace(update, anchor=0.0) for update in updates])
+    assert pattern(without[3][0]) != pattern(next(mine for mine, stream in got if stream == 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

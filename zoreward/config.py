@@ -74,6 +74,13 @@ class ZOArguments:
             "the adapter."
         },
     )
+    head: Literal["classifier"] | None = field(
+        default=None,
+        metadata={
+            "help": "classifier: put a new head on the model, with a class for each choice or label. By default a "
+            "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template."
+        },
+    )
     lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})
     lora_alpha: int = field(default=16, metadata={"help": "The adapter counts alpha/rank times, with lora."})
     merge: bool = field(
@@ -117,6 +124,10 @@ class ZOArguments:
         metadata={
             "help": "Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto."
         },
+    )
+    device_map: str | None = field(
+        default=None,
+        metadata={"help": "auto: spread the layers over all GPUs that are seen, for a model that one does not hold."},
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that a model from the Hub brings along."}
@@ -168,6 +179,10 @@ class ZOArguments:
     )
     max_kl: float | None = field(
         default=None, metadata={"help": "Stop where the model's KL to the base, per token, exceeds this."}
+    )
+    anchor: float = field(
+        default=0.0,
+        metadata={"help": "Decay towards the base, times the learning rate. Keeps a copy of the tuned weights."},
     )
     base_device: str | None = field(
         default=None, metadata={"help": "Where the copy of the base stands. Default: with the model; cpu is slower."}

@@ -100,6 +100,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             seed=values["seed"],
             dtype=values["dtype"],
             device=device,
+            device_map=values["device_map"],
             trust_remote_code=values["trust_remote_code"],
             batch_size=values["eval_batch_size"],
             generation=generation,

@@ -22,7 +22,7 @@ DATA, PROMPT, TEXT, TUNING, RUN = "Model and data", "Prompt", "Text that is writ
 OBJECTIVE = "Objective"
 PROMPT_FIELDS = ("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots")
 TEXT_FIELDS = ("max_completion_length", "temperature", "top_p", "top_k", "stop")
-MODEL_FIELDS = ("dtype", "trust_remote_code")
+MODEL_FIELDS = ("dtype", "device_map", "trust_remote_code")
 REWARD_FIELDS = ("reward_timeout", "reward_retries", "reward_workers", "reward_cache")
 TUNING_FIELDS = tuple(
     field.name

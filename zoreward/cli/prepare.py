@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, REWARD_FIELDS, RUN, option
-from zoreward.data import Task, check_columns, check_prompts, load_rows
+from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
 from zoreward.records import InputError
 from zoreward.registry import Objective, Patience, get_objective, patient, weighted_sum
+
+if TYPE_CHECKING:
+    from zoreward.scoring import Head
 
 Rows = list[dict[str, Any]]
 
@@ -76,7 +79,50 @@ def patient_objective(objective: Objective, values: dict[str, Any]) -> Objective
     return patient(objective, Patience(**{name.removeprefix("reward_"): values[name] for name in REWARD_FIELDS}))
 
 
-def check_rows(objective: Objective, prompt: dict[str, Any], rows: Rows, shot_rows: Rows | None = None) -> None:
+def kind_for(values: dict[str, Any]) -> str:
+    """Return which kind of model the options ask for; see `zoreward.scoring.model_kind`.
+
+    Raises:
+        ZorewardError: there is no such model.
+    """
+    if values.get("head"):
+        return str(values["head"])
+    quiet_transformers()
+    from zoreward.scoring import head_of
+
+    return head_of(values["model"], trust_remote_code=values["trust_remote_code"]).kind
+
+
+def head_for(values: dict[str, Any], rows: Rows) -> Head | None:
+    """Return what the model gives for a row, where what is right of the prompt's options depends on it.
+
+    With a template and answers, and no mask, it does not: then torch need not be imported to check them.
+
+    Args:
+        values: the options.
+        rows: those to tune on, or to score.
+
+    Raises:
+        ZorewardError: there is no such model, or its head gives no classes.
+    """
+    answers = values["choices"] is not None or values["choice_column"] is not None or values["answer"] is not None
+    template = values["template"]
+    if not values.get("head") and answers and template is not None and MASK not in template:
+        return None
+    quiet_transformers()
+    from zoreward.scoring import head_of
+
+    settings = {name: values[name] for name in ("choices", "label", "trust_remote_code")}
+    return head_of(values["model"], rows, head=values.get("head"), **settings)
+
+
+def check_rows(
+    objective: Objective,
+    prompt: dict[str, Any],
+    rows: Rows,
+    shot_rows: Rows | None = None,
+    head: Head | None = None,
+) -> None:
     """Raise if the prompt's options do not fit the rows.
 
     Args:
@@ -84,6 +130,7 @@ def check_rows(objective: Objective, prompt: dict[str, Any], rows: Rows, shot_ro
         prompt: the options of the panel "Prompt", by name.
         rows: at least one.
         shot_rows: rows for demonstrations; by default `rows`.
+        head: what the model gives for a row, if that is known.
 
     Raises:
         ZorewardError: a template, a label or a choice does not fit.
@@ -92,6 +139,8 @@ def check_rows(objective: Objective, prompt: dict[str, Any], rows: Rows, shot_ro
         check_prompts(rows, template=prompt["template"], prompt=prompt["prompt"])
     else:
         columns = {name: value for name, value in prompt.items() if name != "max_length"}
+        if head is not None:
+            columns |= {"kind": head.kind, "classes": head.classes}
         check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
 
 
@@ -120,14 +169,16 @@ def shown_prompts(
     """Return the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
     quiet_transformers()
     from zoreward.data import describe_prompts
-    from zoreward.scoring import examples_of, length_limit, load_tokenizer
+    from zoreward.scoring import examples_of, head_of, length_limit, load_tokenizer
 
     trust = {"trust_remote_code": values["trust_remote_code"]}
-    tokenizer = load_tokenizer(values["model"], **trust)
+    asked = {"head": values.get("head"), "choices": prompt["choices"], "label": prompt["label"]}
+    head = head_of(values["model"], rows, **asked, **trust)
+    tokenizer = load_tokenizer(values["model"], **trust, kind=head.kind)
     limit = length_limit(prompt["max_length"], values["model"], **trust)
-    settings = {**prompt, "max_length": limit, "max_new_tokens": values["max_completion_length"]}
+    settings = {**prompt, "max_length": limit, "max_new_tokens": values["max_completion_length"], "head": head}
     examples = examples_of(rows, tokenizer, objective.needs, shot_rows=shot_rows, seed=values["seed"], **settings)
-    return describe_prompts(examples, tokenizer)
+    return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
 
 
 def select_device(device: str | None) -> str | None:

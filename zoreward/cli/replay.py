@@ -32,6 +32,7 @@ def replay_command() -> Callable[..., int]:
         run,
         option("model", str | None, base, DATA, default=None),
         option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
+        option("device_map", str | None, "auto: spread the model over all GPUs that are seen.", DATA, default=None),
         option("trust_remote_code", bool, "Run the code that the model brings along.", DATA, default=False),
         option(
             "output",
@@ -91,11 +92,23 @@ def _check(values: dict[str, Any]) -> None:
 def _loaded(run: Run, values: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     device = select_device(values["device"])
     quiet_transformers()
-    from zoreward.scoring import load_model, load_tokenizer
+    from zoreward.scoring import head_of, load_model, load_tokenizer, load_with_head
 
     trust = {"trust_remote_code": values["trust_remote_code"]}
-    tokenizer = load_tokenizer(values["model"], **trust)
-    return load_model(values["model"], dtype=run.header["dtype"], device=device, **trust), tokenizer
+    made = run.header.get("head")
+    kind = "classifier" if made else head_of(values["model"], **trust).kind
+    tokenizer = load_tokenizer(values["model"], **trust, kind=kind)
+    place: dict[str, Any] = {
+        "dtype": run.header["dtype"],
+        "device": device,
+        "device_map": values["device_map"],
+        **trust,
+    }
+    if isinstance(made, dict):  # its first weights are drawn again by the replay
+        return load_with_head(values["model"], [str(one) for one in made.get("classes") or ()], 0, **place)[
+            0
+        ], tokenizer
+    return load_model(values["model"], **place), tokenizer
 
 
 def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoreward.cli.options import PROMPT_FIELDS
-from zoreward.cli.prepare import Rows, check_rows, shot_rows_of
+from zoreward.cli.prepare import Rows, check_rows, head_for, shot_rows_of
 from zoreward.cli.task import is_own_data
 from zoreward.data import Split, Task, k_shot_rows, load_rows, sample_rows, split_rows
 from zoreward.records import InputError, ZorewardError
@@ -50,12 +50,13 @@ def tuning_rows(objective: Objective, at_end: Objective, values: dict[str, Any],
     pool = _kept(task, load_rows(values["data"], limit=values["limit"], **_place(values, values["split"])))
     parts = _divided(pool, values, task)
     train = _prepared(task, parts.train)
-    check_rows(objective, prompt, train, shots)
+    head = head_for(values, train) if objective.needs == "choices" else None
+    check_rows(objective, prompt, train, shots, head)
     dev, test = _dev_rows(parts, values, task), _test_rows(parts, values, task)
     for found, source, scorer in ((dev, values["eval_data"], objective), (test, values["test_data"], at_end)):
         if found is not None:
             with _named(source or values["data"]):
-                check_rows(scorer, prompt, found, shots or train)
+                check_rows(scorer, prompt, found, shots or train, head)
     if task is not None or parts.dev or test is not None:
         _say(train, dev, test, values)
     return TuningRows(train, dev, shots, test)
@@ -75,7 +76,8 @@ def scored_rows(
         pool = _kept(task, load_rows(values["data"], **_place(values, task.splits["train"])))
         train, dev = task.rows.train, 0 if "dev" in task.splits else task.rows.dev or 0
         shots = _prepared(task, split_rows(pool, train=train, dev=dev, seed=values["split_seed"]).train)
-    check_rows(objective, prompt, rows, shots)
+    head = head_for(values, rows) if objective.needs == "choices" else None
+    check_rows(objective, prompt, rows, shots, head)
     return rows, shots
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 
 from zoreward.cli.options import option
-from zoreward.data import Task, load_task
+from zoreward.cli.prepare import kind_for
+from zoreward.data import BORDER, MASK, Task, load_task
 from zoreward.records import InputError, ZorewardError
 
 TASK = "Task and splits"
@@ -65,6 +66,9 @@ def with_objective(words: list[str]) -> list[str]:
 def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task | None:
     """Set the options that are not given to what the task says; return the task.
 
+    Of a task that has one for masked models too, `NAME-masked`, a masked model gets that. A classifier reads the
+    columns alone; its classes are the labels.
+
     Raises:
         ZorewardError: there is no such task, it is for other models, or there are no rows.
     """
@@ -74,10 +78,11 @@ def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task
         if values["data"] is None:
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
         return None
-    task = load_task(values["task"])
-    refuse_masked(task)
     given = {name for name in values if _is_given(context, name)}
-    for name, value in {**_prompt(task, values["bare"], given), **_data(task, verb, values)}.items():
+    kind = kind_for(values)
+    task = _for_kind(load_task(values["task"]), kind)
+    prompt = _text_alone(task) if kind == "classifier" else _prompt(task, values["bare"], given)
+    for name, value in {**prompt, **_data(task, verb, values)}.items():
         if name not in given and value is not None:
             values[name] = value
     if values["data"] is None:
@@ -88,6 +93,21 @@ def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task
 def is_own_data(task: Task | None, values: dict[str, Any]) -> bool:
     """Return whether --data is the task's own, so that its other splits and its numbers of rows count."""
     return task is not None and values["data"] == task.data
+
+
+def _for_kind(task: Task, kind: str) -> Task:
+    """The task, or that of the same rows for this kind of model."""
+    if kind == "masked" and task.model == "causal":
+        try:
+            return load_task(f"{task.name}-masked")
+        except ZorewardError:
+            hint = "`zoreward tasks` lists those for masked models"
+            raise InputError(
+                f"the task {task.name!r} is for causal models, and this one is masked", hint=hint
+            ) from None
+    if kind not in ("masked", "classifier"):  # of which the latter reads no mask
+        refuse_masked(task)
+    return task
 
 
 def refuse_masked(task: Task) -> None:
@@ -101,7 +121,16 @@ def refuse_masked(task: Task) -> None:
             hint = f"for causal models there is {load_task(task.name.removesuffix('-masked')).name}"
         except ZorewardError:
             hint = "`zoreward tasks` lists those for causal models"
-        raise InputError(f"the task {task.name!r} is for masked models, which are not supported yet", hint=hint)
+        raise InputError(f"the task {task.name!r} is for masked models", hint=hint)
+
+
+def _text_alone(task: Task) -> dict[str, Any]:
+    """What a classifier is given of a task: the columns, and the labels."""
+    if task.bare is None or task.choices is None:
+        hint = "take one with choices for all rows, such as sst2, rte or boolq; or write --template and --label"
+        raise InputError(f"the task {task.name!r} is none for a classifier", hint=hint)
+    columns = [column.strip() for column in task.bare.replace(MASK, "\n").split("\n") if column.strip()]
+    return {"template": (f" {BORDER} " if len(columns) == 2 else " ").join(columns), "label": task.label}
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -218,9 +218,10 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     quiet_transformers()
     from transformers import EarlyStoppingCallback
 
-    from zoreward.scoring import checked_device
+    from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
 
+    check_device_map(values["device_map"], device)
     kind = checked_device(device).type if device else None
     names = [
         *MODEL_FIELDS,
@@ -274,6 +275,11 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
 
 def _what_is_tuned(trainer: ZOTrainer) -> str:
     count = sum(weight.numel() for weight in trainer.scorer.reader.tuned.weights.values())
+    head = trainer.head
+    if head.kind == "classifier":
+        print(f"a classifier of {', '.join(head.classes)}: {'a new head' if head.is_new else 'the checkpoint has it'}")
+    elif head.kind == "masked":
+        print("a masked model")
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 
@@ -303,8 +309,9 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import make_method, named
 
-    options = ("eps", "num_directions", "weight_decay", "normalize", "more_every", "momentum", "window", "refresh")
-    given = {name: values[name] for name in (*options, "full_every", "full_rate", "anneal_every", "seed")}
+    steps = ("eps", "num_directions", "weight_decay", "anchor", "normalize", "more_every")
+    others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
+    given = {name: values[name] for name in (*steps, *others)}
     low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
     make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 

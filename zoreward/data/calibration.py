@@ -6,9 +6,9 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zoreward.data.pairs import tokens_of
 from zoreward.data.templates import fields_of, fill
 from zoreward.data.texts import Text
-from zoreward.data.tokens import tokenize
 from zoreward.records import Example, InputError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def content_free_examples(
     template: str,
     content_free: str,
     max_length: int | None = None,
+    kind: str = "causal",
 ) -> list[Example]:
     """The same rows and answers behind prompts without content; demonstrations stay in front.
 
@@ -63,6 +64,7 @@ def content_free_examples(
         template: their prompt.
         content_free: the prompt to put in its place: a text, or a template with columns that are no content.
         max_length: as for `zoreward.data.render`.
+        kind: of the model.
 
     Raises:
         InputError: the content-free prompt does not fit the rows.
@@ -77,5 +79,5 @@ def content_free_examples(
     ]
     return [
         Example(example.row, text.prompt, text.candidates, text.reference, *tokens, shots=example.shots)
-        for example, text, tokens in zip(examples, texts, tokenize(texts, tokenizer, max_length), strict=True)
+        for example, text, tokens in zip(examples, texts, tokens_of(texts, tokenizer, max_length, kind), strict=True)
     ]

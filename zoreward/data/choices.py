@@ -50,6 +50,52 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
     return [(tuple(answers), reference) for reference in references]
 
 
+def class_choices(rows: list[dict[str, Any]], classes: Sequence[str], label: str) -> list[Chosen]:
+    """The same classes for every row, and for each the index of the right one: a label is a class's name or its number.
+
+    Raises:
+        InputError: a label that belongs to none.
+        UnknownNameError: no row has the column `label`.
+
+    >>> class_choices([{"mood": "good"}, {"mood": 0}], ["bad", "good"], "mood")
+    [(('bad', 'good'), 1), (('bad', 'good'), 0)]
+    """
+    labels = values_of(rows, label, "label", "--label")
+    numbers = [str(number) for number in range(len(classes))]
+    references = [next((p for p in (_place(v, classes), _place(v, numbers)) if p is not None), -1) for v in labels]
+    if -1 in references:
+        wrong = references.index(-1)
+        hint = f"the classes are {listed(classes)}; or give --choice once for each label, in their order"
+        raise InputError(
+            f"row {wrong + 1}: the label {labels[wrong]!r} is none of the {len(classes)} classes", hint=hint
+        )
+    return [(tuple(classes), reference) for reference in references]
+
+
+def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label: str) -> tuple[str, ...]:
+    """The classes that rows ask for: the choices; else the labels, numbers from 0 on or names in alphabetical order.
+
+    Raises:
+        InputError: fewer than two.
+        UnknownNameError: no row has the column `label`.
+
+    >>> classes_of([{"label": "sad"}, {"label": "happy"}], None, "label"), classes_of([{"label": 1}], None, "label")
+    (('happy', 'sad'), ('LABEL_0', 'LABEL_1'))
+    """
+    if choices is not None:
+        return tuple(answer.strip() for answer in fixed_choices(rows, choices, label)[0][0])
+    labels = values_of(rows, label, "label", "--label")
+    spelled = {_spellings(value)[0] for value in labels}
+    if all(one.isdecimal() for one in spelled):
+        found = tuple(f"LABEL_{number}" for number in range(max(map(int, spelled)) + 1))
+    else:
+        found = tuple(sorted(spelled))
+    if len(found) < 2:
+        hint = "give rows of every class, or --choice once for each"
+        raise InputError(f"all rows have the label {labels[0]!r}, and one class is no choice", hint=hint)
+    return found
+
+
 def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Chosen]:
     """Each row's own candidates, from a column of lists, and the index of the right one.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoreward.data.columns import columns_hint, columns_of
+from zoreward.data.pairs import PAIRS, source_tokens
 from zoreward.data.templates import fill
 from zoreward.data.tokens import _any_start, _front, encode
 from zoreward.records import Example, InputError, UnknownNameError
@@ -28,6 +29,7 @@ def render_prompts(
     template: str | None = None,
     prompt: str = "prompt",
     max_length: int | None = None,
+    kind: str = "causal",
 ) -> list[Example]:
     """Every row as an `Example` without candidates: a prompt to write on from.
 
@@ -43,6 +45,7 @@ def render_prompts(
         prompt: the column of the prompt, where there is no template.
         max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts lose
             tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
+        kind: of the model; the encoder of an `encoder-decoder` also reads what the tokenizer puts behind a plain text.
 
     Raises:
         InputError: a prompt is no text and no conversation, some are one and some the other, the tokenizer has no
@@ -70,6 +73,12 @@ def render_prompts(
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
     prompts = _prompts(rows, tokenizer, template, prompt)
     chat = prompts[0].messages is not None
+    if kind == PAIRS:
+        read = source_tokens([one.text for one in prompts], tokenizer, max_length, specials=not chat)
+        return [
+            Example(row, one.text, (), 0, own, (), cut, messages=one.messages)
+            for row, one, (own, cut) in zip(rows, prompts, read, strict=True)
+        ]
     tokens = encode(tokenizer, [one.text for one in prompts])
     front = [] if chat else _front(tokenizer, [one.text for one in prompts], tokens)
     examples = []

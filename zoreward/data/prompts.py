@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
-from zoreward.data.tokens import tokenize
+from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def render(
     shots: int = 0,
     shot_rows: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
+    kind: str = "causal",
+    classes: Sequence[str] = (),
 ) -> list[Example]:
     """Every row as an `Example`: the prompt, the candidates, the index of the right one, and the tokens of all.
 
@@ -71,6 +74,12 @@ def render(
         shots: demonstrations in front of each prompt, ≥ 0.
         shot_rows: where the demonstrations come from; by default `rows`.
         seed: of the draw.
+        kind: of the model. For a `masked` one the template has one `[MASK]`, where the answer stands: one token, as
+            it stands behind a space; a text that is too long loses tokens at its ends, never the mask. A `classifier`
+            reads the template, or the column `prompt`, cut on its right; a `[SEP]` parts two texts; without choices
+            its classes are the candidates. The encoder of an `encoder-decoder` reads the prompt, with all that the
+            tokenizer puts around it; the candidates are texts of their own, without spaces in front and without EOS.
+        classes: names of a classifier's classes, in the order of its outputs.
 
     Raises:
         InputError: an option is missing; a template, a choice or a label does not fit the rows; a candidate without
@@ -95,11 +104,15 @@ def render(
     """
     rows = list(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    if kind in WHOLE:
+        texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
+        return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
+    refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
         judged = _judged(rows, asked, prompt, shots)
         texts = preference_texts(judged, tokenizer)
         chat = not isinstance(judged[0].prompt, str)
-        all_tokens = tokenize(texts, tokenizer, max_length, chat=chat, end=tokenizer.eos_token_id)
+        all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
         return [
             Example(row, text.prompt, text.candidates, text.reference, *tokens)
             for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
@@ -107,7 +120,9 @@ def render(
     texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
     return [
         Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
-        for row, (text, tokens, count) in zip(rows, tokenize_with(shown, texts, tokenizer, max_length), strict=True)
+        for row, (text, tokens, count) in zip(
+            rows, tokenize_with(shown, texts, tokenizer, max_length, kind), strict=True
+        )
     ]
 
 
@@ -124,6 +139,8 @@ def check_columns(
     shots: int = 0,
     shot_rows: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
+    kind: str = "causal",
+    classes: Sequence[str] = (),
 ) -> None:
     """Raise what `render` would raise about rows and options, without a tokenizer: before any model is loaded.
 
@@ -137,6 +154,10 @@ def check_columns(
     """
     rows = list(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    if kind in WHOLE:
+        whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
+        return
+    refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
         _judged(rows, asked, prompt, shots)
     else:

@@ -6,8 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zoreward.data.pairs import PAIRS, tokens_of
 from zoreward.data.texts import Text
-from zoreward.data.tokens import Tokens, encode, tokenize
+from zoreward.data.tokens import Tokens, encode
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -53,21 +54,25 @@ def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed
 
 
 def tokenize_with(
-    shown: Sequence[Sequence[str]], texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    shown: Sequence[Sequence[str]],
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    kind: str = "causal",
 ) -> list[tuple[Text, Tokens, int]]:
     """Each text behind as many of its demonstrations as fit `max_length`, its tokens, and how many those were.
 
     The first are left out first. Only a text that is too long without any loses tokens.
 
     Raises:
-        InputError: as `tokenize`.
+        InputError: as `tokens_of`.
     """
-    counts = _likely_counts(shown, texts, tokenizer, max_length)
+    counts = _likely_counts(shown, texts, tokenizer, max_length, kind)
     done: dict[int, tuple[Text, Tokens, int]] = {}
     pending = list(range(len(texts)))
     while pending:
         tried = [_behind(texts[i], shown[i], counts[i]) for i in pending]
-        for i, text, tokens in zip(pending, tried, tokenize(tried, tokenizer, max_length), strict=True):
+        for i, text, tokens in zip(pending, tried, tokens_of(tried, tokenizer, max_length, kind), strict=True):
             done[i] = text, tokens, counts[i]
         pending = [i for i in pending if done[i][1].truncated and counts[i]]
         for i in pending:
@@ -85,7 +90,11 @@ def _behind(text: Text, shown: Sequence[str], count: int) -> Text:
 
 
 def _likely_counts(
-    shown: Sequence[Sequence[str]], texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    shown: Sequence[Sequence[str]],
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    kind: str,
 ) -> list[int]:
     """How many demonstrations may fit each text: rather one too many, so that none is left out without need."""
     if max_length is None or not any(shown):
@@ -96,7 +105,9 @@ def _likely_counts(
         piece: len(tokens) - 1
         for piece, tokens in zip(pieces, encode(tokenizer, [_BETWEEN + piece for piece in pieces]), strict=True)
     }
-    wholes = iter(encode(tokenizer, [text.prompt + candidate for text in texts for candidate in text.candidates]))
+    # An encoder does not read the candidates.
+    read = [text.prompt + ("" if kind == PAIRS else candidate) for text in texts for candidate in text.candidates]
+    wholes = iter(encode(tokenizer, read))
     counts = []
     for text, own in zip(texts, shown, strict=True):
         room = max_length - max(len(next(wholes)) for _ in text.candidates)

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def describe_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, n: int = 3) -> str:
+def describe_prompts(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, n: int = 3, *, classes: bool = False
+) -> str:
     """The first `n` examples as plain text: what the model reads, what it is asked about, and the tokens of both.
 
     `→` marks the right answer. Tokens stand as the tokenizer names them (`Ġ`, `▁`: a space), in quotes where they hold
-    white space themselves.
+    white space themselves. With `classes` the answers are a classifier's, and have no tokens.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -36,25 +38,28 @@ def describe_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizer
             ' good' (1): good
     """
     return "\n\n".join(
-        _described(example, tokenizer, f"row {number} of {len(examples)}")
+        _described(example, tokenizer, f"row {number} of {len(examples)}", classes)
         for number, example in enumerate(examples[:n], 1)
     )
 
 
-def _described(example: Example, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+def _described(example: Example, tokenizer: PreTrainedTokenizerBase, name: str, classes: bool) -> str:
     longest = max(len(tokens) for tokens in example.candidate_tokens)
-    facts = [f"{len(example.prompt_tokens)} tokens of prompt", f"{longest} of the longest answer"]
+    facts = [f"{len(example.prompt_tokens)} tokens of prompt", f"{longest} of the longest answer"][
+        : 1 if classes else 2
+    ]
     if example.shots:
         facts.append(f"{example.shots} demonstrations" if example.shots > 1 else "1 demonstration")
     if example.truncated:
-        facts.append(f"{example.truncated} tokens cut off on the left to fit")
+        side = "right" if classes else "left" if example.place < 0 else "ends"
+        facts.append(f"{example.truncated} tokens cut off on the {side} to fit")
     answers = [
         f"{'→' if index == example.reference else ' '} {candidate!r}"
         for index, candidate in enumerate(example.candidates)
     ]
     named = [
         ("prompt", example.prompt_tokens),
-        *zip(map(repr, example.candidates), example.candidate_tokens, strict=True),
+        *([] if classes else zip(map(repr, example.candidates), example.candidate_tokens, strict=True)),
     ]
     tokens = [f"{what} ({len(own)}): {_spelled(own, tokenizer)}" for what, own in named]
     lines = [f"{name}: {', '.join(facts)}"]

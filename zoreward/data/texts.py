@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoreward.data.choices import Chosen, fixed_choices, row_choices
+from zoreward.data.choices import Chosen, class_choices, fixed_choices, row_choices
 from zoreward.data.templates import fill
 from zoreward.records import InputError
 
@@ -37,8 +37,8 @@ class Text(NamedTuple):
     reference: int
 
 
-def texts_of(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
-    """Every row as text.
+def texts_of(rows: list[dict[str, Any]], prompt: Prompt, classes: Sequence[str] = ()) -> list[Text]:
+    """Every row as text; where the options name no answers, they are `classes`.
 
     Raises:
         InputError, UnknownNameError: an option is missing, or does not fit the rows.
@@ -54,7 +54,7 @@ def texts_of(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
         judged = "; or rows with prompt, chosen and rejected" if prompt.needs == "choices" else ""
         raise InputError("there is no prompt", hint=f"give --template '{{sentence}} It was', with your columns{judged}")
     asked = fill(prompt.template, rows, "--template")
-    chosen = _right(rows, prompt) if prompt.needs == "likelihood" else _chosen(rows, prompt)
+    chosen = _right(rows, prompt) if prompt.needs == "likelihood" else _chosen(rows, prompt, classes)
     return [Text(i, text, *own) for i, (text, own) in enumerate(zip(asked, chosen, strict=True), 1)]
 
 
@@ -67,7 +67,7 @@ def _right(rows: list[dict[str, Any]], prompt: Prompt) -> list[Chosen]:
     return [((candidates[reference],), 0) for candidates, reference in _chosen(rows, prompt)]
 
 
-def _chosen(rows: list[dict[str, Any]], prompt: Prompt) -> list[Chosen]:
+def _chosen(rows: list[dict[str, Any]], prompt: Prompt, classes: Sequence[str] = ()) -> list[Chosen]:
     if prompt.choices is not None and prompt.choice_column is not None:
         raise InputError(
             "there are answers for all rows and a column of answers",
@@ -75,6 +75,8 @@ def _chosen(rows: list[dict[str, Any]], prompt: Prompt) -> list[Chosen]:
         )
     if prompt.choice_column is not None:
         return row_choices(rows, prompt.choice_column, prompt.label)
+    if prompt.choices is None and classes:
+        return class_choices(rows, classes, prompt.label)
     if prompt.choices is None:
         raise InputError(
             "there are no answers to choose from",

@@ -7,12 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
+from zoreward.journal.lines import number
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run, directions
-from zoreward.members import Tuned, adapted, config_of, has_adapter, limited, tuned_weights, updates_
+from zoreward.members import (
+    Tuned,
+    adapted,
+    anchored,
+    config_of,
+    draw_head_,
+    has_adapter,
+    limited,
+    task_type,
+    tuned_weights,
+    updates_,
+)
+from zoreward.noise import canonical_name
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
@@ -35,7 +49,7 @@ def replay(
         run: a run folder, a journal, a trajectory, or what was read from one.
         model: the base, loaded in the dtype in which the run had it; changed in place. An exception in the middle of
             the work leaves it between two steps. For a run that made an adapter: without it. For a run that went on
-            with an adapter: with it, as it was.
+            with an adapter: with it, as it was. For a run that made a head: with any of as many classes.
         step: how many steps; by default all. 0 changes nothing.
         progress: called now and then with the steps done.
 
@@ -77,6 +91,8 @@ def advance(
     """
     done = start
     for updates in _passes(run.updates(steps, start)):
+        if not tuned.base and any(update.anchor for update in updates):
+            raise InputError("a step has an anchor, the header says nothing of one", hint="Ask for another copy.")
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
@@ -111,6 +127,7 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
     name = str(run.header.get("model") or "")
     hint = f"It began with {name!r}; another revision of it is another base." if name else "Take the run's own base."
     wrapped = _with_adapter(run, model)
+    replaced = _draw_head(run, wrapped)
     try:
         tuned = tuned_weights(wrapped, run.streams)
         if strangers := sorted(tuned.weights.keys() ^ run.streams.keys()):
@@ -119,10 +136,14 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
         if fingerprint(wrapped) != run.header["fingerprint"]:
             raise InputError("the model is not the run's base: its weights have another fingerprint", hint=hint)
     except InputError:
+        for weight, was in replaced:
+            weight.data.copy_(was)
         if wrapped is not model:
             wrapped.unload()
         raise
     tuned = replace(tuned, streams=run.streams)
+    if (run.header.get("method") or {}).get("anchor"):
+        tuned = anchored(tuned)
     return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 
@@ -134,7 +155,28 @@ def _with_adapter(run: Run, model: Any) -> Any:
         raise InputError("the header does not say what the run's adapter was", hint="Ask for another copy.")
     if has_adapter(model):
         raise InputError("the run made its adapter itself", hint="Give the base without an adapter.")
-    return adapted(model, config_of(options), drawn.seed)
+    return adapted(model, config_of(options, task_type(model)), drawn.seed)
+
+
+def _draw_head(run: Run, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Give the model the head that the run began with, if the run made one; returns the weights and what they were.
+
+    Raises:
+        InputError: the header does not tell, or the model has no such weights.
+    """
+    options, drawn = run.header.get("head"), directions(run.header)
+    if options is None:
+        return []
+    names = options.get("weights") if isinstance(options, dict) else None
+    if not isinstance(names, list) or not number(options.get("spread")) or drawn is None:
+        raise InputError("the header does not say what the run's head was", hint="Ask for another copy.")
+    named = {canonical_name(name): weight for name, weight in model.named_parameters()}
+    if strangers := [name for name in names if name not in named]:
+        hint = f"Load the base as a classifier of {len(options.get('classes') or ())} classes."
+        raise InputError(f"the run made a head, and the model has no {strangers[0]!r}", hint=hint)
+    was = [(named[name], named[name].detach().clone()) for name in names]
+    draw_head_(model, names, drawn.seed, options["spread"])
+    return was
 
 
 def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from zoreward.kernels.gpu import _on
+
 
 @triton.jit(do_not_specialize=["rows"])
 def _correct(
@@ -50,10 +52,11 @@ def correct_(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor)
     """
     rows = len(y) // len(a)
     lines = next(n for n in (4, 2, 1) if rows % n == 0)
-    _correct[(len(y) // lines,)](
-        y, x, a, b, rows, a.stride(0), b.stride(0), y.shape[1], x.shape[1],
-        ROWS=lines, BLOCK_M=_block(y.shape[1]), BLOCK_N=_block(x.shape[1]), num_warps=4,
-    )  # fmt: skip
+    with _on(y.device):
+        _correct[(len(y) // lines,)](
+            y, x, a, b, rows, a.stride(0), b.stride(0), y.shape[1], x.shape[1],
+            ROWS=lines, BLOCK_M=_block(y.shape[1]), BLOCK_N=_block(x.shape[1]), num_warps=4,
+        )  # fmt: skip
     return y
 
 

@@ -13,10 +13,12 @@ from zoreward.members.adapters import (
     has_adapter,
     lora_config,
     merged_copy,
+    task_type,
 )
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
-from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
+from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
+from zoreward.members.heads import draw_head_, first_spread, head_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
@@ -33,15 +35,19 @@ __all__ = [
     "Tuned",
     "adapted",
     "adapter_options",
+    "anchored",
     "bytes_of",
     "called_model",
     "check_merge",
     "check_no_adapter",
     "check_tune",
     "config_of",
+    "draw_head_",
+    "first_spread",
     "grouping_problem",
     "has_adapter",
     "has_prefix",
+    "head_names",
     "limited",
     "lora_config",
     "members_at",
@@ -49,6 +55,7 @@ __all__ = [
     "needs_copies",
     "scratch_bytes",
     "smallest",
+    "task_type",
     "tuned_weights",
     "update_",
     "updates_",

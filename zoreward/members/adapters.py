@@ -81,7 +81,16 @@ def lora_config(model: nn.Module, rank: int, alpha: int) -> PeftConfig:
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}", hint="The usual ones are 8 and 16.")
     known = getattr(getattr(model, "config", None), "model_type", None) in KNOWN
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=None if known else "all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=None if known else "all-linear", task_type=task_type(model)
+    )
+
+
+def task_type(model: nn.Module) -> str | None:
+    """Return what PEFT calls what a model does: `CAUSAL_LM`, `SEQ_2_SEQ_LM`, or nothing for what does not write."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
 def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
@@ -126,8 +135,12 @@ def adapter_options(model: PeftModel) -> dict[str, Any]:
     return {"peft_type": kind, **plain}
 
 
-def config_of(options: Mapping[str, Any]) -> PeftConfig:
+def config_of(options: Mapping[str, Any], task: str | None = "CAUSAL_LM") -> PeftConfig:
     """Return the config that `adapter_options` told of; the options may come from a stranger's file.
+
+    Args:
+        options: what the run's header says.
+        task: see `task_type`.
 
     Raises:
         InputError: they are none of ours.
@@ -139,7 +152,7 @@ def config_of(options: Mapping[str, Any]) -> PeftConfig:
     if not isinstance(kind, str) or kind not in kinds or not given.keys() <= _OPTIONS[kind]:
         raise InputError("the run's adapter is of no known kind", hint="Take the zoreward that wrote it.")
     try:
-        config = kinds[kind](task_type="CAUSAL_LM", **given)
+        config = kinds[kind](task_type=task, **given)
     except (TypeError, ValueError) as error:
         raise InputError(f"the run's adapter cannot be made: {error}", hint="Ask for another copy.") from None
     _check_config(config)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from zoreward.members.adapters import adapter_weights, has_adapter
+from zoreward.members.heads import head_names
 from zoreward.noise import canonical_name
 from zoreward.records import InputError
 
@@ -43,6 +44,8 @@ def chosen_names(model: nn.Module, tune: str, named: Mapping[str, nn.Parameter])
     | `head` | those of the output layer, unless they are also the embedding's |
     | `last-N` | the last N transformer layers, the norm behind them, and the head unless it is also the embedding |
     | anything else | a regular expression, found anywhere in the canonical name |
+
+    The head of a classifier or a masked model is all that stands behind its body, and BERT's pooler.
 
     Args:
         model: the model.
@@ -84,7 +87,9 @@ def chosen_names(model: nn.Module, tune: str, named: Mapping[str, nn.Parameter])
 
 
 def _head(model: nn.Module, named: Mapping[str, nn.Parameter]) -> set[str]:
-    """The names of the output layer's own weights."""
+    """The names of the output layer's own weights; of a classifier or masked model all that stands behind the body."""
+    if type(model).__name__.endswith(("ForSequenceClassification", "ForMaskedLM")):
+        return head_names(model) & set(named)
     found: Any = getattr(model, "get_output_embeddings", lambda: None)()
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     tied = {id(weight) for weight in embedding.parameters()} if embedding is not None else set()
@@ -119,12 +124,16 @@ def _module(name: str, beside: str) -> str:
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The canonical name of the list of transformer layers, and the list."""
+    """The canonical name of the list of transformer layers, and the list; of an encoder–decoder the decoder's."""
     config: Any = getattr(model, "config", None)
+    pairs = getattr(config, "is_encoder_decoder", False)
+    own: Any = model.get_decoder() if pairs else model  # type: ignore[operator]
+    config = own.config if pairs else config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    count = getattr(config, "num_hidden_layers", None)
+    counts = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers")]
+    inside = {id(module) for module in own.modules()} if pairs else None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) in counts and (not inside or id(module) in inside):
             return canonical_name(f"{name}.")[:-1], module
     raise InputError(
         f"{type(model).__name__} has no list of transformer layers",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import nn
 
-from zoreward.members.grouping import Grouping, filled, patched_forward, perturbed_copies
+from zoreward.members.grouping import Grouping, filled, patched, perturbed_copies
 from zoreward.members.limits import update_limited_
 from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, bytes_of, tuned_weights
@@ -76,15 +79,25 @@ def members_at(
     kept = perturbed_copies([s for s in _slots(copied) if keep_all or s.weight.ndim < 2], members, tuned.kernels)
     grouping = Grouping(members, kept, tuned.kernels, pass_bytes(tuned))
     with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
-        stack.callback(handle.remove)
+        for part in _called_parts(model):
+            handle = part.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
         for owner, slot, correct in corrected:
             factors_here = factors[id(slot.weight)]
             forward = corrected_forward(grouping, owner, slot, correct, factors_here, may_copy=held is None)
-            stack.enter_context(patched_forward(owner, forward))
+            stack.enter_context(patched(owner, forward))
         for owner, slots in copied:
-            stack.enter_context(patched_forward(owner, grouping.forward_of(owner, slots)))
+            stack.enter_context(patched(owner, grouping.forward_of(owner, slots)))
+        for module in tuned.tables:
+            stack.enter_context(patched(module, grouping.table_of(module), "compute_bias"))
         yield
+
+
+def _called_parts(model: Any) -> list[nn.Module]:
+    """The modules that are called with rows: the model; also its encoder, which `generate` calls alone, and decoder."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [model, model.get_encoder(), model.get_decoder()]
+    return [model]
 
 
 def _slots(owners: Iterable[Owner]) -> list[Slot]:
@@ -102,7 +115,7 @@ def pass_bytes(tuned: Tuned) -> int:
 
 
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
-    """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
+    """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ − anchor · (θ − θ_base)).
 
     With `updates_` the only writer of weights. float32 sums in the order of the terms; one rounding at the end,
     stochastic for half precision.
@@ -110,7 +123,10 @@ def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> 
     Args:
         model: the model; changed in place.
         update: what to add and to take away.
-        tuned: `tuned_weights(model)`, if it is at hand.
+        tuned: `tuned_weights(model)`, if it is at hand; for an anchor `anchored(tuned_weights(model))`.
+
+    Raises:
+        ValueError: the update has an anchor, and no base was kept.
 
     Example:
         >>> import torch
@@ -138,10 +154,40 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
         >>> updates_(net, [Update(0.0, (Term(seed, 0.5),), rounding_seed=0) for seed in range(3)])
     """
     tuned = tuned or tuned_weights(model)
+    if any(update.anchor for update in updates) and not tuned.base:
+        raise ValueError("an update has an anchor, and no base was kept: see zoreward.members.anchored")
     if tuned.limits:
         for update in updates:
             update_limited_(tuned, update)
         return
+    name_of = {id(weight): name for name, weight in tuned.weights.items()}
     pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
     for kernel, weights in by_kernel(pairs, tuned.kernels):
-        kernel.replay_all_(weights, updates)
+        bases = [tuned.base[name_of[id(weight)]] for weight, _ in weights] if tuned.base else None
+        kernel.replay_all_(weights, updates, bases)
+
+
+def anchored(tuned: Tuned) -> Tuned:
+    """Return the tuned weights with a copy of each as it is now, towards which an update's anchor pulls.
+
+    Args:
+        tuned: the weights, as they are before any update.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.members import tuned_weights
+        >>> net = torch.nn.Linear(2, 1)
+        >>> tuned = anchored(tuned_weights(net))
+        >>> before = net.weight.clone()
+        >>> _ = net.weight.data.add_(1.0)
+        >>> update_(net, Update(0.0, (), rounding_seed=0, anchor=0.5), tuned=tuned)
+        >>> torch.allclose(net.weight, before + 0.5)
+        True
+    """
+    base: dict[str, torch.Tensor] = {}
+    name_of = {id(weight): name for name, weight in tuned.weights.items()}
+    pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
+    for kernel, weights in by_kernel(pairs, tuned.kernels):
+        copies = kernel.perturb_all(weights, ((),))
+        base |= {name_of[id(weight)]: copy for (weight, _), [copy] in zip(weights, copies, strict=True)}
+    return replace(tuned, base=base)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.hooked import has_other_forward, place_of, plain_forward_of
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of
@@ -46,6 +47,8 @@ class Grouping:
 
     def see_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the numbers of rows and tokens from the model's own call: a hook before its forward."""
+        if self.current is not None:  # the call of an encoder inside a module that is at work on one member's rows
+            return
         named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None]
         tensors = (value for value in (*named, *args, *kwargs.values()) if isinstance(value, torch.Tensor))
         first = next(tensors, None)
@@ -60,8 +63,8 @@ class Grouping:
 
     def forward_of(self, owner: nn.Module, slots: tuple[Slot, ...]) -> Callable[..., Any]:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
-        plain_forward = owner.forward
-        is_linear = type(owner).forward is nn.Linear.forward and "forward" not in owner.__dict__
+        plain_forward = plain_forward_of(owner)
+        is_linear = type(owner).forward is nn.Linear.forward and not has_other_forward(owner)
         is_linear = is_linear and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
         product = thin_product(owner, slots, self._kept) if not made else None
@@ -89,6 +92,26 @@ class Grouping:
             return self._joined(outputs)
 
         return forward
+
+    def table_of(self, module: Any) -> Callable[..., torch.Tensor]:
+        """Return a `compute_bias` of `module` that gives each row its member's; the plain one has one for all."""
+        plain_table = module.compute_bias
+
+        def compute_bias(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.current is not None:
+                line: torch.Tensor = plain_table(*args, **kwargs)
+                return line
+            lines = []
+            try:
+                for member in range(len(self._members)):
+                    self.current = member
+                    lines.append(plain_table(*args, **kwargs))
+            finally:
+                self.current = None
+            joined: torch.Tensor = self._joined(lines)
+            return joined
+
+        return compute_bias
 
     def _can_write_into(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a linear layer's outputs can be written side by side at once, which spares joining them."""
@@ -194,14 +217,15 @@ def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> It
 
 
 @contextmanager
-def patched_forward(owner: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `owner` run another forward, until the context ends."""
-    before = owner.__dict__.get("forward")  # accelerate hangs its own here
-    owner.__dict__["forward"] = forward
+def patched(owner: nn.Module, function: Callable[..., Any], name: str | None = None) -> Iterator[None]:
+    """Let `owner` run another forward, or another method, until the context ends."""
+    name = name or place_of(owner)
+    before = owner.__dict__.get(name)
+    owner.__dict__[name] = function
     try:
         yield
     finally:
         if before is None:
-            del owner.__dict__["forward"]
+            del owner.__dict__[name]
         else:
-            owner.__dict__["forward"] = before
+            owner.__dict__[name] = before

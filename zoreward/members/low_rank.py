@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoreward import noise
 from zoreward.members.grouping import Grouping
+from zoreward.members.hooked import has_other_forward, plain_forward_of
 from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
 from zoreward.records import InputError, Member
 
@@ -115,7 +116,7 @@ def correction_of(owner: nn.Module, slots: Sequence[Slot]) -> Correction | None:
     Known are `nn.Linear`, `nn.Embedding` and transformers' `Conv1D`, with a forward of their own that nobody replaced,
     and embeddings that do something before or after they look up, as OPT's table of positions.
     """
-    if [(slot.holder, slot.key) for slot in slots] != [(owner, "weight")] or "forward" in owner.__dict__:
+    if [(slot.holder, slot.key) for slot in slots] != [(owner, "weight")] or has_other_forward(owner):
         return None
     if slots[0].limit is not None:  # what is left of a·bᵀ has no low rank
         return None
@@ -158,7 +159,7 @@ def corrected_forward(
     Raises (when called):
         InputError: the input has neither a row nor a token of the model's call in each line.
     """
-    plain_forward = owner.forward
+    plain_forward = plain_forward_of(owner)
     by_copies = grouping.forward_of(owner, (slot,))
     m, n = slot.weight.shape
     enough_tokens = (1 + len(factors.a)) * m * n // (2 * m + n) if correct is _linear and may_copy else sys.maxsize
@@ -194,7 +195,7 @@ def _looking_up(
     owner: nn.Embedding, corrected: Callable[[Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]
 ) -> Callable[..., Any]:
     """A forward in which what the owner looks up is corrected, whatever it does before and after."""
-    plain_forward, weight = owner.forward, owner.weight
+    plain_forward, weight = plain_forward_of(owner), owner.weight
 
     class LookUp(TorchFunctionMode):
         def __init__(self) -> None:

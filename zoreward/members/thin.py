@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from zoreward.members.hooked import has_other_forward
 from zoreward.members.tuned import Slot
 
 # A matrix whose shorter side is at most this: its product takes less time than its launch, and its copies lie side by
@@ -29,7 +30,7 @@ def thin_product(owner: nn.Module, slots: Sequence[Slot], kept: Mapping[int, lis
     """
     holds = {slot.key: slot.weight for slot in slots if slot.holder is owner}
     weight = owner._parameters.get("weight")
-    if type(owner).forward is not nn.Linear.forward or "forward" in owner.__dict__ or len(holds) != len(slots):
+    if type(owner).forward is not nn.Linear.forward or has_other_forward(owner) or len(holds) != len(slots):
         return None
     if weight is None or min(weight.shape) > THIN or holds.get("weight") is not weight:
         return None

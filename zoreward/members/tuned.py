@@ -47,6 +47,8 @@ class Tuned:
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
         limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
+        base: canonical name → a copy of the weight before any update; empty where no update has an anchor.
+        tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
     """
 
@@ -54,6 +56,8 @@ class Tuned:
     streams: dict[str, int]
     owners: tuple[Owner, ...]
     limits: dict[str, float] = field(default_factory=dict)
+    base: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
 
     @property
@@ -109,7 +113,8 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
         for key, weight in holder._parameters.items():
             if weight is not None and id(weight) in stream_by_id:
                 owners.setdefault(owner, []).append(Slot(holder, key, weight, stream_by_id[id(weight)]))
-    return Tuned(weights, streams, tuple((owner, tuple(slots)) for owner, slots in owners.items()))
+    tables = tuple(module for module in model.modules() if hasattr(type(module), "compute_bias"))
+    return Tuned(weights, streams, tuple((owner, tuple(slots)) for owner, slots in owners.items()), tables=tables)
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

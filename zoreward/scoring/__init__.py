@@ -4,19 +4,22 @@ from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
+from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, is_spread
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.free import free_bytes, peak_bytes
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
+from zoreward.scoring.heads import Head, check_needs, head_of, kind_of
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     adapter_base,
     blank_model,
     check_model_name,
-    checked_device,
     load_model,
     load_tokenizer,
+    load_with_head,
+    model_kind,
     prepare_tokenizer,
 )
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
@@ -32,6 +35,7 @@ __all__ = [
     "Generation",
     "Generator",
     "HFGenerator",
+    "Head",
     "Memory",
     "Packer",
     "Reader",
@@ -43,8 +47,11 @@ __all__ = [
     "blank_model",
     "calibrated_logprobs",
     "candidate_logprobs",
+    "check_device_map",
+    "check_loaded",
     "check_memory",
     "check_model_name",
+    "check_needs",
     "checked_device",
     "checked_generator",
     "checked_reader",
@@ -54,14 +61,19 @@ __all__ = [
     "evaluate",
     "examples_of",
     "free_bytes",
+    "head_of",
+    "is_spread",
+    "kind_of",
     "kl_to_base",
     "last_hidden_states",
     "length_limit",
     "linear_probe",
     "load_model",
     "load_tokenizer",
+    "load_with_head",
     "mean_length",
     "member_scores",
+    "model_kind",
     "needed_memory",
     "peak_bytes",
     "prepare_tokenizer",

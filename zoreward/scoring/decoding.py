@@ -20,9 +20,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from zoreward.data import PAIRS
 from zoreward.members import members_at
 from zoreward.records import InputError, Member, ObjectiveError
 from zoreward.scoring.free import bytes_to_keep, free_bytes
+from zoreward.scoring.pairs import on_the_right
 from zoreward.scoring.reader import Reader
 from zoreward.scoring.sampling import CommonNumbers
 from zoreward.scoring.stepping import Stepper
@@ -103,10 +105,14 @@ def write(
     """
     chosen = [prompts[n] for n in rows]
     width = max(map(len, chosen))
-    padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
-    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
     end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
-    ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
+    if reader.kind == PAIRS:
+        ids, seen = on_the_right(chosen, reader.pad_token_id, len(members), device_of(reader))
+        width = len(reader.start)  # texts begin behind it
+    else:
+        padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
+        ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
     processors = [*processors, *_draws(settings, rows, width)]
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
@@ -144,6 +150,10 @@ def _generated(
         eos_token_id=list(end_tokens) or None,
         pad_token_id=reader.pad_token_id,
     )
+    begun: dict[str, torch.Tensor] = {}
+    if reader.kind == PAIRS:
+        config.decoder_start_token_id = reader.start[0]
+        begun["decoder_input_ids"] = torch.tensor([reader.start] * len(ids), device=ids.device)
     keep_bytes = _keep_bytes(reader, len(members))
     with (
         torch.no_grad(),
@@ -156,8 +166,9 @@ def _generated(
             generation_config=config,
             logits_processor=LogitsProcessorList([finite, *processors]),
             stopping_criteria=StoppingCriteriaList([stop] if stop else []),
+            **begun,
         )
-    return found[:, ids.shape[1] :], finite.lost()
+    return found[:, len(reader.start) or ids.shape[1] :], finite.lost()
 
 
 def _draws(settings: Generation, rows: Sequence[int], start: int) -> list[LogitsProcessor]:

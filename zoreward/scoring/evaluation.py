@@ -13,12 +13,20 @@ from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.loading import adapter_base, load_model, load_tokenizer, prefix_length, prepare_tokenizer
+from zoreward.scoring.devices import check_device_map
+from zoreward.scoring.heads import config_of_model, head_of
+from zoreward.scoring.loading import load_model, load_tokenizer, prefix_length, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
-from zoreward.scoring.scorer import examples_of, scorer_of, statistics_of
+from zoreward.scoring.scorer import examples_of, running, scorer_of, statistics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# RoBERTa and its kin: their first token has the position behind that of the padding token, so 514 positions are 512.
+COUNTED_FROM_PADDING = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 
 
 def evaluate(
@@ -39,6 +47,7 @@ def evaluate(
     seed: int = 0,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     batch_size: int | None = None,
     generation: Generation | None = None,
@@ -49,7 +58,7 @@ def evaluate(
     """Score a model on rows. Nothing is changed.
 
     Args:
-        model: a causal language model, or a folder or Hub id to load it from.
+        model: a causal or masked language model, or a classifier; or a folder or Hub id to load it from.
         objective: a name, a function, or anything else that `get_objective` takes; several for their sum.
         rows: the dataset, a dict each.
         tokenizer: needed with a loaded model.
@@ -66,6 +75,7 @@ def evaluate(
         seed: decides which they are.
         dtype: of the weights, where the model is loaded here; see `load_model`.
         device: where to load it; by default the GPU if there is one.
+        device_map: instead, how to spread it over several GPUs; see `load_model`.
         trust_remote_code: run the code that comes with the model.
         batch_size: rows of one forward pass; by default as many as make it efficient.
         generation: how to write, for objectives that need completions.
@@ -82,12 +92,13 @@ def evaluate(
         ...          choices=[" bad", " good"])  # doctest: +SKIP
         Evaluation(objective='accuracy', score=0.71, rows=872, truncated=0)
     """
+    check_device_map(device_map, device)
     chosen = get_objective(objective, **(options or {}))
+    head = head_of(model, trust_remote_code=trust_remote_code)
     if tokenizer is None:
-        tokenizer = load_tokenizer(
-            model if isinstance(model, str) else model.name_or_path, trust_remote_code=trust_remote_code
-        )
-    tokenizer = prepare_tokenizer(tokenizer)
+        name = model if isinstance(model, str) else model.name_or_path
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, kind=head.kind)
+    tokenizer = prepare_tokenizer(tokenizer, head.kind)
     generation = generation or Generation(seed=seed)
     limit = length_limit(max_length, model, trust_remote_code=trust_remote_code)
     examples = examples_of(
@@ -98,6 +109,7 @@ def evaluate(
         max_new_tokens=generation.max_new_tokens,
         template=template,
         prompt=prompt,
+        head=head,
         choices=choices,
         choice_column=choice_column,
         label=label,
@@ -108,11 +120,15 @@ def evaluate(
     )
     free = None
     if content_free is not None:
+        if head.reads_whole:
+            raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
         check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
         free = content_free_examples(
-            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit
+            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit, kind=head.kind
         )
-    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    load = functools.partial(
+        load_model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
+    )
     if chosen.compares_with_base:
         if base is None:
             hint = "give --base-model: the model as it was before it was tuned"
@@ -123,12 +139,13 @@ def evaluate(
         del before, reader  # one model at a time in memory
     if isinstance(model, str):
         model = load(model)
-    scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
-    if free is None:
-        [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
-    else:
-        reader = replace(scorer.reader, rows=batch_size)
-        [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
+    with running(model):
+        scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
+        if free is None:
+            [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
+        else:
+            reader = replace(scorer.reader, rows=batch_size)
+            [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
     return Evaluation(
         objective=chosen.name,
         score=scored.score,
@@ -152,16 +169,18 @@ def length_limit(
         prefix: tokens that stand in front of every row; by default those of the adapter that the source has.
         trust_remote_code: run the code that comes with it.
 
-    >>> from transformers import GPT2Config
+    >>> from transformers import GPT2Config, RobertaConfig
     >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
     [64, 32, 64]
+    >>> length_limit(None, RobertaConfig(max_position_embeddings=514))
+    512
     """
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import PretrainedConfig
 
-    config = getattr(source, "config", source)
-    if isinstance(source, str):
-        config = AutoConfig.from_pretrained(adapter_base(source) or source, trust_remote_code=trust_remote_code)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = config_of_model(source, trust_remote_code=trust_remote_code).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context and config.model_type in COUNTED_FROM_PADDING:
+        context -= 1 + (config.pad_token_id or 0)
     if context and not isinstance(source, PretrainedConfig):
         context -= prefix_length(source) if prefix is None else prefix
     return min((limit for limit in (max_length, context) if limit), default=None)

@@ -90,6 +90,8 @@ def probe_score(reader: Reader, objective: Objective, train: Sequence[Example], 
         InputError: rows have answers of their own, so that their indices are no classes; or `linear_probe`'s.
         ObjectiveError: the objective raised, or returned no score.
     """
+    if reader.kind != "causal":
+        raise InputError("a linear probe reads a causal language model", hint="tune the head instead: --tune head")
     choices = {example.candidates for example in (*train, *examples)}
     if objective.needs != "choices" or len(choices) > 1:
         hint = "probe tasks whose rows all have the same choices"

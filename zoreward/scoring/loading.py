@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from zoreward.data import check_hub
+from zoreward.data import WHOLE, check_hub
+from zoreward.members import draw_head_, first_spread, head_names
 from zoreward.records import InputError, MissingFileError
+from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
 
 if TYPE_CHECKING:
     import torch
@@ -17,12 +21,44 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+# What a model gives for a row: the next tokens, the token at a mask, a class, or a second text to a first.
+Kind = Literal["causal", "masked", "classifier", "encoder-decoder"]
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left and has a padding token.
+
+def model_kind(config: Any) -> Kind:
+    """Return which kind of model a checkpoint is: by the architecture that it names, else by its type.
+
+    A checkpoint that names several, or a body without a head, counts as what its type was pretrained for; one that
+    names none of the four, such as a picture model that writes, as causal.
+
+    Args:
+        config: a `PretrainedConfig`, of a checkpoint or of a loaded model.
+
+    >>> from transformers import BertConfig, GPT2Config, T5Config
+    >>> model_kind(GPT2Config()), model_kind(BertConfig()), model_kind(T5Config())
+    ('causal', 'masked', 'encoder-decoder')
+    >>> model_kind(GPT2Config(architectures=["GPT2ForSequenceClassification"]))
+    'classifier'
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
+    if architecture.endswith("ForSequenceClassification"):
+        return "classifier"
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    # BERT's family has heads for both: its plain checkpoints are masked models, unless they say that they decode.
+    decodes = architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
+    masked = MASKED.get(getattr(config, "model_type", ""), "")
+    return "masked" if masked and (architecture == masked or not decodes) else "causal"
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False, kind: Kind = "causal") -> PreTrainedTokenizerBase:
+    """Load a tokenizer and make it ready; see `prepare_tokenizer`.
 
     Args:
         name: a folder or a Hub id.
+        kind: of its model.
         trust_remote_code: run the code that comes with it.
 
     Raises:
@@ -34,48 +70,185 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     check_model_name(name)
     base = adapter_base(name)
     if base is not None and not Path(name, "tokenizer_config.json").is_file():
-        return load_tokenizer(base, trust_remote_code=trust_remote_code)
+        return load_tokenizer(base, trust_remote_code=trust_remote_code, kind=kind)
     try:
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), kind)
     except Exception as error:
         raise InputError(f"no tokenizer could be loaded from '{name}'", hint=_first_line(error)) from error
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give a tokenizer left padding and, where it has none, its end-of-sequence token as padding."""
-    tokenizer.padding_side = "left"
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: Kind = "causal") -> PreTrainedTokenizerBase:
+    """Give a tokenizer left padding and, where it has none, its end-of-sequence token as padding.
+
+    That of a masked model or a classifier keeps its side: most of those read positions from the left.
+    """
+    if kind not in WHOLE:
+        tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Load the config of a model that is whole.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoConfig
+
+    with _told(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
 def load_model(
-    name: str, *, dtype: str | None = None, device: Any = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str | None = None,
+    device: Any = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
+    """Load a model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
+
+    Its architecture says whether it comes as a causal language model, a masked one, an encoder–decoder, or a
+    classifier; see `model_kind`.
 
     Args:
         name: a folder or a Hub id. With an adapter's the base is loaded that its config names, and the adapter put in.
         dtype: `float32`, `bfloat16`, `float16` or `auto`, the checkpoint's own; by default `float32` on a CPU and
             `auto` elsewhere.
         device: where to; by default the GPU if there is one.
+        device_map: instead of a device: how to spread its layers over the GPUs that are seen, one of `DEVICE_MAPS`;
+            weights go straight to their place.
         trust_remote_code: run the code that comes with it.
 
     Raises:
         MissingFileError: a path that does not exist.
-        InputError: something that is no causal language model, an adapter whose base is not there, an unknown dtype,
-            or no such device.
+        InputError: something that is no language model, a masked model or classifier whose weights are not all there,
+            an adapter whose base is not there, an unknown dtype, no such device, or GPUs that do not hold it all.
+    """
+    check_device_map(device_map, device)
+    base = _checked_base(name)
+    kind = model_kind(load_config(base or name, trust_remote_code=trust_remote_code))
+    with _told(name):
+        model, missing = _loaded(base or name, kind, dtype, device, device_map, trust_remote_code)
+    if missing:
+        hint = "Take a checkpoint with its head; or give the base with --head classifier for a new one."
+        raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {missing[0]}", hint=hint)
+    with _told(name):
+        if base is not None:
+            model = _with_adapter(model, name)
+        return _placed(model, device, device_map).eval()
+
+
+def load_with_head(
+    name: str,
+    classes: Sequence[str],
+    seed: int,
+    *,
+    dtype: str | None = None,
+    device: Any = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model with a new classification head, whose first weights follow from the seed, on every device.
+
+    Args:
+        name: a folder or a Hub id, of a model with or without a head; see `load_model`.
+        classes: at least two names.
+        seed: of the run.
+        dtype, device, device_map, trust_remote_code: see `load_model`.
+
+    Returns:
+        The model, and the canonical names of the new weights.
+
+    Raises:
+        MissingFileError, InputError: as `load_model`; or the architecture has no classifier.
+    """
+    check_device_map(device_map, device)
+    _checked_base(name)
+    with _told(name):
+        numbered = dict(enumerate(classes))
+        settings = {"id2label": numbered, "label2id": {text: number for number, text in numbered.items()}}
+        settings |= {"num_labels": len(classes), "ignore_mismatched_sizes": True}
+        model, missing = _loaded(name, "classifier", dtype, device, device_map, trust_remote_code, **settings)
+    own = head_names(model)
+    if strangers := [one for one in missing if one not in own]:
+        raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {strangers[0]}", hint="Take another copy.")
+    new = sorted(one for one in own if one in missing or "pooler." not in one)
+    draw_head_(model, new, seed, first_spread(model))
+    return _placed(model, device, device_map).eval(), new
+
+
+def _checked_base(name: str) -> str | None:
+    check_model_name(name)
+    return adapter_base(name)
+
+
+def _loaded(
+    name: str,
+    kind: Kind,
+    dtype: str | None,
+    device: Any,
+    device_map: str | None,
+    trust_remote_code: bool,
+    **settings: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model on the CPU, or where its map puts it, and the weights that its checkpoint lacks.
+
+    Those of models that write are not looked at.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    check_model_name(name)
-    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = checked_dtype(dtype, device)
-    base = adapter_base(name)
+    dtype = checked_dtype(dtype, checked_device(device or first_device()))
+    if device_map is not None:
+        settings["device_map"] = device_map
+    # transformers draws the weights that are missing: not from the global state. What they are, we look at ourselves.
+    quiet = nullcontext() if kind not in WHOLE else _without_warnings()
+    with torch.random.fork_rng(devices=[]), quiet:
+        model, told = _auto(kind).from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
+        )
+    missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
+    return model, missing if kind in WHOLE else []
+
+
+def _auto(kind: Kind) -> Any:
+    """The class of transformers that loads models of a kind."""
+    import transformers
+
+    ending = {"causal": "CausalLM", "masked": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}.get(kind)
+    return getattr(transformers, f"AutoModelFor{ending or 'SequenceClassification'}")
+
+
+def _placed(model: PreTrainedModel, device: Any, device_map: str | None) -> PreTrainedModel:
+    if device_map is None:
+        return model.to(checked_device(device or first_device()))
+    check_loaded(model)
+    return model
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep transformers' report of missing and superfluous weights back."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        model = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, trust_remote_code=trust_remote_code)
-        return (model if base is None else _with_adapter(model, name)).to(device).eval()
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Say which model cannot be loaded."""
+    try:
+        yield
+    except (InputError, MissingFileError):
+        raise
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
 
@@ -93,7 +266,9 @@ def checked_dtype(dtype: str | None, device: torch.device) -> str:
     return dtype
 
 
-def blank_model(name: str, *, dtype: str | None, device: torch.device, trust_remote_code: bool = False) -> Any:
+def blank_model(
+    name: str, *, dtype: str | None, device: torch.device, trust_remote_code: bool = False, classes: int = 0
+) -> Any:
     """Return what `load_model` would load, without its weights: on torch's meta device, where nothing has values.
 
     Args:
@@ -101,6 +276,7 @@ def blank_model(name: str, *, dtype: str | None, device: torch.device, trust_rem
         dtype: as for `load_model`. With `auto`, a checkpoint whose config names none counts as float32.
         device: where the model would be loaded to.
         trust_remote_code: run the code that comes with it.
+        classes: with a new head of so many; 0: as `load_model` loads it.
 
     Returns:
         The model; None where its weights are quantised, or where it cannot be made without them.
@@ -109,7 +285,7 @@ def blank_model(name: str, *, dtype: str | None, device: torch.device, trust_rem
         ZorewardError: there is no such dtype, or the adapter is none.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     wanted, base = checked_dtype(dtype, device), adapter_base(name)
     trust = {"trust_remote_code": trust_remote_code}
@@ -118,8 +294,11 @@ def blank_model(name: str, *, dtype: str | None, device: torch.device, trust_rem
         if getattr(config, "quantization_config", None) is not None:
             return None
         own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+        if classes:
+            config.num_labels = classes
+        kind = "classifier" if classes else model_kind(config)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
+            model: Any = _auto(kind).from_config(
                 config, dtype=own if wanted == "auto" else getattr(torch, wanted), **trust
             )
             if base is not None:
@@ -188,31 +367,6 @@ def _with_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         found: Any = PeftModel.from_pretrained(model, name)
     return cast("PreTrainedModel", found)
-
-
-def checked_device(name: Any) -> torch.device:
-    """Return the device of this name.
-
-    Raises:
-        InputError: it is no device, or not one of this machine's.
-
-    >>> checked_device("cpu")
-    device(type='cpu')
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(
-            f"there is no device '{name}'", hint="Choose cpu, cuda, or cuda:1 for the second GPU."
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"there is no device '{name}': torch sees {torch.cuda.device_count()} GPUs",
-            hint="Choose cpu, or install a torch that knows your GPU.",
-        )
-    return device
 
 
 def check_model_name(name: str) -> None:

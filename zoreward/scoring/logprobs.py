@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zoreward.data import PAIRS, WHOLE
 from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.packing import Packer
+from zoreward.scoring.pairs import pair_logits
 from zoreward.scoring.reader import Reader, reader_of
+from zoreward.scoring.whole import whole_logits
 
 # Logits that are turned into float32 at once: 256 MB.
 LOGITS_AT_ONCE = 1 << 26
@@ -172,6 +175,8 @@ def sorted_batches(lengths: Sequence[int], tokens: int, rows: int | None = None)
 
 
 def _cost(reader: Reader, example: Example) -> int:
+    if reader.kind == PAIRS:
+        return len(example.prompt_tokens) + sum(map(len, example.candidate_tokens))
     extra = [len(tokens) - 1 for tokens in example.candidate_tokens]
     if reader.shares_prefix or len(extra) == 1 or not any(extra):
         return len(example.prompt_tokens) + sum(extra)
@@ -184,7 +189,9 @@ Place = tuple[int, int]  # row of the batch, candidate
 def _batch_logprobs(reader: Reader, rows: list[Example], members: int) -> Iterator[tuple[Place, list[float]]]:
     places = [(n, c) for n, row in enumerate(rows) for c in range(len(row.candidate_tokens))]
     long = [(n, c) for n, c in places if len(rows[n].candidate_tokens[c]) > 1]
-    if not long:
+    if reader.kind == PAIRS:
+        yield from _decoded(reader, rows, places, members)
+    elif not long:
         yield from _after_prompt(reader, rows, places, members)
     elif reader.shares_prefix and len(places) > len(rows):
         yield from _with_cache(reader, rows, places, long, members)
@@ -195,12 +202,28 @@ def _batch_logprobs(reader: Reader, rows: list[Example], members: int) -> Iterat
 def _after_prompt(
     reader: Reader, rows: list[Example], places: list[Place], members: int
 ) -> Iterator[tuple[Place, list[float]]]:
-    """Candidates of one token: the logits after the prompt are all there is to know."""
-    logits_RTV, _ = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)
+    """Candidates of one token: the logits after the prompt, or at its mask, are all there is to know."""
+    if reader.kind in WHOLE:
+        logits_RV = whole_logits(reader, rows, members)
+    else:
+        logits_RV = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)[0][:, -1]
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
-    table = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, logits_RTV.device))
+    table = _log_softmax_at(logits_RV, _padded(firsts, members, logits_RV.device))
     for n, c in places:
         yield (n, c), table[n :: len(rows), c].tolist()
+
+
+def _decoded(
+    reader: Reader, rows: list[Example], places: list[Place], members: int
+) -> Iterator[tuple[Place, list[float]]]:
+    """Prompts through the encoder, candidates through the decoder."""
+    answers = [(n, rows[n].candidate_tokens[c]) for n, c in places]
+    logits_RTV = pair_logits(reader, [row.prompt_tokens for row in rows], answers, members)
+    targets = _padded([answer for _, answer in answers], members, logits_RTV.device)
+    table = _log_softmax_at(logits_RTV, targets.unsqueeze(-1))
+    for r, place in enumerate(places):
+        kept = table[r :: len(places), : len(answers[r][1]), 0]
+        yield place, (kept.sum(axis=1) / kept.shape[1]).tolist()
 
 
 def _whole(

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
 from zoreward.records import Example, Member
+from zoreward.scoring.devices import is_spread
 from zoreward.scoring.stepping import captured, on_side_stream
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ class Packer:
         self._read: tuple[int, ...] = ()
         self._bytes = bytes_of(reader.model.parameters())
         self.problem: str | None = None
-        if not {"attention_mask", "position_ids"} <= reader.accepts or not reader.pads:
+        if reader.kind != "causal":
+            self.problem = "it is no causal language model"
+        elif not {"attention_mask", "position_ids"} <= reader.accepts or not reader.pads:
             self.problem = "it takes no mask and positions"
+        elif is_spread(reader.model):
+            self.problem = "its weights lie on several devices"
         elif reader.model.get_output_embeddings() is None:  # type: ignore[operator]
             self.problem = "its head cannot be found"
 

@@ -32,8 +32,42 @@ def check_causal(model: nn.Module) -> None:
 def pads_exactly(model: nn.Module, pad_token_id: int) -> bool:
     """Whether padding on the left, masked, leaves the last logits as they are. Some recurrent models read it."""
     tokens = _tokens(model)
-    padded = [(*[pad_token_id] * 8, *tokens)]
+    # Also other tokens in its place: the embedding of padding may be zeros, which members move away from.
+    padded = [(*[pad_token_id] * 4, *reversed(tokens), *tokens)]
     return _equal(_logits(model, [tokens])[:, -1], _logits(model, padded, masked=8)[:, -1], model)
+
+
+@torch.no_grad()
+def pads_on_right(model: nn.Module, pad_token_id: int) -> bool:
+    """Whether padding on the right, masked, leaves a masked model's or a classifier's outputs as they are.
+
+    Such models count their own positions: BERT from 0 on, RoBERTa from behind its padding token.
+    """
+    tokens = [token for token in _tokens(model) if token != pad_token_id]
+    found = []
+    for padding in (0, 8):
+        ids = torch.tensor([[*tokens, *[pad_token_id] * padding]], device=_device(model))
+        mask = torch.ones_like(ids)
+        mask[:, len(tokens) :] = 0
+        known = {"attention_mask": mask} if "attention_mask" in inspect.signature(model.forward).parameters else {}
+        logits = model(input_ids=ids, **known).logits.float()
+        found.append(logits[:, : len(tokens)] if logits.ndim == 3 else logits)
+    return _equal(found[0], found[1], model)
+
+
+@torch.no_grad()
+def pads_source(model: nn.Module, pad_token_id: int, start: tuple[int, ...]) -> bool:
+    """Whether padding on the right of what an encoder reads, masked, leaves the decoder's logits as they are."""
+    tokens, device = _tokens(model), _device(model)
+    found = []
+    for padding in ((), (*[pad_token_id] * 4, *reversed(tokens))):
+        ids = torch.tensor([[*tokens, *padding]], device=device)
+        mask = torch.ones_like(ids)
+        mask[:, len(tokens) :] = 0
+        read = torch.tensor([start], device=device)
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits
+        found.append(logits.float())
+    return _equal(found[0], found[1], model)
 
 
 @torch.no_grad()

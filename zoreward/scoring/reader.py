@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from zoreward.members import Tuned, called_model, tuned_weights
-from zoreward.scoring.probes import check_causal, pads_exactly, shares_prefix, vocabulary_size
+from zoreward.data import PAIRS, WHOLE
+from zoreward.members import Tuned, called_model, has_prefix, tuned_weights
+from zoreward.records import InputError
+from zoreward.scoring.heads import kind_of
+from zoreward.scoring.loading import Kind
+from zoreward.scoring.pairs import start_tokens
+from zoreward.scoring.probes import (
+    check_causal,
+    pads_exactly,
+    pads_on_right,
+    pads_source,
+    shares_prefix,
+    vocabulary_size,
+)
 
 if TYPE_CHECKING:
     from zoreward.scoring.packing import Packer
@@ -28,9 +40,9 @@ class Reader:
     """A language model and what must be known to read with it.
 
     Args:
-        model: any causal language model of transformers.
+        model: any causal or masked language model, encoder–decoder, or classifier, of transformers.
         tuned: its tuned weights.
-        pad_token_id: fills rows up on the left.
+        pad_token_id: fills rows up: on the left for a causal model, on the right for others.
         accepts: names of the arguments of its forward.
         shares_prefix: whether a prompt's cache can be reused for each of its candidates.
         pads: whether padding leaves the scores as they are; otherwise only rows of one length share a forward pass.
@@ -38,6 +50,8 @@ class Reader:
         rows: rows of one forward pass; None: as many as `tokens` allows.
         problem: why members cannot share a forward pass; None if they can.
         packer: what reads answers of one token in a way of its own, where it can.
+        kind: of the model; see `model_kind`.
+        start: what an encoder–decoder's decoder reads in front of every answer.
     """
 
     model: nn.Module
@@ -50,6 +64,8 @@ class Reader:
     rows: int | None = None
     problem: str | None = None
     packer: Packer | None = None
+    kind: Kind = "causal"
+    start: tuple[int, ...] = ()
 
     @property
     def grouped(self) -> bool:
@@ -62,23 +78,42 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
 
     Args:
         model: the model; of a PeftModel the one inside is read with.
-        pad_token_id: fills rows up on the left.
+        pad_token_id: fills rows up. A classifier that knows its own gets that one: it reads the last token before.
         tuned: its tuned weights; by default `tuned_weights(model)`.
         tokens: tokens of one forward pass.
 
     Raises:
-        InputError: it is no causal language model.
+        InputError: it is no language model of a known kind.
     """
     tuned = tuned or tuned_weights(model)
     model = called_model(model)
-    check_causal(model)
+    kind = kind_of(model)
     accepts = frozenset(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
     tokens = tokens or forward_tokens(device, vocabulary_size(model))
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
+    if kind in WHOLE:
+        pad_token_id = _own_padding(model, pad_token_id) if kind == "classifier" else pad_token_id
+        return Reader(model, tuned, pad_token_id, accepts, False, pads_on_right(model, pad_token_id), tokens, kind=kind)
+    if kind == PAIRS:
+        if has_prefix(model):
+            raise InputError(f"{type(model).__name__} takes no prefix", hint="Take tune=lora.")
+        start = start_tokens(model)
+        pads = pads_source(model, pad_token_id, start)
+        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, start=start)
+    check_causal(model)
     pads = pads_exactly(model, pad_token_id)
     return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)
+
+
+def _own_padding(model: nn.Module, pad_token_id: int) -> int:
+    """The padding token in a classifier's config, by which it finds the end of a row; set where there is none."""
+    config: Any = model.config
+    text = config.get_text_config()
+    if text.pad_token_id is None:
+        config.pad_token_id = text.pad_token_id = pad_token_id
+    return int(text.pad_token_id)
 
 
 def forward_tokens(device: torch.device, vocabulary: int) -> int:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zoreward.data import render, render_prompts
-from zoreward.members import Tuned
-from zoreward.records import Example, Member, Scored
+import torch
+
+from zoreward.data import PAIRS, render, render_prompts
+from zoreward.members import Tuned, called_model
+from zoreward.records import Example, InputError, Member, Scored, ZorewardError
 from zoreward.registry import Objective
 from zoreward.scoring.answers import answer_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.diversity import distinct_2, mean_length
 from zoreward.scoring.generation import HFGenerator, checked_generator
+from zoreward.scoring.heads import Head, check_needs
 from zoreward.scoring.logprobs import checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 
@@ -117,18 +121,41 @@ def checked_scorer(
 
     Raises:
         ObjectiveError: the objective raised, or returned no score.
+        InputError: the model fails on these rows by itself.
     """
     if objective.needs == "completions":
-        scorer = scorer_of(model, tokenizer, objective, generation, tuned=tuned)
+        with running(model):
+            scorer = scorer_of(model, tokenizer, objective, generation, tuned=tuned)
         generator = checked_generator(scorer.reader, tokenizer, examples, members[:2])
         scorer = replace(scorer, generator=generator, reader=generator.reader)
         short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
-        replace(scorer, generation=short).score(examples)
+        with running(model):
+            replace(scorer, generation=short).score(examples)
         return scorer
-    reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
+    with running(model):
+        reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
     scorer = Scorer(reader, objective, tokenizer, None, generation)
-    scorer.score(with_base(reader, examples) if objective.compares_with_base else examples)
+    with running(model):
+        scorer.score(with_base(reader, examples) if objective.compares_with_base else examples)
     return scorer
+
+
+@contextmanager
+def running(model: nn.Module) -> Iterator[None]:
+    """Name the model where it fails by itself: what it raises is about its insides.
+
+    Raises:
+        InputError: in the place of what is neither of ours nor a lack of memory.
+    """
+    try:
+        yield
+    except (ZorewardError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        told = (str(error).strip().splitlines() or [""])[0]
+        name = type(called_model(model)).__name__
+        hint = "Take another model: this one cannot score these rows, tuned or not."
+        raise InputError(f"{name} cannot be run: {type(error).__name__}: {told}", hint=hint) from error
 
 
 def examples_of(
@@ -140,6 +167,7 @@ def examples_of(
     max_new_tokens: int,
     template: str | None,
     prompt: str,
+    head: Head | None = None,
     **answers: Any,
 ) -> list[Example]:
     """Return rows made ready for what an objective needs.
@@ -151,16 +179,21 @@ def examples_of(
         max_length: tokens of a prompt and what stands or is written behind it; None: no limit.
         max_new_tokens: tokens that are written at most.
         template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for `completions` and for preferences without a template.
+        prompt: the column of the prompt, for `completions`, and without a template for preferences and classifiers.
+        head: of the model; by default a causal one's.
         answers: the other arguments of `render`, which is for answers that are given.
 
     Raises:
         ZorewardError: rows, template and answers do not fit together.
     """
+    head = head or Head()
+    check_needs(needs, head)
     if needs == "completions":
-        room = None if max_length is None else max_length - max_new_tokens
-        return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room)
-    return render(rows, tokenizer, needs=needs, template=template, prompt=prompt, max_length=max_length, **answers)
+        # An encoder–decoder writes in a text of its own.
+        room = max_length if max_length is None or head.kind == PAIRS else max_length - max_new_tokens
+        return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room, kind=head.kind)
+    answers |= {"template": template, "prompt": prompt, "kind": head.kind, "classes": head.classes}
+    return render(rows, tokenizer, needs=needs, max_length=max_length, **answers)
 
 
 def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:

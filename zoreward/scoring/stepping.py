@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from zoreward.members import HeldFactors, has_prefix, members_at, needs_copies
 from zoreward.records import Member
+from zoreward.scoring.devices import is_spread
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, StoppingCriteria
@@ -48,7 +49,9 @@ class Stepper:
         self._reader, self._replays = reader, replays
         self._desks: OrderedDict[tuple[Any, ...], _Desk] = OrderedDict()
         self.problem: str | None = None
-        if not reader.shares_prefix:
+        if is_spread(reader.model):
+            self.problem = "its weights lie on several devices"
+        elif not reader.shares_prefix:
             self.problem = "its cache is not plain attention"
         elif not {"attention_mask", "position_ids"} <= reader.accepts:
             self.problem = "it takes no position_ids"

@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "drift",
     "max_kl",
     "base_device",
+    "device_map",
     "disable_tqdm",
     "project",
     "trackio_",

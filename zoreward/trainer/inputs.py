@@ -11,6 +11,7 @@ from zoreward.members import (
     PREFIX_TOKENS,
     Tuned,
     adapted,
+    anchored,
     check_merge,
     check_no_adapter,
     check_tune,
@@ -23,7 +24,18 @@ from zoreward.members import (
 )
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
-from zoreward.scoring import adapter_base, check_model_name, examples_of, length_limit
+from zoreward.scoring import (
+    Head,
+    adapter_base,
+    check_device_map,
+    check_loaded,
+    check_model_name,
+    examples_of,
+    head_of,
+    length_limit,
+    load_model,
+    load_with_head,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +51,7 @@ def made_examples(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | str,
     shot_rows: list[dict[str, Any]],
+    head: Head,
 ) -> list[Example]:
     """Return the rows made ready for the model; see `examples_of`."""
     rows = list(dataset) if dataset is not None else []
@@ -58,6 +71,7 @@ def made_examples(
         max_new_tokens=args.max_completion_length,
         template=args.template,
         prompt=args.prompt,
+        head=head,
         choices=args.choices,
         choice_column=args.choice_column,
         label=args.label,
@@ -66,6 +80,30 @@ def made_examples(
         shot_rows=shot_rows,
         seed=args.seed,
     )
+
+
+def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows: Sequence[dict[str, Any]]) -> Head:
+    """Return what the model gives for a row.
+
+    Raises:
+        ZorewardError: there is no such model, or an option makes no sense for its kind.
+    """
+    trust = args.trust_remote_code
+    head = head_of(model, rows, head=args.head, choices=args.choices, label=args.label, trust_remote_code=trust)
+    if head.reads_whole:
+        name = "a masked model" if head.kind == "masked" else "a classifier"
+        if args.drift or args.kl or args.max_kl is not None:
+            raise InputError(f"{name} writes nothing whose drift could be measured", hint="Leave drift and kl out.")
+        if args.tune == "prefix":
+            raise InputError(f"{name} takes no prefix", hint="Take tune=lora, last-N, head or full.")
+    if head.kind == "encoder-decoder":
+        if args.drift or args.kl or args.max_kl is not None:
+            raise InputError("the drift of an encoder–decoder is not measured yet", hint="Leave drift and kl out.")
+        if args.tune == "prefix":
+            raise InputError("an encoder–decoder takes no prefix", hint="Take tune=lora, last-N, head or full.")
+    if head.is_new and args.tune == "lora":
+        raise InputError("an adapter keeps no new head", hint="Take tune=full, last-N or head.")
+    return head
 
 
 def warn_about_context(examples: Sequence[Example], shots: int) -> None:
@@ -95,11 +133,30 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
     check_tune(args.tune)
     if args.world_size > 1:
         raise InputError("runs over several processes are not supported yet", hint="Start one process.")
-    if args.n_gpu > 1:
-        raise InputError("this process sees several GPUs", hint="Set CUDA_VISIBLE_DEVICES to one of them.")
+    check_device_map(args.device_map)
+    if args.device_map or (not isinstance(model, str) and getattr(model, "hf_device_map", None)):
+        _check_spread(model, args)
+    elif args.n_gpu > 1:
+        hint = "Set CUDA_VISIBLE_DEVICES to one of them; or device_map=auto to spread the model over all."
+        raise InputError("this process sees several GPUs", hint=hint)
     if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
         hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
         raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)
+
+
+def _check_spread(model: PreTrainedModel | PeftModel | str, args: ZOConfig) -> None:
+    """Refuse what a model on several devices cannot do."""
+    if not isinstance(model, str):
+        if args.device_map:
+            raise InputError("a loaded model has its place already", hint="Leave device_map out.")
+        check_loaded(model)
+    if args.use_cpu and args.device_map:
+        raise InputError("device and device_map say two things", hint="Leave one of them out.")
+    if args.tune == "prefix":
+        raise InputError("a prefix lies on one device, as the model must", hint="Take tune=lora, or no device_map.")
+    if (args.drift or args.kl or args.max_kl is not None) and not tunes_adapter(model, args, None):
+        hint = "Take tune=lora, whose base costs nothing; or no device_map."
+        raise InputError("the base that drift is measured from would need all devices again", hint=hint)
 
 
 def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft_config: Any) -> bool:
@@ -117,6 +174,20 @@ def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft
     if args.merge and not found:
         raise InputError("there is no adapter to merge", hint="Leave merge out, or take tune=lora.")
     return found
+
+
+def loaded_model(name: str, head: Head, args: ZOConfig) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model of this name where it is to stand, and the canonical names of the weights of a new head.
+
+    Raises:
+        ZorewardError: it cannot be loaded.
+    """
+    device = None if args.device_map else args.device
+    place: dict[str, Any] = {"dtype": args.dtype, "device": device, "device_map": args.device_map}
+    place["trust_remote_code"] = args.trust_remote_code
+    if head.is_new:
+        return load_with_head(name, head.classes, args.seed, **place)
+    return load_model(name, **place), []
 
 
 def with_adapter(model: PreTrainedModel, args: ZOConfig, peft_config: Any) -> PreTrainedModel | PeftModel:
@@ -146,7 +217,9 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     tuned = tuned_weights(model, args.tune)
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
-    return tuned if args.share is None else limited(tuned, smallest(tuned, args.share))
+    if args.share is not None:
+        return limited(tuned, smallest(tuned, args.share))
+    return anchored(tuned) if args.anchor else tuned
 
 
 def name_of(model: PreTrainedModel | str) -> str:

@@ -22,7 +22,6 @@ from zoreward.registry import Source, patient
 from zoreward.scoring import (
     Reader,
     checked_scorer,
-    load_model,
     load_tokenizer,
     prepare_tokenizer,
     statistics_of,
@@ -30,6 +29,8 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
+    checked_head,
+    loaded_model,
     made_examples,
     name_of,
     one_objective,
@@ -69,7 +70,8 @@ class ZOTrainer(ResumableTrainer):
     objective's value on a few rows.
 
     Args:
-        model: a folder or Hub id, or a loaded causal language model. Of one with an adapter the adapter is tuned.
+        model: a folder or Hub id, or a loaded model: a causal or masked language model, or a classifier. Of one with an
+            adapter the adapter is tuned.
         reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
         args: the options.
         train_dataset: rows; a list of dicts or a `datasets.Dataset`.
@@ -85,6 +87,7 @@ class ZOTrainer(ResumableTrainer):
 
     Attributes:
         objective: the `Objective`.
+        head: what kind of model is tuned, and a classifier's classes.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
         memory: the `Memory` that the run was thought to need before its weights were read, or None.
@@ -128,28 +131,34 @@ class ZOTrainer(ResumableTrainer):
         args, needs = completed(args, self.objective.needs, adapter=adapter), self.objective.needs
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
+        self.head = checked_head(model, args, list(train_dataset or ()))
+        trust = {"trust_remote_code": args.trust_remote_code}
         tokenizer = prepare_tokenizer(
-            processing_class or load_tokenizer(name_of(model), trust_remote_code=args.trust_remote_code)
+            processing_class or load_tokenizer(name_of(model), **trust, kind=self.head.kind), self.head.kind
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
-        train_examples = made_examples(train_dataset, needs, args, tokenizer, model, self._shot_rows)
+        settings = (needs, args, tokenizer, model, self._shot_rows, self.head)
+        train_examples = made_examples(train_dataset, *settings)
         self.method = method_of(args, rows=len(train_examples))
-        eval_examples = None
-        if eval_dataset is not None:
-            eval_examples = made_examples(eval_dataset, needs, args, tokenizer, model, self._shot_rows)
+        eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
         warn_about_context(train_examples, args.shots if needs != "completions" else 0)
         self.method_state = self.method.init()
         query = self.method.ask(self.method_state)
-        self.memory = checked_memory(model, args, peft_config, query, needs, train_examples, adapter=adapter)
+        self.memory = checked_memory(
+            model, args, peft_config, query, needs, train_examples, adapter=adapter, head=self.head
+        )
+        self._new_weights: list[str] = []
         if isinstance(model, str):
-            model = load_model(model, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+            model, self._new_weights = loaded_model(model, self.head, args)
         dtype = weights_dtype(model)  # of the base: an adapter may have another
         loaded: Any = with_adapter(model, args, peft_config)
         made, prefix = loaded is not model, args.tune == "prefix"
         self._makes_adapter, self._dtype = made and not prefix, dtype
         self._start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
         self._source = self._start or self._source
-        if not (getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_device_map", None)):
+        if getattr(loaded, "hf_device_map", None):
+            args._n_gpu = 1  # else transformers would put a copy of the model on each GPU
+        elif not getattr(loaded, "is_quantized", False):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
@@ -199,9 +208,8 @@ class ZOTrainer(ResumableTrainer):
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
-            examples = made_examples(
-                eval_dataset, self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows
-            )
+            settings = (self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows, self.head)
+            examples = made_examples(eval_dataset, *settings)
             if self.objective.compares_with_base:
                 if self.method_state.step:
                     hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."

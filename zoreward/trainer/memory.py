@@ -11,7 +11,7 @@ import torch
 
 from zoreward.members import Tuned, lora_config, tuned_weights
 from zoreward.records import Example, InputError, Query
-from zoreward.scoring import Memory, blank_model, check_memory, needed_memory
+from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base
 from zoreward.trainer.inputs import name_of
 
@@ -30,8 +30,9 @@ def checked_memory(
     examples: Sequence[Example],
     *,
     adapter: bool,
+    head: Head,
 ) -> Memory | None:
-    """Return what memory a run needs; None where it cannot be told, as of quantised weights.
+    """Return what memory a run needs; None where it cannot be told, as of quantised weights or several devices.
 
     Args:
         model: the model, or the folder or Hub id that it will be loaded from.
@@ -41,14 +42,17 @@ def checked_memory(
         needs: what the objective needs.
         examples: the rows to tune on.
         adapter: whether an adapter is tuned, without which the model is its own base.
+        head: what the model gives for a row.
 
     Raises:
         InputError: it cannot fit; or no weight is tuned.
     """
     blank: Any = model
+    if args.device_map is not None:
+        return None
     if isinstance(model, str):
-        trust = args.trust_remote_code
-        blank = blank_model(model, dtype=args.dtype, device=args.device, trust_remote_code=trust)
+        place = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
+        blank = blank_model(model, **place, classes=len(head.classes) if head.is_new else 0)
     elif getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
         return None
     if blank is None:
@@ -64,6 +68,7 @@ def checked_memory(
         rows=len(examples) if query.rows == "all" else args.train_batch_size * args.gradient_accumulation_steps,
         new_tokens=args.max_completion_length if needs == "completions" else 0,
         base=keeps_base(args) and not adapter and not elsewhere,
+        anchor=args.anchor > 0,
         device=args.device,
     )
     if memory is not None:

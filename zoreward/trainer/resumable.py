@@ -30,10 +30,10 @@ from zoreward.journal import (
     reopen,
     write_snapshot,
 )
-from zoreward.members import Tuned, adapter_options
+from zoreward.members import Tuned, adapter_options, first_spread
 from zoreward.methods import SPSAState, state_after
 from zoreward.records import InputError, StepRecord, ZorewardError
-from zoreward.scoring import load_model
+from zoreward.scoring import load_model, load_with_head
 from zoreward.trainer.comparing import digest_of, options_of, refuse_other_run
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.optimizer import no_gradients_to_clear
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zoreward.registry import Objective
-    from zoreward.scoring import Scorer
+    from zoreward.scoring import Head, Scorer
     from zoreward.trainer.drift import Drift
 
 logger = logging.get_logger(__name__)
@@ -75,7 +75,9 @@ class ResumableTrainer(Trainer):
     _finished: bool
     _source: str
     _dtype: str
+    head: Head
     _makes_adapter: bool
+    _new_weights: list[str]
     _start: str | None
     _bound: Callable[[float], None]
 
@@ -159,10 +161,16 @@ class ResumableTrainer(Trainer):
             "config": self.args.changed(),
             "rows": {"tune": digest_of(self.train_dataset), "evaluate": digest_of(self.eval_dataset)},
             **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
+            **({"head": self._head_options()} if self._new_weights else {}),
             "streams": self.scorer.reader.tuned.streams,
             **({"limits": limits} if limits else {}),
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
+
+    def _head_options(self) -> dict[str, Any]:
+        """What makes the run's head again, beside its seed."""
+        spread = first_spread(self.model)
+        return {"classes": list(self.head.classes), "weights": self._new_weights, "spread": spread}
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -346,7 +354,11 @@ class ResumableTrainer(Trainer):
         """Load the weights that the run began with, again, and put them in the place of the model's."""
         name, trust = self._source, self.args.trust_remote_code
         try:
-            base = load_model(name, dtype=run.header["dtype"], device="cpu", trust_remote_code=trust)
+            place: dict[str, Any] = {"dtype": run.header["dtype"], "device": "cpu", "trust_remote_code": trust}
+            if self.head.is_new:
+                base, _ = load_with_head(name, self.head.classes, self.args.seed, **place)
+            else:
+                base = load_model(name, **place)
             _, fresh = checked_base(run, base)
         except ZorewardError as error:
             raise InputError(

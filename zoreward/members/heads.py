@@ -1,0 +1,62 @@
+"""What stands behind a model's body: its head; and heads that are new, made so that they can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoreward import noise
+
+# Keeps the seed of a head's first weights apart from those of an adapter, and of a step.
+HEAD_INDEX = 2**64 - 4
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Return the canonical names of the weights behind the body, BERT's pooler among them.
+
+    Weights that belong to the embedding too are left out.
+    """
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    tied = {id(weight) for weight in embedding.parameters()} if embedding is not None else set()
+    named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
+    return {
+        name
+        for name, weight in named.items()
+        if id(weight) not in tied and (not name.startswith(body) or "pooler." in name)
+    }
+
+
+def first_spread(model: nn.Module) -> float:
+    """Return the standard deviation with which the model's config wants new matrices."""
+    config: Any = model.config
+    found = getattr(config, "initializer_range", None) or getattr(config, "init_std", None)
+    return float(found or 0.02)
+
+
+@torch.no_grad()
+def draw_head_(model: nn.Module, names: Iterable[str], seed: int, spread: float) -> None:
+    """Give new matrices the values that follow from the seed: spread · z. Vectors keep theirs, which are 0 or 1.
+
+    Args:
+        model: the model; changed in place.
+        names: canonical names of the new weights.
+        seed: of the run.
+        spread: their standard deviation.
+
+    Raises:
+        KeyError: the model has no such weight.
+    """
+    named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
+    own = noise.derive_seed(seed, 0, HEAD_INDEX)
+    for name in names:
+        weight = named[name]
+        if weight.ndim < 2:
+            continue
+        stream = noise.stream_of(name)
+        first = noise.normal(own, stream, 0, weight.numel(), noise.FIRST_WEIGHTS) * np.float32(spread)
+        weight.copy_(torch.from_numpy(first).view(weight.shape))

@@ -1,0 +1,28 @@
+"""Modules whose forward accelerate has wrapped: on several devices, their inputs are moved to their weights first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+def place_of(module: nn.Module) -> str:
+    """Return the attribute that holds what a call of the module runs in the end.
+
+    Accelerate keeps a module's own forward there, and hangs one in its place that moves the inputs and calls it.
+    """
+    return "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+
+
+def plain_forward_of(module: nn.Module) -> Callable[..., Any]:
+    """Return what the module runs on inputs that lie where its weights do."""
+    forward: Callable[..., Any] = getattr(module, place_of(module))
+    return forward
+
+
+def has_other_forward(module: nn.Module) -> bool:
+    """Whether somebody has given the module another forward than that of its class."""
+    own = module.__dict__.get(place_of(module))
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward

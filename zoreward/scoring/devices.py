@@ -1,0 +1,85 @@
+"""Where a model stands: on one device, or spread over several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoreward.records import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# transformers' names for ways to spread layers over the GPUs that are seen.
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def checked_device(name: Any) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        InputError: it is no device, or not one of this machine's.
+
+    >>> checked_device("cpu")
+    device(type='cpu')
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(
+            f"there is no device '{name}'", hint="Choose cpu, cuda, or cuda:1 for the second GPU."
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"there is no device '{name}': torch sees {torch.cuda.device_count()} GPUs",
+            hint="Choose cpu, or install a torch that knows your GPU.",
+        )
+    return device
+
+
+def first_device() -> str:
+    """Return the name of the GPU if there is one, else of the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device_map(device_map: str | None, device: Any = None) -> None:
+    """Find out that a way to spread a model makes no sense.
+
+    Raises:
+        InputError: there is no such way, or a device is given too.
+
+    >>> check_device_map("auto")
+    """
+    if device_map is None:
+        return
+    if device_map not in DEVICE_MAPS:
+        hint = f"Choose one of {', '.join(DEVICE_MAPS)}; for another map load the model yourself and give it."
+        raise InputError(f"there is no device_map {device_map!r}", hint=hint)
+    if device is not None:
+        raise InputError("device and device_map say two things", hint="Leave one of them out.")
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Find out that not all weights of a model have found a place.
+
+    Raises:
+        InputError: some were left on the disk or in the computer's memory, from where accelerate would fetch them.
+    """
+    away = [name for name, weight in model.named_parameters() if weight.device.type == "meta"]
+    if away:
+        hint = "Take more or larger GPUs, a smaller dtype, or a smaller model."
+        raise InputError(f"{type(model).__name__} does not fit: {away[0]} has no place on a GPU", hint=hint)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether a model's weights lie on several devices.
+
+    >>> import torch
+    >>> is_spread(torch.nn.Linear(1, 1))
+    False
+    """
+    return len({weight.device for weight in model.parameters()}) > 1
