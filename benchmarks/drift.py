@@ -2,8 +2,9 @@
 
     python benchmarks/drift.py --model LM --reward-model RM --data IMDB_PROMPTS --output runs/drift --check
 
-Runs `zoreward tune reward-model` once for each `--kl`, all at the same time, and scores the dev prompts every ten
-steps: mean sigmoid reward, KL to the base per written token, ‖Δθ‖/‖θ‖, distinct-2 of the texts against the base's.
+Runs `zoreward tune reward-model` once for each `--kl`, all at the same time, on the weights of the attention alone: the
+same reward then costs less variety than with all weights (docs/results.md). Scores the dev prompts every ten steps:
+mean sigmoid reward, KL to the base per written token, ‖Δθ‖/‖θ‖, distinct-2 of the texts against the base's.
 Writes benchmarks/results/drift.csv and drift.png. `--check` exits 0 only if a run with a penalty ends with a reward of
 at least 0.90 and a distinct-2 of at least 75 % of the base's.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = ("kl_penalty", "step", "reward", "kl", "moved", "length", "distinct_2", "distinct_2_of_base", "seconds")
+SETTINGS = ("--tune", "self_attn", "--lr", "1e-3")  # a third of the usual rate walks less at random
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,7 +32,7 @@ def tune(options: argparse.Namespace, weight: float) -> subprocess.Popen[bytes]:
         *("--eval-data", f"{options.data}/dev.jsonl", "--eval-every", "10", "--batch-size", str(options.prompts)),
         *("--max-new-tokens", "24", "--steps", str(options.steps), "--num-directions", str(options.directions)),
         *("--completions-every", "0", "--seed", str(options.seed), "--output", f"{options.output}/kl-{weight:g}"),
-        *("--dtype", "float32", "--json", "--drift", "--kl", str(weight), *options.more),
+        *("--dtype", "float32", "--json", "--drift", "--kl", str(weight), *SETTINGS, *options.more),
     ]
     with Path(options.output, f"kl-{weight:g}.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -78,7 +80,7 @@ def main() -> None:
     for name in ("model", "reward-model", "data", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--kl", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=130)
     parser.add_argument("--directions", type=int, default=16, help="a step; each is two members")
     parser.add_argument("--prompts", type=int, default=32, help="a step")
     parser.add_argument("--seed", type=int, default=1)

@@ -112,7 +112,9 @@ def pretrain(texts: list[str], options: argparse.Namespace, folder: Path, device
         "num_attention_heads": options.hidden // 64,
     }
     model = BertForMaskedLM(
-        BertConfig(len(tokenizer), **shape, intermediate_size=4 * options.hidden, max_position_embeddings=128)
+        BertConfig(
+            vocab_size=len(tokenizer), **shape, intermediate_size=4 * options.hidden, max_position_embeddings=128
+        )
     ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01)
     steps, start, loss, end = 0, time.perf_counter(), math.nan, 60 * options.minutes

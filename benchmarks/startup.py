@@ -23,6 +23,7 @@ COMMANDS = {
     "a bare Typer program's --help": ["-c", BARE, "--help"],
     "zoreward --help": ["-m", "zoreward", "--help"],
     "zoreward tune accuracy --help": ["-m", "zoreward", "tune", "accuracy", "--help"],
+    "zoreward bench --help": ["-m", "zoreward", "bench", "--help"],
 }
 
 

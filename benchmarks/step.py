@@ -24,6 +24,7 @@ from transformers import OPTForCausalLM
 from zoreward.members import members_at, update_
 from zoreward.methods import SPSA
 from zoreward.records import Example, Term, Update
+from zoreward.scoring import needed_memory
 from zoreward.scoring.logprobs import candidate_logprobs
 from zoreward.scoring.reader import Reader, reader_of
 
@@ -140,6 +141,16 @@ def peaks(reader: Reader, examples: list[Example], ids: torch.Tensor) -> dict[st
     return found
 
 
+def said(reader: Reader, examples: list[Example]) -> float:
+    """What is said of a dense step before a run, in GB."""
+    spsa, device = SPSA(eps=EPS, lr=LR), next(reader.model.parameters()).device
+    members = spsa.ask(spsa.init()).members
+    found = needed_memory(
+        reader.model, reader.tuned, members, examples, rows=len(examples), new_tokens=0, base=False, device=device
+    )
+    return 0.0 if found is None else (found.certain + found.activations) / 1e9
+
+
 def compare(reader: Reader, rows: int, tokens: int, rounds: int, bars: bool) -> list[Result]:
     """Time and memory of a step, over those of plain forward passes."""
     device = next(reader.model.parameters()).device
@@ -161,6 +172,7 @@ def compare(reader: Reader, rows: int, tokens: int, rounds: int, bars: bool) -> 
     most = {"dense step": dense, "low-rank step": low_rank}
     results = [Result(f"{where}two plain forward passes", bound * 1e3, "ms")]
     results += [Result(where + name, seconds / bound, "×", most=most.get(name)) for name, seconds in found.items()]
+    memory["dense step, as said before"] = said(reader, examples)
     for name, gigabytes in memory.items():
         results.append(Result(f"{where}peak of a {name}", gigabytes, "GB"))
     if memory["plain forward"]:
@@ -185,6 +197,7 @@ def once(reader: Reader, rows: int, tokens: int) -> list[Result]:
     return [
         Result(f"{where}dense step", found["dense step"] * 1e3, "ms"),
         Result(f"{where}peak of a dense step", memory["dense step"], "GB"),
+        Result(f"{where}peak of a dense step, as said before", said(reader, examples), "GB"),
     ]
 
 

@@ -98,7 +98,8 @@ def page() -> str:
     parts = [HEAD, _counts(causal, masked), SPLITS.format(seeds=", ".join(map(str, PUBLISHED_SEEDS)))]
     parts += ["## For causal models\n\n", _table(causal), _details(causal)]
     parts += [
-        "## For masked models\n\n`--task sst2` takes `sst2-masked` where the model is a masked one (docs/tuned.md); so do the others.\n\n",
+        "## For masked models\n\n",
+        "`--task sst2` takes `sst2-masked` where the model is a masked one (docs/tuned.md); so do the others.\n\n",
         _table(masked),
     ]
     filters = "".join(f"| `{name}` | {(one.__doc__ or '').splitlines()[0]} |\n" for name, one in FILTERS.items())

@@ -218,6 +218,27 @@ MUTANTS = [
         "tests/test_snapshot.py",
     ),
     Mutant(
+        "a run that chooses is given the test rows",
+        "zoreward/bench/driver.py",
+        "return replace(plan, rows=replace(plan.rows, test=[])) if run.chooses else plan",
+        "return plan",
+        "tests/test_bench.py",
+    ),
+    Mutant(
+        "the best step's weights are not put back",
+        "zoreward/bench/keeping.py",
+        "weight.copy_(self._copies[name])",
+        "pass",
+        "tests/test_bench.py",
+    ),
+    Mutant(
+        "AdamW sees the rows in the same order in every epoch",
+        "zoreward/bench/gradient.py",
+        "manual_seed(seed + epoch)",
+        "manual_seed(seed)",
+        "tests/test_bench.py",
+    ),
+    Mutant(
         "a GPU gives both members of a couple the same sign",
         "zoreward/kernels/triton_kernels.py",
         "tl.load(script + (2 * n + 1) * LINE + 1)",

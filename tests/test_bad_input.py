@@ -277,6 +277,35 @@ TUNE_CASES = {
 }
 
 
+BENCH_CASES = {
+    "unknown task": (["sst3"], {}, "there is no task 'sst3'", "did you mean sst2?"),
+    "no task": ([], {}, "'TASK...'", "--help"),
+    "masked": (["sst2-masked"], {}, "is for masked models", "there is sst2"),
+    "twice": (["sst2", "sst2"], {}, "two tasks are called 'sst2'", "once"),
+    "no folder": (["sst2"], {"--data-dir": "no"}, "there is no folder no", "train.jsonl"),
+    "empty folder": (["sst2"], {"--data-dir": "plugins"}, "plugins holds no rows", "train.jsonl"),
+    "no dev rows": (["own.yaml"], {}, "no rows of 'own' choose", "--dev-rows"),
+    "too few rows": (["sst2"], {"--dev-rows": "4"}, "leave none to tune on", "lower --dev-rows"),
+    "other columns": (["rte"], {}, "the train rows of 'rte': ", "the columns are sentence"),
+    "wrong test label": (["sst2"], {"--data-dir": "wrong"}, "the test rows of 'sst2': row 3: the label 2", "label"),
+    "unknown method": (["sst2"], {"--methods": "mezzo"}, "there is no method 'mezzo'", "did you mean mezo?"),
+    "no method of the task": (["copa.yaml"], {"--methods": "linear-probe"}, "none of these methods", "--methods"),
+    "rate of none": (["sst2"], {"--lr": "shots=1"}, "shots has no learning rate", "adamw"),
+    "rate of another": (["sst2"], {"--lr": "adamw=1", "--methods": "mezo"}, "not in the table", "--methods adamw"),
+    "no rate": (["sst2"], {"--lr": "mezo=fast"}, "--lr mezo=fast: there is no value above 0", "--lr mezo="),
+    "fewer rates": (["sst2"], {"--lr": "mezo=1e-6"}, "numbers of learning rates differ: mezo 1, ", "as many each"),
+    "a rate twice": (["sst2"], {"--lr": "mezo=1,1,2"}, "mezo has the learning rates 1, 1, 2", "stands once"),
+    "eps of adamw": (["sst2"], {"--eps": "adamw=1"}, "one number for a method of MeZO's", "--eps mezo="),
+    "no seeds": (["sst2"], {"--seeds": "0"}, "--seeds 0 leaves no run", "13,21,42"),
+    "seeds in words": (["sst2"], {"--seeds": "some"}, "--seeds some: these are no seeds", "13,21,42"),
+    "no model": (["sst2"], {"--model": "./modle"}, "no model folder './modle'", "Hub id"),
+    "dtype": (["sst2"], {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
+    "device": (["sst2"], {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
+    "output is a file": (["sst2"], {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
+    "no results": (["sst2"], {"--output": "odd"}, "odd/results.jsonl cannot be read", "another folder"),
+}
+
+
 @pytest.fixture(scope="module")
 def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A masked model, a classifier of two classes, and a reward model."""
@@ -312,6 +341,14 @@ def folder(
     write_rows(tmp_path / "pairs.jsonl", [pair])
     write_rows(tmp_path / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
     write_rows(tmp_path / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
+    for name in ("rows", "wrong", "odd"):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "train.jsonl", rows)
+        write_rows(tmp_path / name / "dev.jsonl", [*rows[:2], {**rows[2], "label": 2}] if name == "wrong" else rows)
+    (tmp_path / "odd" / "results.jsonl").write_text("[]\n")
+    copa = "template: '{sentence}'\nobjective: accuracy\nchoice_column: ends\n"
+    copa += "columns: {ends: ['{sentence} a', '{sentence} b']}\n"
+    (tmp_path / "copa.yaml").write_text(copa)
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
     (tmp_path / "rewards.py").write_text(REWARDS)
@@ -372,6 +409,27 @@ def test_one_line_and_a_hint_and_nothing_written(
     assert files_in(folder) == before
 
 
+@pytest.mark.parametrize("case", BENCH_CASES)
+def test_bench_says_one_line_and_a_hint_and_writes_nothing(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks, changes, error, hint = BENCH_CASES[case]
+    options = {"--model": "model", "--data-dir": "rows", "--dev-rows": "1", "--output": "out", **changes}
+    if case == "no dev rows":
+        del options["--dev-rows"]
+    before = files_in(folder)
+
+    code = main(["bench", *tasks, *(word for pair in options.items() for word in pair)])
+
+    out, err = capsys.readouterr()
+    lines = err.splitlines()[-2:]
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], err
+    assert error in lines[0]
+    assert hint in lines[1]
+    assert (code, out) == (2, "")
+    assert files_in(folder) == before
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl"])
 def test_a_folder_that_holds_a_run_is_left_alone(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "run").mkdir()
@@ -423,3 +481,37 @@ def test_commands_that_do_not_exist(words: list[str], error: str, capsys: pytest
     assert (out, len(lines)) == ("", 2)
     assert lines[0].startswith(error)
     assert lines[1].startswith("hint: ")
+
+
+NO_ROOM = {
+    "weights": (
+        "accuracy",
+        {},
+        60_000,
+        "needs 0.0703 MB for its weights; this machine has 0.06 MB",
+        "--dtype bfloat16",
+    ),
+    "half weights": ("accuracy", {"--dtype": "bfloat16"}, 10_000, "in bfloat16 needs", "smaller model"),
+    "base": ("accuracy", {"--kl": "0.1"}, 250_000, "for a copy of its base", "--base-device"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ROOM)
+def test_what_cannot_fit_is_refused_before_weights_are_read(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoreward.scoring import memory
+    from zoreward.trainer import loop
+
+    objective, changes, free, error, hint = NO_ROOM[case]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    monkeypatch.setattr(loop, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    before = files_in(folder)
+
+    assert main(words_of("tune", objective, {"--device": "cpu", **changes})) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], lines
+    assert error in lines[0]
+    assert hint in lines[1]
+    assert files_in(folder) == before

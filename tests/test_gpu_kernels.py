@@ -63,7 +63,7 @@ def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def kernels() -> gpu.Kernels:
     """Small units: the interpreter takes its time for each program, also for one without elements."""
-    return gpu.Kernels(block=512, low_rank_block=512, unit=512)
+    return gpu.Kernels(block=512, unit=512)
 
 
 def weights(dtype: torch.dtype, device: str = "cpu") -> list[tuple[torch.Tensor, int]]:
@@ -117,7 +117,7 @@ def test_lines_that_blocks_divide():
     # Then a program reads one number of a, and b from one place on.
     weight = torch.randn(2, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     member = (Term(4, 0.1, 2),)
-    kernels = gpu.Kernels(block=128, low_rank_block=128, unit=512)
+    kernels = gpu.Kernels(block=128, unit=512)
     [[copy]] = kernels.perturb_all([(weight.to(DEVICE), 5)], [member])
     [[expected]] = cpu.perturb_all([(weight, 5)], [member])
     assert pattern(copy) == pattern(expected)

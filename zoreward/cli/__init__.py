@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from zoreward.cli.bench import bench_command
 from zoreward.cli.errors import UsageError, one_line, report
 from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
@@ -24,6 +25,7 @@ _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
+    "bench": "Compare ways to use a model on a task, tuned and not, in one table.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
     "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
 }
@@ -89,6 +91,7 @@ def _app(words: list[str]) -> typer.Typer:
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)
+    app.command("bench", help=_HELP["bench"], context_settings=settings)(bench_command())
     app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
     app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
     return app

@@ -129,12 +129,16 @@ def is_finished(output: Path, options: dict[str, Any]) -> bool:
 
 
 def found_in(trainer: ZOTrainer) -> dict[str, Any]:
-    """Return what is known beside the scores: what the last evaluation found, why the run stopped, what is kept."""
+    """Return what is known beside the scores: of the last evaluation, why the run stopped, what is kept, GPU memory."""
+    from zoreward.scoring import peak_bytes
+
     logs = [log for log in trainer.state.log_history if "eval_score" in log][-1:]
     told = ("eval_score", "eval_rows", "eval_runtime")
     metrics = {name[5:]: log[name] for log in logs for name in log if name.startswith("eval_") and name not in told}
     stopped = {"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}
-    return {**metrics, **stopped, "kept": trainer.kept_step}
+    peak = peak_bytes(trainer.args.device)
+    memory = {} if peak is None else {"peak_gb": round(peak / 1e9, 3)}
+    return {**metrics, **stopped, **memory, "kept": trainer.kept_step}
 
 
 def summary_of(objective: str, output: Path, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
@@ -169,4 +173,6 @@ def sentence_of(summary: dict[str, Any]) -> str:
         told.append(f"{summary['objective']} on the dev rows: {dev}")
     if "test" in summary:
         told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
-    return "\n".join([*told, f"{steps} steps in {summary['seconds']:.1f} s; the {model} is in {output / MODEL_NAME}"])
+    memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if "peak_gb" in summary else ""
+    done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
+    return "\n".join([*told, done])

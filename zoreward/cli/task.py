@@ -105,16 +105,23 @@ def _for_kind(task: Task, kind: str) -> Task:
             raise InputError(
                 f"the task {task.name!r} is for causal models, and this one is masked", hint=hint
             ) from None
-    if kind != "masked" and task.model == "masked":
-        try:
-            hint = f"for {'others' if kind == 'classifier' else 'causal models'} there is "
-            hint += load_task(task.name.removesuffix("-masked")).name
-        except ZorewardError:
-            if kind == "classifier":  # which reads no mask
-                return task
-            hint = "`zoreward tasks` lists those for causal models"
-        raise InputError(f"the task {task.name!r} is for masked models, and this one is none", hint=hint)
+    if kind not in ("masked", "classifier"):  # of which the latter reads no mask
+        refuse_masked(task)
     return task
+
+
+def refuse_masked(task: Task) -> None:
+    """Raise if a task is for masked models.
+
+    Raises:
+        InputError: it is.
+    """
+    if task.model == "masked":
+        try:
+            hint = f"for causal models there is {load_task(task.name.removesuffix('-masked')).name}"
+        except ZorewardError:
+            hint = "`zoreward tasks` lists those for causal models"
+        raise InputError(f"the task {task.name!r} is for masked models", hint=hint)
 
 
 def _text_alone(task: Task) -> dict[str, Any]:

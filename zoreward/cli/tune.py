@@ -193,6 +193,8 @@ def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) ->
     try:
         trainer = _trainer(objective, values, rows)
         print(_what_is_tuned(trainer))
+        if trainer.memory is not None:
+            print(f"memory: {trainer.memory}")
         from zoreward.cli.progress import ProgressCallback, without_own_progress
 
         without_own_progress(trainer)

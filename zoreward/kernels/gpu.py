@@ -19,10 +19,9 @@ from zoreward.kernels import portable, triton_kernels
 from zoreward.kernels.scripts import DECAY, DENSE, LOW_RANK, alike_of, script_of
 from zoreward.records import Member, Term, Update
 
-# Elements of a program, a power of 2, and warps that work on them. Where there are low-rank terms fewer, so that more
-# matrices have lines that they divide.
-BLOCK, LOW_RANK_BLOCK, WARPS = 2048, 1024, 4
-# Elements of a unit. More make the list of units shorter and leave more programs of small tensors without work.
+# Elements that a program has in hand at a time, a power of 2, and its warps.
+BLOCK, WARPS = 2048, 4
+# Elements of a program. Fewer make it wait more often for where its weights lie, more leave the last programs alone.
 UNIT = 16384
 # Elements between whose multiples the copies lie: 512 bytes in half precision, as torch's own allocator aligns.
 ALIGN = 256
@@ -63,7 +62,7 @@ class Group:
         sizes: elements from each tensor's copy to the next.
         size: their sum, the elements of the copies at one member.
         matrices: those of two dimensions.
-        aligned: whether a program's elements always lie within a line of a matrix.
+        quads: whether the lines of all matrices are multiples of four elements.
     """
 
     numbers: list[int]
@@ -74,7 +73,7 @@ class Group:
     sizes: list[int]
     size: int
     matrices: list[Weight]
-    aligned: bool
+    quads: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,14 +89,15 @@ class Kernels:
     """The four functions of a kernel, for CUDA tensors. Remembers where the tensors lie that it has seen.
 
     Args:
-        block: elements of a program.
-        low_rank_block: the same where there are low-rank terms.
-        unit: elements of a unit, a multiple of both.
+        block: elements of a block, a power of 2.
+        unit: elements of a unit, a power of 2 and a multiple of `block`.
     """
 
-    def __init__(self, block: int = BLOCK, low_rank_block: int = LOW_RANK_BLOCK, unit: int = UNIT) -> None:
-        self._blocks, self._unit = (block, low_rank_block), unit
-        self._native = not triton.knobs.runtime.interpret and torch.version.cuda is not None
+    def __init__(self, block: int = BLOCK, unit: int = UNIT) -> None:
+        self._unit = unit
+        native = not triton.knobs.runtime.interpret and torch.version.cuda is not None
+        options = {"BLOCK": block, "UNIT": unit, "NATIVE": native, "num_warps": WARPS, "enable_fp_fusion": False}
+        self._options: dict[str, Any] = options
         self._known: dict[Any, Known] = {}
         self._factor_tables: dict[Any, Table] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
@@ -138,9 +138,11 @@ class Kernels:
         drawn, begins, size = self._draw(weights, terms)
         for term, begin in zip(terms, begins, strict=True):
             part = drawn[begin : begin + size * term.rank]
-            sides = part.split([side * term.rank for weight, _ in weights for side in weight.shape])
+            lengths = [side for weight, _ in weights for side in weight.shape]
+            pieces = part.view(-1, term.rank).split([_padded(length) for length in lengths])
+            sides = [piece[:length] for piece, length in zip(pieces, lengths, strict=True)]
             for pairs, a, b in zip(found, sides[::2], sides[1::2], strict=True):
-                pairs.append((a.view(-1, term.rank), b.view(-1, term.rank)))
+                pairs.append((a, b))
         return found
 
     def _perturb(self, group: Group, members: Sequence[Member]) -> list[list[torch.Tensor]]:
@@ -151,10 +153,10 @@ class Kernels:
             factors, begins = self._factors(group, terms)
             script, alike = self._script_of_members(members, begins, like.device)
             with _on(like.device):
-                triton_kernels.perturb[self._grid(group.table, bool(terms))](
+                triton_kernels.perturb[(len(group.table.units),)](
                     group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
-                    group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike,
-                    LOW_RANK=bool(terms), ALIGNED=group.aligned, **self._options(bool(terms)),
+                    group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike, ONE=len(members) == alike,
+                    LOW_RANK=_low_rank(terms), QUADS=group.quads, **self._options,
                 )  # fmt: skip
         pieces = copies.view(-1).split(group.sizes * len(members))
         count = len(group.weights)
@@ -185,10 +187,10 @@ class Kernels:
             kind |= line[3]
         script = self._script(lines, like.device)
         with _on(like.device):
-            triton_kernels.update[self._grid(table, bool(terms))](
+            triton_kernels.update[(len(table.units),)](
                 table.lines, table.units, script, len(updates), kind, _stored(like), factors,
-                BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=bool(terms), ALIGNED=group.aligned,
-                **self._options(bool(terms)),
+                BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=_low_rank(terms), QUADS=group.quads,
+                **self._options,
             )  # fmt: skip
         for weight, copy in group.copied:
             if any(update.moves(weight.ndim) for update in updates):
@@ -206,7 +208,7 @@ class Kernels:
     def _draw(self, weights: Sequence[Weight], terms: Sequence[Term]) -> tuple[torch.Tensor, list[int], int]:
         """Draw a and b of each matrix for each term, one behind the other; where each term's begin; a rank's size."""
         device = weights[0][0].device
-        size = sum(sum(weight.shape) for weight, _ in weights)
+        size = sum(_padded(side) for weight, _ in weights for side in weight.shape)
         begins = [size * sum(term.rank for term in terms[:t]) for t in range(len(terms))]
         drawn = torch.empty(size * sum(term.rank for term in terms), device=device)
         for rank in sorted({term.rank for term in terms}):
@@ -215,23 +217,10 @@ class Kernels:
             script = self._script(lines, device)
             if table.units.numel():
                 with _on(device):
-                    triton_kernels.normals[(*self._grid(table, True), len(lines))](
-                        table.lines, table.units, script, drawn, **self._options(True)
+                    triton_kernels.normals[(len(table.units), len(lines))](
+                        table.lines, table.units, script, drawn, **self._options
                     )
         return drawn, begins, size
-
-    def _grid(self, table: Table, low_rank: bool) -> tuple[int]:
-        return (len(table.units) * (self._unit // self._blocks[low_rank]),)
-
-    def _options(self, low_rank: bool) -> dict[str, Any]:
-        block = self._blocks[low_rank]
-        return {
-            "BLOCK": block,
-            "PARTS": self._unit // block,
-            "NATIVE": self._native,
-            "num_warps": WARPS,
-            "enable_fp_fusion": False,
-        }
 
     def _groups(self, weights: Sequence[Weight]) -> list[Group]:
         """The tensors by dtype. Found again by the tensors themselves, if they still lie where they lay."""
@@ -256,17 +245,18 @@ class Kernels:
         lines, sizes, place, factors = [], [], 0, 0
         for flat, (weight, stream) in zip(flats, weights, strict=True):
             rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
+            padded = _padded(rows)
             kinds = DENSE | LOW_RANK * (weight.ndim == 2) | DECAY * (weight.ndim >= 2)
             begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
-            lines.append([begin, flat.numel(), stream, 0, place, rows, columns, factors, kinds])
+            lines.append([begin, flat.numel(), stream, 0, place, padded, columns, factors, kinds])
             sizes.append(-(-flat.numel() // ALIGN) * ALIGN)
             place += sizes[-1]
-            factors += rows + columns
+            factors += padded + _padded(columns)
         table = self._table(lines, like.device) if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
-        aligned = all(weight.shape[1] % self._blocks[True] == 0 for weight, _ in matrices)
-        return Group(numbers, weights, copied, like, table, sizes, place, matrices, aligned)
+        quads = all(weight.shape[1] % 4 == 0 for weight, _ in matrices)
+        return Group(numbers, weights, copied, like, table, sizes, place, matrices, quads)
 
     def _table_of_factors(self, weights: Sequence[Weight], rank: int, device: torch.device) -> Table:
         key = rank, device, tuple([(weight.shape, stream) for weight, stream in weights])
@@ -275,7 +265,7 @@ class Kernels:
             for weight, stream in weights:
                 for side, purpose in zip(weight.shape, (noise.FACTOR_A, noise.FACTOR_B), strict=True):
                     lines.append([0, side * rank, stream, 0, place, purpose, 0, 0, 0])
-                    place += side * rank
+                    place += _padded(side) * rank
             if len(self._factor_tables) >= MOST_KNOWN:
                 self._factor_tables.clear()
             self._factor_tables[key] = self._table(lines, device)
@@ -316,6 +306,16 @@ def _shaped(piece: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if piece.shape == weight.shape:
         return piece
     return piece[: weight.numel()].view(weight.shape) if len(piece) != weight.numel() else piece.view(weight.shape)
+
+
+def _padded(side: int) -> int:
+    """The lines of a factor with room behind them: the next one begins on a boundary of 16 bytes."""
+    return -(-side // 4) * 4
+
+
+def _low_rank(terms: Sequence[Term]) -> int:
+    """0 where no term has a rank, 1 where that of all is 1, otherwise 2."""
+    return min(2, max((term.rank for term in terms), default=0))
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

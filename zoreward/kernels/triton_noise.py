@@ -22,6 +22,7 @@ _MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)
 _WEYL_0 = tl.constexpr(noise.WEYL_0)
 _WEYL_1 = tl.constexpr(noise.WEYL_1)
 _INV_SQRT_8 = tl.constexpr(float(noise.INV_SQRT_8))
+_LARGEST = tl.constexpr((2 - 2.0**-23) * 2.0**127)  # finite float32: 0x7F7FFFFF
 
 
 @triton.jit
@@ -76,7 +77,9 @@ def _ones(word, NATIVE: tl.constexpr):
 def normal(seed, stream, start, purpose, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
     """`noise.normal` of BLOCK elements from `start` on, float32."""
     x0, x1, x2, x3 = _philox(seed, stream, start, purpose, BLOCK)
-    return (_ones(_in_turn(x0, x1, x2, x3, BLOCK), NATIVE) - 16).to(tl.float32) * _INV_SQRT_8
+    ones = _ones(_in_turn(x0, x1, x2, x3, BLOCK), NATIVE)
+    # As bits a count n is n · 2^-149: scaled by powers of 2 all is exact, and no integer is converted.
+    return tl.fma(ones.to(tl.float32, bitcast=True), 2.0**126, -16 * 2.0**-23) * (_INV_SQRT_8 * 2.0**23)
 
 
 @triton.jit
@@ -87,36 +90,41 @@ def rounding_words(seed, stream, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def low_rank(a, b, rank, scale, start, columns, mask, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """`noise.low_rank` of BLOCK elements from `start` on, from the factors at `a` and `b`; `scale` is 1/√r.
+def low_rank(
+    a, b, rank, scale, lines, places, left,
+    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`noise.low_rank` of BLOCK elements, `left` of which are there, from the factors; `scale` is 1/√r.
 
-    ALIGNED: BLOCK divides the columns, so that a block lies within a line.
+    `lines` and `places`: of each element in its matrix, or with QUADS of each four, the places in fours too.
+    LOW_RANK: 1 where the rank is 1.
     """
-    if ALIGNED:
-        blocks = (start // BLOCK).to(tl.uint32)
-        across = (columns // BLOCK).to(tl.uint32)
-        line = blocks // across
-        a += line.to(tl.int64) * rank
-        b += ((blocks - line * across).to(tl.int32) * BLOCK + lanes(BLOCK)) * rank
-        z = tl.load(a) * tl.load(b)
-        for k in range(1, rank):
-            z += tl.load(a + k) * tl.load(b + k)
+    if QUADS:
+        places = places * 4 + tl.arange(0, 4)[None, :]
+        beside = tl.arange(0, BLOCK // 4)[:, None] * 4
     else:
-        line = start // columns
-        place = (start - line * columns).to(tl.uint32) + lanes(BLOCK).to(tl.uint32)
-        lines = place // columns.to(tl.uint32)
-        places = a + (line + lines.to(tl.int64)) * rank
-        others = b + (place - lines * columns.to(tl.uint32)).to(tl.int64) * rank
-        z = tl.load(places, mask=mask) * tl.load(others, mask=mask)
+        beside = lanes(BLOCK)
+    a_mask = beside < left if TAIL else None
+    b_mask = lanes(BLOCK) < left if TAIL else None
+    if LOW_RANK == 1:  # 1/√1 changes nothing
+        z = tl.load(a + lines, mask=a_mask) * tl.load(b + places, mask=b_mask)
+    else:
+        z = tl.load(a + lines * rank, mask=a_mask) * tl.load(b + places * rank, mask=b_mask)
         for k in range(1, rank):
-            z += tl.load(places + k, mask=mask) * tl.load(others + k, mask=mask)
-    return z * scale
+            z += tl.load(a + (lines * rank + k), mask=a_mask) * tl.load(b + (places * rank + k), mask=b_mask)
+        z = z * scale
+    return z
 
 
 @triton.jit
-def as_float(stored, BF16: tl.constexpr):
+def as_float(stored, BF16: tl.constexpr, NATIVE: tl.constexpr):
     """Weights as the float32 in which sums are taken. bfloat16 is stored as its bits."""
-    value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True) if BF16 else stored.to(tl.float32)
+    if not BF16:
+        value = stored.to(tl.float32)
+    elif NATIVE:
+        value = stored.to(tl.bfloat16, bitcast=True).to(tl.float32)
+    else:
+        value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return value
 
 
@@ -136,15 +144,16 @@ def to_nearest(acc, dtype: tl.constexpr, BF16: tl.constexpr, NATIVE: tl.constexp
 
 @triton.jit
 def round_bf16(acc, word):
-    """`noise.round_bf16`; returns float32 that bfloat16 holds exactly.
+    """`noise.round_bf16`; returns float32 whose upper half is what bfloat16 holds. The lower half is to be dropped.
 
-    On the magnitude: what is finite ends at the largest, what is not stays. A NaN here never has its payload in the
-    lower half alone: it is a weight's, or one that arithmetic made.
+    On the magnitude: what is finite ends at the largest, what is not stays, because size · 0 is NaN then, the largest
+    of all patterns. A NaN has one payload here, that of arithmetic, or one whose lower half is empty, a weight's.
     """
-    pattern = acc.to(tl.uint32, bitcast=True)
-    size = pattern & 0x7FFFFFFF
-    moved = tl.minimum(size + (word & 0xFFFF), tl.maximum(size, 0x7F7FFFFF))
-    return (((moved & 0x7FFFFFFF) | (pattern & 0x80000000)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    size = tl.abs(acc)
+    limit = tl.fma(size, 0.0, _LARGEST).to(tl.uint32, bitcast=True)
+    bits = size.to(tl.uint32, bitcast=True)
+    moved = tl.minimum(bits + (word & 0xFFFF), limit)
+    return (acc.to(tl.uint32, bitcast=True) + (moved - bits)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -160,14 +169,20 @@ def round_fp16(acc, word):
 
 @triton.jit
 def exactly(value, dtype: tl.constexpr, BF16: tl.constexpr):
-    """Float32 that the stored type holds exactly, as it is stored."""
+    """What `rounded` returns, as it is stored."""
     stored = (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16) if BF16 else value.to(dtype)
     return stored
 
 
 @triton.jit
+def held(value, BF16: tl.constexpr):
+    """What `rounded` returns, as float32."""
+    return (value.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True) if BF16 else value
+
+
+@triton.jit
 def rounded(acc, seed, stream, start, dtype: tl.constexpr, BF16: tl.constexpr, BLOCK: tl.constexpr):
-    """An update's sum as the weights' type holds it: rounded stochastically in half precision."""
+    """An update's sum as the weights' type holds it, rounded stochastically in half precision; see `held`."""
     if BF16:
         acc = round_bf16(acc, rounding_words(seed, stream, start, BLOCK))
     elif dtype == tl.float16:

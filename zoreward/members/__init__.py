@@ -22,8 +22,9 @@ from zoreward.members.heads import draw_head_, first_spread, head_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
+from zoreward.members.memory import scratch_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
-from zoreward.members.tuned import Slot, Tuned, tuned_weights
+from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
 __all__ = [
     "KEEP_BYTES",
@@ -34,6 +35,7 @@ __all__ = [
     "Tuned",
     "adapted",
     "adapter_options",
+    "bytes_of",
     "called_model",
     "check_merge",
     "check_no_adapter",
@@ -50,6 +52,7 @@ __all__ = [
     "members_at",
     "merged_copy",
     "needs_copies",
+    "scratch_bytes",
     "smallest",
     "task_type",
     "tuned_weights",

@@ -11,7 +11,7 @@ from torch import nn
 from zoreward.members.grouping import Grouping, filled, patched, perturbed_copies
 from zoreward.members.limits import update_limited_
 from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
-from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, tuned_weights
+from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, bytes_of, tuned_weights
 from zoreward.records import Member, Update
 
 KEEP_BYTES = 2 << 30
@@ -62,7 +62,7 @@ def members_at(
     """
     tuned = tuned or tuned_weights(model)
     owners = tuned.shown_by(members)
-    if len(members) == 1 and _fit(owners, 1, keep_bytes):
+    if len(members) == 1 and fit(owners, 1, keep_bytes):
         kept = perturbed_copies(_slots(owners), members, tuned.kernels)
         with filled(_slots(owners), lambda slot: kept[id(slot.weight)][0]):
             yield
@@ -72,10 +72,10 @@ def members_at(
     factors = member_factors([slot for _, slot, _ in corrected], members, tuned.kernels) if corrected else {}
     if held is not None:
         factors = held.filled(factors)
-    fit = _fit(copied, len(members), keep_bytes)
+    keep_all = fit(copied, len(members), keep_bytes)
     # Vectors always: they are many, and so small that a launch for each module's would be all they cost.
-    kept = perturbed_copies([slot for slot in _slots(copied) if fit or slot.weight.ndim < 2], members, tuned.kernels)
-    grouping = Grouping(members, kept, tuned.kernels, _bytes(_slots(tuned.owners)) // SCRATCH_SHARE)
+    kept = perturbed_copies([s for s in _slots(copied) if keep_all or s.weight.ndim < 2], members, tuned.kernels)
+    grouping = Grouping(members, kept, tuned.kernels, pass_bytes(tuned))
     with ExitStack() as stack:
         for part in _called_parts(model):
             handle = part.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
@@ -102,13 +102,14 @@ def _slots(owners: Iterable[Owner]) -> list[Slot]:
     return [slot for _, slots in owners for slot in slots]
 
 
-def _fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
-    return _bytes(_slots(owners)) * members <= keep_bytes
+def fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
+    """Whether copies of all weights of these owners, at so many members, may be kept."""
+    return bytes_of(slot.weight for slot in _slots(owners)) * members <= keep_bytes
 
 
-def _bytes(slots: Iterable[Slot]) -> int:
-    weights = {id(slot.weight): slot.weight for slot in slots}.values()
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+def pass_bytes(tuned: Tuned) -> int:
+    """Return the bytes up to which a module's copies at several members are made in one pass."""
+    return bytes_of(tuned.weights.values()) // SCRATCH_SHARE
 
 
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:

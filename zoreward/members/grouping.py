@@ -12,7 +12,7 @@ from torch import nn
 from zoreward.members.hooked import has_other_forward, place_of, plain_forward_of
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
-from zoreward.members.tuned import Kernels, Slot, by_kernel
+from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of
 from zoreward.records import InputError, Member
 
 
@@ -67,9 +67,8 @@ class Grouping:
         is_linear = type(owner).forward is nn.Linear.forward and not has_other_forward(owner)
         is_linear = is_linear and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
-        bytes_each = sum(slot.weight.numel() * slot.weight.element_size() for slot in made)
         product = thin_product(owner, slots, self._kept) if not made else None
-        at_once = max(1, self._scratch_bytes // max(1, bytes_each))
+        at_once = members_at_once(made, self._scratch_bytes)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.current is not None:
@@ -183,6 +182,11 @@ class Grouping:
         if all(output is first for output in outputs):
             return first
         raise TypeError(f"a {type(first).__name__} cannot be joined over members")
+
+
+def members_at_once(slots: Iterable[Slot], scratch_bytes: int) -> int:
+    """Return at how many members the slots' weights are copied in one pass."""
+    return max(1, scratch_bytes // max(1, bytes_of(slot.weight for slot in slots)))
 
 
 def perturbed_copies(

@@ -77,6 +77,17 @@ class Tuned:
         return [(owner, slots) for owner, slots in own if slots]
 
 
+def bytes_of(weights: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that tensors take, each counted once.
+
+    >>> tied = torch.zeros(2, 3, dtype=torch.bfloat16)
+    >>> bytes_of([tied, torch.zeros(4), tied])
+    28
+    """
+    distinct = {id(weight): weight for weight in weights}.values()
+    return sum(weight.numel() * weight.element_size() for weight in distinct)
+
+
 def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tuned:
     """Return the weights of `model` that are tuned: floating-point ones.
 

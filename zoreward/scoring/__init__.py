@@ -8,11 +8,13 @@ from zoreward.scoring.devices import check_device_map, check_loaded, checked_dev
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
+from zoreward.scoring.free import free_bytes, peak_bytes
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.heads import Head, check_needs, head_of, kind_of
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     adapter_base,
+    blank_model,
     check_model_name,
     load_model,
     load_tokenizer,
@@ -21,6 +23,7 @@ from zoreward.scoring.loading import (
     prepare_tokenizer,
 )
 from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
@@ -33,6 +36,7 @@ __all__ = [
     "Generator",
     "HFGenerator",
     "Head",
+    "Memory",
     "Packer",
     "Reader",
     "Scorer",
@@ -40,10 +44,12 @@ __all__ = [
     "adapter_base",
     "answer_scores",
     "base_of",
+    "blank_model",
     "calibrated_logprobs",
     "candidate_logprobs",
     "check_device_map",
     "check_loaded",
+    "check_memory",
     "check_model_name",
     "check_needs",
     "checked_device",
@@ -54,6 +60,7 @@ __all__ = [
     "distinct_2",
     "evaluate",
     "examples_of",
+    "free_bytes",
     "head_of",
     "is_spread",
     "kind_of",
@@ -67,12 +74,15 @@ __all__ = [
     "mean_length",
     "member_scores",
     "model_kind",
+    "needed_memory",
+    "peak_bytes",
     "prepare_tokenizer",
     "probe_score",
     "reader_of",
     "score_writings",
     "scorer_of",
     "share_that_differs",
+    "size",
     "statistics_of",
     "weights_moved",
     "with_base",

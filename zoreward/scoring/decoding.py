@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from zoreward.data import PAIRS
-from zoreward.members import KEEP_BYTES, members_at
+from zoreward.members import members_at
 from zoreward.records import InputError, Member, ObjectiveError
+from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.pairs import on_the_right
 from zoreward.scoring.reader import Reader
 from zoreward.scoring.sampling import CommonNumbers
@@ -153,7 +154,7 @@ def _generated(
     if reader.kind == PAIRS:
         config.decoder_start_token_id = reader.start[0]
         begun["decoder_input_ids"] = torch.tensor([reader.start] * len(ids), device=ids.device)
-    keep_bytes = _keep_bytes(reader) if reader.grouped and len(members) > 1 else sys.maxsize
+    keep_bytes = _keep_bytes(reader, len(members))
     with (
         torch.no_grad(),
         _own_settings(model),
@@ -208,10 +209,10 @@ def _up_to_end(tokens: list[int], end_tokens: Sequence[int]) -> Tokens:
     return tuple(tokens[: ends[0] + 1] if ends else tokens)
 
 
-def _keep_bytes(reader: Reader) -> int:
-    """How many bytes of perturbed copies may be kept: making them again for each token costs more than reading them."""
-    device = device_of(reader)
-    return KEEP_BYTES if device.type == "cpu" else max(KEEP_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
+def _keep_bytes(reader: Reader, members: int) -> int:
+    free = free_bytes(device_of(reader))
+    # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
+    return sys.maxsize if free is None or not reader.grouped else bytes_to_keep(device_of(reader), free, members)
 
 
 def device_of(reader: Reader) -> torch.device:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, members_at
+from zoreward.members import KEEP_BYTES, bytes_of, members_at
 from zoreward.records import InputError, Member, ObjectiveError
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE, forward, sorted_batches
 from zoreward.scoring.reader import Reader
@@ -48,7 +48,7 @@ class Base:
     @property
     def bytes(self) -> int:
         """The memory that the base takes beside the model."""
-        return 0 if self.adapter else sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        return 0 if self.adapter else bytes_of(self.model.parameters())
 
 
 def base_of(model: nn.Module, device: str | torch.device | None = None) -> Base:
@@ -63,12 +63,13 @@ def base_of(model: nn.Module, device: str | torch.device | None = None) -> Base:
     """
     if hasattr(model, "disable_adapter") and hasattr(model, "peft_config"):
         return Base(model, adapter=True)
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     try:
         own = copy.deepcopy(model) if device is None else _copied_to(model, torch.device(device))
     except torch.OutOfMemoryError as error:
         hint = "keep it in the computer's memory: --base-device cpu"
-        raise InputError(f"a copy of the base does not fit: {size / 1e9:.2f} GB", hint=hint) from error
+        raise InputError(
+            f"a copy of the base does not fit: {bytes_of(model.parameters()) / 1e9:.2f} GB", hint=hint
+        ) from error
     return Base(own.eval().requires_grad_(False), adapter=False)
 
 

@@ -15,6 +15,7 @@ from zoreward.records import InputError, MissingFileError
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -199,33 +200,26 @@ def _loaded(
     Those of models that write are not looked at.
     """
     import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        AutoModelForSeq2SeqLM,
-        AutoModelForSequenceClassification,
-    )
 
-    # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
-    dtype = dtype or ("float32" if checked_device(device or first_device()).type == "cpu" else "auto")
-    if dtype not in DTYPES:
-        raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
+    dtype = checked_dtype(dtype, checked_device(device or first_device()))
     if device_map is not None:
         settings["device_map"] = device_map
-    auto: Any = {
-        "causal": AutoModelForCausalLM,
-        "masked": AutoModelForMaskedLM,
-        "classifier": AutoModelForSequenceClassification,
-        "encoder-decoder": AutoModelForSeq2SeqLM,
-    }[kind]
     # transformers draws the weights that are missing: not from the global state. What they are, we look at ourselves.
     quiet = nullcontext() if kind not in WHOLE else _without_warnings()
     with torch.random.fork_rng(devices=[]), quiet:
-        model, told = auto.from_pretrained(
+        model, told = _auto(kind).from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
     missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
     return model, missing if kind in WHOLE else []
+
+
+def _auto(kind: Kind) -> Any:
+    """The class of transformers that loads models of a kind."""
+    import transformers
+
+    ending = {"causal": "CausalLM", "masked": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}.get(kind)
+    return getattr(transformers, f"AutoModelFor{ending or 'SequenceClassification'}")
 
 
 def _placed(model: PreTrainedModel, device: Any, device_map: str | None) -> PreTrainedModel:
@@ -257,6 +251,63 @@ def _told(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=_first_line(error)) from error
+
+
+def checked_dtype(dtype: str | None, device: torch.device) -> str:
+    """Return the dtype of the weights on a device: what is asked for, or the default.
+
+    Raises:
+        InputError: there is no such dtype.
+    """
+    # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    if dtype not in DTYPES:
+        raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
+    return dtype
+
+
+def blank_model(
+    name: str, *, dtype: str | None, device: torch.device, trust_remote_code: bool = False, classes: int = 0
+) -> Any:
+    """Return what `load_model` would load, without its weights: on torch's meta device, where nothing has values.
+
+    Args:
+        name: a folder or a Hub id.
+        dtype: as for `load_model`. With `auto`, a checkpoint whose config names none counts as float32.
+        device: where the model would be loaded to.
+        trust_remote_code: run the code that comes with it.
+        classes: with a new head of so many; 0: as `load_model` loads it.
+
+    Returns:
+        The model; None where its weights are quantised, or where it cannot be made without them.
+
+    Raises:
+        ZorewardError: there is no such dtype, or the adapter is none.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    wanted, base = checked_dtype(dtype, device), adapter_base(name)
+    trust = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(base or name, **trust)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
+        own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+        if classes:
+            config.num_labels = classes
+        kind = "classifier" if classes else model_kind(config)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: Any = _auto(kind).from_config(
+                config, dtype=own if wanted == "auto" else getattr(torch, wanted), **trust
+            )
+            if base is not None:
+                from peft import PeftConfig, get_peft_model
+
+                model = get_peft_model(model, PeftConfig.from_pretrained(name))
+    except Exception:  # loading it will tell what is wrong; code that came with it may want weights at once
+        return None
+    return model
 
 
 def adapter_base(name: str) -> str | None:

@@ -8,7 +8,7 @@ shape is captured once: its graph runs the members on streams of their own, on c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from zoreward.members import KEEP_BYTES, HeldCopies
+from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
 from zoreward.records import Example, Member
 from zoreward.scoring.devices import is_spread
 from zoreward.scoring.stepping import captured, on_side_stream
@@ -48,7 +48,7 @@ class Packer:
         self._copies = HeldCopies(reader.tuned)
         self._passes: OrderedDict[tuple[int, ...], _Pass] = OrderedDict()
         self._read: tuple[int, ...] = ()
-        self._bytes = _bytes(reader.model.parameters())
+        self._bytes = bytes_of(reader.model.parameters())
         self.problem: str | None = None
         if reader.kind != "causal":
             self.problem = "it is no causal language model"
@@ -69,7 +69,7 @@ class Packer:
             return False
         if any(len(answer) > 1 for example in examples for answer in example.candidate_tokens):
             return False
-        copies = _bytes(self._reader.tuned.weights.values()) * len(members)
+        copies = bytes_of(self._reader.tuned.weights.values()) * len(members)
         return (
             max(copies, self._bytes) <= KEEP_BYTES
             and sum(len(example.prompt_tokens) for example in examples) <= MOST_TOKENS // 2
@@ -108,10 +108,6 @@ class Packer:
         self._passes.clear()
         self._copies = HeldCopies(self._reader.tuned)
         logging.get_logger(__name__).warning("Answers are read without CUDA graphs: %s.", problem.splitlines()[0])
-
-
-def _bytes(weights: Iterable[torch.Tensor]) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def packed(lengths: Sequence[int], width: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
@@ -89,7 +90,7 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     kind = kind_of(model)
     accepts = frozenset(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
-    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else _gpu_tokens(vocabulary_size(model)))
+    tokens = tokens or forward_tokens(device, vocabulary_size(model))
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
     if kind in WHOLE:
@@ -115,9 +116,12 @@ def _own_padding(model: nn.Module, pad_token_id: int) -> int:
     return int(text.pad_token_id)
 
 
-def _gpu_tokens(vocabulary: int) -> int:
-    """
-    >>> [_gpu_tokens(size) for size in (6144, 50257)]
+def forward_tokens(device: torch.device, vocabulary: int) -> int:
+    """Return how many tokens a forward pass reads on a device.
+
+    >>> [forward_tokens(torch.device("cuda"), size) for size in (6144, 50257)]
     [131072, 32768]
     """
+    if device.type == "cpu":
+        return CPU_TOKENS
     return max(GPU_TOKENS, min(MOST_GPU_TOKENS, MOST_LOGITS // vocabulary))

@@ -114,7 +114,7 @@ def check_drift(args: ZOConfig) -> None:
         raise InputError(f"max_kl={args.max_kl} is out of range", hint="It is above 0, in nats per token.")
     if args.base_device is not None:
         checked_device(args.base_device)
-        if not _wanted(args):
+        if not keeps_base(args):
             hint = "Give drift, kl or max_kl, or leave base_device out."
             raise InputError("base_device is set, and no base is kept", hint=hint)
 
@@ -125,7 +125,7 @@ def drift_of(model: nn.Module, args: ZOConfig, rows: Sequence[Example]) -> Drift
     Raises:
         InputError: the copy has no room.
     """
-    if not _wanted(args):
+    if not keeps_base(args):
         return None
     base = base_of(model, checked_device(args.base_device) if args.base_device else None)
     if not base.adapter:
@@ -134,7 +134,8 @@ def drift_of(model: nn.Module, args: ZOConfig, rows: Sequence[Example]) -> Drift
     return Drift(base, rows, args.kl, args.max_kl)
 
 
-def _wanted(args: ZOConfig) -> bool:
+def keeps_base(args: ZOConfig) -> bool:
+    """Whether a run is compared with its base."""
     return bool(args.drift or args.kl or args.max_kl is not None)
 
 

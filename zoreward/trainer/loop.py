@@ -41,6 +41,7 @@ from zoreward.trainer.inputs import (
     with_adapter,
 )
 from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
 from zoreward.trainer.resumable import ResumableTrainer
@@ -89,6 +90,7 @@ class ZOTrainer(ResumableTrainer):
         head: what kind of model is tuned, and a classifier's classes.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
+        memory: the `Memory` that the run was thought to need before its weights were read, or None.
         drift: the `Drift` that says how far the run has moved, or None.
         kept_step: after how many steps the model stands, once a run is over: its last, or the best one with
             `load_best_model_at_end`.
@@ -125,7 +127,8 @@ class ZOTrainer(ResumableTrainer):
         args, self._source = args or ZOConfig(), name_of(model)
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
-        args = completed(args, self.objective.needs, adapter=tunes_adapter(model, args, peft_config))
+        adapter = tunes_adapter(model, args, peft_config)
+        args, needs = completed(args, self.objective.needs, adapter=adapter), self.objective.needs
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
         self.head = checked_head(model, args, list(train_dataset or ()))
@@ -134,11 +137,16 @@ class ZOTrainer(ResumableTrainer):
             processing_class or load_tokenizer(name_of(model), **trust, kind=self.head.kind), self.head.kind
         )
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
-        settings = (self.objective.needs, args, tokenizer, model, self._shot_rows, self.head)
+        settings = (needs, args, tokenizer, model, self._shot_rows, self.head)
         train_examples = made_examples(train_dataset, *settings)
         self.method = method_of(args, rows=len(train_examples))
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
-        warn_about_context(train_examples, args.shots if self.objective.needs != "completions" else 0)
+        warn_about_context(train_examples, args.shots if needs != "completions" else 0)
+        self.method_state = self.method.init()
+        query = self.method.ask(self.method_state)
+        self.memory = checked_memory(
+            model, args, peft_config, query, needs, train_examples, adapter=adapter, head=self.head
+        )
         self._new_weights: list[str] = []
         if isinstance(model, str):
             model, self._new_weights = loaded_model(model, self.head, args)
@@ -154,13 +162,11 @@ class ZOTrainer(ResumableTrainer):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
-        self.method_state = self.method.init()
         self.last_step: StepRecord | None = None
         self.last_rows: list[Example] = []
         self.last_scored: list[Scored] = []
-        members = self.method.ask(self.method_state).members
         self.scorer = checked_scorer(
-            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], members, tuned=tuned
+            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], query.members, tuned=tuned
         )
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)

@@ -1,0 +1,403 @@
+"""`zoreward bench`: what chooses, what is reported, what is done again, and the one baseline with gradients."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
+
+from conftest import FAMILIES, random_model
+from test_cli import folder, last_object  # noqa: F401  (a fixture)
+from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
+from zoreward.bench.gradient import adamw_step, batches, loss_of, mean_logprobs
+from zoreward.bench.keeping import Best
+from zoreward.bench.rows import Counts, bench_rows
+from zoreward.cli import main
+from zoreward.data import Split, load_task, render
+from zoreward.records import InputError
+from zoreward.registry import get_objective
+from zoreward.scoring import candidate_logprobs, evaluate, load_model, load_tokenizer, probe_score, reader_of
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+GOOD, BAD = ["good", "great", "lovely", "bright"], ["bad", "awful", "dull", "terrible"]
+TRAIN = [
+    {"sentence": f"a {word} {kind}", "label": int(word in GOOD)}
+    for word in GOOD + BAD
+    for kind in ("film", "plot", "is", "was")
+]
+OTHERS = [{"sentence": f"the {word} film", "label": int(word in GOOD)} for word in GOOD[:3] + BAD]
+SETTINGS = {"template": "{sentence|strip} It was", "choices": [" terrible", " great"]}
+ROWS = [{"text": f"a very {word} film"[: None if i % 2 else -5], "label": i % 2} for i, word in enumerate(GOOD + BAD)]
+
+
+def write(path: str, rows: list[dict]) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def turned(rows: list[dict]) -> list[dict]:
+    """The rows with the other label each."""
+    return [{**row, "label": 1 - row["label"]} for row in rows]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> None:
+    """A folder with three files of SST-2's columns."""
+    for name, rows in (("train", TRAIN), ("dev", OTHERS), ("test", OTHERS)):
+        write(f"{tmp_path}/data/{name}.jsonl", rows)
+
+
+# With the first rate nothing moves, with the last the model is another.
+RATES = ["--lr", "mezo=1e-9,1e-1", "--lr", "adamw=1e-9,1e-1"]
+SMALL = ["--model", "model", "--steps", "4", "--batch-size", "8", "--eval-every", "2", "--shots", "2"]
+
+
+def words_of(output: str, methods: str, data: str = "data", seeds: str = "1") -> list[str]:
+    own = [
+        word
+        for flag, word in zip(RATES[::2], RATES[1::2], strict=True)
+        if word.partition("=")[0] in methods.split(",")
+        for word in (flag, word)
+    ]
+    where = ["--data-dir", data, "--methods", methods, "--seeds", seeds, "--output", output]
+    return ["bench", "sst2", *SMALL, *where, *own]
+
+
+def bench(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The lines of a table, by method."""
+    assert main([*words, "--json"]) == 0, capsys.readouterr().err
+    return {line["method"]: line for line in last_object(capsys.readouterr().out)["lines"]}
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Run, Plan]]:
+    """What was run, and with what, in the place of real runs.
+
+    Where most dev rows are ones, the larger a rate the better its dev score, else the worse; the test score is the
+    share of ones among the test rows.
+    """
+    asked: list[tuple[Run, Plan]] = []
+
+    def do(run: Run, plan: Plan, where: Path, jobs: int) -> dict[str, Any]:
+        asked.append((run, plan))
+        ones = [
+            sum(row["label"] for row in rows) / len(rows) for rows in (plan.rows.dev, plan.rows.test or [{"label": 0}])
+        ]
+        sign = 1 if ones[0] > 0.5 else -1
+        found = {"dev": sign * (run.rate or 0), "shown": 1, "seconds": 0.0, "peak": None, "step": 2, "shots": 2}
+        return found if run.chooses else {**found, "test": ones[1] + run.seed / 8}
+
+    monkeypatch.setattr(driver, "_do", do)
+    return asked
+
+
+@pytest.mark.usefixtures("data")
+def test_dev_labels_choose_and_test_labels_do_not(
+    scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ones = [{**row, "label": 1} for row in OTHERS]
+    for name, dev, test in (("plain", OTHERS, OTHERS), ("dev", ones, OTHERS), ("test", OTHERS, ones)):
+        for part, rows in (("train", TRAIN), ("dev", dev), ("test", test)):
+            write(f"{name}/{part}.jsonl", rows)
+    found = {name: bench(words_of(f"out-{name}", "mezo", name), capsys)["mezo"] for name in ("plain", "dev", "test")}
+    assert [found[name]["rate"] for name in ("plain", "dev", "test")] == [1e-9, 1e-1, 1e-9]
+    assert found["plain"]["test"] == found["dev"]["test"] != found["test"]["test"]
+
+
+@pytest.mark.usefixtures("data")
+def test_who_chooses_is_given_no_test_rows(scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str]) -> None:
+    bench(words_of("out", "zero-shot,mezo,adamw", seeds="13,7"), capsys)
+    assert [len(plan.rows.test) for run, plan in scores if run.chooses] == [0] * 4
+    assert {run.seed for run, _ in scores if run.chooses} == {13}
+    assert all(plan.rows.test == OTHERS for run, plan in scores if not run.chooses)
+    order = [run.chooses for run, _ in scores]
+    assert order == sorted(order, reverse=True)  # every choice is made before any test row is scored
+    assert [run.seed for run, _ in scores if run.method == "mezo" and not run.chooses] == [13, 7]
+    assert [run.seed for run, _ in scores if run.method == "zero-shot"] == [13]
+
+
+def test_choosing_takes_the_best_dev_score_and_of_equals_the_smallest_rate() -> None:
+    tried = tries("t", {"mezo": (1e-4, 1e-6, 1e-5), "adamw": (1e-4, 1e-3, 1e-2)}, 0)
+    dev = dict(zip(tried, [0.5, 0.7, 0.7, 0.1, 0.2, 0.3], strict=True))
+    found: dict[Run, dict[str, Any]] = {run: {"dev": score} for run, score in dev.items()}
+    assert chosen_rate(found, tried[:3]) == 1e-6
+    found[tried[5]] = {"error": "out of memory"}
+    assert chosen_rate(found, tried[3:]) == 1e-3
+    runs = finals("t", ["zero-shot", "mezo", "adamw"], tried, found, [0, 1])
+    assert [(run.method, run.rate, run.seed) for run in runs] == [
+        ("zero-shot", None, 0),
+        ("mezo", 1e-6, 0),
+        ("mezo", 1e-6, 1),
+        ("adamw", 1e-3, 0),
+        ("adamw", 1e-3, 1),
+    ]
+    for run in tried[3:]:
+        found[run] = {"error": "out of memory"}
+    assert [run.method for run in finals("t", ["mezo", "adamw"], tried, found, [0])] == ["mezo"]
+
+
+@pytest.mark.usefixtures("data")
+def test_what_is_done_is_not_done_again(scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str]) -> None:
+    words = words_of("out", "zero-shot,mezo", seeds="2")
+    whole = bench(words, capsys)
+    results = Path("out/results.jsonl")
+    lines = results.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 1 + 1 + 2 + 2 == len(scores) + 1  # the task; majority, zero-shot, two rates, two seeds
+    for kept, torn in ((4, ""), (4, lines[4][:20]), (6, lines[6][:-1])):
+        results.write_text("".join(lines[:kept]) + torn)
+        scores.clear()
+        assert bench(words, capsys) == whole
+        assert len(scores) == len(lines) - kept
+        assert results.read_text().splitlines(keepends=True) == lines
+    scores.clear()
+    bench(words_of("out", "zero-shot,mezo,shots", seeds="2"), capsys)
+    assert [run.method for run, _ in scores] == ["shots", "shots"]  # more may be asked for
+
+
+@pytest.mark.usefixtures("data", "scores")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--steps", "5"], "steps was 4, and is 5"),
+        (["--split-seed", "3", "--train-rows", "8"], "rows was"),
+        ("labels", "test rows have changed"),
+    ],
+)
+def test_something_else_is_refused(change: Any, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(words_of("out", "zero-shot"), capsys)
+    before = Path("out/results.jsonl").read_bytes()
+    if change == "labels":
+        write("data/test.jsonl", turned(OTHERS))
+        change = []
+    assert main([*words_of("out", "zero-shot"), *change]) == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert told in error and "--output" in hint
+    assert Path("out/results.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("data")
+def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # not installed
+    words = words_of("out", "zero-shot,shots,calibrated,linear-probe,mezo,adamw", seeds="2")
+    assert main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    lines = {line["method"]: line for line in last_object(out)["lines"]}
+    assert "matplotlib is not installed" in err and not Path("out/plot.png").exists()
+    task = load_task("sst2")
+    for name, more in (
+        ("zero-shot", {}),
+        ("calibrated", {"content_free": task.content_free}),
+        ("shots", {"shots": 2, "shot_rows": TRAIN}),
+    ):
+        wanted = evaluate("model", "accuracy", OTHERS, **SETTINGS, **more)
+        assert lines[name]["tests"][0] == wanted.score
+    settings: dict[str, Any] = {"needs": "choices", **SETTINGS}
+    own = render(TRAIN, load_tokenizer("model"), **settings), render(OTHERS, load_tokenizer("model"), **settings)
+    probe = probe_score(reader_of(load_model("model"), 0), get_objective("accuracy"), *own)
+    assert lines["linear-probe"]["tests"] == [probe.score] == [lines["linear-probe"]["dev"]]
+    assert lines["zero-shot"]["majority"] == 4 / 7 and lines["zero-shot"]["deviation"] is None
+    assert (lines["mezo"]["shown"], lines["mezo"]["backward"]) == (2 * 4 * 8, 0)
+    assert (lines["adamw"]["shown"], lines["adamw"]["backward"]) == (4 * 8, 4 * 8)
+    assert lines["mezo"]["seeds"] == [0, 1] and len(lines["mezo"]["tests"]) == 2
+    assert lines["mezo"]["deviation"] == pytest.approx(float(np.std(lines["mezo"]["tests"], ddof=1)), abs=1e-12)
+    table = Path("out/table.md").read_text()
+    assert [row.split("|")[1].strip() for row in table.splitlines()[4:]] == list(lines)
+    with Path("out/table.csv").open(newline="") as file:
+        assert [row["test"] for row in csv.DictReader(file)] == [str(line["test"]) for line in lines.values()]
+    assert not Path("out/runs").exists()
+    # On the way a choosing run scored the dev rows, and no run the test rows before it.
+    results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    assert all("test" not in one for one in results if one.get("chooses"))
+    assert all([step for step, _ in one["curve"]] == [2, 4] for one in results if one.get("rate"))
+
+
+def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"q": f"the {word} film was", "a": word} for word in GOOD + BAD]
+    write("own/train.jsonl", rows)
+    Path("own.yaml").write_text(
+        "template: '{q}'\nanswer: ' {a}'\nobjective: token-f1\ntrain_on: log-likelihood\nmax_new_tokens: 3\n"
+        "columns: {answer: '{a}'}\n"
+    )
+    words = ["bench", "own.yaml", *SMALL, "--data-dir", "own", "--output", "out", "--seeds", "1", *RATES, "--json"]
+    words += ["--lr", "mezo-metric=1e-3,1e-2", "--lr", "mezo-lora=1e-3,1e-2"]
+    assert main([*words, "--train-rows", "4", "--dev-rows", "2", "--test-rows", "2"]) == 0
+    out, err = capsys.readouterr()
+    for name in ("shots", "calibrated", "linear-probe"):
+        assert f"own has no {name}: " in err
+    lines = {line["method"]: line for line in last_object(out)["lines"]}
+    assert list(lines) == ["zero-shot", "mezo", "mezo-metric", "mezo-lora", "adamw"]
+    assert all(line["majority"] is None and line["test_rows"] == 2 for line in lines.values())
+    # Three words of which one may be right.
+    assert all(line["tests"][0] in (0.0, 0.25, 0.5) for line in lines.values())
+
+
+def test_a_task_whose_rows_bring_their_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("train", 8), ("dev", 4)):
+        rows = [
+            {"premise": f"the {word} film.", "choice1": "It was good.", "choice2": "It was bad."} for word in GOOD * 2
+        ]
+        rows = [{**row, "question": "cause", "label": i % 3 // 2} for i, row in enumerate(rows[:count])]
+        write(f"copa/{name}.jsonl", rows)
+    words = [
+        "bench",
+        "copa",
+        *SMALL,
+        *RATES,
+        "--data-dir",
+        "copa",
+        "--dev-rows",
+        "2",
+        "--output",
+        "out",
+        "--seeds",
+        "1",
+    ]
+    found = bench([*words, "--methods", "zero-shot,calibrated,linear-probe,mezo,adamw"], capsys)
+    assert list(found) == ["zero-shot", "calibrated", "mezo", "adamw"]
+    assert found["mezo"]["metric"] == "accuracy" and found["mezo"]["majority"] == 0.75
+    assert all(line["test"] * 4 in range(5) for line in found.values())
+
+
+# Rows
+
+
+def test_two_files_hold_dev_rows_out_of_train() -> None:
+    write("two/train.jsonl", TRAIN)
+    write("two/dev.jsonl", OTHERS)
+    found = bench_rows(load_task("sst2"), Path("two"), Counts(train=20, dev=8))
+    assert found.test == OTHERS
+    assert (len(found.train), len(found.dev)) == (20, 8)
+    texts = [row["sentence"] for row in found.train + found.dev]
+    assert len(set(texts)) == 28 and set(texts) <= {row["sentence"] for row in TRAIN}
+    other = bench_rows(load_task("sst2"), Path("two"), Counts(train=20, dev=8, seed=1))
+    assert other.test == OTHERS and other.dev != found.dev
+
+
+def test_one_file_is_divided_into_three() -> None:
+    write("one/dev.jsonl", TRAIN)
+    found = bench_rows(load_task("sst2"), Path("one"), Counts(train=16, dev=7, test=9, seed=2))
+    parts = [[row["sentence"] for row in rows] for rows in (found.train, found.dev, found.test)]
+    assert list(map(len, parts)) == [16, 7, 9]
+    assert sorted(parts[0] + parts[1] + parts[2]) == sorted(row["sentence"] for row in TRAIN)
+
+
+# AdamW
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("choices", [[" bad", " great"], [" very bad plot", " great", " not dull"]])
+def test_mean_logprobs_are_those_that_scoring_takes(
+    family: str, choices: list[str], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    reader = reader_of(random_model(family), tokenizer.pad_token_id)
+    examples = render(ROWS, tokenizer, needs="choices", template="{text} it was", choices=choices)
+    found = mean_logprobs(reader, examples)
+    wanted = candidate_logprobs(reader, examples)[0]
+    assert found.requires_grad
+    # float32 log-probabilities of size ~10 in another batch: some 1e-5 apart.
+    np.testing.assert_allclose(found.detach().numpy(), wanted, atol=1e-4)
+
+
+def test_answers_of_their_own_leave_gaps(tokenizer: PreTrainedTokenizerFast) -> None:
+    reader = reader_of(random_model("llama"), tokenizer.pad_token_id)
+    rows = [{**row, "ends": [" great", " very bad plot"] + [" dull"] * (i % 2)} for i, row in enumerate(ROWS)]
+    examples = render(rows, tokenizer, needs="choices", template="{text} it was", choice_column="ends")
+    found = mean_logprobs(reader, examples)
+    assert torch.isneginf(found[::2, 2]).all() and torch.isfinite(found[1::2]).all()
+    loss_of(reader, examples, "choices").backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in reader.model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize("needs", ["choices", "likelihood"])
+def test_a_step_is_that_of_torch_on_a_plain_loss(needs: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    ours, plain, theirs = (random_model("llama") for _ in range(3))
+    examples = render(ROWS[:3], tokenizer, needs=needs, template="{text} it was", choices=[" bad", " great"])
+    readers = [reader_of(model, tokenizer.pad_token_id) for model in (ours, theirs)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0) for model in (ours, theirs)]
+
+    rows = []  # one at a time, without padding
+    for example in examples:
+        logprobs = plain(torch.tensor([example.prompt_tokens])).logits[0, -1].log_softmax(-1)
+        rows.append(logprobs[[tokens[0] for tokens in example.candidate_tokens]])
+    references = torch.tensor([example.reference for example in examples])
+    of_choices = functional.cross_entropy(torch.stack(rows), references) if needs == "choices" else None
+    loss = -torch.stack(rows).mean() if of_choices is None else of_choices
+    loss.backward()
+    loss_of(readers[1], examples, needs).backward()
+    for own, wanted in zip(theirs.parameters(), plain.parameters(), strict=True):
+        # float32 sums of some hundred products of size ~1, in another order.
+        torch.testing.assert_close(own.grad, wanted.grad, atol=1e-4, rtol=1e-4)
+    optimizers[1].zero_grad()
+
+    for _ in range(2):  # the second time, what is left of the first would show
+        adamw_step(optimizers[0], readers[0], examples, needs)
+        loss_of(readers[1], examples, needs).backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+    for own, wanted, start in zip(ours.parameters(), theirs.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, wanted, atol=0, rtol=0)
+        assert not torch.equal(own, start)
+
+
+def test_adamw_sees_the_batches_that_mezo_sees(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = random_model("llama")
+    model.config._name_or_path = "x"
+    args = ZOConfig(
+        str(tmp_path / "run"),
+        max_steps=7,
+        per_device_train_batch_size=3,
+        seed=5,
+        use_cpu=True,
+        disable_tqdm=True,
+        template="{text} it was",
+        choices=[" bad", " great"],
+        save_strategy="no",
+    )
+    trainer = ZOTrainer(model, objective="accuracy", args=args, train_dataset=ROWS, processing_class=tokenizer)
+    seen: list[list[str]] = []
+    step = trainer.training_step
+    trainer.training_step = lambda *a, **b: (step(*a, **b), seen.append([e.row["text"] for e in trainer.last_rows]))[0]
+    trainer.train()
+    wanted = [[ROWS[n]["text"] for n in rows] for rows in batches(len(ROWS), 3, 7, seed=5)]
+    assert seen == wanted
+    assert [len(rows) for rows in wanted] == [3, 3, 2, 3, 3, 2, 3]
+
+
+def test_the_best_look_is_kept_and_put_back() -> None:
+    weights = {"w": torch.zeros(2), "b": torch.zeros(1)}
+    scores = iter([0.5, 0.7, 0.7, 0.6])
+    best = Best(weights, lambda: next(scores))
+    for step in (2, 4, 6, 7):
+        weights["w"].fill_(step)
+        weights["b"].fill_(-step)
+        best.look(step)
+    assert (best.step, best.dev, best.curve) == (4, 0.7, [(2, 0.5), (4, 0.7), (6, 0.7), (7, 0.6)])
+    best.put_back()
+    assert (weights["w"].tolist(), weights["b"].tolist()) == ([4.0, 4.0], [-4.0])
+
+
+# Results
+
+
+def test_results_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text('{"kind": "run"}\n')
+    with pytest.raises(InputError, match=r"results\.jsonl cannot be read"):
+        Results(tmp_path)
+
+
+def test_a_plan_s_configuration_knows_every_row() -> None:
+    task = load_task("sst2")
+    plans = [Plan(task, "model", Split(TRAIN, OTHERS, test), Settings()) for test in (OTHERS, turned(OTHERS))]
+    one, other = (plan.configuration() for plan in plans)
+    assert {name for name in one if one[name] != other[name]} == {"test rows"}
+    assert all(METHODS[name].about for name in METHODS)

@@ -1,0 +1,33 @@
+"""A task's table: methods × settings × seeds, chosen by dev rows, reported on test rows. No torch before it runs."""
+
+from __future__ import annotations
+
+from zoreward.bench.choosing import chosen_rate, finals, tries
+from zoreward.bench.driver import run_all
+from zoreward.bench.plan import METHODS, BenchMethod, Plan, Run, Settings, problem_of, rates_of
+from zoreward.bench.plot import draw
+from zoreward.bench.results import Results
+from zoreward.bench.rows import Counts, bench_rows, check_plan
+from zoreward.bench.table import as_csv, as_markdown, lines_of
+
+__all__ = [
+    "METHODS",
+    "BenchMethod",
+    "Counts",
+    "Plan",
+    "Results",
+    "Run",
+    "Settings",
+    "as_csv",
+    "as_markdown",
+    "bench_rows",
+    "check_plan",
+    "chosen_rate",
+    "draw",
+    "finals",
+    "lines_of",
+    "problem_of",
+    "rates_of",
+    "run_all",
+    "tries",
+]

@@ -1,0 +1,115 @@
+"""The rows of a table: to tune on, to choose by, to report. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoreward.bench.plan import Plan, objectives_of
+from zoreward.data import Split, Task, check_columns, check_prompts, load_rows, sample_rows, split_rows
+from zoreward.records import InputError, MissingFileError, ZorewardError
+from zoreward.registry import Objective
+
+_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+# What the files of a folder may be called.
+_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many rows, and the seed that draws them.
+
+    Args:
+        train, dev, test: None: the task's.
+        seed: of the draw of rows to tune on and dev rows; test rows are the same for all.
+    """
+
+    train: int | None = None
+    dev: int | None = None
+    test: int | None = None
+    seed: int = 0
+
+
+def bench_rows(task: Task, folder: Path | None, counts: Counts) -> Split:
+    """Return a task's rows. Rows that choose are held out of those to tune on; the other split is the test.
+
+    Args:
+        task: the task.
+        folder: of files, `train`, `dev` and `test`: with two of them the other one is the test, one alone is divided
+            into three. None: the task's own data, from the Hub.
+        counts: how many.
+
+    Raises:
+        ZorewardError: there are no such rows, or not enough to be divided.
+    """
+    pools = _own_pools(task) if folder is None else _files(folder)
+    wanted = {name: getattr(counts, name) or getattr(task.rows, name) for name in _NAMES}
+    for name, what in (("dev", "choose"), ("test", "are reported")):
+        if name not in pools and not wanted[name]:
+            raise InputError(f"no rows of {task.name!r} {what}", hint=f"say how many to hold out: --{name}-rows 200")
+    held = {name: wanted[name] or 0 for name in ("dev", "test") if name not in pools}
+    own = {name: task.kept(rows) for name, rows in pools.items()}
+    parts = split_rows(own["train"], train=wanted["train"], seed=counts.seed, **held)
+    dev = sample_rows(own["dev"], wanted["dev"], seed=counts.seed) if "dev" in own else parts.dev
+    test = sample_rows(own["test"], wanted["test"]) if "test" in own else parts.test
+    return Split(*(task.prepared(some) for some in (parts.train, dev, test)))
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise if a task's prompt and answers do not fit its rows, for its metric or for what it tunes on.
+
+    Raises:
+        ZorewardError: they do not; the message names the rows.
+    """
+    metric, smooth = objectives_of(plan.task)
+    for name in ("train", "dev", "test"):
+        rows = getattr(plan.rows, name)
+        for objective in (metric, smooth if name == "train" else None):
+            if objective is not None:
+                try:
+                    _check(objective, rows, plan)
+                except ZorewardError as error:
+                    message = f"the {name} rows of {plan.task.name!r}: {error}"
+                    raise type(error)(message, hint=error.hint) from error
+
+
+def _check(objective: Objective, rows: list[dict[str, Any]], plan: Plan) -> None:
+    if objective.needs == "completions":
+        check_prompts(rows, template=plan.task.template, prompt="prompt")
+    else:
+        columns = {name: value for name, value in plan.prompt.items() if name != "max_length"}
+        check_columns(rows, needs=objective.needs, **columns)
+
+
+def _own_pools(task: Task) -> dict[str, list[dict[str, Any]]]:
+    if task.data is None:
+        raise InputError(f"the task {task.name!r} names no data", hint="give --data-dir, a folder with train.jsonl")
+    if not task.splits:
+        return {"train": load_rows(task.data, config=task.data_config, revision=task.revision)}
+    return {
+        name: load_rows(task.data, config=task.data_config, revision=task.revision, split=split)
+        for name, split in task.splits.items()
+    }
+
+
+def _files(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The files of a folder, by what they are for. Two are to tune on and the test; one is both."""
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}", hint="--data-dir has train.jsonl and dev.jsonl")
+    found: dict[str, Path] = {}
+    for name, stems in _NAMES.items():
+        there = [path for stem in stems for end in _ENDINGS if (path := folder / f"{stem}{end}").is_file()]
+        if len(there) > 1:
+            raise InputError(f"{there[0]} and {there[1]} are both there", hint="keep one of them")
+        if there:
+            found[name] = there[0]
+    if not found:
+        raise InputError(f"{folder} holds no rows", hint="name the files train.jsonl, dev.jsonl, test.jsonl")
+    if len(found) == 1:
+        found = {"train": next(iter(found.values()))}
+    elif "train" not in found:
+        raise InputError(f"{folder} holds no rows to tune on", hint="name a file train.jsonl")
+    elif "test" not in found:
+        found["test"] = found.pop("dev")
+    return {name: load_rows(path) for name, path in found.items()}

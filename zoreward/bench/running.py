@@ -1,0 +1,255 @@
+"""One run of a table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from zoreward.bench.gradient import adamw_step, batches
+from zoreward.bench.keeping import Best, Looking, Meter, is_due
+from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
+from zoreward.data import without_content
+from zoreward.records import Evaluation, Example
+from zoreward.scoring import (
+    Generation,
+    evaluate,
+    examples_of,
+    last_hidden_states,
+    length_limit,
+    linear_probe,
+    load_model,
+    load_tokenizer,
+    reader_of,
+)
+from zoreward.scoring.answers import scores_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Result = dict[str, Any]
+Rows = Sequence[dict[str, Any]]
+
+
+def do_run(run: Run, plan: Plan, folder: Path, threads: int | None = None) -> Result:
+    """Do one run.
+
+    Args:
+        run: which.
+        plan: without test rows where the run chooses.
+        folder: for what a run writes; removed at its end.
+        threads: of torch; None: its own choice.
+
+    Returns:
+        `dev` and, unless it chooses, `test`; `shown`, rows that went through the model forwards to tune it, and
+        `backward`, those that went backwards too; `seconds` of tuning, `peak` bytes of GPU memory; `step`, after which
+        the weights were kept, and `curve`, the dev scores. Only `error` where it did not fit the memory.
+
+    Raises:
+        ZorewardError: something does not fit together.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    method = METHODS[run.method]
+    try:
+        if method.kind == "mezo":
+            return _mezo(run, plan, folder)
+        return {"majority": _majority, "score": _scored, "probe": _probe, "adamw": _adamw}[method.kind](run, plan)
+    except torch.OutOfMemoryError:
+        return {"error": "out of memory"}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def threads_for(jobs: int) -> int | None:
+    """Return how many threads each of so many runs side by side has; None: as many as torch likes."""
+    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _majority(run: Run, plan: Plan) -> Result:
+    """The most frequent answer of the rows to tune on, given always."""
+    metric, _ = objectives_of(plan.task)
+    counts = Counter(example.reference for example in _examples(plan, plan.rows.train, "metric"))
+    answer = max(sorted(counts), key=lambda reference: counts[reference])
+    found = {}
+    for name in ("dev", "test"):
+        examples = _examples(plan, getattr(plan.rows, name), "metric")
+        table = np.full((len(examples), max(len(example.candidates) for example in examples)), -np.inf)
+        table[:, : min(answer + 1, table.shape[1])][:, -1] = 0.0
+        found[name] = scores_of(metric, examples, [table])[0].score
+    return {**found, "shown": 0, "seconds": 0.0, "peak": None}
+
+
+def _scored(run: Run, plan: Plan) -> Result:
+    """A model as it is: zero-shot, with demonstrations, or calibrated."""
+    model, tokenizer = _loaded(plan), _tokenizer(plan)
+    options: Result = {}
+    if run.method == "shots":
+        options = {"shots": plan.settings.shots, "shot_rows": plan.rows.train}
+    if run.method == "calibrated":
+        free = plan.task.content_free
+        options = {"content_free": without_content(plan.task.template) if free is None else free}
+    meter = Meter(next(model.parameters()).device)
+    meter.start()
+    found = [_score(model, tokenizer, plan, rows, run.seed, **options) for rows in (plan.rows.dev, plan.rows.test)]
+    meter.stop()
+    result = {"dev": found[0].score, "test": found[1].score, "shown": 0, "seconds": meter.seconds, "peak": meter.peak}
+    if run.method == "shots":
+        examples = _examples(plan, plan.rows.test, "metric", shots=plan.settings.shots, seed=run.seed)
+        result["shots"] = sum(example.shots for example in examples) / len(examples)
+    return result
+
+
+def _probe(run: Run, plan: Plan) -> Result:
+    model, tokenizer = _loaded(plan), _tokenizer(plan)
+    reader = reader_of(model, tokenizer.pad_token_id)
+    train, dev, test = (_examples(plan, rows, "metric") for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
+    metric, _ = objectives_of(plan.task)
+    references, classes = [example.reference for example in train], len(train[0].candidates)
+    meter = Meter(next(model.parameters()).device)
+    meter.start()
+    features = [last_hidden_states(reader, some) for some in (train, [*dev, *test])]
+    table = linear_probe(features[0], references, features[1], classes)
+    meter.stop()
+    found = [
+        scores_of(metric, some, [own])[0].score for some, own in ((dev, table[: len(dev)]), (test, table[len(dev) :]))
+    ]
+    return {"dev": found[0], "test": found[1], "shown": len(train), "seconds": meter.seconds, "peak": meter.peak}
+
+
+def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
+    from zoreward.trainer import ZOConfig, ZOTrainer
+
+    method, settings = METHODS[run.method], plan.settings
+    metric, smooth = objectives_of(plan.task)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
+    args = ZOConfig(
+        str(folder),
+        max_steps=settings.steps,
+        learning_rate=run.rate,
+        eps=settings.eps.get(run.method, method.eps),
+        noise="dense",
+        num_directions=1,
+        normalize="none",
+        tune=method.tune,
+        per_device_train_batch_size=settings.batch_size,
+        seed=run.seed,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        use_cpu=settings.device == "cpu",
+        completions_every=0,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        max_completion_length=_generation(plan, run.seed).max_new_tokens,
+        stop=plan.task.stop,
+        **plan.prompt,
+    )
+    objective = metric if method.metric or smooth is None else smooth
+    trainer = ZOTrainer(plan.model, objective=objective, args=args, train_dataset=plan.rows.train)
+    _quiet(trainer)
+    model, tokenizer, meter = trainer.model, trainer.processing_class, Meter(args.device)
+    best = Best(
+        trainer.scorer.reader.tuned.weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score
+    )
+    trainer.add_callback(Looking(best, meter, settings.eval_every))
+    trainer.train()
+    steps = trainer.method_state
+    shown = 2 * sum(map(len, batches(len(plan.rows.train), settings.batch_size, settings.steps, run.seed)))
+    result = {"shown": shown, "silent": steps.silent / max(1, steps.step)}
+    return {**_ended(run, plan, model, tokenizer, best, meter), **result}
+
+
+def _adamw(run: Run, plan: Plan) -> Result:
+    settings = plan.settings
+    _, smooth = objectives_of(plan.task)
+    needs = "choices" if smooth is None else smooth.needs
+    # Steps of AdamW are below half a unit in the last place of bfloat16.
+    model, tokenizer = _loaded(plan, dtype="float32"), _tokenizer(plan)
+    examples = _examples(plan, plan.rows.train, "smooth")
+    reader = reader_of(model, tokenizer.pad_token_id)
+    weights = dict(reader.tuned.weights)
+    optimizer = torch.optim.AdamW(weights.values(), lr=run.rate or 0.0, weight_decay=0.0)
+    best = Best(weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score)
+    meter = Meter(next(model.parameters()).device)
+    shown = 0
+    meter.start()
+    for step, rows in enumerate(batches(len(examples), settings.batch_size, settings.steps, run.seed), start=1):
+        adamw_step(optimizer, reader, [examples[n] for n in rows], needs)
+        shown += len(rows)
+        if is_due(step, settings.eval_every, settings.steps):
+            meter.stop()
+            best.look(step)
+            meter.start()
+    meter.stop()
+    return {**_ended(run, plan, model, tokenizer, best, meter), "shown": shown, "backward": shown}
+
+
+def _ended(run: Run, plan: Plan, model: Any, tokenizer: Any, best: Best, meter: Meter) -> Result:
+    """What is told of a tuned model; the test rows are scored with the weights that the dev rows chose."""
+    result = {"dev": best.dev, "step": best.step, "curve": best.curve, "seconds": meter.seconds, "peak": meter.peak}
+    if not run.chooses:
+        best.put_back()
+        result["test"] = _score(model, tokenizer, plan, plan.rows.test, run.seed).score
+    return result
+
+
+def _score(model: Any, tokenizer: Any, plan: Plan, rows: Rows, seed: int, **options: Any) -> Evaluation:
+    """What a model is worth by the task's metric."""
+    return evaluate(
+        model,
+        plan.task.objective,
+        rows,
+        tokenizer=tokenizer,
+        seed=seed,
+        generation=_generation(plan, seed),
+        **plan.prompt,
+        **options,
+    )
+
+
+def _examples(plan: Plan, rows: Rows, what: str, **options: Any) -> list[Example]:
+    """Rows made ready for the task's metric, or for the smooth objective that it tunes on."""
+    metric, smooth = objectives_of(plan.task)
+    objective = metric if what == "metric" or smooth is None else smooth
+    prompt = plan.prompt
+    trust = plan.settings.trust_remote_code
+    prompt["max_length"] = length_limit(prompt["max_length"], plan.model, trust_remote_code=trust)
+    new = _generation(plan, 0).max_new_tokens
+    settings: dict[str, Any] = {"prompt": "prompt", "max_new_tokens": new, **prompt, **options}
+    return examples_of(rows, _tokenizer(plan), objective.needs, **settings)
+
+
+def _generation(plan: Plan, seed: int) -> Generation:
+    base = Generation(seed=seed, stop=tuple(plan.task.stop or ()))
+    return replace(base, max_new_tokens=plan.task.max_new_tokens or base.max_new_tokens)
+
+
+def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:
+    settings = plan.settings
+    return load_model(
+        plan.model,
+        dtype=dtype or settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _tokenizer(plan: Plan) -> Any:
+    return load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
+
+
+def _quiet(trainer: Any) -> None:
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)

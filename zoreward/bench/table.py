@@ -1,0 +1,133 @@
+"""A table of what was found: a line for each method, as Markdown and as CSV. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoreward.bench.plan import METHODS, Plan, Run
+
+Result = dict[str, Any]
+Line = dict[str, Any]
+
+COLUMNS = (
+    "method",
+    "setting",
+    "test",
+    "±",
+    "dev",
+    "majority",
+    "train/dev/test",
+    "rows shown",
+    "seconds",
+    "peak memory",
+)
+
+
+def lines_of(plan: Plan, methods: Sequence[str], runs: Sequence[Run], found: Mapping[Run, Result]) -> list[Line]:
+    """Return a line for each method of a task, in their order.
+
+    Args:
+        plan: the task and its rows.
+        methods: of the table.
+        runs: those that are reported; a method without any did not fit the memory.
+        found: results by run.
+
+    Returns:
+        `test` and `dev` are means over seeds; `deviation` is the standard deviation of the test scores over seeds (of a
+        sample, n − 1), None with one run; `shown` are rows that went through the model forwards to tune it, `backward`
+        those that went backwards too; `seconds` of tuning, the mean, and `peak` in bytes, the greatest.
+    """
+    task = plan.task.name
+    [majority] = [found[run]["test"] for run in runs if run.method == "majority"] or [None]
+    counts = {f"{part}_rows": len(getattr(plan.rows, part)) for part in ("train", "dev", "test")}
+    lines = []
+    for name in methods:
+        if name == "majority":
+            continue
+        own = [run for run in runs if run.method == name]
+        line: Line = {"task": task, "metric": plan.task.objective, "method": name, "about": METHODS[name].about}
+        done = [found[run] for run in own if "test" in found[run]]
+        if not done or len(done) < len(own):
+            lines.append({**line, "setting": "out of memory", "majority": majority, **counts})
+            continue
+        lines.append({**line, **_numbers(name, own, done, plan), "majority": majority, **counts})
+    return lines
+
+
+def _numbers(name: str, runs: Sequence[Run], done: Sequence[Result], plan: Plan) -> Line:
+    import statistics
+
+    test = [one["test"] for one in done]
+    peaks = [one["peak"] for one in done if one["peak"] is not None]
+    return {
+        "setting": _setting(name, runs[0], done, plan),
+        "rate": runs[0].rate,
+        "seeds": [run.seed for run in runs] if METHODS[name].seeded else [],
+        "test": statistics.mean(test),
+        "tests": test,
+        "deviation": statistics.stdev(test) if len(test) > 1 else None,
+        "dev": statistics.mean(one["dev"] for one in done),
+        "shown": max(one["shown"] for one in done),
+        "backward": max(one.get("backward", 0) for one in done),
+        "seconds": statistics.mean(one["seconds"] for one in done),
+        "peak": max(peaks, default=None),
+    }
+
+
+def _setting(name: str, run: Run, done: Sequence[Result], plan: Plan) -> str:
+    if name == "shots":
+        fit = sum(one["shots"] for one in done) / len(done)
+        wanted = plan.settings.shots
+        return f"{wanted} shots" + ("" if fit == wanted else f", {fit:.1f} fit")
+    if run.rate is None:
+        return ""
+    steps = sorted({one["step"] for one in done})
+    kept = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    return f"lr {run.rate:g}, step {kept}"
+
+
+def as_markdown(lines: Sequence[Line]) -> str:
+    """Return the lines as a table in Markdown, one for each task."""
+    tables = []
+    for task in dict.fromkeys(line["task"] for line in lines):
+        own = [line for line in lines if line["task"] == task]
+        rows = [COLUMNS, ["---"] * len(COLUMNS), *(_cells(line) for line in own)]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        tables.append(f"**{task}**, {own[0]['metric']}\n\n{table}\n")
+    return "\n".join(tables)
+
+
+def _cells(line: Line) -> list[str]:
+    shown, back = line.get("shown"), line.get("backward")
+    peak, seconds = line.get("peak"), line.get("seconds")
+    return [
+        line["method"],
+        line["setting"] or "–",
+        _score(line.get("test")),
+        _score(line.get("deviation")),
+        _score(line.get("dev")),
+        _score(line["majority"]),
+        "/".join(f"{line[f'{part}_rows']:,}" for part in ("train", "dev", "test")),
+        f"{shown:,}{', and back' if back else ''}" if shown else "–",
+        "–" if seconds is None else f"{seconds:.1f}",
+        "–" if peak is None else f"{peak / 2**20:,.0f} MiB",
+    ]
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """Return the lines as CSV, every number in full; several in one cell have spaces between."""
+    import csv
+    import io
+
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "about"))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in line.items()})
+    return file.getvalue()

@@ -1,0 +1,259 @@
+"""`zoreward bench TASK …`: methods × seeds × settings, as one table."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoreward.bench import (
+    METHODS,
+    Counts,
+    Plan,
+    Results,
+    Run,
+    Settings,
+    as_csv,
+    as_markdown,
+    bench_rows,
+    check_plan,
+    draw,
+    finals,
+    lines_of,
+    problem_of,
+    rates_of,
+    run_all,
+    tries,
+)
+from zoreward.bench.plan import checked_methods
+from zoreward.cli.errors import one_line, place_of, report
+from zoreward.cli.options import DATA, MODEL_FIELDS, RUN, TUNING, command, option, own_options
+from zoreward.cli.prepare import quiet_transformers, select_device
+from zoreward.cli.task import TASK, refuse_masked
+from zoreward.data import load_task
+from zoreward.records import InputError, ZorewardError
+
+_SHOTS = 32
+
+
+def bench_command() -> Callable[..., int]:
+    """Return the command that makes a table of a task."""
+    folder = (
+        "A folder with train.jsonl and dev.jsonl; of several tasks, a folder of such. Default: the tasks' own data."
+    )
+    methods = f"Methods, with commas between: {', '.join(list(METHODS)[1:])}. Default: all that a task has."
+    seeds = "How many seeds, from 0 on; or a list, 13,21,42. The first chooses the settings."
+    rate = "Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all."
+    eps = "ε of a method, METHOD=5e-3. Give it once for each."
+    between = "Score the dev rows every so many steps; the best step counts. Default: four times."
+    jobs = "Runs side by side, each in a process of its own. Seconds are then those of a busy machine."
+    output = (
+        "The folder for table.md, table.csv, plot.png and results.jsonl; of one that is there, what is done is kept."
+    )
+    what = "A task of `zoreward tasks`, or a YAML file; one or more."
+    names = typer.Argument(help=what, metavar="TASK...", show_default=False)
+    parameters = [
+        inspect.Parameter("tasks", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], names]),
+        option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
+        option("data_dir", str | None, folder, DATA, default=None),
+        option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
+        *own_options(MODEL_FIELDS),
+        option("train_rows", int | None, "Rows to tune on. Default: the task's.", TASK, default=None, least=1),
+        option("dev_rows", int | None, "Rows that choose. Default: the task's.", TASK, default=None, least=1),
+        option("test_rows", int | None, "Rows that are reported. Default: the task's.", TASK, default=None, least=1),
+        option("split_seed", int, "Seed of the draw of rows to tune on and dev rows.", TASK, default=0, least=0),
+        option("methods", str | None, methods, TUNING, default=None),
+        option("seeds", str, seeds, TUNING, default="5"),
+        option("max_steps", int, "Steps of every tuning run.", TUNING, "--steps", default=1000, least=1),
+        option("per_device_train_batch_size", int, "Rows a step.", TUNING, "--batch-size", default=16, least=1),
+        option("learning_rate", list[str] | None, rate, TUNING, "--lr", default=None),
+        option("eps", list[str] | None, eps, TUNING, default=None),
+        option("eval_steps", int | None, between, TUNING, "--eval-every", default=None, least=1),
+        option("shots", int, "Demonstrations of the method `shots`, as many as fit.", TUNING, default=_SHOTS, least=1),
+        option("max_length", int | None, "Tokens of prompt and answer. Default: the context.", TUNING, default=None),
+        option("jobs", int, jobs, RUN, default=1, least=1),
+        option("output", str, output, RUN, "--output"),
+        option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
+    ]
+    return command(_bench, parameters)
+
+
+def _bench(context: typer.Context, values: dict[str, Any]) -> int:
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        methods = checked_methods(_listed(values["methods"]) or list(METHODS))
+        seeds = _seeds(values["seeds"])
+        rates = rates_of(_by_method(values["learning_rate"], "--lr"), methods)
+        plans = _plans(values)
+        tables = {name: _methods_of(plan, methods, values) for name, plan in plans.items()}
+        results = Results(Path(values["output"]))
+        for plan in plans.values():
+            results.check(plan.configuration())
+        _check_model(plans)
+        for plan in plans.values():
+            results.begin(plan.configuration())
+        words = context.find_root().obj or []
+        try:
+            reported = _run(plans, tables, rates, seeds, results, values["jobs"])
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; what is done is kept: {shlex.join(['zoreward', *words])}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            return _failed(error, words)
+        lines = [
+            line for name, plan in plans.items() for line in lines_of(plan, tables[name], reported[name], results.runs)
+        ]
+        _write(lines, Path(values["output"]))
+    print(_object(lines, values) if values["json"] else as_markdown(lines), file=out)
+    return 0
+
+
+def _plans(values: dict[str, Any]) -> dict[str, Plan]:
+    """Every task with its rows, checked."""
+    counts = Counts(
+        train=values["train_rows"], dev=values["dev_rows"], test=values["test_rows"], seed=values["split_seed"]
+    )
+    settings = Settings(
+        steps=values["max_steps"],
+        batch_size=values["per_device_train_batch_size"],
+        eval_every=values["eval_steps"] or -(-values["max_steps"] // 4),
+        shots=values["shots"],
+        eps={name: one[0] for name, one in _by_method(values["eps"], "--eps").items()},
+        dtype=values["dtype"],
+        device=select_device(values["device"]),
+        max_length=values["max_length"],
+        trust_remote_code=values["trust_remote_code"],
+    )
+    tasks = [load_task(source) for source in values["tasks"]]
+    plans: dict[str, Plan] = {}
+    for number, task in enumerate(tasks):
+        refuse_masked(task)
+        if task.name in [other.name for other in tasks[:number]]:
+            raise InputError(f"two tasks are called {task.name!r}", hint="give each once")
+    for task in tasks:
+        folder = None if values["data_dir"] is None else Path(values["data_dir"])
+        if folder is not None and (len(tasks) > 1 or (folder / task.name).is_dir()):
+            folder = folder / task.name
+        plan = Plan(task, values["model"], bench_rows(task, folder, counts), settings)
+        check_plan(plan)
+        told = ", ".join(
+            f"{len(rows):,} {what}"
+            for rows, what in ((plan.rows.train, "to tune on"), (plan.rows.dev, "dev"), (plan.rows.test, "test"))
+        )
+        print(f"{task.name}: {told} rows")
+        plans[task.name] = plan
+    return plans
+
+
+def _methods_of(plan: Plan, methods: Sequence[str], values: dict[str, Any]) -> list[str]:
+    """Those of the methods that a task has; says which it has not, and why."""
+    found = []
+    for name in dict.fromkeys(["majority", *methods]):
+        problem = problem_of(plan.task, name)
+        if problem is None:
+            found.append(name)
+        elif name != "majority" or values["methods"] is None:
+            print(f"{plan.task.name} has no {name}: {problem}")
+    if not set(found) - {"majority"}:
+        raise InputError(f"{plan.task.name!r} has none of these methods", hint="--methods zero-shot,mezo,adamw")
+    return found
+
+
+def _check_model(plans: dict[str, Plan]) -> None:
+    """Find out what is wrong with model, dtype and device before the first run."""
+    from zoreward.scoring import check_model_name, checked_device, load_tokenizer
+    from zoreward.scoring.loading import DTYPES
+
+    quiet_transformers()
+    plan = next(iter(plans.values()))
+    if plan.settings.dtype is not None and plan.settings.dtype not in DTYPES:
+        raise InputError(f"there is no dtype '{plan.settings.dtype}'", hint=f"choose one of {', '.join(DTYPES)}")
+    if plan.settings.device:
+        checked_device(plan.settings.device)
+    check_model_name(plan.model)
+    load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
+
+
+def _run(
+    plans: dict[str, Plan],
+    tables: dict[str, list[str]],
+    rates: dict[str, tuple[float, ...]],
+    seeds: list[int],
+    results: Results,
+    jobs: int,
+) -> dict[str, list[Run]]:
+    """Choose on the dev rows, then do the runs that are reported; returns these, by task."""
+    tried = {
+        name: tries(name, {method: rates[method] for method in table if method in rates}, seeds[0])
+        for name, table in tables.items()
+    }
+    run_all([run for some in tried.values() for run in some], plans, results, jobs=jobs)
+    reported = {name: finals(name, table, tried[name], results.runs, seeds) for name, table in tables.items()}
+    run_all([run for some in reported.values() for run in some], plans, results, jobs=jobs)
+    return reported
+
+
+def _write(lines: list[dict[str, Any]], folder: Path) -> None:
+    (folder / "table.md").write_text(as_markdown(lines), encoding="utf-8")
+    (folder / "table.csv").write_text(as_csv(lines), encoding="utf-8")
+    try:
+        draw(lines, folder / "plot.png")
+    except ZorewardError as error:
+        report(error)
+
+
+def _object(lines: list[dict[str, Any]], values: dict[str, Any]) -> str:
+    return json.dumps({"model": values["model"], "lines": lines, "output": values["output"]}, ensure_ascii=False)
+
+
+def _failed(error: Exception, words: Sequence[str]) -> int:
+    if not isinstance(error, ZorewardError):
+        error = ZorewardError(one_line(f"{type(error).__name__}: {error}"), hint=place_of(error))
+    report(error, code=1)
+    print(f"what is done is kept; go on: {shlex.join(['zoreward', *words])}", file=sys.stderr)
+    return 1
+
+
+def _listed(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    """The seeds that are asked for: so many, or these."""
+    words = _listed(text)
+    if not words or not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+        raise InputError(f"--seeds {text}: these are no seeds", hint="a number, 5, or a list, 13,21,42")
+    found = [int(word) for word in words]
+    if "," in text:
+        return found
+    if not found[0]:
+        raise InputError("--seeds 0 leaves no run", hint="5, or a list, 13,21,42")
+    return list(range(found[0]))
+
+
+def _by_method(given: list[str] | None, flag: str) -> dict[str, list[float]]:
+    """What an option says for methods, by name: METHOD=1e-6,1e-5."""
+    found: dict[str, list[float]] = {}
+    for one in given or ():
+        name, _, text = one.partition("=")
+        example = "mezo=1e-6,1e-5,1e-4" if flag == "--lr" else "mezo=5e-3"
+        try:
+            numbers = [float(word) for word in _listed(text)]
+        except ValueError:
+            numbers = []
+        if not numbers or not all(0 < number < float("inf") for number in numbers):
+            raise InputError(f"{flag} {one}: there is no value above 0", hint=f"{flag} {example}")
+        checked_methods([name])
+        if flag == "--eps" and (METHODS[name].eps is None or len(numbers) > 1):
+            raise InputError(f"{flag} {one}: it is one number for a method of MeZO's", hint=f"{flag} {example}")
+        if name in found:
+            raise InputError(f"{flag} is given twice for {name}", hint=f"{flag} {example}")
+        found[name] = numbers
+    return found
