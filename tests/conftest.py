@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and transformers may do that
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from families import random_model
@@ -20,7 +20,7 @@ from families import random_model
 WORDS = "good bad film a the it was great terrible an awful lovely plot dull bright and not very is this".split()
 # What is tried on more than one; tests/test_families.py tries members on all.
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
-__all__ = ["FAMILIES", "random_model", "tiny_model_dir", "tokenizer"]
+__all__ = ["FAMILIES", "random_model", "tiny_model_dir", "tiny_t5_dir", "tokenizer"]
 
 
 def pytest_collection_finish() -> None:
@@ -51,4 +51,15 @@ def tiny_model_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("tiny-llama")
     random_model("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved two-layer T5, and a tokenizer that puts EOS behind a text and knows no BOS."""
+    folder = tmp_path_factory.mktemp("tiny-t5")
+    random_model("t5").save_pretrained(folder)
+    ending = PreTrainedTokenizerFast.from_pretrained(tiny_model_dir, bos_token=None)
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <end>", None, [("<end>", 1)])
+    ending.save_pretrained(folder)
     return folder

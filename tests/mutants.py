@@ -260,6 +260,20 @@ MUTANTS = [
         "tests/test_gpu_kernels.py",
     ),
     Mutant(
+        "all members have the first one's relative positions",
+        "zoreward/members/grouping.py",
+        "self.current = member\n                    lines",
+        "self.current = 0\n                    lines",
+        "tests/test_families.py -k t5",
+    ),
+    Mutant(
+        "an encoder's padding is read",
+        "zoreward/scoring/pairs.py",
+        "attention_mask=mask[origin],",
+        "",
+        "tests/test_pairs.py",
+    ),
+    Mutant(
         "a GPU forgets where weights went",
         "zoreward/kernels/gpu.py",
         "known is not None and known.places == places",

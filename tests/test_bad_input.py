@@ -260,6 +260,10 @@ TUNE_CASES = {
     "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
     "tune: no such layer": ("accuracy", {"--tune": "last-9"}, "has 2 layers, not 9", "last-2"),
     "tune: no bias": ("accuracy", {"--tune": "bias"}, "no weight that tune='bias' names", "model.embed_tokens.weight"),
+    "encoder-decoder: prefix": ("accuracy", {"--model": "pairs", "--tune": "prefix"}, "takes no prefix", "tune=lora"),
+    "encoder-decoder: drift": ("accuracy", {"--model": "pairs", "--drift": True}, "is not measured yet", "Leave drift"),
+    "device-map: prefix": ("accuracy", {"--device-map": "auto", "--tune": "prefix"}, "on one device", "tune=lora"),
+    "device-map: drift": ("accuracy", {"--device-map": "auto", "--drift": True}, "need all devices again", "tune=lora"),
     "lora-rank of 0": ("accuracy", {"--tune": "lora", "--lora-rank": "0"}, "lora_rank must be at least 1", "8"),
     "nothing to merge": ("accuracy", {"--merge": True}, "no adapter to merge", "tune=lora"),
     "head: lora": ("accuracy", {"--head": "classifier", "--tune": "lora"}, "an adapter keeps no new head", "last-N"),
@@ -319,11 +323,16 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def folder(
-    tmp_path: Path, tiny_model_dir: Path, other_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    tiny_t5_dir: Path,
+    other_models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """The folder in which the commands run: a model, rows, and objectives that go wrong."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    (tmp_path / "pairs").symlink_to(tiny_t5_dir, target_is_directory=True)
     for name, path in other_models.items():
         (tmp_path / name).symlink_to(path, target_is_directory=True)
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 from families import ALONE, CAUSAL, ENCODER_DECODER, MASKED, random_model
+from zoreward import ZOConfig, ZOTrainer, evaluate
 from zoreward.members import members_at, update_
-from zoreward.records import Example, Member, Term, Update
+from zoreward.records import Example, InputError, Member, Term, Update
 from zoreward.scoring import (
     Generation,
     HFGenerator,
@@ -189,3 +191,46 @@ def test_what_cannot_be_grouped_is_found_out_and_scored_one_at_a_time(family: st
     reader = checked_reader(model, 0, EXAMPLES, members[:2])
     for member, found in zip(members, candidate_logprobs(reader, EXAMPLES, members), strict=True):
         np.testing.assert_allclose(found, slow_logprobs(moved(model, member)), rtol=0, atol=TOLERANCE)
+
+
+class NeedsPictures(hf.LlamaForCausalLM):
+    def forward(self, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if pixel_values is None:
+            raise ValueError("pixel_values are needed")
+        return super().forward(*args, **kwargs)
+
+
+def test_a_model_that_fails_by_itself_is_refused_by_name(tokenizer, tmp_path) -> None:
+    model = random_model("llama")
+    model.__class__ = NeedsPictures
+    rows = [{"text": "a good film", "label": 0}, {"text": "a bad film", "label": 1}]
+    asked = {"template": "{text} was", "choices": [" great", " terrible"]}
+    message = "NeedsPictures cannot be run: ValueError: pixel_values are needed"
+    with pytest.raises(InputError, match=message):
+        evaluate(model, "accuracy", rows, tokenizer=tokenizer, **asked)
+    args = ZOConfig(str(tmp_path / "run"), **asked, use_cpu=True)
+    with pytest.raises(InputError, match=message):
+        ZOTrainer(model, objective="accuracy", args=args, train_dataset=rows, processing_class=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_sees_the_tokens_behind_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    config = hf.XLNetConfig(vocab_size=32, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    with pytest.raises(InputError, match="XLNetLMHeadModel sees the tokens behind"):
+        reader_of(hf.XLNetLMHeadModel(config).eval(), 0)
+
+
+def test_padding_whose_embedding_is_zeros_is_not_taken_for_padding_that_does_no_harm() -> None:
+    class Summing(hf.LlamaForCausalLM):
+        """Adds the embeddings of all tokens so far, padding's too."""
+
+        def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+            return super().forward(inputs_embeds=self.model.embed_tokens(input_ids).cumsum(1), **kwargs)
+
+    model = random_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0] = 0
+    assert reader_of(model, 0).pads
+    model.__class__ = Summing
+    assert not reader_of(model, 0).pads

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import processors
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from conftest import random_model
@@ -31,21 +30,16 @@ ROWS = [{"text": f"a {word} film", "label": n % 2} for n, word in enumerate("bad
 ASKED = {"template": "{text} was ", "choices": [" terrible", " great"]}
 
 
-@pytest.fixture(scope="module")
-def ending(tiny_model_dir: Path) -> PreTrainedTokenizerFast:
+@pytest.fixture
+def ending(tiny_t5_dir: Path) -> PreTrainedTokenizerFast:
     """A tokenizer that puts EOS behind a text and knows no BOS, as T5's."""
-    found = PreTrainedTokenizerFast.from_pretrained(tiny_model_dir, bos_token=None)
-    found.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <end>", None, [("<end>", 1)])
-    return found
+    return PreTrainedTokenizerFast.from_pretrained(tiny_t5_dir)
 
 
-@pytest.fixture(scope="module")
-def folder(ending: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(tiny_t5_dir: Path) -> Path:
     """A saved T5 and its tokenizer."""
-    found = tmp_path_factory.mktemp("tiny-t5")
-    random_model("t5").save_pretrained(found)
-    ending.save_pretrained(found)
-    return found
+    return tiny_t5_dir
 
 
 def words(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
