@@ -248,8 +248,8 @@ MUTANTS = [
     Mutant(
         "a GPU rounds half precision to nearest",
         "zoreward/kernels/triton_noise.py",
-        "moved = tl.minimum(size + (word & 0xFFFF)",
-        "moved = tl.minimum(size + 0x7FFF + ((size >> 16) & 1)",
+        "moved = tl.minimum(bits + (word & 0xFFFF)",
+        "moved = tl.minimum(bits + 0x7FFF + ((bits >> 16) & 1)",
         "tests/test_gpu_kernels.py",
     ),
     Mutant(
@@ -276,7 +276,7 @@ MUTANTS = [
     Mutant(
         "a GPU forgets where weights went",
         "zoreward/kernels/gpu.py",
-        "known is not None and known.places == places",
+        "known is not None and known.addresses == addresses and known.shapes == shapes",
         "known is not None",
         "tests/test_gpu_kernels.py",
     ),
