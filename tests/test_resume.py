@@ -3,6 +3,7 @@ and evaluations, bit for bit. What does not fit is refused; a full disk or a fai
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from conftest import random_model
 from zoreward.journal import load_run
 from zoreward.records import InputError, ObjectiveError, StorageError
+from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.keeper import Keeper
 
@@ -45,6 +47,10 @@ class KillAfter(TrainerCallback):
             raise Killed
 
 
+# To find a name, all installed packages are read: a quarter of a second.
+named = functools.cache(get_objective)
+
+
 def trainer(folder: Path, tokenizer, *, model=None, callbacks=(), objective="neg-cross-entropy", rows=ROWS, **changes):
     settings = {
         "max_steps": STEPS,
@@ -59,7 +65,7 @@ def trainer(folder: Path, tokenizer, *, model=None, callbacks=(), objective="neg
     changes = {**PROMPT, **settings, **changes}
     return ZOTrainer(
         model if model is not None else random_model("llama"),
-        objective=objective,
+        objective=named(objective) if isinstance(objective, str) else objective,
         args=ZOConfig(str(folder), use_cpu=True, disable_tqdm=True, **changes),
         train_dataset=rows,
         eval_dataset=ROWS[::3] if changes["eval_strategy"] != "no" else None,
