@@ -146,7 +146,15 @@ def said(reader: Reader, examples: list[Example]) -> float:
     spsa, device = SPSA(eps=EPS, lr=LR), next(reader.model.parameters()).device
     members = spsa.ask(spsa.init()).members
     found = needed_memory(
-        reader.model, reader.tuned, members, examples, rows=len(examples), new_tokens=0, base=False, device=device
+        reader.model,
+        reader.tuned,
+        members,
+        examples,
+        rows=len(examples),
+        new_tokens=0,
+        base=False,
+        anchor=False,
+        device=device,
     )
     return 0.0 if found is None else (found.certain + found.activations) / 1e9
 

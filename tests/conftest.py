@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,17 @@ WORDS = "good bad film a the it was great terrible an awful lovely plot dull bri
 # What is tried on more than one; tests/test_families.py tries members on all.
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
 __all__ = ["FAMILIES", "random_model", "tiny_model_dir", "tiny_t5_dir", "tokenizer"]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off what is imported: transformers calls it after each training, for half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python end as it does: libraries complain of what is not collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant(
         "SVRG's anchor follows the weights",
         "zoreward/methods/svrg.py",
-        "couples(fresh, self.eps, self.anchor(state))",
+        "couples(fresh, self.eps, self.at_anchor(state))",
         "couples(fresh, self.eps)",
         "tests/test_methods.py",
     ),

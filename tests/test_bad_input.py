@@ -239,6 +239,9 @@ TUNE_CASES = {
         "svrg takes no weight_decay",
         "option",
     ),
+    "anchor below 0": ("accuracy", {"--anchor": "-1"}, "anchor must not be negative", "option"),
+    "svrg with an anchor": ("accuracy", {"--method": "svrg", "--anchor": "1"}, "svrg takes no anchor", "option"),
+    "sparse with an anchor": ("accuracy", {"--method": "sparse", "--anchor": "1"}, "share tunes some", "weight_decay"),
     "dense refresh": (
         "accuracy",
         {"--method": "lozo", "--noise": "dense", "--refresh": "9"},

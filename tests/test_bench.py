@@ -228,14 +228,15 @@ def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:
         "template: '{q}'\nanswer: ' {a}'\nobjective: token-f1\ntrain_on: log-likelihood\nmax_new_tokens: 3\n"
         "columns: {answer: '{a}'}\n"
     )
-    words = ["bench", "own.yaml", *SMALL, "--data-dir", "own", "--output", "out", "--seeds", "1", *RATES, "--json"]
-    words += ["--lr", "mezo-metric=1e-3,1e-2", "--lr", "mezo-lora=1e-3,1e-2"]
+    methods = ["shots", "calibrated", "linear-probe", "mezo-metric", "mezo-lora", "adamw"]
+    words = ["bench", "own.yaml", *SMALL, "--data-dir", "own", "--output", "out", "--seeds", "1", "--json"]
+    words += ["--methods", ",".join(methods), *(word for name in methods[3:] for word in ("--lr", f"{name}=1e-2"))]
     assert main([*words, "--train-rows", "4", "--dev-rows", "2", "--test-rows", "2"]) == 0
     out, err = capsys.readouterr()
     for name in ("shots", "calibrated", "linear-probe"):
         assert f"own has no {name}: " in err
     lines = {line["method"]: line for line in last_object(out)["lines"]}
-    assert list(lines) == ["zero-shot", "mezo", "mezo-metric", "mezo-lora", "adamw"]
+    assert list(lines) == methods[3:]
     assert all(line["majority"] is None and line["test_rows"] == 2 for line in lines.values())
     # Three words of which one may be right.
     assert all(line["tests"][0] in (0.0, 0.25, 0.5) for line in lines.values())

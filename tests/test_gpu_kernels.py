@@ -10,18 +10,21 @@ non-contiguous tensors, tensors that do not begin on a boundary, and tensors of 
 - `factors_all` = `cpu.factors_all`, bit for bit, for several ranks at once;
 - tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
 
-Free is only the pattern of a NaN. `correction.correct_` is a sum in another order than torch's: it is compared in
+Free is only the pattern of a NaN. `correction.corrected` is a sum in another order than torch's: it is compared in
 float64. Without a GPU everything runs in Triton's interpreter.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from conftest import random_model
 from zoreward.kernels import cpu
-from zoreward.members import members_at
+from zoreward.members import low_rank, members_at
 from zoreward.records import Member, Term, Update
 
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
@@ -140,6 +143,23 @@ def test_updates_are_bit_equal(kernels, dtype):
     assert torch.equal(outside, got[2][0]._base), "only the view is written"
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_an_anchor_takes_back_a_share_of_the_way_from_the_base(kernels, dtype):
+    updates = [
+        Update(0.0, (Term(7, 0.3),), rounding_seed=1),
+        Update(0.1, (Term(8, 0.2), Term(9, -0.1, 2)), rounding_seed=2, anchor=0.25),
+        Update(0.0, (), rounding_seed=3, anchor=0.5),  # alone: moves vectors too
+    ]
+    # The first has no elements: the bases begin before it all the same.
+    got, expected = weights(dtype, DEVICE)[::-1], weights(dtype)[::-1]
+    for pairs, kernel in ((got, kernels), (expected, cpu)):
+        kernel.replay_all_(pairs, updates, [base for [base] in kernel.perturb_all(pairs, ((),))])
+    assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
+    without = weights(dtype)
+    cpu.replay_all_(without, [replace(update, anchor=0.0) for update in updates])
+    assert pattern(without[3][0]) != pattern(next(mine for mine, stream in got if stream == 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_what_nothing_moves_is_not_written(kernels, dtype):
     # −0 in float16 becomes +0 when it is rounded again.
@@ -198,17 +218,61 @@ def test_other_dtypes_beside_each_other(kernels):
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_a_correction_is_the_outer_product(rows):
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "none"])
+@pytest.mark.parametrize(("rows", "n", "m"), [(1, 5, 1030), (4, 1030, 5), (4, 64, 1024)])
+def test_a_corrected_product_is_that_with_the_outer_product(rows, n, m, bias):
     generator = torch.Generator().manual_seed(0)
-    sizes = ((3 * rows, 5), (3 * rows, 1030), (3, 5), (3, 1030))
-    y, x, a, b = (torch.randn(size, generator=generator) for size in sizes)
+    sizes = ((3 * rows, n), (n, m), (m,), (3, m), (3, n))
+    x, weight, c, a, b = (torch.randn(size, generator=generator) for size in sizes)
     member = torch.arange(3).repeat_interleave(rows)
-    expected = y.double() + (x.double() * b[member]).sum(1, keepdim=True) * a[member]
-    assert (expected - y).abs().max() > 1
-    got = correction.correct_(*(tensor.to(DEVICE) for tensor in (y, x, a, b)))
-    # Sums of 1,030 products of size ≤ 10 and root mean square 1, rounded 1,030 times: 1,030 · 2^-24 · 32 · |a| ≤ 6e-3.
-    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=6e-3)
+    correction_there = (x.double() * b[member]).sum(1, keepdim=True) * a[member]
+    expected = x.double() @ weight.double() + correction_there + (c if bias else 0)
+    assert correction_there.abs().max() > 1
+    x, weight, c, a, b = (tensor.to(DEVICE) for tensor in (x, weight, c, a, b))
+    got = correction.corrected(x, weight, c if bias else None, a, b)
+    # Two sums of 1,030 products of size ≤ 16 and root mean square 1, rounded 1,030 times each, one times |a| ≤ 4:
+    # 2 · 1,030 · 2^-24 · 32 · 4 ≤ 2e-2.
+    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("transposed", [True, False], ids=["linear", "conv1d"])
+def test_a_corrected_product_in_half_precision_is_rounded_twice(transposed):
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((8, 256), (512, 256) if transposed else (256, 512), (512,), (2, 512), (2, 256))
+    x, weight, c, a, b = (torch.randn(size, generator=generator).bfloat16().to(DEVICE) for size in sizes)
+    weight = weight.mT if transposed else weight
+    begun = (x.double() * b[torch.arange(2).repeat_interleave(4)].double()).sum(1, keepdim=True)
+    begun = begun * a[torch.arange(2).repeat_interleave(4)].double() + c.double()
+    expected = begun + x.double() @ weight.double()
+    got = correction.corrected(x, weight, c, a, b)
+    # What is begun is rounded to bfloat16 once, 2^-8 of it (the interpreter cuts it: 2^-7), and what comes out once,
+    # 2^-8 of that; 256 sums in float32 of up to 256 are rounded by 2^-24.
+    out = expected.abs() + 2**-7 * begun.abs()
+    bound = 2**-7 * begun.abs() + 2**-8 * out + 256 * 256 * 2**-24
+    assert ((got.double() - expected).abs() <= bound).all()
+    assert (begun.abs().max() > 10) and (got.double() - expected).abs().max() > 0
+
+
+def test_linear_layers_of_both_kinds_begin_with_their_correction(monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), Conv1D(5, 16), torch.nn.Linear(5, 3, bias=False)).to(DEVICE)
+    torch.nn.init.normal_(model[1].bias)  # it begins as zeros
+    members = tuple((Term(seed, sign * 0.5, 1),) for seed in (1, 2) for sign in (1, -1))
+    x = torch.randn(8, 8).to(DEVICE)
+    seen: list[int] = []
+    begun = correction.corrected
+    monkeypatch.setattr(correction, "corrected", lambda *args: seen.append(1) or begun(*args))
+    monkeypatch.setattr(low_rank, "_fused", lambda x, weight: x.is_contiguous())
+    with torch.no_grad():
+        expected = []
+        for member, rows in zip(members, x.split(2), strict=True):
+            with members_at(model, (member,)):
+                expected.append(model(rows))
+        with members_at(model, members):
+            got = model(x)
+    assert len(seen) == 3
+    # Other orders of sums of at most 16 products, three layers of values of some 30: 3 · 16 · 2^-24 · 30.
+    torch.testing.assert_close(got, torch.cat(expected), rtol=0, atol=1e-4)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

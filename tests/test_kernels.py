@@ -4,9 +4,11 @@ where there is one."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from zoreward import noise
 from zoreward.kernels import cpu, portable
 from zoreward.records import Term, Update
 
@@ -63,3 +65,54 @@ def test_updates_are_bit_equal(dtype, decay, device, group):
     assert any(
         pattern(mine) != pattern(start) for (mine, _), (start, _) in zip(got, weights(dtype, "cpu"), strict=True)
     )
+
+
+def anchor_by_hand(weight: torch.Tensor, base: torch.Tensor, stream: int, update: Update) -> torch.Tensor:
+    """The update by its formula, one float32 operation at a time in NumPy, rounded as `noise` says."""
+    dtype = weight.dtype
+    theta, start = (tensor.float().numpy().reshape(-1) for tensor in (weight, base))
+    acc = theta.copy()
+    for term in update.terms:
+        z = noise.normal(term.seed, stream, 0, len(theta))
+        acc = acc + np.float32(term.coefficient) * z
+    if update.decay and weight.ndim >= 2:
+        acc = acc - np.float32(update.decay) * theta
+    acc = acc - np.float32(update.anchor) * (theta - start)
+    word = noise.words(update.rounding_seed, stream, 0, len(theta), noise.ROUNDING)
+    if dtype == torch.bfloat16:
+        bits = noise.round_bf16(acc, word).view(np.int16)
+        return torch.from_numpy(bits).view(torch.bfloat16).view(weight.shape)
+    rounded = noise.round_fp16(acc, word) if dtype == torch.float16 else acc
+    return torch.from_numpy(rounded).view(weight.shape)
+
+
+@pytest.mark.parametrize("kernel", [cpu, portable], ids=["cpu", "portable"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_an_anchor_takes_back_a_share_of_the_way_from_the_base(dtype, kernel, group):
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in ((50, 101), (3,))]
+    pairs = [(tensor, stream) for stream, tensor in enumerate(tensors)]
+    bases = [copy for [copy] in kernel.perturb_all(pairs, ((),))]
+    updates = [
+        Update(0.0, (Term(7, 0.3),), rounding_seed=1),
+        Update(0.1, (Term(8, 0.2), Term(9, -0.1)), rounding_seed=2, anchor=0.25),
+        Update(0.0, (), rounding_seed=3, anchor=0.5),
+    ]
+    expected = [tensor.clone() for tensor in tensors]
+    for update in updates:
+        expected = [
+            anchor_by_hand(now, base, n, update) for n, (now, base) in enumerate(zip(expected, bases, strict=True))
+        ]
+    kernel.replay_all_(pairs, updates, bases)
+    for mine, theirs in zip(tensors, expected, strict=True):
+        assert pattern(mine) == pattern(theirs)
+
+
+def test_an_anchor_alone_halves_the_way_with_each_step_and_spares_no_vector():
+    weight, vector = torch.tensor([[4.0, -2.0]]), torch.tensor([1.0])
+    pairs = [(weight, 0), (vector, 1)]
+    bases = [copy for [copy] in cpu.perturb_all(pairs, ((),))]
+    weight += 8.0
+    vector += 8.0
+    cpu.replay_all_(pairs, [Update(0.0, (), 0, anchor=0.5)] * 2, bases)
+    assert weight.tolist() == [[6.0, 0.0]] and vector.tolist() == [3.0]

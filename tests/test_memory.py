@@ -116,7 +116,7 @@ def test_the_cache_is_that_of_the_model(family: str) -> None:
 
 
 def needed(model: torch.nn.Module, examples: list[Example], **changes: object) -> Memory:
-    settings = {"rows": 2, "new_tokens": 0, "base": False, "device": CPU, **changes}
+    settings = {"rows": 2, "new_tokens": 0, "base": False, "anchor": False, "device": CPU, **changes}
     return needed_memory(model, tuned_weights(model), DENSE, examples, **settings)
 
 
@@ -140,6 +140,7 @@ def test_a_base_is_a_second_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.base == found.weights == bytes_of(model.parameters())
     assert found.certain == 2 * found.weights + found.scratch
     assert found.free == 10**9
+    assert needed(model, [example(5, 1)], base=True, anchor=True).base == 2 * found.weights  # all of it is tuned
 
 
 def test_weights_that_stand_there_already_count_as_free(monkeypatch: pytest.MonkeyPatch) -> None:

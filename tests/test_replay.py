@@ -64,7 +64,13 @@ def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokeniz
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("svrg", {"full_every": 3}), ("lozo-m", {"refresh": 3, "window": 3}), ("sparse", {}), ("sign", {"more_every": 2})],
+    [
+        ("spsa", {"anchor": 20.0}),
+        ("svrg", {"full_every": 3}),
+        ("lozo-m", {"refresh": 3, "window": 3}),
+        ("sparse", {}),
+        ("sign", {"more_every": 2}),
+    ],
 )
 def test_a_run_of_every_kind_of_method_is_replayed(method, options, tmp_path, tokenizer):
     sizes = []

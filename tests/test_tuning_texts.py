@@ -39,7 +39,7 @@ def tuned(tmp_path, tokenizer, objective, rows=None, weights=None, **changes) ->
 
 
 def test_a_reward_of_single_texts_rises(tmp_path, tokenizer):
-    run = tuned(tmp_path, tokenizer, says_good)
+    run = tuned(tmp_path, tokenizer, says_good, max_steps=20)
     before = run.evaluate()
     run.train()
     after = run.evaluate()
@@ -68,7 +68,7 @@ def test_pass_at_k_which_no_single_text_has_rises(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("method", [pytest.param("es", marks=pytest.mark.slow), "fzoo"])
 def test_one_sided_populations_raise_it_too(tmp_path, tokenizer, method):
-    run = tuned(tmp_path, tokenizer, says_good, method=method, num_directions=12, max_steps=30, learning_rate=0.05)
+    run = tuned(tmp_path, tokenizer, says_good, method=method, num_directions=12, max_steps=15, learning_rate=0.05)
     before = run.evaluate()["eval_score"]
     run.train()
     assert run.evaluate()["eval_score"] >= before + 0.5

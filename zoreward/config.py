@@ -180,6 +180,10 @@ class ZOArguments:
     max_kl: float | None = field(
         default=None, metadata={"help": "Stop where the model's KL to the base, per token, exceeds this."}
     )
+    anchor: float = field(
+        default=0.0,
+        metadata={"help": "Decay towards the base, times the learning rate. Keeps a copy of the tuned weights."},
+    )
     base_device: str | None = field(
         default=None, metadata={"help": "Where the copy of the base stands. Default: with the model; cpu is slower."}
     )

@@ -162,25 +162,31 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is done to θ at the end of a step: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
+    """What is done to θ at the end of a step.
+
+        θ ← round(θ + Σ coefficient · z(seed) − decay · θ − anchor · (θ − θ_base))
 
     Args:
         decay: share of θ that is taken away, ≥ 0; only from tensors with two or more dimensions (not from biases and
             norms). Rounded to float32.
         terms: in the order in which they are added.
         rounding_seed: 0 ≤ rounding_seed < 2^64; decides the stochastic rounding of half-precision weights.
+        anchor: share of the way from θ_base, the weights before any update, that is taken back, ≥ 0; of all tensors.
+            Rounded to float32.
     """
 
     decay: float
     terms: tuple[Term, ...]
     rounding_seed: int
+    anchor: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", to_float32(self.decay))
+        object.__setattr__(self, "anchor", to_float32(self.anchor))
 
     def moves(self, ndim: int) -> bool:
         """Whether tensors of `ndim` dimensions are written at all."""
-        return (self.decay != 0 and ndim >= 2) or any(term.moves(ndim) for term in self.terms)
+        return self.anchor != 0 or (self.decay != 0 and ndim >= 2) or any(term.moves(ndim) for term in self.terms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]
         seed: of the order, which is another in each epoch.
 
     >>> list(batches(3, 2, 3, seed=0))
-    [[2, 0], [1], [0, 2]]
+    [[2, 0], [1], [1, 2]]
     """
     epoch = 0
     while True:

@@ -206,7 +206,7 @@ def _write(lines: list[dict[str, Any]], folder: Path) -> None:
     try:
         draw(lines, folder / "plot.png")
     except ZorewardError as error:
-        report(error)
+        print(f"{error}: {error.hint}")
 
 
 def _object(lines: list[dict[str, Any]], values: dict[str, Any]) -> str:

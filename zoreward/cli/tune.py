@@ -309,8 +309,9 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import make_method, named
 
-    options = ("eps", "num_directions", "weight_decay", "normalize", "more_every", "momentum", "window", "refresh")
-    given = {name: values[name] for name in (*options, "full_every", "full_rate", "anneal_every", "seed")}
+    steps = ("eps", "num_directions", "weight_decay", "anchor", "normalize", "more_every")
+    others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
+    given = {name: values[name] for name in (*steps, *others)}
     low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
     make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 

@@ -159,8 +159,8 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
     scores, terms = fields.get("scores"), fields.get("terms")
     if not whole(fields.get("rounding_seed"), 2**64):
         return "its rounding seed is no whole number"
-    if not (number(fields.get("lr")) and number(fields.get("decay"))):
-        return "its learning rate or its decay is no number"
+    if not all(number(fields.get(name, 0.0 if name == "anchor" else None)) for name in ("lr", "decay", "anchor")):
+        return "its learning rate, its decay or its anchor is no number"
     if not (isinstance(scores, list) and all(number(score, LARGEST_SCORE) for score in scores)):
         return "its scores are no numbers"
     if not (isinstance(terms, list) and all(map(_is_term, terms))):
@@ -183,5 +183,5 @@ def _stored(lines: tuple[bytes, ...], step: int) -> StepRecord:
     """The record of a step whose line has been checked."""
     fields = parse(lines[step])
     terms = tuple(Term(*term) for term in fields["terms"])
-    update = Update(fields["decay"], terms, fields["rounding_seed"])
+    update = Update(fields["decay"], terms, fields["rounding_seed"], fields.get("anchor", 0.0))
     return StepRecord(fields["step"], tuple(fields["scores"]), update, fields["lr"])

@@ -17,6 +17,7 @@ from zoreward.journal.run import Run, directions
 from zoreward.members import (
     Tuned,
     adapted,
+    anchored,
     config_of,
     draw_head_,
     has_adapter,
@@ -90,6 +91,8 @@ def advance(
     """
     done = start
     for updates in _passes(run.updates(steps, start)):
+        if not tuned.base and any(update.anchor for update in updates):
+            raise InputError("a step has an anchor, the header says nothing of one", hint="Ask for another copy.")
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
@@ -139,6 +142,8 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
             wrapped.unload()
         raise
     tuned = replace(tuned, streams=run.streams)
+    if (run.header.get("method") or {}).get("anchor"):
+        tuned = anchored(tuned)
     return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 

@@ -42,6 +42,7 @@ def mark(fingerprint: str, record: StepRecord) -> str:
     update = record.update
     terms = [(term.seed, term.coefficient, *term.direction) for term in update.terms]
     said = [fingerprint, record.step, [*map(float, record.scores)], update.decay, terms, update.rounding_seed]
+    said += [update.anchor] if update.anchor else []
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -28,6 +28,8 @@ MAX_HEADER = 4 << 20
 # Where a direction moved nothing there is no term: adding 0 · z would turn a weight of −0 into +0.
 NO_TERM = np.float32("nan")
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
+# Numbers of each step: an array, or one number where it never changed. Without an anchor it is 0.
+_A_STEP = ("decay", "lr", "anchor")
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -54,11 +56,12 @@ def trajectory_bytes(run: Run) -> bytes:
     if drawn is None:
         raise InputError("the header does not say what the directions derive from", hint="Keep the journal.")
     rows: list[NDArray[Any]] = []
-    rates, decays = np.zeros(run.n_steps), np.zeros(run.n_steps, "<f4")
+    rates = np.zeros(run.n_steps)
+    decays, anchors = np.zeros((2, run.n_steps), "<f4")
     for step, record in enumerate(run.records()):
         own = own_coefficients(drawn, record, _past(drawn, rows))
         rows.append(np.array([NO_TERM if value is None else value for value in own], "<f4"))
-        rates[step], decays[step] = record.lr, record.update.decay
+        rates[step], decays[step], anchors[step] = record.lr, record.update.decay, record.update.anchor
     coefficients = np.concatenate(rows) if rows else np.empty(0, "<f4")
     if drawn.even:
         coefficients = coefficients.reshape(run.n_steps, drawn.count)
@@ -66,7 +69,7 @@ def trajectory_bytes(run: Run) -> bytes:
     header = {name: value for name, value in run.header.items() if name != "streams"}
     about: dict[str, Any] = {"header": header, "steps": run.n_steps}
     arrays: Arrays = {"coefficients": coefficients}
-    for name, values in (("decay", decays), ("lr", rates)):
+    for name, values in zip(_A_STEP, (decays, rates, anchors), strict=True):
         if len(set(values.tolist())) > 1:
             arrays[name] = values.astype("<f4")
         else:
@@ -136,13 +139,11 @@ def run_of(data: bytes) -> Run:
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}
     check_header(header)
-    decays, rates = (np.asarray(arrays.get(name, about.get(name))) for name in ("decay", "lr"))
-    if np.isinf(arrays["coefficients"]).any() or not (np.isfinite(decays).all() and np.isfinite(rates).all()):
+    numbers = [np.asarray(arrays.get(name, about.get(name, 0.0))) for name in _A_STEP]
+    if np.isinf(arrays["coefficients"]).any() or not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("a number in it is not finite")
     flat = arrays["coefficients"].reshape(-1)
-    return Run(
-        header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], decays, rates, step)
-    )
+    return Run(header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step))
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview]]:
@@ -166,10 +167,10 @@ def _arrays(
     """The arrays, if they are those that such a run has, in their order and without a gap."""
     entries, body = stored
     layout: dict[str, tuple[str, tuple[int, ...]]] = {"coefficients": ("F32", shape_of_all)}
-    for name in ("decay", "lr"):
-        if name not in about:
+    for name in _A_STEP:
+        if name in entries:
             layout[name] = ("F32", (steps,))
-        elif not number(about[name]):
+        elif not number(about.get(name, 0.0 if name == "anchor" else None)):
             raise ValueError(f"its {name} is no number")
     for name, letters in (("streams", "U32"), ("names", "U8")):
         shape = entries[name].get("shape") if isinstance(entries.get(name), dict) else None
@@ -229,11 +230,11 @@ def _past(drawn: Directions, rows: Sequence[NDArray[Any]]) -> list[list[float]]:
 
 
 def _stored(
-    drawn: Directions, row: Callable[[int], NDArray[Any]], decays: NDArray[Any], rates: NDArray[Any], step: int
+    drawn: Directions, row: Callable[[int], NDArray[Any]], numbers: Sequence[NDArray[Any]], step: int
 ) -> StepRecord:
-    """The record of a step; `decays` and `rates` are an array each, or one number where it never changed."""
+    """The record of a step; `numbers` are an array for each of `_A_STEP`, or one number where it never changed."""
     own = [value if value == value else None for value in row(step).tolist()]
     past = _past(drawn, [row(before) for before in range(max(0, step - drawn.window + 1), step)])
     terms = drawn.own(step, own) + drawn.older(step, past)
-    decay, rate = (float(values[step] if values.ndim else values) for values in (decays, rates))
-    return StepRecord(step, (), Update(decay, terms, drawn.rounding_seed(step)), rate)
+    decay, rate, anchor = (float(values[step] if values.ndim else values) for values in numbers)
+    return StepRecord(step, (), Update(decay, terms, drawn.rounding_seed(step), anchor), rate)

@@ -104,6 +104,7 @@ class Journal:
                 "scores": list(record.scores),
                 "lr": record.lr,
                 "decay": update.decay,
+                **({"anchor": update.anchor} if update.anchor else {}),
                 "terms": [_term(term) for term in update.terms],
                 "rounding_seed": update.rounding_seed,
             }

@@ -243,12 +243,23 @@ def update_all_(weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> 
     replay_all_(weights, [update])
 
 
-def replay_all_(weights: Sequence[tuple[torch.Tensor, int]], updates: Sequence[Update]) -> None:
+def replay_all_(
+    weights: Sequence[tuple[torch.Tensor, int]],
+    updates: Sequence[Update],
+    bases: Sequence[torch.Tensor | None] | None = None,
+) -> None:
     """Do the updates one after the other, each with its own rounding, in one pass over the weights.
 
     A chunk goes through all updates while it is in the cache. The factors of all low-rank terms are held at once.
+
+    Args:
+        weights: the tensors and their streams.
+        updates: in their order.
+        bases: θ_base of each tensor, where updates have an anchor: what `perturb_all(weights, ((),))` gave before any.
     """
-    run(job for weight, stream in weights for job in update_jobs(weight, stream, updates))
+    bases = bases or [None] * len(weights)
+    pairs = zip(weights, bases, strict=True)
+    run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, base))
 
 
 def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> tuple[list[torch.Tensor], list[Job]]:
@@ -268,7 +279,7 @@ def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -
 
 
 def update_(weight: torch.Tensor, stream: int, update: Update) -> None:
-    """Do one update to `weight` in place: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
+    """Do one update without an anchor to `weight` in place: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
 
     Half precision is rounded stochastically, from `update.rounding_seed`, once, at the end; see `zoreward.noise`.
     """
@@ -276,14 +287,17 @@ def update_(weight: torch.Tensor, stream: int, update: Update) -> None:
 
 
 @torch.no_grad()
-def update_jobs(weight: torch.Tensor, stream: int, updates: Sequence[Update]) -> list[Job]:
+def update_jobs(
+    weight: torch.Tensor, stream: int, updates: Sequence[Update], base: torch.Tensor | None = None
+) -> list[Job]:
     """Return the jobs of `replay_all_`: for `run`, with those of other tensors. None, where nothing is moved."""
     updates = [update for update in updates if update.moves(weight.ndim)]
     if not updates:
         return []
     if not weight.is_contiguous():
-        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates))]
+        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates, base))]
     theta = _flat(weight.detach())
+    anchors = None if base is None else _flat(base)
     directions = Directions(weight.shape, stream, (term for update in updates for term in update.terms))
 
     def write(start: int, workspace: Workspace) -> None:
@@ -293,13 +307,16 @@ def update_jobs(weight: torch.Tensor, stream: int, updates: Sequence[Update]) ->
     def write_one(update: Update, start: int, workspace: Workspace) -> None:
         piece = theta[start : start + CHUNK]
         decays = update.decay != 0 and weight.ndim >= 2
-        if weight.dtype in (torch.float32, torch.float64) and not decays:
+        if weight.dtype in (torch.float32, torch.float64) and not decays and update.anchor == 0:
             directions.add(piece, update.terms, start, workspace)
             return
-        base = _load(piece, weight.dtype)
-        acc = directions.add(base.copy(), update.terms, start, workspace)
+        before = _load(piece, weight.dtype)
+        acc = directions.add(before.copy(), update.terms, start, workspace)
         if decays:
-            acc -= acc.dtype.type(update.decay) * base
+            acc -= acc.dtype.type(update.decay) * before
+        if update.anchor != 0 and anchors is not None:
+            far = before - _load(anchors[start : start + CHUNK], weight.dtype)
+            acc -= acc.dtype.type(update.anchor) * far
         if weight.dtype in (torch.bfloat16, torch.float16):
             word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
             piece[:] = _round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
@@ -332,9 +349,11 @@ def _over_chunks(chunk_job: Callable[[int, Workspace], None], numel: int) -> lis
     return [Job(min(CHUNK, numel - start), partial(chunk_job, start)) for start in range(0, numel, CHUNK)]
 
 
-def _update_strided_(weight: torch.Tensor, stream: int, updates: Sequence[Update], workspace: Workspace) -> None:
+def _update_strided_(
+    weight: torch.Tensor, stream: int, updates: Sequence[Update], base: torch.Tensor | None, workspace: Workspace
+) -> None:
     dense = weight.detach().contiguous()
-    for job in update_jobs(dense, stream, updates):
+    for job in update_jobs(dense, stream, updates, base):
         job.work(workspace)
     weight.detach().copy_(dense)
 

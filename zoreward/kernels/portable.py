@@ -67,21 +67,30 @@ def update_all_(weights: Sequence[Weight], update: Update) -> None:
 
 
 @torch.no_grad()
-def replay_all_(weights: Sequence[Weight], updates: Sequence[Update]) -> None:
+def replay_all_(
+    weights: Sequence[Weight], updates: Sequence[Update], bases: Sequence[torch.Tensor] | None = None
+) -> None:
     """Do updates to all tensors in place, one after the other; see `zoreward.kernels.cpu.replay_all_`."""
-    weights = [pair for pair in weights if any(update.moves(pair[0].ndim) for update in updates)]
+    moved = [any(update.moves(weight.ndim) for update in updates) for weight, _ in weights]
+    weights = [pair for pair, moves in zip(weights, moved, strict=True) if moves]
+    anchors = [base.view(-1) for base, moves in zip(bases, moved, strict=True) if moves] if bases else None
     flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for update in updates:
-            _update_group_(weights, flats, group, draw, update)
+            _update_group_(weights, flats, group, draw, update, anchors)
     for (weight, _), flat in zip(weights, flats, strict=True):
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
 
 
 def _update_group_(
-    weights: Sequence[Weight], flats: Sequence[torch.Tensor], group: Sequence[Piece], draw: _Draw, update: Update
+    weights: Sequence[Weight],
+    flats: Sequence[torch.Tensor],
+    group: Sequence[Piece],
+    draw: _Draw,
+    update: Update,
+    anchors: Sequence[torch.Tensor] | None,
 ) -> None:
     moved = [piece for piece in group if update.moves(weights[piece.tensor][0].ndim)]
     half = any(weights[piece.tensor][0].dtype in (torch.bfloat16, torch.float16) for piece in moved)
@@ -94,6 +103,8 @@ def _update_group_(
         _add_terms(acc, piece, update.terms, z_K, factors)
         if update.decay != 0 and weight.ndim >= 2:
             acc -= _load(flat, piece) * update.decay
+        if update.anchor != 0 and anchors is not None:
+            acc -= (_load(flat, piece) - _load(anchors[piece.tensor], piece)) * update.anchor
         rounded = _round(acc, piece.of(word), weight.dtype) if word is not None else acc
         flat[piece.start : piece.start + piece.count] = rounded
 

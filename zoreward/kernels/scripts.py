@@ -9,14 +9,17 @@ from typing import Any
 from zoreward import noise
 from zoreward.records import Member, Term
 
-# What a term or a decay is.
-DENSE, LOW_RANK, DECAY = 1, 2, 4
+# What moves a tensor.
+DENSE, LOW_RANK, DECAY, ANCHOR = 1, 2, 4, 8
 
 
-def script_of(seed: int, decay: float, terms: Sequence[Term], begins: dict[Any, int]) -> list[int]:
+def script_of(
+    terms: Sequence[Term], begins: dict[Any, int], seed: int = 0, decay: float = 0.0, anchor: float = 0.0
+) -> list[int]:
     """The script's lines for one member or update."""
     kind = DENSE * any(term.rank == 0 for term in terms) | LOW_RANK * any(term.rank for term in terms)
-    lines = [seed, _pattern(decay), len(terms), kind | DECAY * (decay != 0)]
+    kind |= DECAY * (decay != 0) | ANCHOR * (anchor != 0)
+    lines = [seed, _pattern(decay) | _pattern(anchor) << 32, len(terms), kind]
     for term in terms:
         scale = float(noise.inv_sqrt_rank(term.rank)) if term.rank else 1.0
         lines += [term.seed, _pattern(term.coefficient) | _pattern(scale) << 32, term.rank]

@@ -7,7 +7,7 @@ of BLOCK at a time; the list of units says which tensor. What all its blocks sha
 | field | of a line of the table | of a line of the script |
 |---|---|---|
 | 0 | where it begins, in elements from `like` | seed, or that of the rounding |
-| 1 | elements | float32 pattern of the coefficient, or decay; of 1/√r in the upper half |
+| 1 | elements | float32 pattern of the coefficient, or decay; of 1/√r, or anchor, in the upper half |
 | 2 | stream | rank |
 | 3 | the tensor's first unit | where the term's factors begin |
 | 4 | where its copies begin, in elements | |
@@ -16,8 +16,9 @@ of BLOCK at a time; the list of units says which tensor. What all its blocks sha
 | 7 | where its factors begin, for rank 1: a multiple of 4 | |
 | 8 | the kinds that move it | |
 
-A script is, for each member or update, one line (rounding seed, decay, number of terms, kind) and one for each term.
-The kind is the sum of 1 for dense terms, 2 for low-rank terms, 4 for a decay: what it moves.
+A script is, for each member or update, one line (rounding seed, decay and anchor, number of terms, kind) and one for
+each term. The kind is the sum of 1 for dense terms, 2 for low-rank terms, 4 for a decay, 8 for an anchor: what it
+moves.
 """
 
 from __future__ import annotations
@@ -195,14 +196,14 @@ def perturb(
 
 @triton.jit
 def _update_block(
-    row, start, left, script, updates, weights, factors, lines, places, seed, stream, rounding, coefficient,
-    a, b, rank, scale, BF16: tl.constexpr, TAIL: tl.constexpr, ONE: tl.constexpr,
+    stored, row, start, left, script, updates, weights, bases, factors, lines, places, seed, stream, rounding,
+    coefficient, a, b, rank, scale, BF16: tl.constexpr, TAIL: tl.constexpr, ONE: tl.constexpr,
     LOW_RANK: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     lane = lanes(BLOCK)
     mask = lane < left if TAIL else None
     dtype: tl.constexpr = weights.dtype.element_ty
-    value = as_float(tl.load(weights + lane, mask=mask), BF16, NATIVE)
+    value = as_float(tl.load(weights + lane, mask=mask) if TAIL else stored, BF16, NATIVE)
     if ONE:
         if LOW_RANK > 0:
             z = low_rank(a, b, rank, scale, lines, places, left, LOW_RANK, QUADS, TAIL, BLOCK)
@@ -219,6 +220,9 @@ def _update_block(
                 )
                 if kind & 4 != 0:
                     acc = acc - value * _lower_float(tl.load(script + 1))
+                if kind & 8 != 0:
+                    base = as_float(tl.load(bases + lane, mask=mask), BF16, NATIVE)
+                    acc = acc - (value - base) * _upper_float(tl.load(script + 1))
                 value = held(rounded(acc, tl.load(script), stream, start, dtype, BF16, BLOCK), BF16)
             script += (tl.load(script + 2) + 1) * LINE
     tl.store(weights + lane, exactly(value, dtype, BF16), mask=mask)
@@ -226,13 +230,14 @@ def _update_block(
 
 @triton.jit(do_not_specialize=["updates", "kind"])
 def update(
-    table, units, script, updates, kind, like, factors, BF16: tl.constexpr, ONE: tl.constexpr,
+    table, units, script, updates, kind, like, base, factors, BF16: tl.constexpr, ONE: tl.constexpr,
     LOW_RANK: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Do updates to all tensors in place, one after the other.
 
     `like`: the tensor from which the table counts. `kind`: all kinds of the updates; what none of them moves is not
-    written. ONE: there is one update, of one term and no decay.
+    written. `base`: copies of the tensors, towards which an anchor pulls; lie as those of `perturb` do. ONE: there is
+    one update, of one term alone.
     """
     row, start = _unit_of(table, units, UNIT)
     if (tl.load(row + 8) & kind) == 0:
@@ -240,6 +245,7 @@ def update(
     left = tl.minimum(tl.load(row + 1) - start, UNIT).to(tl.int32)
     stream = tl.load(row + 2)
     weights = like + tl.multiple_of(tl.load(row), 4) + start
+    bases = base + tl.multiple_of(tl.load(row + 4), 16) + start
     seed, rounding, coefficient = stream, stream, 0.0
     a, b, rank, scale = factors, factors, 1, 1.0
     if ONE:  # loaded before anything is written: behind that, each block would load them again
@@ -250,17 +256,23 @@ def update(
             seed, coefficient = tl.load(script + LINE), _lower_float(tl.load(script + LINE + 1))
     lines, places, columns = _spots(row, start, LOW_RANK, QUADS, BLOCK)
     whole = left // BLOCK
+    stored = tl.load(weights + lanes(BLOCK), mask=lanes(BLOCK) < whole * BLOCK)
     for n in range(whole):
+        # Read a block ahead, while this one is at work: 0.779 of a copy's speed on an H100, 0.765 without.
+        ahead = tl.load(weights + (n + 1) * BLOCK + lanes(BLOCK), mask=lanes(BLOCK) < (whole - n - 1) * BLOCK)
         _update_block(
-            row, start + n * BLOCK, left, script, updates, weights + n * BLOCK, factors, lines, places,
-            seed, stream, rounding, coefficient, a, b, rank, scale, BF16, False, ONE, LOW_RANK, QUADS, BLOCK, NATIVE,
+            stored, row, start + n * BLOCK, left, script, updates, weights + n * BLOCK, bases + n * BLOCK, factors,
+            lines, places, seed, stream, rounding, coefficient, a, b, rank, scale, BF16, False, ONE, LOW_RANK, QUADS,
+            BLOCK, NATIVE,
         )  # fmt: skip
+        stored = ahead
         lines, places = _next_spots(lines, places, columns, LOW_RANK, QUADS, BLOCK)
     if left % BLOCK != 0:
         n = whole
         _update_block(
-            row, start + n * BLOCK, left - n * BLOCK, script, updates, weights + n * BLOCK, factors, lines, places,
-            seed, stream, rounding, coefficient, a, b, rank, scale, BF16, True, ONE, LOW_RANK, QUADS, BLOCK, NATIVE,
+            stored, row, start + n * BLOCK, left - n * BLOCK, script, updates, weights + n * BLOCK, bases + n * BLOCK,
+            factors, lines, places, seed, stream, rounding, coefficient, a, b, rank, scale, BF16, True, ONE, LOW_RANK,
+            QUADS, BLOCK, NATIVE,
         )  # fmt: skip
 
 

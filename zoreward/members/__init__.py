@@ -17,7 +17,7 @@ from zoreward.members.adapters import (
 )
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
-from zoreward.members.context import KEEP_BYTES, members_at, update_, updates_
+from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
 from zoreward.members.heads import draw_head_, first_spread, head_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
@@ -35,6 +35,7 @@ __all__ = [
     "Tuned",
     "adapted",
     "adapter_options",
+    "anchored",
     "bytes_of",
     "called_model",
     "check_merge",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoreward.members.grouping import Grouping, filled, patched, perturbed_copies
@@ -113,7 +115,7 @@ def pass_bytes(tuned: Tuned) -> int:
 
 
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
-    """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
+    """Move the weights: θ ← round(θ + Σ coefficient · z(seed) − decay · θ − anchor · (θ − θ_base)).
 
     With `updates_` the only writer of weights. float32 sums in the order of the terms; one rounding at the end,
     stochastic for half precision.
@@ -121,7 +123,10 @@ def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> 
     Args:
         model: the model; changed in place.
         update: what to add and to take away.
-        tuned: `tuned_weights(model)`, if it is at hand.
+        tuned: `tuned_weights(model)`, if it is at hand; for an anchor `anchored(tuned_weights(model))`.
+
+    Raises:
+        ValueError: the update has an anchor, and no base was kept.
 
     Example:
         >>> import torch
@@ -149,10 +154,40 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
         >>> updates_(net, [Update(0.0, (Term(seed, 0.5),), rounding_seed=0) for seed in range(3)])
     """
     tuned = tuned or tuned_weights(model)
+    if any(update.anchor for update in updates) and not tuned.base:
+        raise ValueError("an update has an anchor, and no base was kept: see zoreward.members.anchored")
     if tuned.limits:
         for update in updates:
             update_limited_(tuned, update)
         return
+    name_of = {id(weight): name for name, weight in tuned.weights.items()}
     pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
     for kernel, weights in by_kernel(pairs, tuned.kernels):
-        kernel.replay_all_(weights, updates)
+        bases = [tuned.base[name_of[id(weight)]] for weight, _ in weights] if tuned.base else None
+        kernel.replay_all_(weights, updates, bases)
+
+
+def anchored(tuned: Tuned) -> Tuned:
+    """Return the tuned weights with a copy of each as it is now, towards which an update's anchor pulls.
+
+    Args:
+        tuned: the weights, as they are before any update.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.members import tuned_weights
+        >>> net = torch.nn.Linear(2, 1)
+        >>> tuned = anchored(tuned_weights(net))
+        >>> before = net.weight.clone()
+        >>> _ = net.weight.data.add_(1.0)
+        >>> update_(net, Update(0.0, (), rounding_seed=0, anchor=0.5), tuned=tuned)
+        >>> torch.allclose(net.weight, before + 0.5)
+        True
+    """
+    base: dict[str, torch.Tensor] = {}
+    name_of = {id(weight): name for name, weight in tuned.weights.items()}
+    pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
+    for kernel, weights in by_kernel(pairs, tuned.kernels):
+        copies = kernel.perturb_all(weights, ((),))
+        base |= {name_of[id(weight)]: copy for (weight, _), [copy] in zip(weights, copies, strict=True)}
+    return replace(tuned, base=base)

@@ -82,8 +82,9 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Ke
     matrices = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
     for kernel, weights in by_kernel(matrices.values(), kernels):
         device = weights[0][0].device
-        columns = torch.tensor([[column for column, _ in some] for some in used], device=device)
-        scales = torch.tensor([[scale for _, scale in some] for some in used], device=device)
+        # Not made on the device: that would wait until it has done all it was asked to.
+        columns = torch.tensor([[column for column, _ in some] for some in used]).to(device, non_blocking=True)
+        scales = torch.tensor([[scale for _, scale in some] for some in used]).to(device, non_blocking=True)
         pairs = kernel.factors_all(weights, terms)
         # All matrices at once: one by one, they would cost a GPU some ten launches each.
         a_all, b_all = (
@@ -106,8 +107,11 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Ke
 # wait for the Python of all others. 32 members of a model of 12 M weights took 6 s a step that way on an H200.
 HIDES_LAUNCHES = 2 * 10**10
 
-Correction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(y, x, a, b) → y at the members: y of the plain module, x its input, rows of one member after the other."""
+Plain = Callable[[torch.Tensor], torch.Tensor]
+"""x → y of the plain module."""
+
+Correction = Callable[[nn.Module, Plain, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(owner, plain, x, a, b) → y of the owner at the members for its input x, rows of one member after the other."""
 
 
 def correction_of(owner: nn.Module, slots: Sequence[Slot]) -> Correction | None:
@@ -164,7 +168,7 @@ def corrected_forward(
     m, n = slot.weight.shape
     enough_tokens = (1 + len(factors.a)) * m * n // (2 * m + n) if correct is _linear and may_copy else sys.maxsize
 
-    def corrected(plain: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def corrected(plain: Plain, x: torch.Tensor) -> torch.Tensor:
         a, b = factors.a, factors.b
         if x.is_cuda:
             large = x.numel() > enough_tokens * n and x.numel() // len(a) * m > HIDES_LAUNCHES
@@ -179,7 +183,7 @@ def corrected_forward(
         elif x.ndim == 0 or x.shape[0] not in grouping.lengths:
             name = type(owner).__name__
             raise InputError(f"{name} was called with {tuple(x.shape)}: no row or token of the model's call in a line")
-        return correct(plain(x), x, a, b)
+        return correct(owner, plain, x, a, b)
 
     if isinstance(owner, nn.Embedding) and type(owner).forward is not nn.Embedding.forward:
         return _looking_up(owner, corrected)
@@ -191,9 +195,7 @@ def corrected_forward(
     return forward
 
 
-def _looking_up(
-    owner: nn.Embedding, corrected: Callable[[Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]
-) -> Callable[..., Any]:
+def _looking_up(owner: nn.Embedding, corrected: Callable[[Plain, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
     """A forward in which what the owner looks up is corrected, whatever it does before and after."""
     plain_forward, weight = plain_forward_of(owner), owner.weight
 
@@ -218,29 +220,39 @@ def _looking_up(
     return forward
 
 
-def _linear(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """y + (x·b)aᵀ, member by member."""
-    if a.shape[-1] == 1 and _fused(y, x):
-        from zoreward.kernels.correction import correct_
+def _linear(owner: nn.Module, plain: Plain, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """xWᵀ + bias + (x·b)aᵀ, member by member."""
+    return _product(owner, plain, x, a, b, transposed=True)
 
-        correct_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a.squeeze(-1), b.squeeze(-1))
-        return y
+
+def _conv1d(owner: nn.Module, plain: Plain, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The same for a weight that is stored transposed: xW + bias + (x·a)bᵀ."""
+    return _product(owner, plain, x, b, a, transposed=False)
+
+
+def _product(
+    owner: Any, plain: Plain, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, transposed: bool
+) -> torch.Tensor:
+    weight: torch.Tensor = owner.weight.mT if transposed else owner.weight
+    if a.shape[-1] == 1 and _fused(x, weight):
+        from zoreward.kernels.correction import corrected
+
+        y = corrected(x.view(-1, x.shape[-1]), weight, owner.bias, a.squeeze(-1), b.squeeze(-1))
+        return y.view(*x.shape[:-1], -1)
+    y = plain(x)
     grouped = y.reshape(len(a), -1, y.shape[-1])
     inner = torch.bmm(x.reshape(len(b), -1, x.shape[-1]), b)
     return grouped.baddbmm_(inner.to(y.dtype), a.mT.to(y.dtype)).view(y.shape)
 
 
-def _fused(y: torch.Tensor, x: torch.Tensor) -> bool:
-    return y.is_cuda and y.is_contiguous() and x.is_contiguous() and x.dtype == y.dtype and has_triton()
+def _fused(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    same = x.is_contiguous() and x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    return x.is_cuda and same and not torch.is_grad_enabled() and has_triton()
 
 
-def _conv1d(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The same for a weight that is stored transposed: y + (x·a)bᵀ."""
-    return _linear(y, x, b, a)
-
-
-def _embedding(y: torch.Tensor, ids: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """y + a[ids]·bᵀ, member by member."""
+def _embedding(owner: nn.Module, plain: Plain, ids: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The owner's lines + a[ids]·bᵀ, member by member."""
+    y = plain(ids)
     member = torch.arange(len(a), device=a.device).unsqueeze(1)
     grouped = y.reshape(len(a), -1, y.shape[-1])
     return grouped.baddbmm_(a[member, ids.reshape(len(a), -1)], b.mT).view(y.shape)

@@ -34,7 +34,7 @@ class SPSAState:
 class Method(ABC):
     """A method: `ask` names the members whose scores it needs, `tell` turns the scores into an update of the weights.
 
-        θ ← θ + lr · (mean_k w_k z_k − weight_decay · θ)
+        θ ← θ + lr · (mean_k w_k z_k − weight_decay · θ − anchor · (θ − θ_base))
 
     with weights w_K of the scores, by which the methods differ. Neither call sees a weight of the model, and the state
     is a few numbers, so a run is resumed from its journal (`state_after`).
@@ -54,6 +54,8 @@ class Method(ABC):
             by β^i, i steps ago, instead of along those of this step alone. Takes no memory, but the update draws
             `window` times as many directions.
         window: steps ≥ 2 that momentum looks back on, this one among them.
+        anchor: ≥ 0, decay towards θ_base, the weights before step 1, of which a copy is kept (L2-SP; Li et al. 2018,
+            arXiv 1802.01483).
 
     Raises:
         ValueError: a value is out of its range.
@@ -71,6 +73,7 @@ class Method(ABC):
     more_every: int = 0
     momentum: float = 0.0
     window: int = 10
+    anchor: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
@@ -79,8 +82,8 @@ class Method(ABC):
         for name, least in (("num_directions", 1), ("refresh", 1), ("more_every", 0), ("window", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not (self.lr >= 0 and self.weight_decay >= 0):
-            raise ValueError("lr and weight_decay must not be negative")
+        if not (self.lr >= 0 and self.weight_decay >= 0 and self.anchor >= 0):
+            raise ValueError("lr, weight_decay and anchor must not be negative")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and less than 1, not {self.momentum}")
         if not 0 <= self.seed < 2**64:
@@ -132,7 +135,8 @@ class Method(ABC):
         own = [share * weight / len(weights) if weight != 0 else None for weight in weights]
         fresh = directions.own(state.step, own)
         terms = fresh + directions.older(state.step, state.past)
-        update = Update(rate * self.weight_decay, terms, directions.rounding_seed(state.step))
+        rounding_seed = directions.rounding_seed(state.step)
+        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor)
         past = (rounded(own), *state.past)[: directions.window - 1]
         return update, SPSAState(state.step + 1, state.silent + (not fresh), past)
 

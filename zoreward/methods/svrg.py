@@ -95,8 +95,7 @@ class SVRG(Method):
             raise ValueError(f"full_rate must not be negative, not {self.full_rate}")
         if self.anneal_every < 0:
             raise ValueError(f"anneal_every must be at least 0, not {self.anneal_every}")
-        if self.weight_decay or self.momentum:
-            name = "weight_decay" if self.weight_decay else "momentum"
+        if name := next((name for name in ("weight_decay", "momentum", "anchor") if getattr(self, name)), None):
             raise ValueError(f"svrg takes no {name}: the way back to its anchor is made of this step's terms alone")
 
     @property
@@ -116,9 +115,9 @@ class SVRG(Method):
         here = self.members(fresh)
         if state.step % self.full_every == 0:
             return Query(state.step, here, rows="all")
-        return Query(state.step, here + couples(fresh, self.eps, self.anchor(state)), at_once=len(here))
+        return Query(state.step, here + couples(fresh, self.eps, self.at_anchor(state)), at_once=len(here))
 
-    def anchor(self, state: SPSAState) -> Member:
+    def at_anchor(self, state: SPSAState) -> Member:
         """Return the anchor as a member: the updates since, taken back, one term for each direction."""
         sums: dict[Term, float] = {}
         for i, coefficients in enumerate(state.past, start=1):

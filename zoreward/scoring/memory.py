@@ -25,7 +25,7 @@ class Memory:
     Args:
         weights: of the model, with its adapter.
         scratch: what members take beside them: copies of weights, or factors.
-        base: a second copy of the model, to compare with.
+        base: a second copy of the model, to compare with, and one of the tuned weights, to decay towards.
         activations: of a forward pass, logits included; a guess. A pass that does not fit is cut in two.
         cache: keys and values of what is written at a time. This is cut too.
         free: what the device has left for all this.
@@ -79,6 +79,7 @@ def needed_memory(
     rows: int,
     new_tokens: int,
     base: bool,
+    anchor: bool,
     device: torch.device,
 ) -> Memory | None:
     """Return what tuning a model needs on a device; None where the device does not say what it has.
@@ -91,6 +92,7 @@ def needed_memory(
         rows: rows of a step.
         new_tokens: tokens that are written behind a prompt; 0 where answers are given.
         base: whether a copy of the model is kept on this device, to compare with.
+        anchor: whether a copy of what is tuned is kept, to decay towards.
         device: where the model will stand. What of it stands there already counts as free.
     """
     free = free_bytes(device)
@@ -99,6 +101,7 @@ def needed_memory(
     free += bytes_of(weight for weight in model.parameters() if weight.device == device)
     weights = bytes_of(model.parameters())
     copy = weights if base else 0
+    copy += bytes_of(tuned.weights.values()) if anchor and tuned is not None else 0
     left = free - weights - copy
     scratch = 0
     if tuned is not None:

@@ -11,6 +11,7 @@ from zoreward.members import (
     PREFIX_TOKENS,
     Tuned,
     adapted,
+    anchored,
     check_merge,
     check_no_adapter,
     check_tune,
@@ -216,7 +217,9 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     tuned = tuned_weights(model, args.tune)
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
-    return tuned if args.share is None else limited(tuned, smallest(tuned, args.share))
+    if args.share is not None:
+        return limited(tuned, smallest(tuned, args.share))
+    return anchored(tuned) if args.anchor else tuned
 
 
 def name_of(model: PreTrainedModel | str) -> str:

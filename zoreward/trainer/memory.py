@@ -68,6 +68,7 @@ def checked_memory(
         rows=len(examples) if query.rows == "all" else args.train_batch_size * args.gradient_accumulation_steps,
         new_tokens=args.max_completion_length if needs == "completions" else 0,
         base=keeps_base(args) and not adapter and not elsewhere,
+        anchor=args.anchor > 0,
         device=args.device,
     )
     if memory is not None:

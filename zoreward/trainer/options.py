@@ -156,6 +156,9 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
         raise InputError(f"rank={args.rank} is no rank of directions", hint="It is at least 1; or take noise=dense.")
     if args.share is not None and not 0 < args.share <= 1:
         raise InputError(f"share={args.share} is no share of the weights", hint="It is above 0 and at most 1.")
+    if args.share is not None and args.anchor:
+        hint = "Take weight_decay, or leave one of the two out."
+        raise InputError("an anchor pulls on all weights, and share tunes some", hint=hint)
     anneal_every = args.anneal_every
     if args.method == "svrg" and anneal_every is None:
         anneal_every = -(-rows // (args.per_device_train_batch_size * args.gradient_accumulation_steps))
@@ -165,6 +168,7 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
         lr=args.learning_rate,
         num_directions=args.num_directions,
         weight_decay=args.weight_decay,
+        anchor=args.anchor,
         seed=args.seed,
         rank=(args.rank or 1) if args.noise == "low-rank" else 0,
         anneal_every=anneal_every,
