@@ -210,7 +210,12 @@ CASES = {
 }
 EVAL_CASES = {
     "calibrate: no choice": ("token-f1", {"--calibrate": True}, "'token-f1' does not choose", "accuracy"),
-    "calibrate: masked": ("accuracy", FILLS | {"--calibrate": True}, "only a causal model's", "leave --calibrate out"),
+    "calibrate: masked": (
+        "accuracy",
+        FILLS | {"--calibrate": True},
+        "only answers that a model writes",
+        "leave --calibrate out",
+    ),
     "calibrate: no template": ("accuracy", {"--calibrate": True, "--template": None}, "no template", "--template"),
 }
 TUNE_CASES = {

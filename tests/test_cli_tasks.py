@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
+from whole_models import masked_model, word_tokenizer
 from zoreward.cli import main
 from zoreward.data import rows as data_rows
 
@@ -169,3 +170,44 @@ def test_a_users_own_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = 'template: "{t|lower} it was"\nobjective: accuracy\nchoices: [sad=bad, glad=good]\nlabel: mood\n'
     Path("mine.yaml").write_text(text + "data: mine.jsonl\n")
     assert summary_of(["eval", "--task", "mine.yaml", "--model", "model"], capsys)["rows"] == 2
+
+
+# Other kinds of models
+
+
+def stored(name: str, model: Any) -> None:
+    model.save_pretrained(name)
+    word_tokenizer().save_pretrained(name)
+
+
+def test_a_masked_model_gets_the_task_for_masked_models(hub: list[tuple], capsys: pytest.CaptureFixture[str]) -> None:
+    stored("masked", masked_model("bert"))
+    words = ["tune", "--task", "sst2", "--model", "masked", "--steps", "2", "--batch-size", "4", "--k-shot", "2"]
+    found = summary_of([*words, "--eval-every", "1", "--test-rows", "5", "--lr", "1e-3", "--output", "run"], capsys)
+    assert (found["objective"], found["test_objective"], found["test_rows"]) == ("neg-cross-entropy", "accuracy", 5)
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["template"] == "{sentence|strip} It was [MASK] ."
+    assert main(["replay", "run", "--model", "masked", "--output", "again"]) == 0
+    assert bytes_of("again") == bytes_of("run/model")
+
+
+def test_a_new_head_on_a_task_goes_on_and_is_replayed(hub: list[tuple], capsys: pytest.CaptureFixture[str]) -> None:
+    stored("masked", masked_model("bert"))
+    words = ["tune", "--task", "sst2", "--model", "masked", "--head", "classifier", "--batch-size", "4", "--lr", "1e-2"]
+    words += ["--train-rows", "8", "--dev-rows", "6", "--test-rows", "5", "--seed", "7", "--output", "run"]
+    assert main([*words, "--steps", "2"]) == 0
+    assert "a classifier of LABEL_0, LABEL_1: a new head" in capsys.readouterr().err
+    summary_of([*words, "--steps", "4", "--resume"], capsys)
+    summary_of([word.replace("run", "whole") for word in words] + ["--steps", "4"], capsys)
+    assert steps_of("run") == steps_of("whole")
+    for run in ("run", "run/trajectory.safetensors"):
+        assert main(["replay", run, "--model", "masked", "--output", f"{run}-again"]) == 0
+        assert bytes_of(f"{run}-again") == bytes_of("run/model") == bytes_of("whole/model")
+    settings = ["--data", "dev.jsonl", "--prompt", "sentence", "--model"]
+    write("dev.jsonl", HUB["validation"])
+    scores = [summary_of(["eval", "accuracy", *settings, name], capsys)["score"] for name in ("run/model", "run-again")]
+    assert scores[0] == scores[1]
+
+
+def bytes_of(name: str) -> bytes:
+    return Path(name, "model.safetensors").read_bytes()

@@ -269,7 +269,7 @@ def test_the_best_step_of_a_new_head_is_made_from_the_base(tmp_path):
     options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
     trainer, _, _ = tuned(tmp_path / "run", base, TOY, **settings, **options)
     best = load_run(tmp_path / "run").best_step
-    assert best is not None and best < 6
+    assert trainer.kept_step == best == 0  # the rate is far too large
     assert bits(replay(tmp_path / "run", load_with_head(base, ["a", "b"], 3)[0], step=best)) == bits(trainer.model)
 
 

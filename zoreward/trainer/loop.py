@@ -179,7 +179,7 @@ class ZOTrainer(ResumableTrainer):
         self._window = Window()
         self._journal: Journal | None = None
         self._finished = self.begun_with_a_score = False
-        self.kept_step = 0
+        self.kept_step = -1  # while the run lasts; 0 is the base
         self.keeper = Keeper()
         super().__init__(
             model=loaded,

@@ -103,7 +103,8 @@ class ResumableTrainer(Trainer):
                 output = self._rest_of_run(**kwargs)
             finally:
                 self._journal = None
-        self.kept_step = self.kept_step or self.method_state.step
+        if self.kept_step < 0:
+            self.kept_step = self.method_state.step
         try:
             load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
         except OSError as error:  # the journal has it all
