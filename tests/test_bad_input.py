@@ -307,6 +307,7 @@ BENCH_CASES = {
     "no seeds": (["sst2"], {"--seeds": "0"}, "--seeds 0 leaves no run", "13,21,42"),
     "seeds in words": (["sst2"], {"--seeds": "some"}, "--seeds some: these are no seeds", "13,21,42"),
     "no model": (["sst2"], {"--model": "./modle"}, "no model folder './modle'", "Hub id"),
+    "masked model": (["sst2"], {"--model": "masked"}, "for causal models so far, and 'masked' is masked", "eval"),
     "dtype": (["sst2"], {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
     "device": (["sst2"], {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
     "output is a file": (["sst2"], {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),

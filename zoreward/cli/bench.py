@@ -168,7 +168,7 @@ def _methods_of(plan: Plan, methods: Sequence[str], values: dict[str, Any]) -> l
 
 def _check_model(plans: dict[str, Plan]) -> None:
     """Find out what is wrong with model, dtype and device before the first run."""
-    from zoreward.scoring import check_model_name, checked_device, load_tokenizer
+    from zoreward.scoring import check_model_name, checked_device, head_of, load_tokenizer
     from zoreward.scoring.loading import DTYPES
 
     quiet_transformers()
@@ -178,6 +178,10 @@ def _check_model(plans: dict[str, Plan]) -> None:
     if plan.settings.device:
         checked_device(plan.settings.device)
     check_model_name(plan.model)
+    kind = head_of(plan.model, trust_remote_code=plan.settings.trust_remote_code).kind
+    if kind != "causal":
+        hint = "zoreward tune and eval take it, with --task too"
+        raise InputError(f"tables are for causal models so far, and '{plan.model}' is {kind}", hint=hint)
     load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
 
 
