@@ -17,18 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from zoreward import noise
+from zoreward.kernels.philox import Workspace
 from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
 
 
-Words = NDArray[np.uint64]
 _LARGEST_BF16 = 0x7F7F0000
-_LOW, _HALF = np.uint64(noise.MASK_32), np.uint64(32)
-_M0, _M1 = np.uint64(noise.MULTIPLIER_0), np.uint64(noise.MULTIPLIER_1)
-# Rows of x0 and x2 in even rounds; of x2 and x0 in odd ones.
-_MULTIPLIERS = (np.array([[_M0], [_M1]]), np.array([[_M1], [_M0]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,108 +33,6 @@ class Job:
 
     count: int
     work: Callable[[Workspace], None]
-
-
-class Workspace:
-    """The buffers of one thread, and the last direction that was drawn into them; for chunks of at most `count`."""
-
-    def __init__(self, count: int) -> None:
-        blocks = (count + 3) // 4
-        self._ramp = np.arange(blocks, dtype=np.uint64)
-        self._products = np.empty((2, blocks), np.uint64)  # of the counters, high and low; the same for all seeds
-        self._at = (-1, 0)
-        self._buffers = [np.empty((2, blocks), np.uint64) for _ in range(3)]
-        self._ones = np.empty((blocks, 4), np.int8)
-        self._words = np.empty((blocks, 4), np.uint32)
-        self._z = np.empty(count, np.float32)
-        self._product = np.empty(count, np.float32)
-        self._held: tuple[int, int, int, int, int] | None = None
-
-    def normal(
-        self, seed: int, stream: int, start: int, count: int, purpose: int = noise.DIRECTION
-    ) -> NDArray[np.float32]:
-        """Return `noise.normal` of the same arguments; valid until the next call. `start` is a multiple of 4."""
-        z = self._z[:count]
-        if self._held != (seed, stream, start, count, purpose):
-            even, odd = self._blocks(seed, stream, start, count, purpose)
-            ones = self._ones[: even.shape[1]]
-            for lanes, words in ((0, even), (1, odd)):
-                np.bitwise_count(words, out=ones.view(np.uint8).T[lanes::2])
-            np.subtract(ones, np.int8(16), out=ones)
-            np.multiply(ones.reshape(-1)[:count], noise.INV_SQRT_8, out=z, dtype=np.float32)
-            self._held = (seed, stream, start, count, purpose)
-        return z
-
-    def times(self, coefficient: float, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return coefficient · z, valid until the next call."""
-        return np.multiply(z, np.float32(coefficient), out=self._product[: len(z)])
-
-    def rounding_words(self, seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
-        """Return `noise.words(..., purpose=noise.ROUNDING)`, valid until the next call. `start` is a multiple of 4."""
-        even, odd = self._blocks(seed, stream, start, count, noise.ROUNDING)
-        words = self._words[: even.shape[1]]
-        words.T[0::2], words.T[1::2] = even, odd
-        return words.reshape(-1)[:count]
-
-    def _blocks(self, seed: int, stream: int, start: int, count: int, purpose: int) -> tuple[Words, Words]:
-        """Philox 4x32-10 over consecutive blocks: words 0 and 2, and words 1 and 3, each (2, blocks), in uint64.
-
-        Two lanes stand in the two rows of an array, so that a NumPy call serves both. A round
-
-            x0, x1, x2, x3 = high(m1·x2) ^ x1 ^ k0, low(m1·x2), high(m0·x0) ^ x3 ^ k1, low(m0·x0)
-
-        leaves x2 in the row where x0 was and the other way round: the multipliers swap rows instead, and the low
-        halves of the round before are read from the other row. Keys of two rounds are added to a product at once: those
-        of its own round to the high half, those of the next to the low half. Within a chunk only counter word 0 varies
-        (a chunk never crosses 2^32 blocks), so half of the products of the first rounds are scalars.
-        """
-        blocks = (count + 3) // 4
-        x, product, low = (buffer[:, :blocks] for buffer in self._buffers)
-        k0, k1 = ([(half + r * weyl) & noise.MASK_32 for r in range(10)] for half, weyl in _halves(seed))
-        first = start // 4
-        high_0, low_0 = self._counters(first, blocks)
-
-        scalar = noise.MULTIPLIER_1 * stream
-        x0, x1 = (scalar >> 32) ^ (first >> 32) ^ k0[0], scalar & noise.MASK_32
-        np.bitwise_xor(high_0, np.uint64(purpose ^ k1[0]), out=x[1])
-
-        scalar = noise.MULTIPLIER_0 * x0
-        np.multiply(x[1], _M1, out=low[1])
-        np.right_shift(low[1], _HALF, out=x[0])
-        np.bitwise_xor(x[0], np.uint64(x1 ^ k0[1]), out=x[0])
-        np.bitwise_and(low[1], _LOW, out=low[1])
-        np.bitwise_xor(low_0, np.uint64((scalar >> 32) ^ k1[1]), out=x[1])
-        x3 = scalar & noise.MASK_32
-
-        for r in range(2, 10):
-            np.multiply(x, _MULTIPLIERS[r % 2], out=product)
-            if r % 2 == 0:
-                keys = ((k1[r] ^ x3) << 32 | k1[r + 1], k0[r] << 32 | k0[r + 1])
-                np.bitwise_xor(product, np.array(keys, np.uint64)[:, None], out=product)
-            np.right_shift(product, _HALF, out=x)
-            if r == 2:  # x3 is a scalar, and is with the keys
-                np.bitwise_xor(x[1], low[1], out=x[1])
-                x3 = 0
-            else:
-                np.bitwise_xor(x, low[::-1], out=x)
-            np.bitwise_and(product, _LOW, out=product)
-            product, low = low, product
-        return x, low
-
-    def _counters(self, first: int, blocks: int) -> Words:
-        """The high and low halves of m0 · counter word 0, which start every seed's rounds."""
-        products = self._products[:, :blocks]
-        if self._at != (first, blocks):
-            np.add(self._ramp[:blocks], np.uint64(first & noise.MASK_32), out=products[0])
-            np.multiply(products[0], _M0, out=products[0])
-            np.bitwise_and(products[0], _LOW, out=products[1])
-            np.right_shift(products[0], _HALF, out=products[0])
-            self._at = (first, blocks)
-        return products
-
-
-def _halves(seed: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (seed & noise.MASK_32, noise.WEYL_0), (seed >> 32, noise.WEYL_1)
 
 
 class Directions:

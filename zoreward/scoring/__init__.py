@@ -2,6 +2,7 @@
 
 from zoreward.scoring.answers import answer_scores, member_scores, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
+from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, is_spread
@@ -13,9 +14,7 @@ from zoreward.scoring.generation import Generator, HFGenerator, checked_generato
 from zoreward.scoring.heads import Head, check_needs, head_of, kind_of
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
-    adapter_base,
     blank_model,
-    check_model_name,
     load_model,
     load_tokenizer,
     load_with_head,

@@ -12,10 +12,11 @@ from zoreward.records import Evaluation, InputError
 from zoreward.registry import Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
+from zoreward.scoring.checkpoints import prefix_length
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.heads import config_of_model, head_of
-from zoreward.scoring.loading import load_model, load_tokenizer, prefix_length, prepare_tokenizer
+from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, running, scorer_of, statistics_of
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.data import WHOLE, classes_of
 from zoreward.records import InputError
-from zoreward.scoring.loading import Kind, adapter_base, check_model_name, load_config, model_kind
+from zoreward.scoring.checkpoints import adapter_base, check_model_name
+from zoreward.scoring.loading import Kind, load_config, model_kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,96 @@
+"""What the name of a model stands for: a whole model or an adapter, in a folder or on the Hub; or nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from zoreward.data import check_hub
+from zoreward.records import InputError, MissingFileError
+
+
+def adapter_base(name: str) -> str | None:
+    """Return the base that an adapter of PEFT belongs to; None for a model that is whole.
+
+    Args:
+        name: a folder or a Hub id.
+
+    Raises:
+        InputError: the adapter's config names no base, or one that is not there.
+    """
+    settings = _adapter_settings(name)
+    if settings is None:
+        return None
+    base = settings.get("base_model_name_or_path")
+    hint = "Write the base's folder or Hub id into its adapter_config.json, as base_model_name_or_path."
+    if not base:
+        raise InputError(f"the adapter '{name}' does not say what its base is", hint=hint)
+    try:
+        check_model_name(base)
+    except (InputError, MissingFileError) as error:
+        raise InputError(f"the base of the adapter '{name}' is not there: {error}", hint=hint) from error
+    return str(base)
+
+
+def prefix_length(source: Any) -> int:
+    """Return how many tokens of a prefix stand in front of every row: 0 for most.
+
+    Args:
+        source: a folder or Hub id, or a model.
+    """
+    if isinstance(source, str):
+        return int((_adapter_settings(source) or {}).get("num_virtual_tokens") or 0)
+    configs = getattr(source, "peft_config", None) or {}
+    return sum(int(getattr(config, "num_virtual_tokens", None) or 0) for config in configs.values())
+
+
+def _adapter_settings(name: str) -> dict[str, Any] | None:
+    """The `adapter_config.json` of an adapter; None for a model that is whole."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    found = find_adapter_config_file(name)
+    if found is None:
+        return None
+    try:
+        settings: dict[str, Any] = dict(json.loads(Path(found).read_text(encoding="utf-8")))
+        return settings
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the adapter '{name}' cannot be read", hint=first_line(error)) from error
+
+
+def check_model_name(name: str) -> None:
+    """Find out, before anything is imported or downloaded, that `name` is no model.
+
+    Raises:
+        MissingFileError: it looks like a path and does not exist.
+        InputError: a file, a folder without the `config.json` of a model or the `adapter_config.json` of an adapter, no
+            possible Hub id, or no way to the Hub.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+            raise InputError(
+                f"the folder '{name}' is no model: it has no config.json",
+                hint="Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m.",
+            )
+    elif path.exists():
+        raise InputError(f"'{name}' is a file, not a model", hint="Give the folder that holds config.json.")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise MissingFileError(f"there is no model folder '{name}'", hint="Give a folder, or a Hub id such as gpt2.")
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        names = ("config.json", "adapter_config.json")
+        if not any(isinstance(try_to_load_from_cache(name, one), str) for one in names):
+            check_hub(f"the model '{name}'")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name.
+
+    >>> first_line(ValueError("no such dtype\\nand so on"))
+    'no such dtype'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
