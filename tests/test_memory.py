@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import FAMILIES, random_model
 from zoreward import scoring
@@ -113,6 +114,11 @@ def test_the_cache_is_that_of_the_model(family: str) -> None:
         cache = model(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True).past_key_values
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert cache_bytes(model, 3 * 7) == real
+
+
+def test_a_model_without_attention_keeps_no_cache_that_grows() -> None:
+    config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)
+    assert needed(MambaForCausalLM(config), [example(5, 0)], new_tokens=4).cache == 0
 
 
 def needed(model: torch.nn.Module, examples: list[Example], **changes: object) -> Memory:

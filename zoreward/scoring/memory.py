@@ -150,7 +150,7 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
         needs += [f"{size(memory.base)} for a copy of its base"] if memory.base else []
         needs += [f"{size(memory.scratch)} for members"] if memory.scratch else []
     if memory.certain - memory.base <= memory.free:
-        hint = "keep the base on another device: --base-device; or take an adapter, which needs no copy: --tune lora"
+        hint = "leave --anchor out, or keep the base on another device: --base-device; or take an adapter: --tune lora"
     elif memory.weights + memory.base <= memory.free:
         hint = "take an adapter, whose members are small: --tune lora"
     elif dtype == torch.float32:
@@ -162,10 +162,12 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
 
 
 def cache_bytes(model: nn.Module, tokens: int) -> int:
-    """Return the bytes of keys and values of so many tokens, in all layers."""
+    """Return the bytes of keys and values of so many tokens, in all layers; 0 of a model without attention."""
     config: Any = model.config
     config = config.get_text_config()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):  # as Mamba, whose state does not grow with its text
+        return 0
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = getattr(config, "num_key_value_heads", None) or heads
     return 2 * tokens * int(config.num_hidden_layers * kept * width) * _element_size(model)
