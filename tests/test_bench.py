@@ -396,6 +396,22 @@ def test_results_that_cannot_be_read(tmp_path: Path) -> None:
         Results(tmp_path)
 
 
+def test_two_commands_in_one_folder_keep_each_other_s_results(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text('{"kind": "task", "task": "a"}\n{"kind": "ru')  # torn by a kill
+    one, other = Results(tmp_path), Results(tmp_path)
+    runs = [Run(task, "mezo", 1e-6, seed, False) for seed in (0, 1) for task in ("a", "b")]
+    for results, run in zip((one, other, one, other), runs, strict=True):
+        results.add(run, {"dev": 0.5})
+    assert Results(tmp_path).runs == {run: {"dev": 0.5} for run in runs}
+
+
+def test_runs_side_by_side_have_folders_of_their_own() -> None:
+    names = ("sst2.short", "sst2.long", "sst2", "a/sst2", "a_sst2")
+    found = [driver._name(Run(name, "mezo", 1e-6, 0, True)) for name in names]
+    assert len(set(found)) == len(names)
+    assert not any(set("/\\.") & set(name.split("-mezo-")[0]) for name in found)
+
+
 def test_a_plan_s_configuration_knows_every_row() -> None:
     task = load_task("sst2")
     plans = [Plan(task, "model", Split(TRAIN, OTHERS, test), Settings()) for test in (OTHERS, turned(OTHERS))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -80,7 +81,9 @@ def _do(run: Run, plan: Plan, folder: Path, jobs: int) -> Result:
 
 
 def _name(run: Run) -> str:
-    parts = [Path(run.task).stem, run.method, run.rate, run.seed, "chooses" if run.chooses else "reported"]
+    # A task's name may be anything, and two runs side by side must not share a folder.
+    task = re.sub(r"[^\w-]", lambda found: f"%{ord(found[0]):x}", run.task)
+    parts = [task, run.method, run.rate, run.seed, "chooses" if run.chooses else "reported"]
     return "-".join(str(part) for part in parts if part is not None)
 
 

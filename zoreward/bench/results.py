@@ -35,7 +35,7 @@ class Results:
         self.path = folder / "results.jsonl"
         self.runs: dict[Run, dict[str, Any]] = {}
         self._configurations: dict[str, dict[str, Any]] = {}
-        self._whole = 0  # bytes of whole lines
+        self._whole = self._size = 0  # bytes of whole lines, and with the torn one
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output {folder} is a file", hint="give a folder")
         for fields in self._read():
@@ -82,13 +82,13 @@ class Results:
         line = json.dumps(fields, allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.path.exists() else "wb") as file:
-                file.truncate(self._whole)
-                file.seek(self._whole)
+            with self.path.open("ab") as file:
+                if file.seek(0, os.SEEK_END) == self._size:  # else another command, of other tasks, has written since
+                    file.truncate(self._whole)
                 file.write(line.encode("ascii"))
                 file.flush()
                 os.fsync(file.fileno())
-                self._whole += len(line)
+                self._whole = self._size = file.tell()
         except OSError as error:
             raise StorageError(
                 f"{self.path} cannot be written: {error.strerror}", hint="make room, and say the same command again"
@@ -98,7 +98,7 @@ class Results:
         if not self.path.exists():
             return []
         try:
-            whole, newline, _ = self.path.read_bytes().rpartition(b"\n")
+            whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
             found = [json.loads(line) for line in whole.splitlines()]
             known = all(isinstance(one, dict) and one["kind"] in ("task", "run") for one in found)
             known = known and all(name in one for one in found if one["kind"] == "run" for name in _NAMES)
@@ -108,4 +108,5 @@ class Results:
             hint = "choose another folder for --output"
             raise InputError(f"{self.path} cannot be read: {' '.join(str(error).split())}", hint=hint) from error
         self._whole = len(whole) + len(newline)
+        self._size = self._whole + len(torn)
         return found

@@ -232,7 +232,7 @@ def _listed(text: str | None) -> list[str]:
 def _seeds(text: str) -> list[int]:
     """The seeds that are asked for: so many, or these."""
     words = _listed(text)
-    if not words or not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+    if not words or not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
         raise InputError(f"--seeds {text}: these are no seeds", hint="a number, 5, or a list, 13,21,42")
     found = [int(word) for word in words]
     if "," in text:
