@@ -118,6 +118,12 @@ def test_robertas_words_stand_behind_a_space_and_its_mask_takes_the_one_in_front
     assert [tokenizer.convert_ids_to_tokens(list(tokens)) for tokens in points] == [["."], [","]]
 
 
+def test_the_border_in_front_of_a_mask_is_what_the_tokenizer_writes():
+    tokenizer = byte_tokenizer()
+    [example] = render(ROWS[:1], tokenizer, **MASK | {"template": "{text} [SEP] it was [MASK] ."})
+    assert list(example.prompt_tokens).count(tokenizer.sep_token_id) == 2  # and the one at the end
+
+
 def test_a_long_text_to_classify_is_cut_on_its_right():
     tokenizer = word_tokenizer()
     [example] = render([{"text": "a good film it was", "label": "good"}], tokenizer, **CLASSES | {"max_length": 4})
@@ -149,6 +155,8 @@ def test_without_a_template_a_classifier_reads_the_prompts_column():
 def test_the_classes_of_a_new_head():
     assert classes_of(ROWS, None, "label") == ("LABEL_0", "LABEL_1")
     assert classes_of(ROWS, [" bad", " good"], "label") == ("bad", "good")
+    with pytest.raises(InputError, match="one of 1,000,000,001 classes"):
+        classes_of([{"label": 3}, {"label": 10**9}], None, "label")
     assert classes_of([{"mood": "so so"}, {"mood": "bad"}], None, "mood") == ("bad", "so so")
 
 
@@ -261,6 +269,15 @@ def test_a_new_head_improves_and_is_made_again(family, tune, tmp_path):
     assert head_of(saved_model) == Head("classifier", ("bad", "good"))
     found = evaluate(saved_model, "neg-cross-entropy", TOY, template="{text}", choices=names)
     assert found.score == pytest.approx(after, abs=1e-6)
+
+
+def test_a_new_head_in_the_place_of_one_keeps_none_of_its_biases(tmp_path):
+    model = classifier("bert", 3)
+    torch.nn.init.ones_(model.classifier.bias)
+    base = saved(tmp_path / "base", model, word_tokenizer())
+    made, new = load_with_head(base, ["x", "y", "z"], 3)  # as many classes as before
+    assert "classifier.bias" in new
+    assert made.classifier.bias.tolist() == [0.0] * 3
 
 
 def test_the_best_step_of_a_new_head_is_made_from_the_base(tmp_path):

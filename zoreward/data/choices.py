@@ -8,6 +8,9 @@ from typing import Any
 from zoreward.data.columns import listed, values_of
 from zoreward.records import InputError
 
+# Of a new head whose labels are numbers: beyond, they are something else, such as identifiers.
+MOST_CLASSES = 10_000
+
 Chosen = tuple[tuple[str, ...], int]
 """The candidates of a row, and the index of the right one."""
 
@@ -76,7 +79,7 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
     """The classes that rows ask for: the choices; else the labels, numbers from 0 on or names in alphabetical order.
 
     Raises:
-        InputError: fewer than two.
+        InputError: fewer than two, or numbers too large to be labels.
         UnknownNameError: no row has the column `label`.
 
     >>> classes_of([{"label": "sad"}, {"label": "happy"}], None, "label"), classes_of([{"label": 1}], None, "label")
@@ -87,7 +90,10 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
     labels = values_of(rows, label, "label", "--label")
     spelled = {_spellings(value)[0] for value in labels}
     if all(one.isdecimal() for one in spelled):
-        found = tuple(f"LABEL_{number}" for number in range(max(map(int, spelled)) + 1))
+        if (largest := max(map(int, spelled))) >= MOST_CLASSES:
+            hint = "labels are numbered from 0 on; or give --choice once for each"
+            raise InputError(f"the label {largest} would be one of {largest + 1:,} classes", hint=hint)
+        found = tuple(f"LABEL_{number}" for number in range(largest + 1))
     else:
         found = tuple(sorted(spelled))
     if len(found) < 2:

@@ -145,7 +145,8 @@ def _masked_examples(
     if mask is None:
         hint = "take the tokenizer of a model that was trained to fill masks"
         raise InputError("the tokenizer has no mask token", hint=hint)
-    prompts = [text.prompt.replace(MASK, str(tokenizer.mask_token)) for text in texts]
+    border = tokenizer.sep_token or "\n"
+    prompts = [text.prompt.replace(MASK, str(tokenizer.mask_token)).replace(BORDER, border) for text in texts]
     bare, full = encode(tokenizer, prompts), encode(tokenizer, prompts, specials=True)
     words: dict[tuple[str, ...], tuple[tuple[int], ...]] = {}
     examples = []

@@ -40,7 +40,9 @@ def first_spread(model: nn.Module) -> float:
 
 @torch.no_grad()
 def draw_head_(model: nn.Module, names: Iterable[str], seed: int, spread: float) -> None:
-    """Give new matrices the values that follow from the seed: spread · z. Vectors keep theirs, which are 0 or 1.
+    """Give new matrices the values that follow from the seed: spread · z; new biases 0.
+
+    Other vectors, those of norms, keep theirs.
 
     Args:
         model: the model; changed in place.
@@ -56,6 +58,8 @@ def draw_head_(model: nn.Module, names: Iterable[str], seed: int, spread: float)
     for name in names:
         weight = named[name]
         if weight.ndim < 2:
+            if name.endswith("bias"):  # the checkpoint's own head may have others
+                weight.zero_()
             continue
         stream = noise.stream_of(name)
         first = noise.normal(own, stream, 0, weight.numel(), noise.FIRST_WEIGHTS) * np.float32(spread)
