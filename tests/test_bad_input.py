@@ -245,6 +245,7 @@ TUNE_CASES = {
         "option",
     ),
     "anchor below 0": ("accuracy", {"--anchor": "-1"}, "anchor must not be negative", "option"),
+    "anchor without end": ("accuracy", {"--anchor": "inf"}, "weight_decay and anchor must be finite", "option"),
     "svrg with an anchor": ("accuracy", {"--method": "svrg", "--anchor": "1"}, "svrg takes no anchor", "option"),
     "sparse with an anchor": ("accuracy", {"--method": "sparse", "--anchor": "1"}, "share tunes some", "weight_decay"),
     "dense refresh": (
@@ -305,6 +306,7 @@ BENCH_CASES = {
     "a rate twice": (["sst2"], {"--lr": "mezo=1,1,2"}, "mezo has the learning rates 1, 1, 2", "stands once"),
     "eps of adamw": (["sst2"], {"--eps": "adamw=1"}, "one number for a method of MeZO's", "--eps mezo="),
     "no seeds": (["sst2"], {"--seeds": "0"}, "--seeds 0 leaves no run", "13,21,42"),
+    "seeds that are no digits": (["sst2"], {"--seeds": "²"}, "--seeds ²: these are no seeds", "13,21,42"),
     "seeds in words": (["sst2"], {"--seeds": "some"}, "--seeds some: these are no seeds", "13,21,42"),
     "no model": (["sst2"], {"--model": "./modle"}, "no model folder './modle'", "Hub id"),
     "masked model": (["sst2"], {"--model": "masked"}, "for causal models so far, and 'masked' is masked", "eval"),

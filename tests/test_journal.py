@@ -214,6 +214,7 @@ def signed(*lines: dict) -> bytes:
 STEP = {
     "kind": "step", "step": 0, "scores": [0.5, 0.25], "lr": 0.1, "decay": 0.0, "terms": [[3, 0.5]], "rounding_seed": 4
 }  # fmt: skip
+HEAD = {"classes": ["a", "b"], "weights": ["score.weight"], "spread": 0.02}
 FIRST = {"kind": "header", "noise_version": 1, **HEADER}
 FALSE = {
     "unknown kind": (FIRST, {"kind": "snapshot", "step": 0}),
@@ -238,6 +239,12 @@ FALSE = {
     "score too large": (FIRST, {**STEP, "scores": [10**4000]}),
     "no learning rate": (FIRST, {**STEP, "lr": None}),
     "decay too large": (FIRST, {**STEP, "decay": 10**400}),
+    "anchor too large": (FIRST, {**STEP, "anchor": 1e39}),
+    "anchor in words": (FIRST, {**STEP, "anchor": "0.5"}),
+    "head of another type": ({**FIRST, "head": "classifier"},),
+    "head with a list for a name": ({**FIRST, "head": {**HEAD, "weights": [["score.weight"]]}},),
+    "head with as many classes": ({**FIRST, "head": {**HEAD, "classes": 2}},),
+    "head without a spread": ({**FIRST, "head": {**HEAD, "spread": None}},),
     "rounding seed": (FIRST, {**STEP, "rounding_seed": 2**64}),
     "step that is false": (FIRST, {**STEP, "step": False}),
     "first step is not 0": (FIRST, {**STEP, "step": 1}),
@@ -252,7 +259,7 @@ def test_lines_that_say_what_cannot_be_are_refused_though_their_checksum_is_righ
     with pytest.raises(InputError, match=f"line {len(FALSE[case])}:") as refused:
         read(signed(*FALSE[case]), tmp_path)
     assert refused.value.hint and len(str(refused.value)) < 300
-    assert read(signed(FIRST, STEP), tmp_path).n_steps == 1
+    assert read(signed({**FIRST, "head": HEAD}, {**STEP, "anchor": 0.5}), tmp_path).n_steps == 1
 
 
 @pytest.mark.parametrize(
@@ -438,6 +445,8 @@ HOSTILE = {
     "infinite coefficients": lambda t: changed(
         t, body=np.float32([np.inf]).tobytes() + t[8 + int.from_bytes(t[:8], "little") + 4 :]
     ),
+    "anchor in words": lambda t: changed(t, about={"anchor": "high"}),
+    "anchor too large": lambda t: changed(t, about={"anchor": 1e39}),
     "rate in words": lambda t: changed(t, about={"lr": "high"}),
     "no method": lambda t: changed(t, about={"header": {"noise_version": 1, **HEADER}}),
     "noise version": lambda t: changed(t, about={"header": {"noise_version": 9, **RUN}}),

@@ -313,3 +313,24 @@ def test_refused_in_one_line_with_nothing_written(case, tuned, capsys):
     assert error in lines[0] and hint in lines[1] and "Traceback" not in err
     assert out == ""
     assert sorted(tuned.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "says nothing of one"),
+        ({"method": "spsa"}, "says nothing of one"),
+        ({"limits": True, "method": {"anchor": 1.0}}, "limits, with which there is none"),
+    ],
+)
+def test_an_anchor_that_the_header_does_not_go_with_is_refused(changes, told, tmp_path):
+    model = random_model("llama")
+    before, tuned = bits(model), tuned_weights(model)
+    header = {"fingerprint": fingerprint(model), "dtype": "float32", "streams": tuned.streams, **changes}
+    if changes.get("limits"):
+        header["limits"] = dict.fromkeys(tuned.streams, 0.5)
+    with Journal(tmp_path, header) as journal:
+        journal.append(StepRecord(0, (0.5, 0.25), Update(0.0, (), 1, anchor=0.5), 0.1))
+    with pytest.raises(InputError, match=told):
+        replay(tmp_path, model)
+    assert bits(model) == before

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
-from zoreward.journal.lines import number
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run, directions
 from zoreward.members import (
@@ -91,8 +90,9 @@ def advance(
     """
     done = start
     for updates in _passes(run.updates(steps, start)):
-        if not tuned.base and any(update.anchor for update in updates):
-            raise InputError("a step has an anchor, the header says nothing of one", hint="Ask for another copy.")
+        if any(update.anchor for update in updates) and (tuned.limits or not tuned.base):
+            told = "limits, with which there is none" if tuned.limits else "nothing of one"
+            raise InputError(f"a step has an anchor, the header says {told}", hint="Ask for another copy.")
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
@@ -127,8 +127,9 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
     name = str(run.header.get("model") or "")
     hint = f"It began with {name!r}; another revision of it is another base." if name else "Take the run's own base."
     wrapped = _with_adapter(run, model)
-    replaced = _draw_head(run, wrapped)
+    replaced: list[tuple[nn.Parameter, torch.Tensor]] = []
     try:
+        replaced = _draw_head(run, wrapped)
         tuned = tuned_weights(wrapped, run.streams)
         if strangers := sorted(tuned.weights.keys() ^ run.streams.keys()):
             message = f"the model is not the run's base: only one of them has '{strangers[0]}'"
@@ -142,7 +143,8 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
             wrapped.unload()
         raise
     tuned = replace(tuned, streams=run.streams)
-    if (run.header.get("method") or {}).get("anchor"):
+    method = run.header.get("method")
+    if isinstance(method, dict) and method.get("anchor"):
         tuned = anchored(tuned)
     return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
@@ -167,12 +169,12 @@ def _draw_head(run: Run, model: nn.Module) -> list[tuple[nn.Parameter, torch.Ten
     options, drawn = run.header.get("head"), directions(run.header)
     if options is None:
         return []
-    names = options.get("weights") if isinstance(options, dict) else None
-    if not isinstance(names, list) or not number(options.get("spread")) or drawn is None:
+    if drawn is None:
         raise InputError("the header does not say what the run's head was", hint="Ask for another copy.")
+    names = options["weights"]
     named = {canonical_name(name): weight for name, weight in model.named_parameters()}
     if strangers := [name for name in names if name not in named]:
-        hint = f"Load the base as a classifier of {len(options.get('classes') or ())} classes."
+        hint = f"Load the base as a classifier of {len(options['classes'])} classes."
         raise InputError(f"the run made a head, and the model has no {strangers[0]!r}", hint=hint)
     was = [(named[name], named[name].detach().clone()) for name in names]
     draw_head_(model, names, drawn.seed, options["spread"])

@@ -120,8 +120,19 @@ def check_header(header: dict[str, Any]) -> None:
     limits = header.get("limits", dict.fromkeys(streams, 0.0))
     if not (isinstance(limits, dict) and limits.keys() == streams.keys() and all(map(number, limits.values()))):
         raise InputError("its limits are not those of its weights", hint="Ask whoever wrote it for another copy.")
+    if "head" in header and not _is_head(header["head"]):
+        raise InputError(
+            "its header does not say what the run's head was", hint="Ask whoever wrote it for another copy."
+        )
     if header.get("dtype") not in ("float64", "float32", "bfloat16", "float16"):
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
+
+
+def _is_head(value: Any) -> bool:
+    if not isinstance(value, dict) or not number(value.get("spread")):
+        return False
+    names = [value.get("classes"), value.get("weights")]
+    return all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in names)
 
 
 def directions(header: dict[str, Any]) -> Directions | None:

@@ -156,6 +156,8 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
     tuned = tuned or tuned_weights(model)
     if any(update.anchor for update in updates) and not tuned.base:
         raise ValueError("an update has an anchor, and no base was kept: see zoreward.members.anchored")
+    if any(update.anchor for update in updates) and tuned.limits:
+        raise ValueError("an anchor pulls on all weights, and limits let some rest")
     if tuned.limits:
         for update in updates:
             update_limited_(tuned, update)

@@ -84,6 +84,8 @@ class Method(ABC):
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.anchor >= 0):
             raise ValueError("lr, weight_decay and anchor must not be negative")
+        if not all(map(math.isfinite, (self.lr, self.weight_decay, self.anchor))):
+            raise ValueError("lr, weight_decay and anchor must be finite")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and less than 1, not {self.momentum}")
         if not 0 <= self.seed < 2**64:
