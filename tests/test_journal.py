@@ -445,6 +445,7 @@ HOSTILE = {
     "infinite coefficients": lambda t: changed(
         t, body=np.float32([np.inf]).tobytes() + t[8 + int.from_bytes(t[:8], "little") + 4 :]
     ),
+    "a rate beside the rates": lambda t: changed(t, about={"lr": 0.5}),
     "anchor in words": lambda t: changed(t, about={"anchor": "high"}),
     "anchor too large": lambda t: changed(t, about={"anchor": 1e39}),
     "rate in words": lambda t: changed(t, about={"lr": "high"}),

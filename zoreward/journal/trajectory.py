@@ -168,7 +168,7 @@ def _arrays(
     entries, body = stored
     layout: dict[str, tuple[str, tuple[int, ...]]] = {"coefficients": ("F32", shape_of_all)}
     for name in _A_STEP:
-        if name in entries:
+        if name in entries and name not in about:
             layout[name] = ("F32", (steps,))
         elif not number(about.get(name, 0.0 if name == "anchor" else None)):
             raise ValueError(f"its {name} is no number")
