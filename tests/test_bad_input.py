@@ -512,11 +512,11 @@ def test_what_cannot_fit_is_refused_before_weights_are_read(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from zoreward.scoring import memory
-    from zoreward.trainer import loop
+    from zoreward.trainer import inputs
 
     objective, changes, free, error, hint = NO_ROOM[case]
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    monkeypatch.setattr(loop, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
     before = files_in(folder)
 
     assert main(words_of("tune", objective, {"--device": "cpu", **changes})) == 2

@@ -191,6 +191,7 @@ def test_a_masked_model_gets_the_task_for_masked_models(hub: list[tuple], capsys
     assert bytes_of("again") == bytes_of("run/model")
 
 
+@pytest.mark.slow
 def test_a_new_head_on_a_task_goes_on_and_is_replayed(hub: list[tuple], capsys: pytest.CaptureFixture[str]) -> None:
     stored("masked", masked_model("bert"))
     words = ["tune", "--task", "sst2", "--model", "masked", "--head", "classifier", "--batch-size", "4", "--lr", "1e-2"]

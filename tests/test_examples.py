@@ -45,6 +45,7 @@ def test_a_metric_of_scikit_learn() -> None:
     assert after > before + 0.3, (before, after)
 
 
+@pytest.mark.slow
 def test_best_of_n_against_tuning() -> None:
     found = runpy.run_path(str(EXAMPLES / "best_of_n.py"))["main"](steps=4, prompts=16)
     budget = 4 * 16 * 16

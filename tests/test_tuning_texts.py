@@ -66,7 +66,8 @@ def test_pass_at_k_which_no_single_text_has_rises(tmp_path, tokenizer):
     assert after >= before + 0.3, (before, after)
 
 
-@pytest.mark.parametrize("method", [pytest.param("es", marks=pytest.mark.slow), "fzoo"])
+@pytest.mark.parametrize("method", ["es", "fzoo"])
+@pytest.mark.slow
 def test_one_sided_populations_raise_it_too(tmp_path, tokenizer, method):
     run = tuned(tmp_path, tokenizer, says_good, method=method, num_directions=12, max_steps=15, learning_rate=0.05)
     before = run.evaluate()["eval_score"]

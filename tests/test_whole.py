@@ -223,7 +223,7 @@ def bits(model):
 TOY = [{"text": f"a {word} film", "label": int(word in ("good", "great", "lovely"))} for word in WORDS[:2] + WORDS[7:9]]
 
 
-@pytest.mark.parametrize("family", MASKED)
+@pytest.mark.parametrize("family", [MASKED[0], *(pytest.param(one, marks=pytest.mark.slow) for one in MASKED[1:])])
 def test_a_masked_model_improves_and_its_replay_has_the_bytes(family, tmp_path):
     base = saved(tmp_path / "base", masked_model(family), tokenizer_of(family))
     options = {"template": "{text} it was [MASK] .", "choices": ["terrible", "great"]}
@@ -235,7 +235,10 @@ def test_a_masked_model_improves_and_its_replay_has_the_bytes(family, tmp_path):
     assert bits(replay(tmp_path / "run", load_model(base))) == bits(trainer.model)
 
 
-@pytest.mark.parametrize(("family", "tune"), [("bert", "head"), ("opt", "last-1"), ("llama", "full")])
+@pytest.mark.parametrize(
+    ("family", "tune"),
+    [("bert", "head"), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("opt", "last-1"), ("llama", "full")))],
+)
 def test_a_new_head_improves_and_is_made_again(family, tune, tmp_path):
     language = masked_model("bert") if family == "bert" else random_model(family)
     tokenizer = word_tokenizer()
