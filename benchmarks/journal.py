@@ -65,7 +65,7 @@ def main() -> None:
     """Measure, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", help="on the disk that is meant; by default where temporary files go")
-    parser.add_argument("--check", action="store_true", help="see that a line takes at most 1 % of a step")
+    parser.add_argument("--check", action="store_true", help="see that a line takes at most 1 %% of a step")
     options = parser.parse_args()
     if options.check:
         if share_of_a_step() > 0.01:
