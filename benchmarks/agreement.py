@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import RESULTS, commit, machine
+from measure import RESULTS, commit, machine, reach
 
 ANSWERS = (" terrible", " great")
 TEMPLATE = "{sentence} It was"
@@ -191,19 +190,6 @@ def do_all(options: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]
     return found
 
 
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """Return the mean of differences and the ends of its 95 % interval, by Student's t.
-
-    >>> [round(value, 4) for value in interval([0.01, -0.01, 0.02, 0.0])]
-    [0.005, -0.0155, 0.0255]
-    """
-    from scipy.stats import t
-
-    mean, n = statistics.mean(differences), len(differences)
-    reach = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return mean, mean - reach, mean + reach
-
-
 def main() -> None:
     """Tune both ways, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +220,9 @@ def main() -> None:
         print(f"| {seed} | {scores[0]:.4f} | {scores[1]:.4f} | {scores[0] - scores[1]:+.4f} ", end="")
         print(f"| {own['seconds']:.0f} | {other['seconds']:.0f} |")
     means = [statistics.mean(pair[way]["accuracy"] for pair in pairs) for way in (0, 1)]
-    mean, low, high = interval([own["accuracy"] - other["accuracy"] for own, other in pairs])
+    differences = [own["accuracy"] - other["accuracy"] for own, other in pairs]
+    mean, half = statistics.mean(differences), reach(differences)
+    low, high = mean - half, mean + half
     held = low >= -BAR and high <= BAR
     print(f"| mean | {means[0]:.4f} | {means[1]:.4f} | {mean:+.4f} | | |")
     print(f"95 % interval of the difference: {low:+.4f} to {high:+.4f}; bar ±{BAR:.2f}: {'held' if held else 'MISSED'}")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Result, commit, finish, record
+from measure import Result, commit, finish, reach, record
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -172,19 +171,6 @@ def do_all(options: argparse.Namespace) -> dict[tuple[int, str], Found]:
     return found
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of paired differences, and the ends of its 95 % t-interval.
-
-    >>> [round(value, 3) for value in interval([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-    """
-    from scipy.stats import t
-
-    mean, n = statistics.mean(differences), len(differences)
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
 def results_of(options: argparse.Namespace, found: dict[tuple[int, str], Found]) -> list[Result]:
     """Print the table; returns its figures, with the bar."""
     print("\n| seed | " + " | ".join(WAYS) + " | bfloat16 − float32 |\n" + "|---" * (len(WAYS) + 2) + "|")
@@ -203,12 +189,12 @@ def results_of(options: argparse.Namespace, found: dict[tuple[int, str], Found])
     results += [Result(f"mean dev accuracy, {way}", value, "") for way, value in zip(WAYS, means, strict=True)]
     for number, way in ((1, "bfloat16"), (2, "four passes")):
         pairs = [100 * (found[seed, WAYS[number]]["after"] - found[seed, "float32"]["after"]) for seed in options.seeds]
-        mean, low, high = interval(pairs)
+        mean, half = statistics.mean(pairs), reach(pairs)
         bars = (-BAR, BAR) if number == 1 else (None, None)
         results += [
             Result(f"{way} − float32, mean of {len(pairs)} pairs", mean, "points"),
-            Result(f"{way} − float32, 95 % interval, lower end", low, "points", least=bars[0]),
-            Result(f"{way} − float32, 95 % interval, upper end", high, "points", most=bars[1]),
+            Result(f"{way} − float32, 95 % interval, lower end", mean - half, "points", least=bars[0]),
+            Result(f"{way} − float32, 95 % interval, upper end", mean + half, "points", most=bars[1]),
         ]
     return results
 

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from measure import Result, commit, finish, record
-from svrg import interval
+from measure import Result, commit, finish, reach, record
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -221,7 +220,7 @@ def main() -> None:
     runs = tune(options, model, [(rate, seed) for seed in options.seeds])
     test = [one["test"] for one in runs]
     assert all(one["test_objective"] == "accuracy" for one in runs)
-    results += [Result("learning rate", rate, ""), Result("95 % interval of the mean, ±", interval(test), "")]
+    results += [Result("learning rate", rate, ""), Result("95 % interval of the mean, ±", reach(test), "")]
     results.append(Result("accuracy after tuning, lowest", min(test), ""))
     results.append(Result("accuracy after tuning, mean", statistics.mean(test), "", least=math.nextafter(before, 1)))
     shape = f"{options.layers} layers × {options.hidden}, {options.steps} steps, {len(options.seeds)} seeds"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -35,8 +34,6 @@ METHODS = ("spsa", "svrg")
 # Fewer weights take larger steps.
 RATES = {"full": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3], "last-1": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
 TUNING_SEED = 1000
-# 97.5 % points of Student's t for 1, 2, … degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Result = dict[str, Any]
 Key = tuple[str, str, float, int]
@@ -169,15 +166,10 @@ def chosen(found: dict[Key, Result], method: str, tune: str, rates: list[float])
     return max(sorted(rates), key=lambda rate: found[method, tune, rate, TUNING_SEED]["dev"])
 
 
-def interval(values: list[float]) -> float:
-    """Return half the width of the 95 % interval of a mean, by Student's t."""
-    if len(values) < 2:
-        return math.nan
-    return STUDENT[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def table(options: argparse.Namespace, found: dict[Key, Result]) -> list[dict[str, Any]]:
     """Return a line for each method and what it tunes; svrg's has the gain over spsa, seed by seed."""
+    from measure import reach
+
     lines = []
     for tune in options.tune:
         before: list[float] = []
@@ -198,7 +190,7 @@ def table(options: argparse.Namespace, found: dict[Key, Result]) -> list[dict[st
                     "lowest": min(test),
                     "highest": max(test),
                     "gain": round(statistics.mean(gains), 4) if before else "",
-                    "±": round(interval(gains), 4) if before else "",
+                    "±": round(reach(gains), 4) if before else "",
                     "seconds": round(statistics.mean(one["seconds"] for one in runs), 1),
                 }
             )
