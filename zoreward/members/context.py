@@ -154,18 +154,18 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
         >>> updates_(net, [Update(0.0, (Term(seed, 0.5),), rounding_seed=0) for seed in range(3)])
     """
     tuned = tuned or tuned_weights(model)
-    if any(update.anchor for update in updates) and not tuned.base:
-        raise ValueError("an update has an anchor, and no base was kept: see zoreward.members.anchored")
-    if any(update.anchor for update in updates) and tuned.limits:
-        raise ValueError("an anchor pulls on all weights, and limits let some rest")
+    if any(update.anchor for update in updates):
+        if not tuned.base:
+            raise ValueError("an update has an anchor, and no base was kept: see zoreward.members.anchored")
+        if tuned.limits:
+            raise ValueError("an anchor pulls on all weights, and limits let some rest")
     if tuned.limits:
         for update in updates:
             update_limited_(tuned, update)
         return
-    name_of = {id(weight): name for name, weight in tuned.weights.items()}
     pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
     for kernel, weights in by_kernel(pairs, tuned.kernels):
-        bases = [tuned.base[name_of[id(weight)]] for weight, _ in weights] if tuned.base else None
+        bases = [tuned.base[weight] for weight, _ in weights] if tuned.base else None
         kernel.replay_all_(weights, updates, bases)
 
 
@@ -186,10 +186,9 @@ def anchored(tuned: Tuned) -> Tuned:
         >>> torch.allclose(net.weight, before + 0.5)
         True
     """
-    base: dict[str, torch.Tensor] = {}
-    name_of = {id(weight): name for name, weight in tuned.weights.items()}
+    base: dict[torch.Tensor, torch.Tensor] = {}
     pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
     for kernel, weights in by_kernel(pairs, tuned.kernels):
         copies = kernel.perturb_all(weights, ((),))
-        base |= {name_of[id(weight)]: copy for (weight, _), [copy] in zip(weights, copies, strict=True)}
+        base |= {weight: copy for (weight, _), [copy] in zip(weights, copies, strict=True)}
     return replace(tuned, base=base)

@@ -47,7 +47,7 @@ class Tuned:
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
         limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
-        base: canonical name → a copy of the weight before any update; empty where no update has an anchor.
+        base: weight → a copy of it before any update; empty where no update has an anchor.
         tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
     """
@@ -56,7 +56,7 @@ class Tuned:
     streams: dict[str, int]
     owners: tuple[Owner, ...]
     limits: dict[str, float] = field(default_factory=dict)
-    base: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    base: dict[torch.Tensor, torch.Tensor] = field(default_factory=dict, repr=False)
     tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
 
