@@ -169,14 +169,12 @@ def _methods_of(plan: Plan, methods: Sequence[str], values: dict[str, Any]) -> l
 def _check_model(plans: dict[str, Plan]) -> None:
     """Find out what is wrong with model, dtype and device before the first run."""
     from zoreward.scoring import check_model_name, checked_device, head_of, load_tokenizer
-    from zoreward.scoring.loading import DTYPES
+    from zoreward.scoring.devices import first_device
+    from zoreward.scoring.loading import checked_dtype
 
     quiet_transformers()
     plan = next(iter(plans.values()))
-    if plan.settings.dtype is not None and plan.settings.dtype not in DTYPES:
-        raise InputError(f"there is no dtype '{plan.settings.dtype}'", hint=f"choose one of {', '.join(DTYPES)}")
-    if plan.settings.device:
-        checked_device(plan.settings.device)
+    checked_dtype(plan.settings.dtype, checked_device(plan.settings.device or first_device()))
     check_model_name(plan.model)
     kind = head_of(plan.model, trust_remote_code=plan.settings.trust_remote_code).kind
     if kind != "causal":
