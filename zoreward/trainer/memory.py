@@ -13,7 +13,7 @@ from zoreward.members import Tuned, lora_config, tuned_weights
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base
-from zoreward.trainer.inputs import name_of
+from zoreward.trainer.inputs import check_directions, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def checked_memory(
         head: what the model gives for a row.
 
     Raises:
-        InputError: it cannot fit; or no weight is tuned.
+        InputError: it cannot fit; or no weight is tuned, or none that the directions move.
     """
     blank: Any = model
     if args.device_map is not None:
@@ -59,6 +59,8 @@ def checked_memory(
         return None
     dtype = next(blank.parameters()).dtype
     tuned = _tuned(blank, args, peft_config, isinstance(model, str))
+    if tuned is not None:
+        check_directions(tuned, args)
     elsewhere = args.base_device is not None and torch.device(args.base_device).type != args.device.type
     memory = needed_memory(
         blank,
