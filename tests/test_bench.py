@@ -24,7 +24,15 @@ from zoreward.cli import main
 from zoreward.data import Split, load_task, render
 from zoreward.records import InputError
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, evaluate, load_model, load_tokenizer, probe_score, reader_of
+from zoreward.scoring import (
+    candidate_logprobs,
+    evaluate,
+    load_model,
+    load_tokenizer,
+    memory,
+    probe_score,
+    reader_of,
+)
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -219,6 +227,23 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
     assert all("test" not in one for one in results if one.get("chooses"))
     assert all([step for step, _ in one["curve"]] == [2, 4] for one in results if one.get("rate"))
+
+
+@pytest.mark.usefixtures("data")
+def test_a_run_that_is_refused_for_its_memory_is_a_line_of_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000)  # the weights alone take more
+    assert main([*words_of("out", "zero-shot,mezo"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    lines = {line["method"]: line for line in last_object(out)["lines"]}
+    assert lines["mezo"]["setting"] == "out of memory" and "test" not in lines["mezo"]
+    assert 0 <= lines["zero-shot"]["test"] <= 1
+    results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    told = [one["error"] for one in results if "error" in one]
+    assert len(told) == 2 and len(results) == 1 + 1 + 1 + 2  # the task, majority, zero-shot, both rates
+    assert all(text in err and text.startswith("out of memory: model in float32 needs ") for text in told)
+    assert all("its weights; this machine has 0.01 MB free" in text for text in told)
 
 
 def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:

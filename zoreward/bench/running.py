@@ -17,7 +17,7 @@ from zoreward.bench.gradient import adamw_step, batches
 from zoreward.bench.keeping import Best, Looking, Meter, is_due
 from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
 from zoreward.data import without_content
-from zoreward.records import Evaluation, Example
+from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
     Generation,
     evaluate,
@@ -62,6 +62,8 @@ def do_run(run: Run, plan: Plan, folder: Path, threads: int | None = None) -> Re
         if method.kind == "mezo":
             return _mezo(run, plan, folder)
         return {"majority": _majority, "score": _scored, "probe": _probe, "adamw": _adamw}[method.kind](run, plan)
+    except NoRoomError as error:
+        return {"error": f"out of memory: {error}"}
     except torch.OutOfMemoryError:
         return {"error": "out of memory"}
     finally:

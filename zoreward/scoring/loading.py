@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zoreward.data import WHOLE
 from zoreward.members import draw_head_, first_spread, head_names
-from zoreward.records import InputError, MissingFileError
+from zoreward.records import InputError, MissingFileError, NoRoomError
 from zoreward.scoring.checkpoints import adapter_base, check_model_name, first_line
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
 
@@ -126,6 +126,7 @@ def load_model(
         MissingFileError: a path that does not exist.
         InputError: something that is no language model, a masked model or classifier whose weights are not all there,
             an adapter whose base is not there, an unknown dtype, no such device, or GPUs that do not hold it all.
+        NoRoomError: the device ran out of memory.
     """
     check_device_map(device_map, device)
     base = _checked_base(name)
@@ -244,10 +245,14 @@ def _without_warnings() -> Iterator[None]:
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """Say which model cannot be loaded."""
+    import torch
+
     try:
         yield
     except (InputError, MissingFileError):
         raise
+    except torch.OutOfMemoryError as error:
+        raise NoRoomError(f"'{name}' does not fit the memory of its device", hint=first_line(error)) from error
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=first_line(error)) from error
 
