@@ -323,6 +323,7 @@ BENCH_CASES = {
     "masked model": (["sst2"], {"--model": "masked"}, "for causal models so far, and 'masked' is masked", "eval"),
     "dtype": (["sst2"], {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
     "device": (["sst2"], {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
+    "device map": (["sst2"], {"--device-map": "auto"}, "--device-map", "--help"),
     "output is a file": (["sst2"], {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "no results": (["sst2"], {"--output": "odd"}, "odd/results.jsonl cannot be read", "another folder"),
 }

@@ -30,6 +30,7 @@ from zoreward.scoring import (
     check_device_map,
     check_loaded,
     check_model_name,
+    check_one_gpu,
     config_of_model,
     examples_of,
     head_of,
@@ -137,9 +138,9 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
     check_device_map(args.device_map)
     if args.device_map or (not isinstance(model, str) and getattr(model, "hf_device_map", None)):
         _check_spread(model, args)
-    elif args.n_gpu > 1:
+    else:
         hint = "Set CUDA_VISIBLE_DEVICES to one of them; or device_map=auto to spread the model over all."
-        raise InputError("this process sees several GPUs", hint=hint)
+        check_one_gpu(args.n_gpu, hint=hint)
     if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
         hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
         raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)

@@ -45,7 +45,8 @@ def checked_memory(
         head: what the model gives for a row.
 
     Raises:
-        InputError: it cannot fit; or no weight is tuned, or none that the directions move.
+        NoRoomError: it cannot fit.
+        InputError: no weight is tuned, or none that the directions move.
     """
     blank: Any = model
     if args.device_map is not None:
