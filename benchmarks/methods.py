@@ -42,6 +42,7 @@ RATES = {
     "lozo": 3e-5,
     "lozo-m": 3e-5,
     "sparse": 1e-4,
+    "bcd": 3e-5,
     "es": 1e-3,
     "fzoo": 5e-4,
     "eggroll": 1e-3,

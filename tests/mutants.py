@@ -50,6 +50,27 @@ MUTANTS = [
         "tests/test_methods.py",
     ),
     Mutant(
+        "members of a block move all weights",
+        "zoreward/members/blocks.py",
+        "return tuple(term for term in terms if term.block is None or term.block == block)",
+        "return terms",
+        "tests/test_blocks.py",
+    ),
+    Mutant(
+        "every block decays in every turn",
+        "zoreward/members/blocks.py",
+        "turn = update.block is None or update.block == block",
+        "turn = True",
+        "tests/test_blocks.py",
+    ),
+    Mutant(
+        "momentum's past terms move the block at hand",
+        "zoreward/methods/directions.py",
+        "found += [along(z, scale * c) for",
+        "found += [replace(along(z, scale * c), block=self.block(step)) for",
+        "tests/test_methods.py",
+    ),
+    Mutant(
         "what is kept forgets the options",
         "zoreward/registry/kept.py",
         "json.dumps([name, options, source, row], sort_keys=True)",

@@ -136,6 +136,7 @@ KINDS = {
     "towards its base, in bfloat16": {"anchor": 10.0, "dtype": torch.bfloat16},
     "momentum, with a factor that lasts": {"method": "lozo-m", "refresh": 3, "window": 3, "more_every": 2},
     "the small weights, in bfloat16": {"method": "sparse", "dtype": torch.bfloat16},
+    "blocks in turn, with momentum": {"method": "bcd", "block_every": 2, "momentum": 0.5, "window": 3},
     "rows in their order, one batch short": {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 5},
 }  # fmt: skip
 

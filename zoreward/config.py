@@ -17,9 +17,13 @@ class ZOArguments:
     Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
     """
 
-    method: Literal["spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "sparse", "es", "fzoo", "eggroll"] = field(
-        default="spsa",
-        metadata={"help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."},
+    method: Literal["spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "sparse", "bcd", "es", "fzoo", "eggroll"] = (
+        field(
+            default="spsa",
+            metadata={
+                "help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."
+            },
+        )
     )
     noise: Literal["dense", "low-rank"] | None = field(
         default=None,
@@ -55,6 +59,16 @@ class ZOArguments:
     share: float | None = field(
         default=None,
         metadata={"help": "Tune this share of each tensor, its smallest weights. Default: all, for sparse 0.25."},
+    )
+    blocks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
+            "block_every, one for each layer and one for the rest."
+        },
+    )
+    block_every: int | None = field(
+        default=None, metadata={"help": "Steps of a block before it is another's turn. Default: 1, with blocks."}
     )
     full_every: int | None = field(
         default=None, metadata={"help": "Steps from one pass over all rows to the next, with svrg. Default: 2."}

@@ -313,6 +313,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
     others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
     given = {name: values[name] for name in (*steps, *others)}
     low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
+    every = values["block_every"] or named(values["method"]).defaults.get("block_every")
+    given |= {"block_every": every, "blocks": values["blocks"] or (every and 2)}  # how many there are, the model says
     make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 
 

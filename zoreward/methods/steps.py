@@ -56,6 +56,9 @@ class Method(ABC):
         window: steps ≥ 2 that momentum looks back on, this one among them.
         anchor: ≥ 0, decay towards θ_base, the weights before step 1, of which a copy is kept (L2-SP; Li et al. 2018,
             arXiv 1802.01483).
+        blocks: into how many blocks the weights are cut, of which each step moves one, in turn; 0: all at once. Which
+            weights are in which is the model's affair: see `zoreward.members.in_blocks`.
+        block_every: steps ≥ 1 of a block before it is another's turn.
 
     Raises:
         ValueError: a value is out of its range.
@@ -74,12 +77,15 @@ class Method(ABC):
     momentum: float = 0.0
     window: int = 10
     anchor: float = 0.0
+    blocks: int = 0
+    block_every: int = 1
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name, least in (("num_directions", 1), ("refresh", 1), ("more_every", 0), ("window", 2)):
+        least_of = {"num_directions": 1, "refresh": 1, "more_every": 0, "window": 2, "blocks": 0, "block_every": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.anchor >= 0):
@@ -94,6 +100,8 @@ class Method(ABC):
             raise ValueError(f"rank must be 0 (dense) or positive, not {self.rank}")
         if self.refresh > 1 and not self.rank:
             raise ValueError("refresh is about the factors of low-rank directions: dense ones have none")
+        if self.blocks == 1 or (self.block_every > 1 and not self.blocks):
+            raise ValueError("blocks must be at least 2, for block_every to say how long each is tuned; or 0, for none")
         self._check()
 
     @abstractmethod
@@ -105,8 +113,9 @@ class Method(ABC):
         """What the directions of its steps derive from."""
         window = self.window if self.momentum else 1
         return Directions(
-            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window
-        )
+            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window,
+            blocks=self.blocks, block_every=self.block_every,
+        )  # fmt: skip
 
     def init(self) -> SPSAState:
         """Return the state before the first step."""
@@ -138,7 +147,8 @@ class Method(ABC):
         fresh = directions.own(state.step, own)
         terms = fresh + directions.older(state.step, state.past)
         rounding_seed = directions.rounding_seed(state.step)
-        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor)
+        block = directions.block(state.step)
+        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor, block=block)
         past = (rounded(own), *state.past)[: directions.window - 1]
         return update, SPSAState(state.step + 1, state.silent + (not fresh), past)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, Tuned, bytes_of, scratch_bytes
+from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, scratch_bytes
 from zoreward.records import Example, Member, NoRoomError
 from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
@@ -87,7 +87,7 @@ def needed_memory(
     Args:
         model: the model, on torch's meta device or loaded.
         tuned: what is tuned of it; None where that is next to nothing.
-        members: M members that are scored together.
+        members: M members that are scored together; of any block, where the weights are cut into some.
         examples: the rows to tune on.
         rows: rows of a step.
         new_tokens: tokens that are written behind a prompt; 0 where answers are given.
@@ -107,7 +107,7 @@ def needed_memory(
     if tuned is not None:
         scratch = max(
             scratch_bytes(tuned, some, bytes_to_keep(device, left, len(some)) if new_tokens else KEEP_BYTES)
-            for some in (members, ((),))
+            for some in (*in_each_block(tuned, members), ((),))
         )
     lengths = sorted((len(one.prompt_tokens) for one in examples), reverse=True)[:rows]
     answers = [tokens for one in examples for tokens in one.candidate_tokens] or [()]

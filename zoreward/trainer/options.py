@@ -111,8 +111,10 @@ _PREFIX_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2}
 _PREFIX_FOR_TEXT = {**_FOR_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
 
 
+LEAST_BLOCKS = 2
+
 # What goes to the method under its own name.
-METHOD_OPTIONS = ("normalize", "refresh", "more_every", "momentum", "window", "full_every", "full_rate")
+METHOD_OPTIONS = ("normalize", "refresh", "more_every", "momentum", "window", "full_every", "full_rate", "block_every")
 
 
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
@@ -142,12 +144,18 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     return args
 
 
-def method_of(args: ZOConfig, rows: int = 0) -> Method:
+def takes_turns(args: ZOConfig) -> bool:
+    """Whether completed options ask for blocks of layers that are tuned in turn."""
+    return args.blocks is not None or args.block_every is not None
+
+
+def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     """Return the method that completed options ask for.
 
     Args:
         args: the options.
         rows: how many rows are tuned on; 0: not known yet.
+        blocks: how many blocks of layers the weights have; 0: not known yet.
 
     Raises:
         InputError: a value is out of its range, or two do not go together.
@@ -159,6 +167,9 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
     if args.share is not None and args.anchor:
         hint = "Take weight_decay, or leave one of the two out."
         raise InputError("an anchor pulls on all weights, and share tunes some", hint=hint)
+    if takes_turns(args):
+        _check_turns(args)
+        blocks = blocks or args.blocks or LEAST_BLOCKS
     anneal_every = args.anneal_every
     if args.method == "svrg" and anneal_every is None:
         anneal_every = -(-rows // (args.per_device_train_batch_size * args.gradient_accumulation_steps))
@@ -172,8 +183,19 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
         seed=args.seed,
         rank=(args.rank or 1) if args.noise == "low-rank" else 0,
         anneal_every=anneal_every,
+        blocks=blocks,
         **{name: getattr(args, name) for name in METHOD_OPTIONS},
     )
+
+
+def _check_turns(args: ZOConfig) -> None:
+    if args.blocks is not None and args.blocks < LEAST_BLOCKS:
+        raise InputError(
+            f"blocks={args.blocks} leaves nothing to take turns", hint="It is at least 2; or leave it out."
+        )
+    if args.tune == "prefix":
+        hint = "Take tune=lora, whose weights lie in all layers; or method=spsa."
+        raise InputError("a prefix lies in no layer, and blocks are of layers", hint=hint)
 
 
 def patience_of(args: ZOConfig) -> Patience:
