@@ -254,6 +254,13 @@ TUNE_CASES = {
         "refresh is about",
         "opt",
     ),
+    "dense subspace": ("accuracy", {"--method": "subzero", "--noise": "dense"}, "a subspace is one of low-rank", "opt"),
+    "subspace of no matrix": (
+        "accuracy",
+        {"--method": "subzero", "--tune": "norm"},
+        "low-rank directions move matrices",
+        "noise=dense",
+    ),
     "share of nothing": ("accuracy", {"--method": "sparse", "--share": "0"}, "no share of the weights", "above 0"),
     "unknown method": ("accuracy", {"--method": "adam"}, "'adam' is not one of", "--help"),
     "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),

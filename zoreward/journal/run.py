@@ -151,7 +151,9 @@ def directions(header: dict[str, Any]) -> Directions | None:
     momentum, window = method.get("momentum", 0.0), method.get("window", 1)
     if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW) and window):
         return None
-    return Directions(seed, count, rank, refresh, more, float(momentum), window if momentum else 1, full)
+    if type(subspace := method.get("subspace", False)) is not bool or (subspace and not rank):
+        return None
+    return Directions(seed, count, rank, refresh, more, float(momentum), window if momentum else 1, full, subspace)
 
 
 def own_coefficients(drawn: Directions, record: StepRecord, past: Sequence[Sequence[float]] = ()) -> list[float | None]:
