@@ -41,6 +41,7 @@ RATES = {
     "sign": 1e-4,
     "lozo": 3e-5,
     "lozo-m": 3e-5,
+    "subzero": 3e-5,
     "sparse": 1e-4,
     "bcd": 3e-5,
     "es": 1e-3,

@@ -254,6 +254,13 @@ TUNE_CASES = {
         "refresh is about",
         "opt",
     ),
+    "dense subspace": ("accuracy", {"--method": "subzero", "--noise": "dense"}, "a subspace is one of low-rank", "opt"),
+    "subspace of no matrix": (
+        "accuracy",
+        {"--method": "subzero", "--tune": "norm"},
+        "low-rank directions move matrices",
+        "noise=dense",
+    ),
     "share of nothing": ("accuracy", {"--method": "sparse", "--share": "0"}, "no share of the weights", "above 0"),
     "blocks of svrg": ("accuracy", {"--method": "svrg", "--blocks": "3"}, "svrg moves all blocks", "method=bcd"),
     "one block": ("accuracy", {"--method": "bcd", "--blocks": "1"}, "blocks must be at least 2", "option"),
