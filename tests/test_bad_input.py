@@ -168,6 +168,7 @@ CASES = {
     "task: no task": ("accuracy", {"--task": "f1.yaml"}, "there is no template", "template: …"),
     "task: masked": ("accuracy", {"--task": "rte-masked"}, "'rte-masked' is for masked models", "there is rte"),
     "task: masked alone": ("accuracy", {"--task": "qnli-masked"}, "is for masked models", "`zoreward tasks`"),
+    "task: masked, short": ("accuracy", {"--task": "qnli"}, "'qnli-masked' is for masked models", "`zoreward tasks`"),
     "task: other columns": ("accuracy", {"--task": "rte", "--template": None}, "'premise'", "the columns are sentence"),
     "task: made columns": ("accuracy", {"--task": "copa"}, "no row has the column 'question'", "sentence, label"),
     "task: no data": ("accuracy", {"--task": "own.yaml", "--data": None}, "'own' names no data", "--data"),
