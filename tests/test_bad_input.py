@@ -290,6 +290,17 @@ TUNE_CASES = {
     "masked: drift": ("accuracy", FILLS | {"--drift": True}, "nothing whose drift", "Leave drift"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
 }
+# Of these a model need not be read; others are found out when it is there.
+UNREAD = {
+    "merged prefix": ("accuracy", {"--tune": "prefix", "--merge": True}, "a prefix cannot be merged", "tune=lora"),
+    "low-rank, no matrix": (
+        "accuracy",
+        {"--tune": "norm", "--noise": "low-rank"},
+        "low-rank directions move matrices, and none is tuned",
+        "noise=dense",
+    ),
+    "lozo, no matrix": ("accuracy", {"--tune": "norm", "--method": "lozo"}, "move matrices", "noise=dense"),
+}
 
 
 BENCH_CASES = {
@@ -424,6 +435,22 @@ def test_one_line_and_a_hint_and_nothing_written(
     assert "Traceback" not in err
     assert code == 2
     assert out == ""
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_does_not_go_together_is_refused_before_weights_are_read(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoreward.trainer import inputs
+
+    objective, changes, error, hint = UNREAD[case]
+    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    before = files_in(folder)
+    assert main(words_of("tune", objective, changes)) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ") and error in first
+    assert second.startswith("hint: ") and hint in second
     assert files_in(folder) == before
 
 

@@ -11,7 +11,7 @@ from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.free import free_bytes, peak_bytes
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
-from zoreward.scoring.heads import Head, check_needs, head_of, kind_of
+from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     blank_model,
@@ -57,6 +57,7 @@ __all__ = [
     "checked_reader",
     "checked_scorer",
     "completion_scores",
+    "config_of_model",
     "distinct_2",
     "evaluate",
     "examples_of",

@@ -31,6 +31,7 @@ from zoreward.scoring import (
     check_loaded,
     check_model_name,
     check_one_gpu,
+    config_of_model,
     examples_of,
     head_of,
     length_limit,
@@ -174,7 +175,25 @@ def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft
         found = found or has_adapter(model)
     if args.merge and not found:
         raise InputError("there is no adapter to merge", hint="Leave merge out, or take tune=lora.")
+    if args.merge and args.tune == "prefix":
+        raise InputError("a prefix cannot be merged into the weights", hint="Leave merge out, or take tune=lora.")
     return found
+
+
+def check_quantised(model: PreTrainedModel | PeftModel | str, args: ZOConfig, adapter: bool) -> None:
+    """Find out, before weights are read, whether quantised ones would have to be written.
+
+    Raises:
+        InputError: they would.
+    """
+    config = config_of_model(model, trust_remote_code=args.trust_remote_code)
+    if not getattr(model, "is_quantized", getattr(config, "quantization_config", None) is not None):
+        return
+    if not adapter:
+        raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
+    if args.merge:
+        hint = "Leave merge out; the adapter can be merged into the base before it was quantised."
+        raise InputError("an adapter is not merged into quantised weights, which would round it", hint=hint)
 
 
 def loaded_model(name: str, head: Head, args: ZOConfig) -> tuple[PreTrainedModel, list[str]]:
@@ -211,16 +230,23 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     Raises:
         InputError: there are none, or none that the directions move.
     """
-    if getattr(model, "is_quantized", False) and not has_adapter(model):
-        raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
     if args.merge:
         check_merge(model)
     tuned = tuned_weights(model, args.tune)
-    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
-        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+    check_directions(tuned, args)
     if args.share is not None:
         return limited(tuned, smallest(tuned, args.share))
     return anchored(tuned) if args.anchor else tuned
+
+
+def check_directions(tuned: Tuned, args: ZOConfig) -> None:
+    """Find out whether the directions move something of what is tuned.
+
+    Raises:
+        InputError: they do not.
+    """
+    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
+        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
 
 
 def name_of(model: PreTrainedModel | str) -> str:

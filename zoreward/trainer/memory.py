@@ -13,7 +13,7 @@ from zoreward.members import Tuned, lora_config, tuned_weights
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base
-from zoreward.trainer.inputs import name_of
+from zoreward.trainer.inputs import check_directions, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +46,7 @@ def checked_memory(
 
     Raises:
         NoRoomError: it cannot fit.
-        InputError: no weight is tuned.
+        InputError: no weight is tuned, or none that the directions move.
     """
     blank: Any = model
     if args.device_map is not None:
@@ -60,6 +60,8 @@ def checked_memory(
         return None
     dtype = next(blank.parameters()).dtype
     tuned = _tuned(blank, args, peft_config, isinstance(model, str))
+    if tuned is not None:
+        check_directions(tuned, args)
     elsewhere = args.base_device is not None and torch.device(args.base_device).type != args.device.type
     memory = needed_memory(
         blank,
