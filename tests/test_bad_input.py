@@ -276,6 +276,12 @@ TUNE_CASES = {
     "kl below 0": ("accuracy", {"--kl": "-1"}, "kl=-1.0 is out of range", "0 or more"),
     "max-kl of 0": ("accuracy", {"--max-kl": "0"}, "max_kl=0.0 is out of range", "nats per token"),
     "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
+    "warmup of a plateau": (
+        "accuracy",
+        {"--warmup-steps": "9", "--lr-scheduler-type": "greedy", "--eval-data": "train.jsonl"},
+        "warmup_steps has no use with lr_scheduler_type=greedy",
+        "constant_with_warmup",
+    ),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
     "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
     "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),

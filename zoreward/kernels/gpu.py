@@ -7,7 +7,6 @@ there are. float64 weights, which nobody tunes in earnest, are left to `portable
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import triton
 
 from zoreward import noise
 from zoreward.kernels import portable, triton_kernels
+from zoreward.kernels.launching import launched_on
 from zoreward.kernels.scripts import ANCHOR, DECAY, DENSE, LOW_RANK, alike_of, padded, script_of, sides_of
 from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
 from zoreward.records import Member, Term, Update
@@ -179,7 +179,7 @@ class Kernels:
             terms = [term for member in members for term in member if term.rank]
             factors, begins = self._factors(group, terms)
             script, alike = self._script_of_members(members, begins, like.device)
-            with _on(like.device):
+            with launched_on(like.device):
                 triton_kernels.perturb[(len(group.table.units),)](
                     group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
                     group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike, ONE=len(members) == alike,
@@ -215,7 +215,7 @@ class Kernels:
             kind |= line[3]
         script = self._script(lines, like.device)
         options = self._options | {"BLOCK": self._low_rank_block} if terms else self._options
-        with _on(like.device):
+        with launched_on(like.device):
             triton_kernels.update[(len(table.units),)](
                 table.lines, table.units, script, len(updates), kind, _stored(like), _stored(base), factors,
                 BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=_low_rank(terms), QUADS=group.quads, **options,
@@ -248,7 +248,7 @@ class Kernels:
             ]
             if lines and table.units.numel():
                 script = self._script(lines, device)
-                with _on(device):
+                with launched_on(device):
                     triton_kernels.normals[(len(table.units), len(lines))](
                         table.lines, table.units, script, drawn, **self._options
                     )
@@ -348,9 +348,3 @@ def _low_rank(terms: Sequence[Term]) -> int:
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
