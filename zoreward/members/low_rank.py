@@ -65,7 +65,8 @@ def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
 @torch.no_grad()
 def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     """Return the factors of the slots' matrices at each member, by the weight's id."""
-    slots, found = list(slots), {}
+    slots = list(slots)
+    found: dict[int, Factors] = {}
     for own, some in slots_by_members(slots, members):
         found |= _factors(some, own, kernels)
     return {id(slot.weight): found[id(slot.weight)] for slot in slots}
