@@ -291,6 +291,17 @@ TUNE_CASES = {
     "masked: drift": ("accuracy", FILLS | {"--drift": True}, "nothing whose drift", "Leave drift"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
 }
+# Of these a model need not be read; others are found out when it is there.
+UNREAD = {
+    "merged prefix": ("accuracy", {"--tune": "prefix", "--merge": True}, "a prefix cannot be merged", "tune=lora"),
+    "low-rank, no matrix": (
+        "accuracy",
+        {"--tune": "norm", "--noise": "low-rank"},
+        "low-rank directions move matrices, and none is tuned",
+        "noise=dense",
+    ),
+    "lozo, no matrix": ("accuracy", {"--tune": "norm", "--method": "lozo"}, "move matrices", "noise=dense"),
+}
 
 
 BENCH_CASES = {
@@ -319,6 +330,7 @@ BENCH_CASES = {
     "masked model": (["sst2"], {"--model": "masked"}, "for causal models so far, and 'masked' is masked", "eval"),
     "dtype": (["sst2"], {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
     "device": (["sst2"], {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
+    "device map": (["sst2"], {"--device-map": "auto"}, "--device-map", "--help"),
     "output is a file": (["sst2"], {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "no results": (["sst2"], {"--output": "odd"}, "odd/results.jsonl cannot be read", "another folder"),
 }
@@ -424,6 +436,22 @@ def test_one_line_and_a_hint_and_nothing_written(
     assert "Traceback" not in err
     assert code == 2
     assert out == ""
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_does_not_go_together_is_refused_before_weights_are_read(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoreward.trainer import inputs
+
+    objective, changes, error, hint = UNREAD[case]
+    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    before = files_in(folder)
+    assert main(words_of("tune", objective, changes)) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ") and error in first
+    assert second.startswith("hint: ") and hint in second
     assert files_in(folder) == before
 
 

@@ -38,6 +38,10 @@ class InputError(ZorewardError, ValueError):
     """Rows, templates, options or models that cannot be used as they are."""
 
 
+class NoRoomError(InputError):
+    """A model, or what is done with it, that does not fit the memory of its device."""
+
+
 class UnknownNameError(ZorewardError, LookupError):
     """A name that nobody has registered: an objective, a column, a choice."""
 

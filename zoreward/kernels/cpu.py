@@ -120,12 +120,23 @@ def perturb(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> lis
     return copies
 
 
-def perturb_all(weights: Sequence[tuple[torch.Tensor, int]], members: Sequence[Member]) -> list[list[torch.Tensor]]:
-    """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time."""
+def perturb_all(
+    weights: Sequence[tuple[torch.Tensor, int]],
+    members: Sequence[Member],
+    into: list[list[torch.Tensor]] | None = None,
+) -> list[list[torch.Tensor]]:
+    """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time.
+
+    Args:
+        weights: the tensors and their streams.
+        members: M members.
+        into: what this function gave for these tensors, or such of their shapes and dtypes, and M members: to be
+            written over and returned.
+    """
     copies: list[list[torch.Tensor]] = []
     jobs: list[Job] = []
-    for weight, stream in weights:
-        own, more = perturb_jobs(weight, stream, members)
+    for number, (weight, stream) in enumerate(weights):
+        own, more = perturb_jobs(weight, stream, members, into[number] if into else None)
         copies.append(own)
         jobs += more
     run(jobs)
@@ -156,10 +167,12 @@ def replay_all_(
     run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, base))
 
 
-def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> tuple[list[torch.Tensor], list[Job]]:
+def perturb_jobs(
+    weight: torch.Tensor, stream: int, members: Sequence[Member], into: list[torch.Tensor] | None = None
+) -> tuple[list[torch.Tensor], list[Job]]:
     """Return `perturb`'s copies, still empty, and the jobs that fill them: for `run`, with those of other tensors."""
     theta = _flat(weight.detach().contiguous())
-    copies = [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
+    copies = into or [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
     outs = [_flat(copy) for copy in copies]
     directions = Directions(weight.shape, stream, (term for member in members for term in member))
 

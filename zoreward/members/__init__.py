@@ -19,7 +19,7 @@ from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_bl
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
-from zoreward.members.heads import draw_head_, first_spread, head_names
+from zoreward.members.heads import draw_head_, first_spread, head_names, new_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
@@ -59,6 +59,7 @@ __all__ = [
     "members_at",
     "merged_copy",
     "needs_copies",
+    "new_names",
     "scratch_bytes",
     "smallest",
     "task_type",

@@ -191,15 +191,26 @@ def members_at_once(slots: Iterable[Slot], scratch_bytes: int) -> int:
 
 
 def perturbed_copies(
-    slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels
+    slots: Iterable[Slot],
+    members: Sequence[Member],
+    kernels: Kernels,
+    into: Mapping[int, list[torch.Tensor]] | None = None,
 ) -> dict[int, list[torch.Tensor]]:
-    """Return the copies of the slots' weights at each member, by the weight's id."""
+    """Return the copies of the slots' weights at each member, by the weight's id.
+
+    Args:
+        slots: none of which has a limit, if there is an `into`.
+        members: M members.
+        kernels: by device.
+        into: what an earlier call gave for these slots and as many members: to be written over and returned.
+    """
     slot_of = {id(slot.weight): slot for slot in slots}
     found = {
         id(weight): [kept(weight, copy, slot_of[id(weight)].limit) for copy in copies]
         for own, some in slots_by_members(slot_of.values(), members)
         for kernel, weights in by_kernel([(slot.weight, slot.stream) for slot in some], kernels)
-        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, own), strict=True)
+        for there in [into and [into[id(weight)] for weight, _ in weights]]
+        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, own, there), strict=True)
     }
     return {key: found[key] for key in slot_of}  # in one order, whichever block has its turn
 

@@ -120,7 +120,9 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
         InputError: there are none.
     """
     named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
-    floats = {name: weight for name, weight in named.items() if weight.is_floating_point()}
+    # torchao's say that they are floating-point, and are made of integers and scales.
+    quantised = {name for name, weight in named.items() if hasattr(weight, "__tensor_flatten__")}
+    floats = {name: weight for name, weight in named.items() if weight.is_floating_point() and name not in quantised}
     if not floats:
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
     names = chosen_names(model, tune, floats) if isinstance(tune, str) else set(tune)

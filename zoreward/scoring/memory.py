@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, scratch_bytes
-from zoreward.records import Example, InputError, Member
+from zoreward.records import Example, Member, NoRoomError
 from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE
@@ -137,11 +137,11 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
         dtype: of its weights.
 
     Raises:
-        InputError: what nothing makes smaller is more than what is free.
+        NoRoomError: what nothing makes smaller is more than what is free.
 
     >>> check_memory(Memory(131_439_403_008, free=78_000_000_000, place="cuda:0"), "opt-66b", torch.bfloat16)
     Traceback (most recent call last):
-    zoreward.records.InputError: opt-66b in bfloat16 needs 131 GB for its weights; cuda:0 has 78 GB free
+    zoreward.records.NoRoomError: opt-66b in bfloat16 needs 131 GB for its weights; cuda:0 has 78 GB free
     """
     if memory.certain <= memory.free:
         return
@@ -158,7 +158,7 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
     else:
         hint = "take a smaller model, or a device with more memory: --device"
     described = f"{name} in {str(dtype).removeprefix('torch.')}"
-    raise InputError(f"{described} needs {' + '.join(needs)}; {memory.place} has {size(memory.free)} free", hint=hint)
+    raise NoRoomError(f"{described} needs {' + '.join(needs)}; {memory.place} has {size(memory.free)} free", hint=hint)
 
 
 def cache_bytes(model: nn.Module, tokens: int) -> int:

@@ -29,6 +29,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
+    check_quantised,
     checked_head,
     loaded_model,
     made_examples,
@@ -132,6 +133,7 @@ class ZOTrainer(ResumableTrainer):
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
         self.head = checked_head(model, args, list(train_dataset or ()))
+        check_quantised(model, args, adapter)
         trust = {"trust_remote_code": args.trust_remote_code}
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name_of(model), **trust, kind=self.head.kind), self.head.kind

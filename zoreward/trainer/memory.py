@@ -13,7 +13,7 @@ from zoreward.members import Tuned, lora_config, tuned_weights
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base
-from zoreward.trainer.inputs import cut_into_blocks, name_of
+from zoreward.trainer.inputs import checked_tuned, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,8 @@ def checked_memory(
         head: what the model gives for a row.
 
     Raises:
-        InputError: it cannot fit; no weight is tuned; or there are no blocks to tune in turn.
+        NoRoomError: it cannot fit.
+        InputError: no weight is tuned, none that the directions move, or no blocks to tune in turn.
     """
     blank: Any = model
     if args.device_map is not None:
@@ -79,7 +80,7 @@ def checked_memory(
 def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned | None:
     """What is tuned; None for a prefix, and for an adapter that is yet to be put into a loaded model."""
     if peft_config is None and args.tune not in ("lora", "prefix"):
-        return cut_into_blocks(model, tuned_weights(model, args.tune), args)
+        return checked_tuned(model, tuned_weights(model, args.tune), args)
     if args.tune == "prefix" or not blank:
         return None
     config = peft_config or lora_config(model, args.lora_rank, args.lora_alpha)
@@ -88,7 +89,7 @@ def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned |
 
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             adapted = get_peft_model(model, copy.deepcopy(config))
-            return cut_into_blocks(adapted, tuned_weights(adapted), args)
+            return checked_tuned(adapted, tuned_weights(adapted), args)
     except InputError:
         raise
     except Exception:  # what does not fit together is told when the adapter is made
