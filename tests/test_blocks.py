@@ -249,7 +249,7 @@ def test_only_the_active_block_is_copied_and_one_member_has_its_bits(monkeypatch
     model = random_model("opt")
     tuned, made = cut(model), []
     plain = cpu.perturb_all
-    monkeypatch.setattr(cpu, "perturb_all", lambda weights, members: made.extend(weights) or plain(weights, members))
+    monkeypatch.setattr(cpu, "perturb_all", lambda weights, *more: made.extend(weights) or plain(weights, *more))
     for block in range(3):
         made.clear()
         member = (Term(1, 0.1, block=block),)

@@ -249,7 +249,6 @@ def checked_tuned(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConf
     """
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
-
     if not takes_turns(args):
         return tuned
     return in_blocks(tuned, by_layer(model, tuned, args.blocks, rank=int(args.noise == "low-rank")))
