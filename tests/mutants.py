@@ -71,6 +71,20 @@ MUTANTS = [
         "tests/test_methods.py",
     ),
     Mutant(
+        "SubZero steps in the next subspace",
+        "zoreward/methods/directions.py",
+        "basis_seed=derive_seed(self.seed, start, 0)",
+        "basis_seed=derive_seed(self.seed, start + self.refresh * (step % 2), 0)",
+        "tests/test_methods.py",
+    ),
+    Mutant(
+        "a subspace outlives its steps",
+        "zoreward/kernels/subspaces.py",
+        "if (seed, rank, *matrix) not in self.held]",
+        "if not any(key[2:] == matrix for key in self.held)]",
+        "tests/test_lowrank.py",
+    ),
+    Mutant(
         "what is kept forgets the options",
         "zoreward/registry/kept.py",
         "json.dumps([name, options, source, row], sort_keys=True)",

@@ -7,7 +7,7 @@ non-contiguous tensors, tensors that do not begin on a boundary, and tensors of 
   contiguous, and the weights are left as they are;
 - `replay_all_` = `cpu.replay_all_`: updates of 0 to n terms, decay, stochastic rounding at its edges (both zeros,
   subnormals, the largest values, infinity, NaN); what an update does not move is not rounded either;
-- `factors_all` = `cpu.factors_all`, bit for bit, for several ranks at once;
+- `factors_all` = `cpu.factors_all`, bit for bit, for several ranks and subspaces at once;
 - tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
 
 Free is only the pattern of a NaN. `correction.corrected` is a sum in another order than torch's: it is compared in
@@ -40,12 +40,14 @@ MIXED: tuple[Member, ...] = (
     (),
     (Term(2, -0.25, 3),),
     (Term(5, 0.25, 2), Term(2, 0.1, 2, b_seed=5)),
+    (Term(6, 0.2, 3, basis_seed=2), Term(5, -0.2, 2, basis_seed=2**64 - 1)),
 )
 UPDATES = [
     Update(0.1, MIXED[0], 9),  # all at once
     Update(0.0, (), 2),  # nothing
     Update(0.25, (), 2**64 - 1),  # decay alone: spares vectors
     Update(0.0, MIXED[2], 4),  # low rank alone: moves matrices only
+    Update(0.0, (*MIXED[4], *MIXED[3]), 5),  # in subspaces, and not
 ]
 
 
@@ -214,7 +216,8 @@ def test_what_nothing_moves_is_not_written(kernels, dtype):
 
 def test_factors_are_bit_equal(kernels):
     terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(5, 1.0, 1, b_seed=2**64 - 1)]
-    shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1)]
+    terms += [Term(1, 1.0, 3, basis_seed=2**64 - 1), Term(2, 1.0, 40, basis_seed=4), Term(3, 1.0, 40, basis_seed=4)]
+    shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1), ((70, 90), 9), ((70, 90), 10)]
     got = kernels.factors_all([(torch.empty(shape, device=DEVICE), stream) for shape, stream in shapes], terms)
     expected = cpu.factors_all([(torch.empty(shape), stream) for shape, stream in shapes], terms)
     for mine, theirs in zip(got, expected, strict=True):
@@ -235,7 +238,7 @@ def test_blocks_are_bit_equal(kernels, dtype):
 
     (mine, tuned), (theirs, plain) = net(DEVICE), net("cpu")
     tuned.kernels[next(mine.parameters()).device] = kernels
-    terms = Term(3, 0.05, block=2), Term(4, 0.03, 2, block=2), Term(2, 0.1, block=0)
+    terms = Term(3, 0.05, block=2), Term(4, 0.03, 2, basis_seed=9, block=2), Term(2, 0.1, block=0)
     members = ((terms[0],), (replace(terms[0], coefficient=-0.05),), (), terms)
     copies = [
         [copy for own in perturbed_copies(some.slots, members, some.kernels).values() for copy in own]
@@ -260,6 +263,11 @@ def test_tables_and_scripts_follow_the_weights(kernels):
         (weight.view(4, 6), 2, Term(2, 0.5, 1)),  # another shape at the same address
         (weight.view(6, 4), 2, Term(2, 0.5, 1)),
         (weight[2:], 2, Term(2, 0.5, 1)),  # another address
+        (weight.view(6, 4), 2, Term(2, 0.5, 2, basis_seed=1)),
+        (weight.view(6, 4), 2, Term(3, 0.5, 2, basis_seed=1)),  # another direction in the same subspace
+        (weight.view(6, 4), 3, Term(3, 0.5, 2, basis_seed=1)),
+        (weight.view(4, 6), 3, Term(3, 0.5, 2, basis_seed=1)),
+        (weight.view(4, 6), 3, Term(3, 0.5, 2, basis_seed=2)),
         (weight, 2, Term(2, 0.5)),  # the same tensor, elsewhere
     ]
     for number, (given, stream, term) in enumerate(cases):
@@ -350,7 +358,8 @@ def test_large_tensors_on_a_gpu(dtype):
     [copies] = kernels.perturb_all([(whole.cuda(), 7)], members)
     [expected] = cpu.perturb_all([(whole, 7)], members)
     assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in expected]
-    updates = [Update(1e-4, (Term(1, 1e-6), Term(2, 1e-4, 2)), 3), Update(0.0, (Term(4, 1e-3),), 5)]
+    terms = (Term(1, 1e-6), Term(2, 1e-4, 2), Term(5, 1e-4, 24, basis_seed=6))
+    updates = [Update(1e-4, terms, 3), Update(0.0, (Term(4, 1e-3),), 5)]
     mine, theirs = whole.cuda(), whole.clone()
     kernels.replay_all_([(mine, 7)], updates)
     cpu.replay_all_([(theirs, 7)], updates)

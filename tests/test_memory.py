@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from zoreward.trainer import ZOConfig, ZOTrainer
 
 CPU = torch.device("cpu")
 DENSE = ((Term(1, 0.1),), (Term(1, -0.1),))
+SUBSPACE = ((Term(1, 0.1, 3, basis_seed=5),), (Term(1, -0.1, 3, basis_seed=5),))
 LOW = ((Term(1, 0.1, 2), Term(2, 0.1, 1)), (Term(1, -0.1, 2),))
 ROWS = [{"text": word, "label": n % 2} for n, word in enumerate(["good", "bad", "great", "awful"])]
 
@@ -97,6 +99,18 @@ def test_scratch_is_what_is_made(family: str, keep_bytes: int, members: tuple[Me
         model(input_ids=ids)
     expected = sum(made[:begun]) + max(made[begun:], default=0)
     assert scratch_bytes(tuned_weights(model), members, keep_bytes) == expected > 0
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_subspace_is_counted_with_the_scratch(folder: Path, count: int, keep_bytes: int) -> None:
+    tuned = tuned_weights(load_model(str(folder), dtype="bfloat16", device="cpu"))
+    members = SUBSPACE[:count]
+    free = tuple(tuple(replace(term, basis_seed=None) for term in member) for member in members)
+    with torch.no_grad(), members_at(torch.nn.Identity(), members, tuned=tuned, keep_bytes=1 << 30):
+        [kernel] = tuned.kernels.values()
+    held = sum(side.nbytes for pair in kernel._subspaces.held.values() for side in pair)
+    assert scratch_bytes(tuned, members, keep_bytes) - scratch_bytes(tuned, free, keep_bytes) == held > 0
 
 
 def test_scratch_of_a_model_without_values_is_the_same(folder: Path) -> None:

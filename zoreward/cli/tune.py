@@ -109,7 +109,7 @@ def _trainer_options() -> list[inspect.Parameter]:
     rate = "Learning rate. Default: 1e-6, for text 3e-3."
     accumulation = "Batches a step; their rows are scored together."
     schedule = "How the learning rate changes: constant, linear, cosine, …"
-    warmup = "Steps over which the learning rate rises from 0."
+    warmup = "Steps over which the learning rate rises from 0; then it goes on as the schedule says."
     between = "Score the dev rows every so many steps."
     loggers = "Where the scores go too: wandb, tensorboard, mlflow, …"
     return [

@@ -175,11 +175,12 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
 def _is_term(term: Any) -> bool:
     return (
         isinstance(term, list)
-        and len(term) in (2, 3, 4)
+        and len(term) in (2, 3, 4, 5)
         and whole(term[0], 2**64)
         and number(term[1])
         and (len(term) == 2 or whole(term[2], MAX_RANK + 1))
         and (len(term) < 4 or (term[2] > 0 and whole(term[3], 2**64)))
+        and (len(term) < 5 or (term[3] == term[0] and whole(term[4], 2**64)))
     )
 
 

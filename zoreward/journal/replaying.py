@@ -31,7 +31,7 @@ from zoreward.noise import canonical_name
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
-# of a model of 1.3B weights take 4 MB a term.
+# of a model of 1.3B weights take 4 MB a term of rank 1. One of rank r counts as r.
 PASS_TERMS = 64
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -199,7 +199,7 @@ def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:
     terms = 0
     for update in updates:
         taken.append(update)
-        terms += max(1, len(update.terms))
+        terms += max(1, sum(max(1, term.rank) for term in update.terms))
         if terms >= PASS_TERMS:
             yield taken
             taken, terms = [], 0

@@ -169,11 +169,24 @@ def directions(header: dict[str, Any]) -> Directions | None:
     momentum, window = method.get("momentum", 0.0), method.get("window", 1)
     if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW) and window):
         return None
+    if type(subspace := method.get("subspace", False)) is not bool or (subspace and not rank):
+        return None
     blocks, block_every = method.get("blocks", 0), method.get("block_every", 1)
     if not (whole(blocks, MAX_BLOCKS) and whole(block_every, MAX_STEPS) and block_every):
         return None
+    window = window if momentum else 1
     return Directions(
-        seed, count, rank, refresh, more, float(momentum), window if momentum else 1, full, blocks, block_every
+        seed,
+        count,
+        rank,
+        refresh,
+        more,
+        float(momentum),
+        window,
+        full,
+        subspace,
+        blocks=blocks,
+        block_every=block_every,
     )
 
 

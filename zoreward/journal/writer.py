@@ -27,8 +27,8 @@ class Journal:
     | `evaluation` | when rows to choose by were scored | the score at that step |
 
     A term is [seed, coefficient], or [seed, coefficient, rank] where its direction is of low rank, or [seed,
-    coefficient, rank, b_seed] where its factor b has another seed. Each line carries a checksum; docs/journal.md has
-    the format.
+    coefficient, rank, b_seed] where its factor b has another seed, or [seed, coefficient, rank, seed, basis_seed] where
+    it lies in a subspace. Each line carries a checksum; docs/journal.md has the format.
 
     When `append` returns, the operating system has the line: it survives the end of the process, however that comes. To
     survive a power cut as well it must be on the disk, which `sync` waits for.
@@ -148,6 +148,8 @@ class Journal:
 
 def _term(term: Term) -> list[int | float]:
     fields = [term.seed, term.coefficient, term.rank, term.seeds[1]]
+    if term.basis_seed is not None:
+        return [*fields, term.basis_seed]
     return fields if term.b_seed is not None else fields[: 3 if term.rank else 2]
 
 

@@ -199,7 +199,7 @@ def perturbed_copies(
     """Return the copies of the slots' weights at each member, by the weight's id.
 
     Args:
-        slots: none of which has a limit, if there is an `into`.
+        slots: none of which has a limit or a block, if there is an `into`.
         members: M members.
         kernels: by device.
         into: what an earlier call gave for these slots and as many members: to be written over and returned.

@@ -33,7 +33,7 @@ class HeldCopies:
         if not self._fit(len(members)):
             self.moves += 1
             self._held = perturbed_copies(self._slots, members, self._kernels)
-        elif all(slot.limit is None for slot in self._slots):
+        elif all(slot.limit is slot.block is None for slot in self._slots):
             perturbed_copies(self._slots, members, self._kernels, self._held)
         else:
             fresh = perturbed_copies(self._slots, members, self._kernels)

@@ -13,6 +13,7 @@ from torch import nn
 
 from zoreward import noise
 from zoreward.kernels import cpu, portable
+from zoreward.kernels.subspaces import Keeping
 from zoreward.members.chosen import chosen_names
 from zoreward.records import InputError, Member, Term
 
@@ -37,7 +38,7 @@ Owner = tuple[nn.Module, tuple[Slot, ...]]
 """A module whose forward uses tuned weights, and where they hang."""
 
 Kernels = dict[torch.device, Any]
-"""Device → kernel. A GPU's remembers where weights lie, so it lives as long as they are known."""
+"""Device → kernel. It keeps subspaces, and a GPU's remembers where weights lie: it lives as long as they are known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,9 +171,9 @@ def _kernel(device: torch.device) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"weights on a {device.type} device cannot be tuned", hint="Take the CPU or a CUDA device.")
     if device.type == "cpu":
-        return cpu
+        return Keeping(cpu)
     if not has_triton():
-        return portable
+        return Keeping(portable)
     from zoreward.kernels.gpu import Kernels as GPUKernels
 
     return GPUKernels()

@@ -21,6 +21,7 @@ class Directions:
 
         seed of direction k:    derive_seed(seed, t, k)
         seed of its factor b:   derive_seed(seed, t − t mod refresh, k)
+        seed of its subspace:   derive_seed(seed, t − t mod refresh, 0), where it lies in one
         rounding seed:          derive_seed(seed, t, 2^64 − 1)
 
     With `full_every` q a step with t mod q > 0 moves along those of step t − t mod q as well, behind its own. With
@@ -35,11 +36,12 @@ class Directions:
         seed: of the run.
         count: directions of step 0, ≥ 1.
         rank: 0 for dense directions; r > 0 for a·bᵀ/√r.
-        refresh: steps that share their factors b, ≥ 1.
+        refresh: steps that share their factors b, or their subspace, ≥ 1.
         more_every: steps after which there is one direction more; 0: never.
         momentum: β, 0 ≤ β < 1.
         window: steps that an update looks back on, itself among them, ≥ 1.
         full_every: steps from one anchor to the next; 0: there are no anchors.
+        subspace: whether directions of a rank lie in a subspace, one for all K, instead of sharing a factor.
         blocks: into how many blocks the weights are cut; 0: all are moved at once.
         block_every: steps of a block before it is another's turn, ≥ 1.
     """
@@ -52,6 +54,7 @@ class Directions:
     momentum: float = 0.0
     window: int = 1
     full_every: int = 0
+    subspace: bool = False
     blocks: int = 0
     block_every: int = 1
 
@@ -121,6 +124,9 @@ class Directions:
 
     def _direction(self, step: int, k: int) -> Term:
         seed, start = derive_seed(self.seed, step, k), step - step % self.refresh
+        if self.subspace:
+            basis_seed = derive_seed(self.seed, start, 0)
+            return Term(seed, 1.0, self.rank, basis_seed=basis_seed, block=self.block(step))
         b_seed = derive_seed(self.seed, start, k) if self.rank and start != step else None
         return Term(seed, 1.0, self.rank, b_seed, block=self.block(step))
 

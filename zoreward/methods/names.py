@@ -33,6 +33,7 @@ class Named:
 
 
 MEZO = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+SUBZERO = {**MEZO, "noise": "low-rank", "rank": 24, "refresh": 1000}
 LOZO = {**MEZO, "noise": "low-rank", "rank": 2, "eps": 1e-3 * 2**0.5, "refresh": 50}
 
 METHODS: dict[str, Named] = {
@@ -53,6 +54,9 @@ METHODS: dict[str, Named] = {
     ),
     "lozo": Named(SPSA, defaults=LOZO, source="LOZO: Chen et al. 2024, arXiv 2410.07698"),
     "lozo-m": Named(SPSA, defaults={**LOZO, "momentum": 0.9}, source="LOZO-M: Chen et al. 2024, arXiv 2410.07698"),
+    "subzero": Named(
+        SPSA, fixed={"subspace": True}, defaults=SUBZERO, source="SubZero: Yu et al. 2024, arXiv 2410.08989"
+    ),
     "sparse": Named(SPSA, defaults={**MEZO, "share": 0.25}, source="Sparse MeZO: Liu et al. 2024, arXiv 2402.15751"),
     "bcd": Named(SPSA, defaults={**MEZO, "block_every": 1}, source="MeZO-BCD: Park et al. 2025, arXiv 2501.19099"),
     "es": Named(

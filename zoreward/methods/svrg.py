@@ -109,7 +109,13 @@ class SVRG(Method):
     def directions(self) -> Directions:
         """What the directions of its steps derive from."""
         return Directions(
-            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, full_every=self.full_every
+            self.seed,
+            self.num_directions,
+            self.rank,
+            self.refresh,
+            self.more_every,
+            full_every=self.full_every,
+            subspace=self.subspace,
         )
 
     def init(self) -> SVRGState:

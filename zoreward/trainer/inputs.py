@@ -235,20 +235,30 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     """
     if args.merge:
         check_merge(model)
-    tuned = checked_tuned(model, tuned_weights(model, args.tune), args)
+    tuned = tuned_weights(model, args.tune)
+    check_directions(tuned, args)
+    tuned = cut_into_blocks(model, tuned, args)
     if args.share is not None:
         return limited(tuned, smallest(tuned, args.share))
     return anchored(tuned) if args.anchor else tuned
 
 
-def checked_tuned(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConfig) -> Tuned:
-    """Return the tuned weights as the directions move them: in blocks, if these are tuned in turn.
+def check_directions(tuned: Tuned, args: ZOConfig) -> None:
+    """Find out whether the directions move something of what is tuned.
 
     Raises:
-        InputError: the directions move none of them; or there are no layers, or fewer blocks than are asked for.
+        InputError: they do not.
     """
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+
+
+def cut_into_blocks(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConfig) -> Tuned:
+    """Return the tuned weights in their blocks, if these are to be tuned in turn.
+
+    Raises:
+        InputError: there are no layers, or fewer blocks than are asked for.
+    """
     if not takes_turns(args):
         return tuned
     return in_blocks(tuned, by_layer(model, tuned, args.blocks, rank=int(args.noise == "low-rank")))

@@ -6,7 +6,7 @@ import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, takes
@@ -71,6 +71,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
         self.load_best_model_at_end = False
         super().__post_init__()
         self.load_best_model_at_end = best
+        if self.warmup_steps:
+            self.lr_scheduler_type = _with_warmup(self.lr_scheduler_type)
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
             "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
@@ -98,6 +100,16 @@ class ZOConfig(ZOArguments, TrainingArguments):
             for name, value in self.to_dict().items()
             if name in defaults and name not in left_out and value != defaults[name] and (value or defaults[name])
         }
+
+
+def _with_warmup(schedule: Any) -> Any:
+    """The schedule of a learning rate that rises at first: transformers' `constant` would leave that out silently."""
+    if schedule == SchedulerType.CONSTANT:
+        return SchedulerType.CONSTANT_WITH_WARMUP
+    if schedule in ("reduce_lr_on_plateau", "greedy"):  # the latter is not known to every transformers
+        message = f"warmup_steps has no use with lr_scheduler_type={schedule.value}"
+        raise InputError(message, hint="Leave one of them out; or take lr_scheduler_type=constant_with_warmup.")
+    return schedule
 
 
 # What depends on what the objective needs, where the method has no paper of its own. Measured for text on two models of
