@@ -24,7 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import random_model
 from zoreward.kernels import cpu
-from zoreward.members import low_rank, members_at
+from zoreward.members import Tuned, in_blocks, low_rank, members_at, tuned_weights, updates_
+from zoreward.members.grouping import perturbed_copies
 from zoreward.records import Member, Term, Update
 
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
@@ -224,6 +225,33 @@ def test_factors_are_bit_equal(kernels):
             for factor, other in zip(ours, reference, strict=True):
                 assert torch.equal(factor.cpu(), other) and factor.shape == other.shape
     assert kernels.factors_all([], terms) == [] and kernels.factors_all([(torch.empty(2, 2), 1)], []) == [[]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_are_bit_equal(kernels, dtype):
+    def net(device: str) -> tuple[torch.nn.Module, Tuned]:
+        torch.manual_seed(0)
+        made = torch.nn.Sequential(torch.nn.Linear(12, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 9)).to(dtype)
+        made = made.to(device)
+        tuned = tuned_weights(made)
+        return made, in_blocks(tuned, {name: int(name[0]) for name in tuned.weights})
+
+    (mine, tuned), (theirs, plain) = net(DEVICE), net("cpu")
+    tuned.kernels[next(mine.parameters()).device] = kernels
+    terms = Term(3, 0.05, block=2), Term(4, 0.03, 2, basis_seed=9, block=2), Term(2, 0.1, block=0)
+    members = ((terms[0],), (replace(terms[0], coefficient=-0.05),), (), terms)
+    copies = [
+        [copy for own in perturbed_copies(some.slots, members, some.kernels).values() for copy in own]
+        for some in (tuned, plain)
+    ]
+    assert [pattern(one) for one in copies[0]] == [pattern(one) for one in copies[1]]
+    before = [pattern(weight) for weight in theirs.parameters()]
+    updates = [Update(0.1, terms, 5, block=2), Update(0.2, (), 6, block=0)]
+    for some, own in ((mine, tuned), (theirs, plain)):
+        updates_(some, updates, tuned=own)
+    after = [pattern(weight) for weight in theirs.parameters()]
+    assert [pattern(weight) for weight in mine.parameters()] == after
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True, True, False, False]
 
 
 def test_tables_and_scripts_follow_the_weights(kernels):

@@ -448,6 +448,7 @@ RUNS = {
     **{name: {} for name in METHODS},
     "bcd": {"blocks": 4},
     "bcd with momentum, two steps a block": {"blocks": 3, "block_every": 2, "momentum": 0.5, "window": 4},
+    "subzero by blocks": {"blocks": 3, "block_every": 2, "refresh": 4, "momentum": 0.6, "window": 3},
     "lozo by blocks": {"blocks": 3, "refresh": 4, "weight_decay": 0.1},
     "svrg with windows": {"full_every": 3, "num_directions": 2, "anneal_every": 2},
     "momentum, more directions": {"num_directions": 2, "more_every": 2, "momentum": 0.5, "window": 4},

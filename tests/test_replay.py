@@ -73,6 +73,7 @@ def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokeniz
         ("bcd", {"weight_decay": 5.0}),
         ("momentum", {"blocks": 2, "block_every": 2, "window": 3, "share": 0.5}),
         ("lozo", {"blocks": 3, "refresh": 2, "anchor": 20.0}),
+        ("subzero", {"blocks": 2, "rank": 2, "refresh": 2, "momentum": 0.6, "window": 3}),
         ("sign", {"more_every": 2}),
     ],
 )

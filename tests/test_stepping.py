@@ -13,7 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from conftest import random_model
 from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
-from zoreward.members import members_at, update_
+from zoreward.members import by_layer, in_blocks, members_at, tuned_weights, update_
 from zoreward.records import ObjectiveError, Term, Update
 from zoreward.scoring import Generation, HFGenerator, Stepper, checked_generator, reader_of
 from zoreward.scoring.stepping import LENGTHS
@@ -97,6 +97,21 @@ def test_draws_stop_strings_and_small_batches_are_those_of_generate(settings, to
     # Equal but for ties of two tokens within rounding, which these 240 tokens do not have.
     assert written(by_steps, **settings) == written(plain, **settings)
     assert calls and all(calls)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_a_desk_is_used_again_in_the_turn_of_other_blocks(device, tokenizer, calls) -> None:
+    model = random_model("llama").to(device)
+    tuned = tuned_weights(model)
+    tuned = in_blocks(tuned, by_layer(model, tuned))
+    by_steps, plain = generators(model, tokenizer, tuned=tuned)
+    for step, block in enumerate((0, 2, 2, 1)):
+        members = tuple((Term(30 + 2 * step + k, 0.2, 1, block=block),) for k in range(4))
+        expected = written(plain, members, max_new_tokens=10)
+        assert written(by_steps, members, max_new_tokens=10) == expected
+        assert len({str(texts) for texts in expected}) > 1, "members must write different texts"
+        update_(model, Update(0.0, members[0], 0, block=block), tuned=tuned)
+    assert calls == [True] * 4 and by_steps.stepper.problem is None
 
 
 def test_a_desk_is_used_again_with_other_prompts_other_members_and_other_weights(tokenizer, calls) -> None:
