@@ -168,6 +168,7 @@ CASES = {
     "task: no task": ("accuracy", {"--task": "f1.yaml"}, "there is no template", "template: …"),
     "task: masked": ("accuracy", {"--task": "rte-masked"}, "'rte-masked' is for masked models", "there is rte"),
     "task: masked alone": ("accuracy", {"--task": "qnli-masked"}, "is for masked models", "`zoreward tasks`"),
+    "task: masked, short": ("accuracy", {"--task": "qnli"}, "'qnli-masked' is for masked models", "`zoreward tasks`"),
     "task: other columns": ("accuracy", {"--task": "rte", "--template": None}, "'premise'", "the columns are sentence"),
     "task: made columns": ("accuracy", {"--task": "copa"}, "no row has the column 'question'", "sentence, label"),
     "task: no data": ("accuracy", {"--task": "own.yaml", "--data": None}, "'own' names no data", "--data"),
@@ -262,12 +263,25 @@ TUNE_CASES = {
         "noise=dense",
     ),
     "share of nothing": ("accuracy", {"--method": "sparse", "--share": "0"}, "no share of the weights", "above 0"),
+    "blocks of svrg": ("accuracy", {"--method": "svrg", "--blocks": "3"}, "svrg moves all blocks", "method=bcd"),
+    "one block": ("accuracy", {"--method": "bcd", "--blocks": "1"}, "blocks must be at least 2", "option"),
+    "no blocks": ("accuracy", {"--method": "bcd", "--blocks": "0"}, "leaves nothing to take turns", "at least 2"),
+    "a block for no step": ("accuracy", {"--block-every": "0"}, "block_every must be at least 1", "option"),
+    "too many blocks": ("accuracy", {"--method": "bcd", "--blocks": "9"}, "into 9 blocks", "Choose 2 to 3"),
+    "blocks of a head": ("accuracy", {"--method": "bcd", "--tune": "head"}, "in one block of layers", "method=spsa"),
+    "blocks of a prefix": ("accuracy", {"--method": "bcd", "--tune": "prefix"}, "a prefix lies in no layer", "lora"),
     "unknown method": ("accuracy", {"--method": "adam"}, "'adam' is not one of", "--help"),
     "no steps": ("accuracy", {"--steps": "0"}, "0 is less than 1", "--help"),
     "steps in words": ("accuracy", {"--steps": "many"}, "'--steps'", "--help"),
     "kl below 0": ("accuracy", {"--kl": "-1"}, "kl=-1.0 is out of range", "0 or more"),
     "max-kl of 0": ("accuracy", {"--max-kl": "0"}, "max_kl=0.0 is out of range", "nats per token"),
     "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
+    "warmup of a plateau": (
+        "accuracy",
+        {"--warmup-steps": "9", "--lr-scheduler-type": "greedy", "--eval-data": "train.jsonl"},
+        "warmup_steps has no use with lr_scheduler_type=greedy",
+        "constant_with_warmup",
+    ),
     "unknown schedule": ("accuracy", {"--lr-scheduler-type": "wavy"}, "wavy is not a valid", "change the option"),
     "tune: no weight": ("accuracy", {"--tune": "lroa"}, "no weight that tune='lroa' names", "Did you mean lora"),
     "tune: no expression": ("accuracy", {"--tune": "q_proj("}, "no regular expression", "bias"),
@@ -290,6 +304,17 @@ TUNE_CASES = {
     "masked: prefix": ("accuracy", FILLS | {"--tune": "prefix"}, "a masked model takes no prefix", "lora"),
     "masked: drift": ("accuracy", FILLS | {"--drift": True}, "nothing whose drift", "Leave drift"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
+}
+# Of these a model need not be read; others are found out when it is there.
+UNREAD = {
+    "merged prefix": ("accuracy", {"--tune": "prefix", "--merge": True}, "a prefix cannot be merged", "tune=lora"),
+    "low-rank, no matrix": (
+        "accuracy",
+        {"--tune": "norm", "--noise": "low-rank"},
+        "low-rank directions move matrices, and none is tuned",
+        "noise=dense",
+    ),
+    "lozo, no matrix": ("accuracy", {"--tune": "norm", "--method": "lozo"}, "move matrices", "noise=dense"),
 }
 
 
@@ -319,6 +344,7 @@ BENCH_CASES = {
     "masked model": (["sst2"], {"--model": "masked"}, "for causal models so far, and 'masked' is masked", "eval"),
     "dtype": (["sst2"], {"--dtype": "float8"}, "no dtype 'float8'", "bfloat16"),
     "device": (["sst2"], {"--device": "gpu"}, "no device 'gpu'", "cpu, cuda"),
+    "device map": (["sst2"], {"--device-map": "auto"}, "--device-map", "--help"),
     "output is a file": (["sst2"], {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "no results": (["sst2"], {"--output": "odd"}, "odd/results.jsonl cannot be read", "another folder"),
 }
@@ -424,6 +450,22 @@ def test_one_line_and_a_hint_and_nothing_written(
     assert "Traceback" not in err
     assert code == 2
     assert out == ""
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_does_not_go_together_is_refused_before_weights_are_read(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoreward.trainer import inputs
+
+    objective, changes, error, hint = UNREAD[case]
+    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    before = files_in(folder)
+    assert main(words_of("tune", objective, changes)) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ") and error in first
+    assert second.startswith("hint: ") and hint in second
     assert files_in(folder) == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from zoreward.cli import main
 from zoreward.data import rows as data_rows
 
 pytestmark = pytest.mark.usefixtures("folder")
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("golden").joinpath("tasks.json").read_text())
 
 GOOD, BAD = ["good", "great", "lovely", "bright"], ["bad", "awful", "dull", "terrible"]
 HUB = {
@@ -170,6 +173,34 @@ def test_a_users_own_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = 'template: "{t|lower} it was"\nobjective: accuracy\nchoices: [sad=bad, glad=good]\nlabel: mood\n'
     Path("mine.yaml").write_text(text + "data: mine.jsonl\n")
     assert summary_of(["eval", "--task", "mine.yaml", "--model", "model"], capsys)["rows"] == 2
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_task_takes_a_file_with_the_hub_s_columns_and_asks_nobody(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, golden = GOLDEN[name]["row"], GOLDEN[name]
+    write("row.jsonl", [row])
+    if name.endswith("-masked"):
+        Path("masked").mkdir()
+        masked_model("bert").config.save_pretrained("masked")
+        words = word_tokenizer()
+        words.add_tokens([word for word in golden["options"] if word not in words.get_vocab()])
+        words.save_pretrained("masked")
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("somebody is asked"))
+    model = "masked" if name.endswith("-masked") else "model"
+    verbs = [["eval"], ["tune", "--output", "run"]]
+    for verb, *more in verbs:
+        words = [verb, "--task", name.removesuffix("-masked"), "--data", "row.jsonl", "--model", model]
+        assert main([*words, *more, "--show-prompts"]) == 0, capsys.readouterr().err
+        text = capsys.readouterr().out
+        prompt = text.partition("  prompt:\n")[2].partition("  answers:")[0].partition("  tokens:")[0]
+        # COPA's ends with the space that its answers have in front, and lines are shown without.
+        lines = [line.removeprefix("    ") for line in prompt.splitlines()]
+        assert lines == [line.rstrip() for line in golden["prompt"].split("\n")]
+        if "right" in golden:
+            assert f"→ {golden['right']!r}" in text
+    assert not Path("run").exists()
 
 
 # Other kinds of models

@@ -94,9 +94,14 @@ def pattern(tensor: torch.Tensor) -> bytes:
     return tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def check_copies(kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member, ...]) -> None:
+def check_copies(
+    kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member, ...], into: list[list[torch.Tensor]] | None = None
+) -> None:
     given = weights(dtype, DEVICE)
-    got, expected = kernels.perturb_all(given, members), cpu.perturb_all(weights(dtype), members)
+    got, expected = kernels.perturb_all(given, members, into), cpu.perturb_all(weights(dtype), members)
+    if into:
+        places = [copy.data_ptr() for copies in into for copy in copies]
+        assert [copy.data_ptr() for copies in got for copy in copies] == places
     for mine, theirs in zip(got, expected, strict=True):
         assert [(copy.shape, copy.stride(), copy.dtype) for copy in mine] == [
             (copy.shape, copy.stride(), copy.dtype) for copy in theirs
@@ -108,6 +113,12 @@ def check_copies(kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_couples_are_bit_equal(kernels, dtype):
     check_copies(kernels, dtype, COUPLES if DEVICE == "cuda" else COUPLES[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_copies_that_are_there_are_written_over(kernels, dtype):
+    there = kernels.perturb_all(weights(dtype, DEVICE), MIXED[:2])
+    check_copies(kernels, dtype, COUPLES[:2], there)
 
 
 def test_units_of_several_blocks_and_half_empty_ones():

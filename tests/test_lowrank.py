@@ -252,7 +252,7 @@ def test_a_dense_or_mixed_population_writes_what_its_members_write_alone(keep_by
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
 def test_low_rank_members_need_no_perturbed_weights(family, monkeypatch):
     model = random_model(family)
-    monkeypatch.setattr(cpu, "perturb_all", lambda weights, *rest: weights and pytest.fail("weights were copied"))
+    monkeypatch.setattr(cpu, "perturb_all", lambda weights, *_: weights and pytest.fail("weights were copied"))
     write(model, POPULATION)
 
 

@@ -16,7 +16,7 @@ from zoreward import scoring
 from zoreward.cli import running
 from zoreward.members import adapted, bytes_of, context, grouping, lora_config, low_rank, members_at, tuned_weights
 from zoreward.members.memory import scratch_bytes
-from zoreward.records import Example, InputError, Member, Term
+from zoreward.records import Example, Member, NoRoomError, Term
 from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, load_model, memory, reader_of
 from zoreward.scoring.memory import Memory, cache_bytes, check_memory, needed_memory
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -191,10 +191,23 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_refused(case: str) -> None:
     needs, dtype, message, hint = REFUSALS[case]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(NoRoomError) as refused:
         check_memory(needs, "m", dtype)
     assert message in str(refused.value)
     assert hint in refused.value.hint
+
+
+def test_a_device_that_runs_full_while_a_model_is_loaded_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    random_model("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    with pytest.raises(NoRoomError, match="does not fit the memory of its device") as refused:
+        load_model(str(tmp_path), device="cpu")
+    assert "Tried to allocate 2.00 GiB" in refused.value.hint
 
 
 def test_what_may_be_cut_is_no_reason_to_refuse() -> None:

@@ -137,6 +137,7 @@ KINDS = {
     "momentum, with a factor that lasts": {"method": "lozo-m", "refresh": 3, "window": 3, "more_every": 2},
     "a subspace that lasts, in bfloat16": {"method": "subzero", "rank": 5, "refresh": 3, "dtype": torch.bfloat16},
     "the small weights, in bfloat16": {"method": "sparse", "dtype": torch.bfloat16},
+    "blocks in turn, with momentum": {"method": "bcd", "block_every": 2, "momentum": 0.5, "window": 3},
     "rows in their order, one batch short": {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 5},
 }  # fmt: skip
 

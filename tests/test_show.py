@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tiny_tokenizers import letters
 from zoreward.data import describe_prompts, render
+from zoreward.records import Example
 
 
 def test_prompts_answers_and_tokens_are_all_there():
@@ -55,3 +56,17 @@ def test_tokens_with_white_space_are_quoted():
     rows = [{"x": "a a\n", "a": "a"}]
     text = describe_prompts(render(rows, tokenizer, needs="likelihood", template="{x}", answer="{a}"), tokenizer)
     assert "    prompt (4): a ' ' a '\\n'\n" in text
+
+
+def test_a_row_to_be_answered_freely_has_no_answers_to_show():
+    tokenizer = letters([])
+    examples = [Example({}, "ab", (), 0, tuple(tokenizer("ab")["input_ids"]), ())]
+    assert (
+        describe_prompts(examples, tokenizer)
+        == """\
+row 1 of 1: 2 tokens of prompt
+  prompt:
+    ab
+  tokens:
+    prompt (2): a b"""
+    )

@@ -209,6 +209,12 @@ def test_unknown_names_have_neighbours(tmp_path: Path) -> None:
         load_task(str(tmp_path / "none.yaml"))
 
 
+def test_a_name_without_a_task_for_causal_models_is_that_for_masked_ones() -> None:
+    short = [name.removesuffix("-masked") for name in NAMES]
+    assert {load_task(name).name for name in short} == set(NAMES) - {"sst2-masked", "rte-masked"}
+    assert load_task("sst2").model == load_task("rte").model == "causal"
+
+
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks"]) == 0
     table = capsys.readouterr().out

@@ -18,7 +18,7 @@ class ZOArguments:
     """
 
     method: Literal[
-        "spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "subzero", "sparse", "es", "fzoo", "eggroll"
+        "spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "subzero", "sparse", "bcd", "es", "fzoo", "eggroll"
     ] = field(
         default="spsa",
         metadata={"help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."},
@@ -63,6 +63,16 @@ class ZOArguments:
     share: float | None = field(
         default=None,
         metadata={"help": "Tune this share of each tensor, its smallest weights. Default: all, for sparse 0.25."},
+    )
+    blocks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
+            "block_every, one for each layer and one for the rest."
+        },
+    )
+    block_every: int | None = field(
+        default=None, metadata={"help": "Steps of a block before it is another's turn. Default: 1, with blocks."}
     )
     full_every: int | None = field(
         default=None, metadata={"help": "Steps from one pass over all rows to the next, with svrg. Default: 2."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 from typing import Any
@@ -117,10 +118,10 @@ def refuse_masked(task: Task) -> None:
         InputError: it is.
     """
     if task.model == "masked":
-        try:
-            hint = f"for causal models there is {load_task(task.name.removesuffix('-masked')).name}"
-        except ZorewardError:
-            hint = "`zoreward tasks` lists those for causal models"
+        hint = "`zoreward tasks` lists those for causal models"
+        with contextlib.suppress(ZorewardError):
+            other = load_task(task.name.removesuffix("-masked"))
+            hint = f"for causal models there is {other.name}" if other.model == "causal" else hint
         raise InputError(f"the task {task.name!r} is for masked models", hint=hint)
 
 

@@ -17,7 +17,8 @@ def describe_prompts(
     """The first `n` examples as plain text: what the model reads, what it is asked about, and the tokens of both.
 
     `→` marks the right answer. Tokens stand as the tokenizer names them (`Ġ`, `▁`: a space), in quotes where they hold
-    white space themselves. With `classes` the answers are a classifier's, and have no tokens.
+    white space themselves. With `classes` the answers are a classifier's, and have no tokens; rows that a model answers
+    freely have none.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,10 +45,9 @@ def describe_prompts(
 
 
 def _described(example: Example, tokenizer: PreTrainedTokenizerBase, name: str, classes: bool) -> str:
-    longest = max(len(tokens) for tokens in example.candidate_tokens)
-    facts = [f"{len(example.prompt_tokens)} tokens of prompt", f"{longest} of the longest answer"][
-        : 1 if classes else 2
-    ]
+    facts = [f"{len(example.prompt_tokens)} tokens of prompt"]
+    if example.candidates and not classes:
+        facts.append(f"{max(map(len, example.candidate_tokens))} of the longest answer")
     if example.shots:
         facts.append(f"{example.shots} demonstrations" if example.shots > 1 else "1 demonstration")
     if example.truncated:
@@ -63,7 +63,10 @@ def _described(example: Example, tokenizer: PreTrainedTokenizerBase, name: str, 
     ]
     tokens = [f"{what} ({len(own)}): {_spelled(own, tokenizer)}" for what, own in named]
     lines = [f"{name}: {', '.join(facts)}"]
-    for what, block in (("prompt", example.prompt.split("\n")), ("answers", answers), ("tokens", tokens)):
+    blocks = {"prompt": example.prompt.split("\n"), "answers": answers, "tokens": tokens}
+    for what, block in blocks.items():
+        if not block:
+            continue
         lines += [f"  {what}:", *(f"    {line}".rstrip() if what == "prompt" else f"    {line}" for line in block)]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,14 @@ def fingerprint(model: nn.Module) -> str:
         sha256("name dtype shape sha256(bytes)\\n" of each weight, sorted by name)
 
     with canonical names, a dtype like `bfloat16`, a shape like `32x48`, and the bytes as they lie in memory, row by
-    row and little-endian. All parameters count, each once, whether they are tuned or not. Each of torch's threads
-    hashes some tensors: 4 s a GiB on two slow cores, 270 MB/s each (benchmarks/journal.py).
+    row and little-endian; of a quantised weight those of the tensors that it is made of. All parameters count, each
+    once, whether they are tuned or not. Each of torch's threads hashes some tensors: 4 s a GiB on two slow cores,
+    270 MB/s each (benchmarks/journal.py).
 
     >>> fingerprint(nn.Linear(2, 1)) == fingerprint(nn.Linear(2, 1))
     False
     """
+    _undo_packing(model)
     named = sorted((canonical_name(name), weight) for name, weight in model.named_parameters())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         digests = list(pool.map(_digest, [weight.detach() for _, weight in named]))
@@ -54,7 +57,23 @@ def weights_dtype(model: nn.Module) -> str:
 @torch.no_grad()
 def _digest(weight: torch.Tensor) -> str:
     digest = hashlib.sha256()
-    flat = weight.contiguous().view(-1).view(torch.uint8)
-    for start in range(0, flat.numel(), CHUNK):
-        digest.update(flat[start : start + CHUNK].cpu().numpy())
+    for tensor in _tensors(weight):
+        flat = tensor.contiguous().view(-1).view(torch.uint8)
+        for start in range(0, flat.numel(), CHUNK):
+            digest.update(flat[start : start + CHUNK].cpu().numpy())
     return digest.hexdigest()
+
+
+def _tensors(weight: Any) -> list[torch.Tensor]:
+    """The plain tensors that a weight is made of: itself, or the integers and scales of torchao's."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    names, _ = weight.__tensor_flatten__()
+    return [tensor for name in sorted(names) for tensor in _tensors(getattr(weight, name))]
+
+
+def _undo_packing(model: nn.Module) -> None:
+    """Bring 4-bit weights of bitsandbytes back into their order: the first forward pass packs them for some CPUs."""
+    states = (getattr(weight, "quant_state", None) for weight in model.parameters())
+    if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+        model.state_dict()  # whose hooks undo it

@@ -12,7 +12,7 @@ from typing import Any, Self
 from zoreward.journal.lines import MAX_LINE, encode
 from zoreward.journal.locking import lock
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import InputError, StepRecord, Term
+from zoreward.records import InputError, StepRecord, Term, Update
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -106,6 +106,7 @@ class Journal:
                 "decay": update.decay,
                 **({"anchor": update.anchor} if update.anchor else {}),
                 "terms": [_term(term) for term in update.terms],
+                **_blocks(update),
                 "rounding_seed": update.rounding_seed,
             }
         )
@@ -150,6 +151,13 @@ def _term(term: Term) -> list[int | float]:
     if term.basis_seed is not None:
         return [*fields, term.basis_seed]
     return fields if term.b_seed is not None else fields[: 3 if term.rank else 2]
+
+
+def _blocks(update: Update) -> dict[str, Any]:
+    """The block whose turn it is; and those of the terms, where some are of another, as momentum's are."""
+    blocks = [term.block for term in update.terms]
+    turn = {} if update.block is None else {"block": update.block}
+    return turn if set(blocks) <= {update.block} else {**turn, "term_blocks": blocks}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -151,17 +151,25 @@ def perturb(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> lis
 
 
 def perturb_all(
-    weights: Sequence[tuple[torch.Tensor, int]], members: Sequence[Member], subspaces: Subspaces | None = None
+    weights: Sequence[tuple[torch.Tensor, int]],
+    members: Sequence[Member],
+    into: list[list[torch.Tensor]] | None = None,
+    subspaces: Subspaces | None = None,
 ) -> list[list[torch.Tensor]]:
     """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time.
 
-    `subspaces` as for `factors_all`.
+    Args:
+        weights: the tensors and their streams.
+        members: M members.
+        into: what this function gave for these tensors, or such of their shapes and dtypes, and M members: to be
+            written over and returned.
+        subspaces: as for `factors_all`.
     """
     copies: list[list[torch.Tensor]] = []
     jobs: list[Job] = []
     held = _holding(subspaces, weights, [term for member in members for term in member])
-    for weight, stream in weights:
-        own, more = perturb_jobs(weight, stream, members, held)
+    for number, (weight, stream) in enumerate(weights):
+        own, more = perturb_jobs(weight, stream, members, held, into[number] if into else None)
         copies.append(own)
         jobs += more
     run(jobs)
@@ -196,11 +204,15 @@ def replay_all_(
 
 
 def perturb_jobs(
-    weight: torch.Tensor, stream: int, members: Sequence[Member], subspaces: Subspaces
+    weight: torch.Tensor,
+    stream: int,
+    members: Sequence[Member],
+    subspaces: Subspaces,
+    into: list[torch.Tensor] | None = None,
 ) -> tuple[list[torch.Tensor], list[Job]]:
     """Return `perturb`'s copies, still empty, and the jobs that fill them: for `run`, with those of other tensors."""
     theta = _flat(weight.detach().contiguous())
-    copies = [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
+    copies = into or [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
     outs = [_flat(copy) for copy in copies]
     directions = Directions(weight.shape, stream, (term for member in members for term in member), subspaces)
 

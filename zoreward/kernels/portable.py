@@ -41,10 +41,13 @@ class Piece:
 
 @torch.no_grad()
 def perturb_all(
-    weights: Sequence[Weight], members: Sequence[Member], subspaces: Subspaces | None = None
+    weights: Sequence[Weight],
+    members: Sequence[Member],
+    into: list[list[torch.Tensor]] | None = None,
+    subspaces: Subspaces | None = None,
 ) -> list[list[torch.Tensor]]:
-    """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb`."""
-    copies = [
+    """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb_all`."""
+    copies = into or [
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in members] for weight, _ in weights
     ]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]

@@ -121,10 +121,13 @@ class Keeping:
         self._functions, self._subspaces = functions, Subspaces(functions.normals)
 
     def perturb_all(
-        self, weights: Sequence[tuple[torch.Tensor, int]], members: Sequence[Member]
+        self,
+        weights: Sequence[tuple[torch.Tensor, int]],
+        members: Sequence[Member],
+        into: list[list[torch.Tensor]] | None = None,
     ) -> list[list[torch.Tensor]]:
         """See `zoreward.kernels.cpu.perturb_all`."""
-        copies: list[list[torch.Tensor]] = self._functions.perturb_all(weights, members, self._subspaces)
+        copies: list[list[torch.Tensor]] = self._functions.perturb_all(weights, members, into, self._subspaces)
         return copies
 
     def update_all_(self, weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> None:

@@ -15,14 +15,15 @@ from zoreward import noise
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members.chosen import chosen_names
-from zoreward.records import InputError, Member
+from zoreward.records import InputError, Member, Term
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
     """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`.
 
-    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`.
+    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`. It belongs to a `block`
+    where the weights are cut into some; see `zoreward.members.blocks`.
     """
 
     holder: nn.Module
@@ -30,6 +31,7 @@ class Slot:
     weight: nn.Parameter
     stream: int
     limit: float | None = None
+    block: int | None = None
 
 
 Owner = tuple[nn.Module, tuple[Slot, ...]]
@@ -48,6 +50,8 @@ class Tuned:
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
         limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
+        blocks: canonical name → the block of layers to which a weight belongs; empty where all are tuned at once.
+        around: where there are blocks: owner → the owners that it lies in.
         base: weight → a copy of it before any update; empty where no update has an anchor.
         tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
@@ -57,6 +61,8 @@ class Tuned:
     streams: dict[str, int]
     owners: tuple[Owner, ...]
     limits: dict[str, float] = field(default_factory=dict)
+    blocks: dict[str, int] = field(default_factory=dict)
+    around: dict[nn.Module, list[nn.Module]] = field(default_factory=dict, repr=False)
     base: dict[torch.Tensor, torch.Tensor] = field(default_factory=dict, repr=False)
     tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
@@ -73,6 +79,19 @@ class Tuned:
         model itself is shown from a copy as dense members are, and a saved model scores as it did before.
         """
         terms = [term for member in members for term in member]
+        shown = self._moved_somewhere(terms)
+        blocks = {term.block for term in terms}
+        if not blocks or None in blocks:
+            return shown
+        own = {owner: tuple(slot for slot in slots if slot.block in blocks) for owner, slots in shown}
+        # What runs a member at a time in a trial of all weights does so here: what lies inside was never tried alone.
+        outer = {other for owner, slots in own.items() if slots for other in self.around[owner]}
+        return [
+            (owner, slots if owner in outer else own[owner]) for owner, slots in shown if owner in outer or own[owner]
+        ]
+
+    def _moved_somewhere(self, terms: Sequence[Term]) -> list[Owner]:
+        """The owners of the weights that terms would move in their own block."""
         if not any(term.rank for term in terms):
             return list(self.owners)
         moved = {ndim for ndim in {slot.weight.ndim for slot in self.slots} if any(term.moves(ndim) for term in terms)}
@@ -102,7 +121,9 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
         InputError: there are none.
     """
     named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
-    floats = {name: weight for name, weight in named.items() if weight.is_floating_point()}
+    # torchao's say that they are floating-point, and are made of integers and scales.
+    quantised = {name for name, weight in named.items() if hasattr(weight, "__tensor_flatten__")}
+    floats = {name: weight for name, weight in named.items() if weight.is_floating_point() and name not in quantised}
     if not floats:
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
     names = chosen_names(model, tune, floats) if isinstance(tune, str) else set(tune)

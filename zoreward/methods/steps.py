@@ -60,6 +60,9 @@ class Method(ABC):
             orthonormal columns and last for `refresh` steps, Z (s, s) is drawn for each direction (SubZero; Yu, Zhou,
             Wang, Li, Tian, Huang 2024, arXiv 2410.08989). Kept beside the weights are r·(m + n) float32 numbers of each
             matrix.
+        blocks: into how many blocks the weights are cut, of which each step moves one, in turn; 0: all at once. Which
+            weights are in which is the model's affair: see `zoreward.members.in_blocks`.
+        block_every: steps ≥ 1 of a block before it is another's turn.
 
     Raises:
         ValueError: a value is out of its range.
@@ -79,12 +82,15 @@ class Method(ABC):
     window: int = 10
     anchor: float = 0.0
     subspace: bool = False
+    blocks: int = 0
+    block_every: int = 1
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name, least in (("num_directions", 1), ("refresh", 1), ("more_every", 0), ("window", 2)):
+        least_of = {"num_directions": 1, "refresh": 1, "more_every": 0, "window": 2, "blocks": 0, "block_every": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.anchor >= 0):
@@ -101,6 +107,8 @@ class Method(ABC):
             raise ValueError("a subspace is one of low-rank directions: rank must be positive, and noise low-rank")
         if self.refresh > 1 and not self.rank:
             raise ValueError("refresh is about the factors of low-rank directions: dense ones have none")
+        if self.blocks == 1 or (self.block_every > 1 and not self.blocks):
+            raise ValueError("blocks must be at least 2, for block_every to say how long each is tuned; or 0, for none")
         self._check()
 
     @abstractmethod
@@ -112,15 +120,9 @@ class Method(ABC):
         """What the directions of its steps derive from."""
         window = self.window if self.momentum else 1
         return Directions(
-            self.seed,
-            self.num_directions,
-            self.rank,
-            self.refresh,
-            self.more_every,
-            self.momentum,
-            window,
-            subspace=self.subspace,
-        )
+            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window,
+            subspace=self.subspace, blocks=self.blocks, block_every=self.block_every,
+        )  # fmt: skip
 
     def init(self) -> SPSAState:
         """Return the state before the first step."""
@@ -152,7 +154,8 @@ class Method(ABC):
         fresh = directions.own(state.step, own)
         terms = fresh + directions.older(state.step, state.past)
         rounding_seed = directions.rounding_seed(state.step)
-        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor)
+        block = directions.block(state.step)
+        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor, block=block)
         past = (rounded(own), *state.past)[: directions.window - 1]
         return update, SPSAState(state.step + 1, state.silent + (not fresh), past)
 

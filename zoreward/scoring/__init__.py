@@ -5,13 +5,13 @@ from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, is_spread
+from zoreward.scoring.devices import check_device_map, check_loaded, check_one_gpu, checked_device, is_spread
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.free import free_bytes, peak_bytes
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
-from zoreward.scoring.heads import Head, check_needs, head_of, kind_of
+from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
 from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     blank_model,
@@ -51,11 +51,13 @@ __all__ = [
     "check_memory",
     "check_model_name",
     "check_needs",
+    "check_one_gpu",
     "checked_device",
     "checked_generator",
     "checked_reader",
     "checked_scorer",
     "completion_scores",
+    "config_of_model",
     "distinct_2",
     "evaluate",
     "examples_of",

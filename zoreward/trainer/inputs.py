@@ -12,10 +12,12 @@ from zoreward.members import (
     Tuned,
     adapted,
     anchored,
+    by_layer,
     check_merge,
     check_no_adapter,
     check_tune,
     has_adapter,
+    in_blocks,
     limited,
     lora_config,
     smallest,
@@ -30,12 +32,15 @@ from zoreward.scoring import (
     check_device_map,
     check_loaded,
     check_model_name,
+    check_one_gpu,
+    config_of_model,
     examples_of,
     head_of,
     length_limit,
     load_model,
     load_with_head,
 )
+from zoreward.trainer.options import takes_turns
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -136,9 +141,9 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
     check_device_map(args.device_map)
     if args.device_map or (not isinstance(model, str) and getattr(model, "hf_device_map", None)):
         _check_spread(model, args)
-    elif args.n_gpu > 1:
+    else:
         hint = "Set CUDA_VISIBLE_DEVICES to one of them; or device_map=auto to spread the model over all."
-        raise InputError("this process sees several GPUs", hint=hint)
+        check_one_gpu(args.n_gpu, hint=hint)
     if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
         hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
         raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)
@@ -173,7 +178,25 @@ def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft
         found = found or has_adapter(model)
     if args.merge and not found:
         raise InputError("there is no adapter to merge", hint="Leave merge out, or take tune=lora.")
+    if args.merge and args.tune == "prefix":
+        raise InputError("a prefix cannot be merged into the weights", hint="Leave merge out, or take tune=lora.")
     return found
+
+
+def check_quantised(model: PreTrainedModel | PeftModel | str, args: ZOConfig, adapter: bool) -> None:
+    """Find out, before weights are read, whether quantised ones would have to be written.
+
+    Raises:
+        InputError: they would.
+    """
+    config = config_of_model(model, trust_remote_code=args.trust_remote_code)
+    if not getattr(model, "is_quantized", getattr(config, "quantization_config", None) is not None):
+        return
+    if not adapter:
+        raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
+    if args.merge:
+        hint = "Leave merge out; the adapter can be merged into the base before it was quantised."
+        raise InputError("an adapter is not merged into quantised weights, which would round it", hint=hint)
 
 
 def loaded_model(name: str, head: Head, args: ZOConfig) -> tuple[PreTrainedModel, list[str]]:
@@ -208,18 +231,37 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     """Return the weights that are tuned.
 
     Raises:
-        InputError: there are none, or none that the directions move.
+        InputError: there are none, or none that the directions move; or no blocks to tune in turn.
     """
-    if getattr(model, "is_quantized", False) and not has_adapter(model):
-        raise InputError("a quantised model is tuned through an adapter", hint="Take tune=lora, or a peft_config.")
     if args.merge:
         check_merge(model)
     tuned = tuned_weights(model, args.tune)
-    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
-        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+    check_directions(tuned, args)
+    tuned = cut_into_blocks(model, tuned, args)
     if args.share is not None:
         return limited(tuned, smallest(tuned, args.share))
     return anchored(tuned) if args.anchor else tuned
+
+
+def check_directions(tuned: Tuned, args: ZOConfig) -> None:
+    """Find out whether the directions move something of what is tuned.
+
+    Raises:
+        InputError: they do not.
+    """
+    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
+        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+
+
+def cut_into_blocks(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConfig) -> Tuned:
+    """Return the tuned weights in their blocks, if these are to be tuned in turn.
+
+    Raises:
+        InputError: there are no layers, or fewer blocks than are asked for.
+    """
+    if not takes_turns(args):
+        return tuned
+    return in_blocks(tuned, by_layer(model, tuned, args.blocks, rank=int(args.noise == "low-rank")))
 
 
 def name_of(model: PreTrainedModel | str) -> str:

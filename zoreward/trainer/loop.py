@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from zoreward.journal import Journal, weights_dtype
-from zoreward.members import merged_copy, update_
+from zoreward.members import in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source, patient
@@ -29,6 +29,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
+    check_quantised,
     checked_head,
     loaded_model,
     made_examples,
@@ -132,6 +133,7 @@ class ZOTrainer(ResumableTrainer):
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
         self.head = checked_head(model, args, list(train_dataset or ()))
+        check_quantised(model, args, adapter)
         trust = {"trust_remote_code": args.trust_remote_code}
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name_of(model), **trust, kind=self.head.kind), self.head.kind
@@ -161,13 +163,15 @@ class ZOTrainer(ResumableTrainer):
         elif not getattr(loaded, "is_quantized", False):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
+        self.method = method_of(args, rows=len(train_examples), blocks=len(set(tuned.blocks.values())))
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
         self.last_step: StepRecord | None = None
         self.last_rows: list[Example] = []
         self.last_scored: list[Scored] = []
         self.scorer = checked_scorer(
-            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], query.members, tuned=tuned
-        )
+            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], in_all_blocks(query.members),
+            tuned=tuned,
+        )  # fmt: skip
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:

@@ -25,7 +25,7 @@ def list_tasks() -> list[Task]:
 
 
 def load_task(source: str) -> Task:
-    """The task of this name, or that of a user's own YAML file.
+    """The task of this name, or that for masked models where there is no other, or that of a user's own YAML file.
 
     Args:
         source: a name that `list_tasks` knows, or a path that ends in .yaml or .yml. Keys are the fields of `Task`,
@@ -38,10 +38,14 @@ def load_task(source: str) -> Task:
 
     >>> load_task("sst2").template
     '{sentence|strip} It was'
+    >>> load_task("trec").name
+    'trec-masked'
     """
     if source.lower().endswith(_ENDINGS):
         return _read(Path(source))
     names = [path.stem for path in sorted(_FOLDER.glob("*.yaml"))]
+    if source not in names and f"{source}-masked" in names:
+        source = f"{source}-masked"  # where there is none for causal models
     if source not in names:
         hint = f"{close_hint(source, names)}the tasks are {listed(names)}; or give a .yaml file of your own"
         raise UnknownNameError(f"there is no task {source!r}", hint=hint)
