@@ -109,7 +109,6 @@ def run(options: argparse.Namespace, name: str, factor: float, seed: int) -> lis
         eval_dataset=dev,
     )
     start = time.perf_counter()
-    trainer.evaluate()
     trainer.train()
     seconds = time.perf_counter() - start
     curve = [(log["step"], log["eval_score"]) for log in trainer.state.log_history if "eval_score" in log]
@@ -148,7 +147,7 @@ def table(options: argparse.Namespace, found: dict[tuple[str, float, int], Resul
         runs = [found[name, factor, seed] for seed in options.seeds]
         test = [one["test"] for one in runs]
         line = {"method": name, "lr": f"{RATES[name] * factor:.1e}", "steps": runs[0]["steps"]}
-        line |= {"dev before": runs[0]["curve"][0][1], "dev": statistics.mean(one["dev"] for one in runs)}
+        line |= {"dev": statistics.mean(one["dev"] for one in runs)}
         line |= {"test": statistics.mean(test), "lowest": min(test), "highest": max(test)}
         line |= {"silent": statistics.mean(one["silent"] for one in runs)}
         lines.append({**line, "seconds": statistics.mean(one["seconds"] for one in runs)})
