@@ -23,7 +23,7 @@ from zoreward.members.heads import draw_head_, first_spread, head_names, new_nam
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
-from zoreward.members.memory import scratch_bytes
+from zoreward.members.memory import scratch_bytes, subspace_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
@@ -62,6 +62,7 @@ __all__ = [
     "new_names",
     "scratch_bytes",
     "smallest",
+    "subspace_bytes",
     "task_type",
     "tuned_weights",
     "update_",

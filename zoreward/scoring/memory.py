@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, scratch_bytes
+from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, scratch_bytes, subspace_bytes
 from zoreward.records import Example, Member, NoRoomError
 from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
@@ -24,7 +24,7 @@ class Memory:
 
     Args:
         weights: of the model, with its adapter.
-        scratch: what members take beside them: copies of weights, or factors.
+        scratch: what members take beside them: copies of weights, or factors; and the bases of a subspace.
         base: a second copy of the model, to compare with, and one of the tuned weights, to decay towards.
         activations: of a forward pass, logits included; a guess. A pass that does not fit is cut in two.
         cache: keys and values of what is written at a time. This is cut too.
@@ -105,7 +105,7 @@ def needed_memory(
     left = free - weights - copy
     scratch = 0
     if tuned is not None:
-        scratch = max(
+        scratch = subspace_bytes(tuned, members) + max(
             scratch_bytes(tuned, some, bytes_to_keep(device, left, len(some)) if new_tokens else KEEP_BYTES)
             for some in (*in_each_block(tuned, members), ((),))
         )
