@@ -24,6 +24,7 @@ from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.memory import scratch_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
+from zoreward.members.quiet import quiet_peft
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "members_at",
     "merged_copy",
     "needs_copies",
+    "quiet_peft",
     "scratch_bytes",
     "smallest",
     "task_type",
