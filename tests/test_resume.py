@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from conftest import random_model
 from zoreward.journal import load_run
+from zoreward.methods import METHODS
 from zoreward.records import InputError, ObjectiveError, StorageError
 from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -138,6 +139,7 @@ KINDS = {
     "the small weights, in bfloat16": {"method": "sparse", "dtype": torch.bfloat16},
     "rows in their order, one batch short": {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 5},
 }  # fmt: skip
+KINDS |= {name: {"method": name} for name in METHODS if name not in {kind.get("method") for kind in KINDS.values()}}
 
 
 # The others take as long again; `make test-faults` runs them too.
