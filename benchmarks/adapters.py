@@ -63,6 +63,11 @@ def data_of(options: argparse.Namespace, name: str) -> str:
     return str(options.prompts if name == "reward" else options.sst2)
 
 
+def log_of(folder: Path) -> Path:
+    """Return the file beside a run's folder that has what its command says."""
+    return folder.with_name(f"{folder.name}.log")
+
+
 def tune(options: argparse.Namespace, name: str, lr: float, seed: int, threads: int) -> subprocess.Popen[bytes]:
     """Start the command for one seed."""
     task, folder = TASKS[name], Path(options.output, f"{name}-{lr:g}-{seed}")
@@ -73,7 +78,7 @@ def tune(options: argparse.Namespace, name: str, lr: float, seed: int, threads: 
         *("--steps", str(options.steps or task.steps), "--lr", str(lr), "--seed", str(seed), "--output", str(folder)),
         *shlex.split(options.more),
     ]
-    with folder.with_suffix(".log").open("wb") as log:
+    with log_of(folder).open("wb") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -122,7 +127,8 @@ def main() -> None:
         for lr in dict.fromkeys(lr for lr, _ in runs):
             folders = [Path(options.output, f"{name}-{lr:g}-{seed}") for seed in options.seeds]
             scores = [score(options, name, str(folder / "model")) for folder in folders]
-            seconds = [json.loads(f.with_suffix(".log").read_text().splitlines()[-1])["seconds"] for f in folders]
+            logs = [log_of(folder).read_text(encoding="utf-8", errors="replace") for folder in folders]
+            seconds = [json.loads(log.splitlines()[-1])["seconds"] for log in logs]
             mean = statistics.mean(scores)
             each = ", ".join(f"{one:.4f}" for one in scores)
             print(f"lr {lr:g}: {each}; mean {mean:.4f}; {min(seconds):.0f} to {max(seconds):.0f} s", flush=True)

@@ -17,19 +17,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import RESULTS, commit, machine, reach
+from runs import do_runs, results_in
 
 ANSWERS = (" terrible", " great")
 TEMPLATE = "{sentence} It was"
@@ -161,7 +160,7 @@ def ours(options: argparse.Namespace, seed: int, device: torch.device) -> tuple[
     return reader.accuracy(others), seconds
 
 
-def run(options: argparse.Namespace, way: str, seed: int) -> dict[str, Any]:
+def run(options: argparse.Namespace, way: str, seed: int) -> list[dict[str, Any]]:
     """Do one run, or score the model as it is."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,24 +169,18 @@ def run(options: argparse.Namespace, way: str, seed: int) -> dict[str, Any]:
         found = Plain(options.model, device).accuracy(split(options)[1]), 0.0
     else:
         found = (plain if way == "plain" else ours)(options, seed, device)
-    return {"way": way, "seed": seed, "accuracy": found[0], "seconds": round(found[1], 1)}
+    return [{"way": way, "seed": seed, "accuracy": found[0], "seconds": round(found[1], 1)}]
 
 
 def do_all(options: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]:
     """Do the runs that are not done yet, side by side; returns all by way and seed."""
-    path = Path(options.output, "runs.jsonl")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = {(one["way"], one["seed"]): one for one in map(json.loads, lines)}
+    path, names = Path(options.output, "runs.jsonl"), ("way", "seed")
+    found = results_in(path, *names)
     wanted = [("before", 0), *((way, seed) for seed in options.seeds for way in reversed(WAYS))]
-    missing = [one for one in wanted if one not in found]
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, options, *one) for one in missing]):
-            one = future.result()
-            found[one["way"], one["seed"]] = one
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(one) + "\n")
-            print(one, file=sys.stderr, flush=True)
-    return found
+    missing = [(options, *one) for one in wanted if one not in found]
+    for one in do_runs(path, run, missing, options.jobs):
+        print(one, file=sys.stderr, flush=True)
+    return results_in(path, *names)
 
 
 def main() -> None:

@@ -16,19 +16,18 @@ lies within ±2 points. What is done stands in `results.jsonl` and is not done a
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import Result, commit, finish, reach, record
+from runs import do_runs, results_in
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -154,21 +153,13 @@ def settle(places: Any, cores: int | None) -> None:
 
 def do_all(options: argparse.Namespace) -> dict[tuple[int, str], Found]:
     """Do the seeds that are not done yet, side by side; returns all results by seed and way."""
-    path = Path(options.output, "results.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = {(one["seed"], one["way"]): one for one in map(json.loads, lines)}
-    missing = [seed for seed in options.seeds if any((seed, way) not in found for way in WAYS)]
-    context = multiprocessing.get_context("spawn")
-    told = (context.Value("i", 0), options.cores)
-    with ProcessPoolExecutor(options.jobs, context, initializer=settle, initargs=told) as pool:
-        for done in as_completed([pool.submit(run, options, seed) for seed in missing]):
-            with path.open("a") as file:
-                for one in done.result():
-                    found[one["seed"], one["way"]] = one
-                    file.write(json.dumps(one) + "\n")
-                    print(one, flush=True)
-    return found
+    path, names = Path(options.output, "results.jsonl"), ("seed", "way")
+    found = results_in(path, *names)
+    missing = [(options, seed) for seed in options.seeds if any((seed, way) not in found for way in WAYS)]
+    settings = (multiprocessing.get_context("spawn").Value("i", 0), options.cores)
+    for one in do_runs(path, run, missing, options.jobs, settle=settle, settings=settings):
+        print(one, flush=True)
+    return results_in(path, *names)
 
 
 def results_of(options: argparse.Namespace, found: dict[tuple[int, str], Found]) -> list[Result]:

@@ -115,7 +115,8 @@ def pretrain(texts: list[str], options: argparse.Namespace, folder: Path, device
             vocab_size=len(tokenizer), **shape, intermediate_size=4 * options.hidden, max_position_embeddings=128
         )
     ).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    rates: dict[str, Any] = {"lr": options.lr, "betas": (0.9, 0.98), "weight_decay": 0.01}
+    optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=device.type == "cuda")
     steps, start, loss, end = 0, time.perf_counter(), math.nan, 60 * options.minutes
     while (spent := time.perf_counter() - start) < end:
         for group in optimizer.param_groups:  # up over the first 5 % of the time, then down to 0

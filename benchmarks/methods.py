@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import multiprocessing
 import os
 import random
 import shutil
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from runs import do_runs, results_in
 
 from zoreward.data import load_rows
 from zoreward.methods import METHODS, Method
@@ -41,7 +40,9 @@ RATES = {
     "sign": 1e-4,
     "lozo": 3e-5,
     "lozo-m": 3e-5,
+    "subzero": 3e-5,
     "sparse": 1e-4,
+    "bcd": 3e-5,
     "es": 1e-3,
     "fzoo": 5e-4,
     "eggroll": 1e-3,
@@ -75,7 +76,7 @@ def split(options: argparse.Namespace) -> tuple[list[Any], list[Any], list[Any]]
     )
 
 
-def run(options: argparse.Namespace, name: str, factor: float, seed: int) -> Result:
+def run(options: argparse.Namespace, name: str, factor: float, seed: int) -> list[Result]:
     """Do one run; the test rows are scored only where the rate is chosen already."""
     import torch
 
@@ -118,24 +119,19 @@ def run(options: argparse.Namespace, name: str, factor: float, seed: int) -> Res
     shutil.rmtree(folder, ignore_errors=True)
     silent = trainer.method_state.silent / steps
     found = {"method": name, "factor": factor, "seed": seed, "steps": steps, "dev": curve[-1][1], "silent": silent}
-    return {**found, **final, "seconds": round(seconds, 1), "curve": curve}
+    return [{**found, **final, "seconds": round(seconds, 1), "curve": curve}]
 
 
 def done(path: Path) -> dict[tuple[str, float, int], Result]:
     """Return the results that are there already, by method, factor and seed."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(found["method"], found["factor"], found["seed"]): found for found in map(json.loads, lines)}
+    return results_in(path, "method", "factor", "seed")
 
 
-def do_all(options: argparse.Namespace, wanted: list[tuple[str, float, int]], pool: ProcessPoolExecutor) -> None:
+def do_all(options: argparse.Namespace, wanted: list[tuple[str, float, int]]) -> None:
     """Do the runs that are not done yet, side by side."""
     path = Path(options.output, "results.jsonl")
-    missing = [one for one in wanted if one not in done(path)]
-    futures = [pool.submit(run, options, *one) for one in missing]
-    for count, future in enumerate(as_completed(futures), start=1):
-        found = future.result()
-        with path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+    missing = [(options, *one) for one in wanted if one not in done(path)]
+    for count, found in enumerate(do_runs(path, run, missing, options.jobs), start=1):
         print(f"{count}/{len(missing)}", {key: found[key] for key in found if key != "curve"}, flush=True)
 
 
@@ -212,11 +208,9 @@ def main() -> None:
     options = parser.parse_args()
     Path(options.output).mkdir(parents=True, exist_ok=True)
     path = Path(options.output, "results.jsonl")
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        tried = [(name, factor, TUNING_SEED) for name in options.methods for factor in options.factors]
-        do_all(options, tried, pool)
-        rates = {name: chosen(done(path), name, options.factors) for name in options.methods}
-        do_all(options, [(name, rates[name], seed) for seed in options.seeds for name in options.methods], pool)
+    do_all(options, [(name, factor, TUNING_SEED) for name in options.methods for factor in options.factors])
+    rates = {name: chosen(done(path), name, options.factors) for name in options.methods}
+    do_all(options, [(name, rates[name], seed) for seed in options.seeds for name in options.methods])
     print(written(options, table(options, done(path))))
     plot(options, done(path))
 

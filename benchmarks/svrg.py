@@ -16,16 +16,15 @@ both methods the same first head. What is done stands in `results.jsonl`, and is
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import random
 import shutil
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from runs import do_runs, results_in
 
 from zoreward.data import load_rows
 
@@ -97,7 +96,7 @@ def split(options: argparse.Namespace) -> tuple[list[Any], list[Any], list[Any]]
     return rows[options.dev_rows : end], rows[: options.dev_rows], load_rows(f"{options.data}/dev.jsonl")
 
 
-def run(options: argparse.Namespace, key: Key) -> Result:
+def run(options: argparse.Namespace, key: Key) -> list[Result]:
     """Do one run; the test rows are scored only where the rate is chosen already."""
     import torch
     from methods import steps_within
@@ -140,24 +139,19 @@ def run(options: argparse.Namespace, key: Key) -> Result:
     found = {"method": method, "tune": tune, "rate": rate, "seed": seed, "steps": steps, "dev": accuracy(dev)}
     found |= {"test": accuracy(test)} if seed != TUNING_SEED else {}
     shutil.rmtree(folder, ignore_errors=True)
-    return {**found, "seconds": round(seconds, 1)}
+    return [{**found, "seconds": round(seconds, 1)}]
 
 
 def done(path: Path) -> dict[Key, Result]:
     """Return the results that are there already."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {tuple(one[part] for part in ("method", "tune", "rate", "seed")): one for one in map(json.loads, lines)}
+    return results_in(path, "method", "tune", "rate", "seed")
 
 
-def do_all(options: argparse.Namespace, wanted: list[Key], pool: ProcessPoolExecutor) -> None:
+def do_all(options: argparse.Namespace, wanted: list[Key]) -> None:
     """Do the runs that are not done yet, side by side."""
     path = Path(options.output, "results.jsonl")
-    missing = [key for key in wanted if key not in done(path)]
-    futures = [pool.submit(run, options, key) for key in missing]
-    for count, future in enumerate(as_completed(futures), start=1):
-        found = future.result()
-        with path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+    missing = [(options, key) for key in wanted if key not in done(path)]
+    for count, found in enumerate(do_runs(path, run, missing, options.jobs), start=1):
         print(f"{count}/{len(missing)}", found, flush=True)
 
 
@@ -208,11 +202,10 @@ def accuracy(options: argparse.Namespace) -> None:
     Path(options.output).mkdir(parents=True, exist_ok=True)
     path = Path(options.output, "results.jsonl")
     pairs = [(method, tune) for tune in options.tune for method in METHODS]
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        rates = {tune: options.rates or RATES.get(tune, RATES["last-1"]) for tune in options.tune}
-        do_all(options, [(*pair, rate, TUNING_SEED) for pair in pairs for rate in rates[pair[1]]], pool)
-        best = {pair: chosen(done(path), *pair, rates[pair[1]]) for pair in pairs}
-        do_all(options, [(*pair, best[pair], seed) for seed in options.seeds for pair in pairs], pool)
+    rates = {tune: options.rates or RATES.get(tune, RATES["last-1"]) for tune in options.tune}
+    do_all(options, [(*pair, rate, TUNING_SEED) for pair in pairs for rate in rates[pair[1]]])
+    best = {pair: chosen(done(path), *pair, rates[pair[1]]) for pair in pairs}
+    do_all(options, [(*pair, best[pair], seed) for seed in options.seeds for pair in pairs])
     lines = table(options, done(path))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{machine(device)}, torch {torch.__version__}, {options.budget} rows shown, eps {options.eps:g}")

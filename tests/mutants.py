@@ -2,10 +2,16 @@
 
 Each mutant is one replacement in a copy of the project. Its tests must fail there; a mutant that survives, or whose
 text is no longer found, is an error.
+
+    make mutants                            # all of them; each costs a run of its tests
+    make mutants ARGS=--list                # what there is
+    make mutants ARGS="methods/ journal/"   # those of some rooms
+    make mutants ARGS="'a torn line counts'"
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -49,6 +55,41 @@ MUTANTS = [
         "along(z, c) for z, c in zip(self.at(step), coefficients, strict=True)",
         "along(z, c) for z, c in zip(self.at(step + 1), coefficients, strict=True)",
         "tests/test_methods.py",
+    ),
+    Mutant(
+        "members of a block move all weights",
+        "zoreward/members/blocks.py",
+        "return tuple(term for term in terms if term.block is None or term.block == block)",
+        "return terms",
+        "tests/test_blocks.py",
+    ),
+    Mutant(
+        "every block decays in every turn",
+        "zoreward/members/blocks.py",
+        "turn = update.block is None or update.block == block",
+        "turn = True",
+        "tests/test_blocks.py",
+    ),
+    Mutant(
+        "momentum's past terms move the block at hand",
+        "zoreward/methods/directions.py",
+        "found += [along(z, scale * c) for",
+        "found += [replace(along(z, scale * c), block=self.block(step)) for",
+        "tests/test_methods.py",
+    ),
+    Mutant(
+        "SubZero steps in the next subspace",
+        "zoreward/methods/directions.py",
+        "basis_seed=derive_seed(self.seed, start, 0)",
+        "basis_seed=derive_seed(self.seed, start + self.refresh * (step % 2), 0)",
+        "tests/test_methods.py",
+    ),
+    Mutant(
+        "a subspace outlives its steps",
+        "zoreward/kernels/subspaces.py",
+        "if (seed, rank, *matrix) not in self.held]",
+        "if not any(key[2:] == matrix for key in self.held)]",
+        "tests/test_lowrank.py",
     ),
     Mutant(
         "what is kept forgets the options",
@@ -309,10 +350,25 @@ def survives(mutant: Mutant) -> bool:
         return done.returncode == 0
 
 
+def chosen_by(words: list[str]) -> list[Mutant]:
+    """Return the mutants whose file or name holds one of the words; without words all of them."""
+    told = {f"{mutant.file}: {mutant.name}": mutant for mutant in MUTANTS}
+    for word in words:
+        if not any(word in text for text in told):
+            sys.exit(f"no mutant's file or name holds {word!r}; --list shows them")
+    return [mutant for text, mutant in told.items() if not words or any(word in text for word in words)]
+
+
 def main() -> None:
-    """Try every mutant, or those whose names hold a word of the command line; exit 1 if one survives."""
-    words = sys.argv[1:]
-    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    """Try every mutant, or those that are asked for; exit 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only mutants whose file or name holds a word")
+    parser.add_argument("--list", action="store_true", help="print which mutants there are, and try none")
+    asked = parser.parse_args()
+    chosen = chosen_by(asked.words)
+    if asked.list:
+        print("\n".join(f"{mutant.file}: {mutant.name}" for mutant in chosen))
+        return
     alive = []
     for mutant in chosen:
         result = survives(mutant)

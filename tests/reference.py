@@ -27,9 +27,16 @@ ROUNDING_K = 2**64 - 1  # the direction number that stands for the rounding seed
 WORD = 2**32
 
 FACTOR_A, FACTOR_B = 2, 3  # the factors of low-rank directions
+BASIS_U, BASIS_V, CORE = 5, 6, 7  # the bases of a subspace, and a direction in it
 
-Terms = Sequence[tuple[int, float] | tuple[int, float, int] | tuple[int, float, int, int]]
-"""(direction seed, coefficient), or with a rank behind them, or that and a seed for b, in the order of their sum."""
+Terms = Sequence[
+    tuple[int, float]
+    | tuple[int, float, int]
+    | tuple[int, float, int, int]
+    | tuple[int, float, int, int | None, int | None]
+]
+"""(direction seed, coefficient), or with a rank behind them, or that and a seed for b, or that and the seed of a
+subspace, in the order of their sum."""
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -75,16 +82,18 @@ def normal(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECT
 
 
 def low_rank(
-    seed: int, stream: int, shape: tuple[int, int], rank: int, b_seed: int | None = None
+    seed: int, stream: int, shape: tuple[int, int], rank: int, b_seed: int | None = None, basis_seed: int | None = None
 ) -> NDArray[np.float32]:
     """Return z = a·bᵀ/√r of a matrix, one float32 operation at a time: products, their sum from k = 0 on, the scale.
 
     a is (m, r) and b is (n, r), each `normal` with a purpose of its own, in row-major order; b by a seed of its own, if
-    it has one.
+    it has one. In a subspace they are those of `subspace_factors`.
     """
     rows, columns = shape
     a = normal(seed, stream, range(rows * rank), FACTOR_A)
     b = normal(seed if b_seed is None else b_seed, stream, range(columns * rank), FACTOR_B)
+    if basis_seed is not None:
+        a, b = (factor.reshape(-1) for factor in subspace_factors(seed, basis_seed, stream, shape, rank))
     scale = np.float32(1 / math.sqrt(rank))
     z = np.empty(shape, np.float32)
     for i in range(rows):
@@ -94,6 +103,60 @@ def low_rank(
                 total = total + a[i * rank + k] * b[j * rank + k]
             z[i, j] = total * scale
     return z
+
+
+def counts(seed: int, stream: int, count: int, purpose: int) -> list[int]:
+    """Return popcount(word) − 16 of each index."""
+    return [word.bit_count() - 16 for word in words(seed, stream, range(count), purpose)]
+
+
+def subspace_factors(
+    seed: int, basis_seed: int, stream: int, shape: tuple[int, int], rank: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a = √(mr)/s · UZ and b = √n · V of a matrix, with s = min(m, n, r): sums are exact, in whole numbers."""
+    used = min(*shape, rank)
+    u = basis(basis_seed, stream, shape[0], rank, used, BASIS_U)
+    v = basis(basis_seed, stream, shape[1], rank, used, BASIS_V)
+    z = counts(seed, stream, rank * rank, CORE)
+    a = np.zeros((shape[0], rank), np.float32)
+    for i in range(shape[0]):
+        for j in range(rank):
+            total = sum(Fraction(float(u[i, k])) * z[k * rank + j] for k in range(rank))
+            assert float(total) == total, "a sum that a float64 does not hold"
+            a[i, j] = np.float32(float(total) * (math.sqrt(rank / 8) / used if used else 0.0))
+    return a, v
+
+
+def basis(seed: int, stream: int, size: int, rank: int, used: int, purpose: int) -> NDArray[np.float32]:
+    """Return √size · Q in float32, Q the orthonormal columns that Gram–Schmidt makes of whole numbers C; then zeros.
+
+    By elimination, in Python's floats, of the Gram matrix CᵀC. Products of whole numbers are exact.
+    """
+    found = np.zeros((size, rank), np.float32)
+    drawn = counts(seed, stream, size * rank, purpose)
+    c = [[drawn[i * rank + k] for k in range(used)] for i in range(size)]
+    gram = [[sum(row[i] * row[j] for row in c) for j in range(used)] for i in range(used)]
+    left = [[float(value) for value in line] for line in gram]
+    turns = [[float(i == j) for j in range(used)] for i in range(used)]
+    for k in range(used):
+        if left[k][k] <= 2.0**-26 * gram[k][k]:
+            continue
+        for i in range(k + 1, used):
+            share = left[i][k] / left[k][k]
+            left[i] = [one - share * other for one, other in zip(left[i], left[k], strict=True)]
+            turns[i] = [one - share * other for one, other in zip(turns[i], turns[k], strict=True)]
+    for k in range(used):
+        length = math.sqrt(size / left[k][k]) if left[k][k] > 2.0**-26 * gram[k][k] else 0.0
+        turns[k] = [turn * length for turn in turns[k]]
+    _, power = math.frexp(used * max((abs(turn) for line in turns for turn in line), default=0.0))
+    for k, line in enumerate(turns):
+        whole = [round(Fraction(turn) * Fraction(2) ** (48 - power)) for turn in line]
+        for i in range(size):
+            total = sum(count * turn for count, turn in zip(c[i], whole, strict=True))
+            assert abs(total) <= 2**53, "a sum that a float64 does not hold"
+            value = total * Fraction(2) ** (power - 48) if used < size else math.sqrt(size) * (i == k)
+            found[i, k] = np.float32(round(Fraction(value) * 2**30) / 2**30)
+    return found
 
 
 # --- names and seeds -------------------------------------------------------------------------------------------------

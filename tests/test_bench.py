@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,20 @@ from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, d
 from zoreward.bench.gradient import adamw_step, batches, loss_of, mean_logprobs
 from zoreward.bench.keeping import Best
 from zoreward.bench.rows import Counts, bench_rows
+from zoreward.bench.running import do_run
 from zoreward.cli import main
 from zoreward.data import Split, load_task, render
 from zoreward.records import InputError
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, evaluate, load_model, load_tokenizer, probe_score, reader_of
+from zoreward.scoring import (
+    candidate_logprobs,
+    evaluate,
+    load_model,
+    load_tokenizer,
+    memory,
+    probe_score,
+    reader_of,
+)
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -186,6 +197,22 @@ def test_something_else_is_refused(change: Any, told: str, capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("data")
+def test_several_gpus_are_refused_before_the_first_run_where_mezo_would_be_refused(
+    scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert main(words_of("out", "zero-shot,mezo")) == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error == "error: this process sees several GPUs"
+    assert "CUDA_VISIBLE_DEVICES" in hint and "--device cuda:0" in hint
+    assert not scores and not Path("out").exists()
+    assert main([*words_of("out", "zero-shot,mezo"), "--device", "cuda"]) == 2
+    bench(words_of("out", "zero-shot,adamw"), capsys)  # which take the first
+    bench([*words_of("other", "mezo"), "--device", "cpu"], capsys)
+
+
+@pytest.mark.usefixtures("data")
 def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # not installed
     words = words_of("out", "zero-shot,shots,calibrated,linear-probe,mezo,adamw", seeds="2")
@@ -219,6 +246,23 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
     assert all("test" not in one for one in results if one.get("chooses"))
     assert all([step for step, _ in one["curve"]] == [2, 4] for one in results if one.get("rate"))
+
+
+@pytest.mark.usefixtures("data")
+def test_a_run_that_is_refused_for_its_memory_is_a_line_of_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000)  # the weights alone take more
+    assert main([*words_of("out", "zero-shot,mezo"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    lines = {line["method"]: line for line in last_object(out)["lines"]}
+    assert lines["mezo"]["setting"] == "out of memory" and "test" not in lines["mezo"]
+    assert 0 <= lines["zero-shot"]["test"] <= 1
+    results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    told = [one["error"] for one in results if "error" in one]
+    assert len(told) == 2 and len(results) == 1 + 1 + 1 + 2  # the task, majority, zero-shot, both rates
+    assert all(text in err and text.startswith("out of memory: model in float32 needs ") for text in told)
+    assert all("its weights; this machine has 0.01 MB free" in text for text in told)
 
 
 def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,6 +311,41 @@ def test_a_task_whose_rows_bring_their_answers(capsys: pytest.CaptureFixture[str
     assert list(found) == ["zero-shot", "calibrated", "mezo", "adamw"]
     assert found["mezo"]["metric"] == "accuracy" and found["mezo"]["majority"] == 0.75
     assert all(line["test"] * 4 in range(5) for line in found.values())
+
+
+OWN_ANSWERS = {
+    # The texts of train say nothing about those of test; of its places the last was right most often, then the second.
+    "places": (
+        [([f"{n}a", f"{n}b", f"{n}c"], label) for n, label in enumerate([2, 2, 2, 1, 1, 0])],
+        [(["x", "y"], 1), (["z", "w"], 0), (["u", "v", "t"], 2)],
+        [True, False, True],
+    ),
+    # "yes" was right most often, in any place; a row that does not offer it has one that was right once.
+    "texts": (
+        [(["no", "yes"], 1), (["yes", "no"], 0), (["no", "yes"], 1), (["no", "maybe"], 1), (["yes", "no"], 1)],
+        [(["yes", "no"], 0), (["no", "yes"], 1), (["no", "yes"], 0), (["other", "maybe"], 1)],
+        [True, True, False, True],
+    ),
+    "equally often": (
+        [(["a", "b"], 1), (["a", "b"], 0)],
+        [(["a", "b"], 0), (["b", "a"], 0), (["a", "b"], 1)],
+        [True, True, False],  # the first
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_ANSWERS)
+def test_the_majority_is_an_answer_of_the_row(case: str) -> None:
+    Path("own.yaml").write_text("template: 'q: {q}'\nobjective: accuracy\nchoice_column: ends\n")
+    train, test, right = OWN_ANSWERS[case]
+    parts = [[{"q": "film", "ends": ends, "label": label} for ends, label in rows] for rows in (train, test)]
+    plan = Plan(load_task("own.yaml"), "model", Split(parts[0], parts[1][:1], parts[1]), Settings())
+    found = do_run(Run("own", "majority", None, 0, False), plan, Path("nowhere"))
+    assert found["test"] == sum(right) / len(right)
+    assert found["dev"] == right[0]
+    for row, wanted in zip(parts[1], right, strict=True):
+        alone = replace(plan, rows=replace(plan.rows, test=[row]))
+        assert do_run(Run("own", "majority", None, 0, False), alone, Path("nowhere"))["test"] == wanted
 
 
 # Rows
@@ -403,6 +482,37 @@ def test_two_commands_in_one_folder_keep_each_other_s_results(tmp_path: Path) ->
     for results, run in zip((one, other, one, other), runs, strict=True):
         results.add(run, {"dev": 0.5})
     assert Results(tmp_path).runs == {run: {"dev": 0.5} for run in runs}
+
+
+WORK = """
+import time
+from pathlib import Path
+
+def do(run, plan, where, jobs):
+    Path(f"{run.seed}.begun").touch()
+    if run.seed == 0:
+        for _ in range(6000):
+            if Path("1.begun").exists():
+                break
+            time.sleep(0.01)
+        raise ValueError("seed 0 fails")
+    time.sleep(1.0)  # until the failure of seed 0 is known
+    return {"dev": 0.0, "test": run.seed / 8}
+"""
+
+
+def test_what_goes_on_beside_a_run_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other_process_work.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)  # other processes are given it too
+    monkeypatch.setattr(driver, "_do", importlib.import_module("other_process_work").do)
+    plan = Plan(load_task("sst2"), "model", Split(TRAIN, OTHERS, OTHERS), Settings())
+    runs = [Run("sst2", "shots", None, seed, False) for seed in range(4)]
+    told: list[str] = []
+    with pytest.raises(ValueError, match="seed 0 fails"):
+        driver.run_all(runs, {"sst2": plan}, Results(Path("out")), jobs=2, tell=told.append)
+    assert Results(Path("out")).runs == {runs[1]: {"dev": 0.0, "test": 1 / 8}}
+    assert any("one failed; 1 beside it to wait for" in line for line in told)
+    assert not Path("2.begun").exists() and not Path("3.begun").exists()  # nothing is begun behind a failure
 
 
 def test_runs_side_by_side_have_folders_of_their_own() -> None:

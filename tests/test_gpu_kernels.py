@@ -7,7 +7,7 @@ non-contiguous tensors, tensors that do not begin on a boundary, and tensors of 
   contiguous, and the weights are left as they are;
 - `replay_all_` = `cpu.replay_all_`: updates of 0 to n terms, decay, stochastic rounding at its edges (both zeros,
   subnormals, the largest values, infinity, NaN); what an update does not move is not rounded either;
-- `factors_all` = `cpu.factors_all`, bit for bit, for several ranks at once;
+- `factors_all` = `cpu.factors_all`, bit for bit, for several ranks and subspaces at once;
 - tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
 
 Free is only the pattern of a NaN. `correction.corrected` is a sum in another order than torch's: it is compared in
@@ -39,12 +39,14 @@ MIXED: tuple[Member, ...] = (
     (),
     (Term(2, -0.25, 3),),
     (Term(5, 0.25, 2), Term(2, 0.1, 2, b_seed=5)),
+    (Term(6, 0.2, 3, basis_seed=2), Term(5, -0.2, 2, basis_seed=2**64 - 1)),
 )
 UPDATES = [
     Update(0.1, MIXED[0], 9),  # all at once
     Update(0.0, (), 2),  # nothing
     Update(0.25, (), 2**64 - 1),  # decay alone: spares vectors
     Update(0.0, MIXED[2], 4),  # low rank alone: moves matrices only
+    Update(0.0, (*MIXED[4], *MIXED[3]), 5),  # in subspaces, and not
 ]
 
 
@@ -92,9 +94,14 @@ def pattern(tensor: torch.Tensor) -> bytes:
     return tensor.view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def check_copies(kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member, ...]) -> None:
+def check_copies(
+    kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member, ...], into: list[list[torch.Tensor]] | None = None
+) -> None:
     given = weights(dtype, DEVICE)
-    got, expected = kernels.perturb_all(given, members), cpu.perturb_all(weights(dtype), members)
+    got, expected = kernels.perturb_all(given, members, into), cpu.perturb_all(weights(dtype), members)
+    if into:
+        places = [copy.data_ptr() for copies in into for copy in copies]
+        assert [copy.data_ptr() for copies in got for copy in copies] == places
     for mine, theirs in zip(got, expected, strict=True):
         assert [(copy.shape, copy.stride(), copy.dtype) for copy in mine] == [
             (copy.shape, copy.stride(), copy.dtype) for copy in theirs
@@ -106,6 +113,12 @@ def check_copies(kernels: gpu.Kernels, dtype: torch.dtype, members: tuple[Member
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_couples_are_bit_equal(kernels, dtype):
     check_copies(kernels, dtype, COUPLES if DEVICE == "cuda" else COUPLES[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_copies_that_are_there_are_written_over(kernels, dtype):
+    there = kernels.perturb_all(weights(dtype, DEVICE), MIXED[:2])
+    check_copies(kernels, dtype, COUPLES[:2], there)
 
 
 def test_units_of_several_blocks_and_half_empty_ones():
@@ -202,7 +215,8 @@ def test_what_nothing_moves_is_not_written(kernels, dtype):
 
 def test_factors_are_bit_equal(kernels):
     terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(5, 1.0, 1, b_seed=2**64 - 1)]
-    shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1)]
+    terms += [Term(1, 1.0, 3, basis_seed=2**64 - 1), Term(2, 1.0, 40, basis_seed=4), Term(3, 1.0, 40, basis_seed=4)]
+    shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1), ((70, 90), 9), ((70, 90), 10)]
     got = kernels.factors_all([(torch.empty(shape, device=DEVICE), stream) for shape, stream in shapes], terms)
     expected = cpu.factors_all([(torch.empty(shape), stream) for shape, stream in shapes], terms)
     for mine, theirs in zip(got, expected, strict=True):
@@ -221,6 +235,11 @@ def test_tables_and_scripts_follow_the_weights(kernels):
         (weight.view(4, 6), 2, Term(2, 0.5, 1)),  # another shape at the same address
         (weight.view(6, 4), 2, Term(2, 0.5, 1)),
         (weight[2:], 2, Term(2, 0.5, 1)),  # another address
+        (weight.view(6, 4), 2, Term(2, 0.5, 2, basis_seed=1)),
+        (weight.view(6, 4), 2, Term(3, 0.5, 2, basis_seed=1)),  # another direction in the same subspace
+        (weight.view(6, 4), 3, Term(3, 0.5, 2, basis_seed=1)),
+        (weight.view(4, 6), 3, Term(3, 0.5, 2, basis_seed=1)),
+        (weight.view(4, 6), 3, Term(3, 0.5, 2, basis_seed=2)),
         (weight, 2, Term(2, 0.5)),  # the same tensor, elsewhere
     ]
     for number, (given, stream, term) in enumerate(cases):
@@ -311,7 +330,8 @@ def test_large_tensors_on_a_gpu(dtype):
     [copies] = kernels.perturb_all([(whole.cuda(), 7)], members)
     [expected] = cpu.perturb_all([(whole, 7)], members)
     assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in expected]
-    updates = [Update(1e-4, (Term(1, 1e-6), Term(2, 1e-4, 2)), 3), Update(0.0, (Term(4, 1e-3),), 5)]
+    terms = (Term(1, 1e-6), Term(2, 1e-4, 2), Term(5, 1e-4, 24, basis_seed=6))
+    updates = [Update(1e-4, terms, 3), Update(0.0, (Term(4, 1e-3),), 5)]
     mine, theirs = whole.cuda(), whole.clone()
     kernels.replay_all_([(mine, 7)], updates)
     cpu.replay_all_([(theirs, 7)], updates)

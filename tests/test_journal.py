@@ -233,6 +233,10 @@ FALSE = {
     "coefficient too large": (FIRST, {**STEP, "terms": [[1, 1e39]]}),
     "coefficient in words": (FIRST, {**STEP, "terms": [[1, "0.5"]]}),
     "rank too large": (FIRST, {**STEP, "terms": [[1, 0.5, 10**9]]}),
+    "basis seed too large": (FIRST, {**STEP, "terms": [[1, 0.5, 2, 1, 2**64]]}),
+    "a basis and another seed of b": (FIRST, {**STEP, "terms": [[1, 0.5, 2, 3, 4]]}),
+    "a basis without a rank": (FIRST, {**STEP, "terms": [[1, 0.5, 0, 1, 4]]}),
+    "term of six": (FIRST, {**STEP, "terms": [[1, 0.5, 2, 1, 4, 5]]}),
     "term of one": (FIRST, {**STEP, "terms": [[1]]}),
     "terms are none": (FIRST, {**STEP, "terms": {"1": 0.5}}),
     "scores in words": (FIRST, {**STEP, "scores": ["good"]}),
@@ -451,6 +455,9 @@ HOSTILE = {
     "rate in words": lambda t: changed(t, about={"lr": "high"}),
     "no method": lambda t: changed(t, about={"header": {"noise_version": 1, **HEADER}}),
     "noise version": lambda t: changed(t, about={"header": {"noise_version": 9, **RUN}}),
+    "a subspace in words": lambda t: changed(
+        t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "subspace": "yes"}}}
+    ),
     "rank beyond all bounds": lambda t: changed(
         t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "rank": 10**9}}}
     ),

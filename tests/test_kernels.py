@@ -52,6 +52,17 @@ def test_copies_are_bit_equal(dtype, device, group):
         assert [pattern(copy) for copy in mine] == [pattern(copy) for copy in theirs]
 
 
+@pytest.mark.parametrize("kernel", [cpu, portable], ids=lambda kernel: kernel.__name__.rsplit(".")[-1])
+def test_copies_that_are_there_are_written_over(kernel):
+    given, other = weights(torch.bfloat16, "cpu"), tuple((Term(8, 0.5),) for _ in MEMBERS)
+    there = kernel.perturb_all(given, other)
+    places = [copy.data_ptr() for copies in there for copy in copies]
+    got = kernel.perturb_all(given, MEMBERS, there)
+    assert [copy.data_ptr() for copies in got for copy in copies] == places
+    for mine, theirs in zip(got, cpu.perturb_all(given, MEMBERS), strict=True):
+        assert [pattern(copy) for copy in mine] == [pattern(copy) for copy in theirs]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,6 +4,7 @@
   slow reference bit for bit, in every dtype, cut anywhere, mixed with dense terms; the two kernels agree.
 - What no term moves and no decay takes from is not written at all.
 - A member's weights and an update by the same term are the same. Tied weights have one z.
+- A subspace's bases are orthonormal, those of Gram and Schmidt; they are made once and let go when none needs them.
 - `members_at` shows several low-rank members without perturbed weights: logits and greedy text are those of one
   perturbed copy at a time, also in `generate` with its cache. What it cannot correct takes copies, or is refused.
 """
@@ -25,11 +26,14 @@ from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, ma
 from zoreward import noise
 from zoreward.journal import Journal
 from zoreward.kernels import cpu, portable
+from zoreward.kernels.subspaces import Keeping
 from zoreward.members import grouping_problem, members_at, tuned_weights, update_
 from zoreward.records import InputError, StepRecord, Term, Update
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = [(1, 1), (4, 4), (5, 7), (3, 17), (17, 3), (0, 4), (4, 0), (13,), (), (2, 3, 5)]
+# popcount − 16 of the first words of U, V and Z: from reference.py.
+FROZEN = [[-1, 0, 4, 5], [5, -1, 5, -2], [-2, -5, -2, -3]]
 # Ranks of every kind, a couple, dense terms between low-rank ones, a seed that both families use.
 MEMBERS = [
     ((1, 1e-2, 1),),
@@ -38,6 +42,8 @@ MEMBERS = [
     ((5, 0.25, 8),),
     # factors b by seeds of their own: the same a with another b, and one b for two a
     ((1, 1e-2, 1, 9), (1, 0.2, 1), (6, -0.1, 1, 9), (6, 0.1, 2, 9)),
+    # two in one subspace, of more dimensions than some matrices have; one in another; one in none
+    ((1, 0.3, 4, None, 9), (6, -0.1, 4, None, 9), (1, 0.2, 2, None, 2**64 - 1), (1, 1e-2, 4)),
 ]
 
 
@@ -59,8 +65,8 @@ def cut(request, monkeypatch):
 @pytest.mark.parametrize("rank", [1, 2, 3, 8])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (9, 2)])
 def test_a_direction_is_the_formula(shape, rank):
-    for seeds in ((0, None), (2**64 - 1, None), (0, 2**64 - 1)):
-        got, expected = (one(seeds[0], STREAM, shape, rank, seeds[1]) for one in (noise.low_rank, reference.low_rank))
+    for seeds in ((0, None), (2**64 - 1, None), (0, 2**64 - 1), (0, None, 0), (2**64 - 1, None, 2**64 - 1)):
+        got, expected = (one(seeds[0], STREAM, shape, rank, *seeds[1:]) for one in (noise.low_rank, reference.low_rank))
         np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
@@ -80,6 +86,8 @@ def test_frozen_values():
     # √8·a and √8·b, from reference.py: whoever changes the purposes fails here, even if it is done in both places.
     assert (noise.normal(0, 0, 0, 4, noise.FACTOR_A) * 8**0.5).round().tolist() == [1, 3, 1, 1]
     assert (noise.normal(0, 0, 0, 4, noise.FACTOR_B) * 8**0.5).round().tolist() == [3, 4, 2, -3]
+    drawn = [noise.normal(0, 0, 0, 4, purpose) for purpose in (noise.BASIS_U, noise.BASIS_V, noise.CORE)]
+    assert [(some * 8**0.5).round().tolist() for some in drawn] == FROZEN
 
 
 def test_a_term_carries_its_rank():
@@ -101,7 +109,7 @@ def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
         assert_same(patterns(copy), reference.perturbed(theta, dtype, STREAM, member), dtype)
     assert patterns(weight).tobytes() == before.tobytes()
     for decay in (0.0, 0.1):
-        for member in (MEMBERS[2], MEMBERS[4]):
+        for member in (MEMBERS[2], MEMBERS[4], MEMBERS[5]):
             moved = weight.clone()
             cpu.update_(moved, STREAM, Update(decay, terms_of(member), ROUNDING_SEED))
             expected = reference.updated(theta, dtype, len(shape), STREAM, decay, member, ROUNDING_SEED)
@@ -133,7 +141,7 @@ def test_kernels_agree_bit_for_bit(dtype, device, cut):
     members = [terms_of(member) for member in MEMBERS]
     expected, got = cpu.perturb_all(weights(dtype), members), portable.perturb_all(weights(dtype, device), members)
     assert [[raw(copy) for copy in copies] for copies in got] == [[raw(copy) for copy in own] for own in expected]
-    for terms in (members[0], members[2], members[4]):
+    for terms in (members[0], members[2], members[4], members[5]):
         theirs, mine = weights(dtype), weights(dtype, device)
         cpu.update_all_(theirs, Update(0.1, terms, 9))
         portable.update_all_(mine, Update(0.1, terms, 9))
@@ -166,9 +174,10 @@ def test_what_nothing_moves_is_not_written(dtype, kernel):
     assert raw(vector) == before[0][0] and raw(table) != before[1][0], "a decay takes from all but vectors"
 
 
-def test_members_and_updates_agree_on_the_direction():
+@pytest.mark.parametrize("basis_seed", [None, 7], ids=["free", "subspace"])
+def test_members_and_updates_agree_on_the_direction(basis_seed):
     model = random_model("llama-tied")
-    member = (Term(9, 0.5, 2),)
+    member = (Term(9, 0.5, 2, basis_seed=basis_seed),)
     with members_at(model, (member,)):
         shown = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -243,7 +252,7 @@ def test_a_dense_or_mixed_population_writes_what_its_members_write_alone(keep_by
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
 def test_low_rank_members_need_no_perturbed_weights(family, monkeypatch):
     model = random_model(family)
-    monkeypatch.setattr(cpu, "perturb_all", lambda weights, members: weights and pytest.fail("weights were copied"))
+    monkeypatch.setattr(cpu, "perturb_all", lambda weights, *_: weights and pytest.fail("weights were copied"))
     write(model, POPULATION)
 
 
@@ -380,15 +389,135 @@ def test_corrected_outputs_are_those_of_weights_made_by_the_formula():
     with torch.no_grad(), members_at(model, POPULATION):
         logits = model(input_ids=tokens.repeat(6, 1)).logits.view(6, 3, 6, -1)
     for m in (0, 4, 5):
-        moved = random_model("llama-tied")
-        tuned = tuned_weights(moved)
-        for name, weight in tuned.weights.items():
-            for term in POPULATION[m] if weight.ndim == 2 else ():
-                z = reference.low_rank(term.seed, tuned.streams[name], tuple(weight.shape), term.rank, term.b_seed)
-                weight.data += term.coefficient * torch.from_numpy(z)
-        with torch.no_grad():
-            expected = moved(input_ids=tokens).logits
-        torch.testing.assert_close(logits[m], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits[m], by_the_formula(POPULATION[m], tokens), rtol=0, atol=1e-4)
+
+
+def by_the_formula(member, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits of one member, from weights that the reference moved."""
+    moved = random_model("llama-tied")
+    tuned = tuned_weights(moved)
+    for name, weight in tuned.weights.items():
+        for term in member if weight.ndim == 2 else ():
+            shape, seeds = tuple(weight.shape), (term.b_seed, term.basis_seed)
+            z = reference.low_rank(term.seed, tuned.streams[name], shape, term.rank, *seeds)
+            weight.data += term.coefficient * torch.from_numpy(z)
+    with torch.no_grad():
+        logits: torch.Tensor = moved(input_ids=tokens).logits
+    return logits
+
+
+# --- subspaces -------------------------------------------------------------------------------------------------------
+
+
+def counts(seed: int, shape: tuple[int, int], purpose: int) -> np.ndarray:
+    """popcount − 16: normals are these times float32(1/√8), rounded."""
+    return np.rint(noise.normal(seed, 7, 0, shape[0] * shape[1], purpose) * np.sqrt(8.0)).reshape(shape)
+
+
+@pytest.mark.parametrize(("size", "rank"), [(2, 1), (7, 3), (40, 39), (300, 24), (5000, 64)])
+def test_a_basis_is_that_of_gram_and_schmidt(size, rank):
+    for seed in range(3):
+        got = noise.basis(seed, 7, size, rank + 1, rank, noise.BASIS_U).astype(np.float64)
+        drawn = counts(seed, (size, rank + 1), noise.BASIS_U)[:, :rank]
+        expected, upper = np.linalg.qr(drawn)
+        expected *= np.sign(np.diag(upper))
+        # Both solve with CᵀC or C in float64: κ² · 2^-53 · size is below 1e-9 while κ ≤ 1e3 (40 × 39 has the largest).
+        # Then an entry x is rounded by 2^-31, and to float32 by |x| · 2^-24.
+        assert np.linalg.cond(drawn) < 1e3
+        scaled = np.sqrt(size) * expected
+        assert (np.abs(got[:, :rank] - scaled) <= 1e-8 + 2.0**-31 + 2.0**-24 * np.abs(scaled)).all()
+        assert not got[:, rank:].any()
+        # A product of two columns is off by at most Σ |x·δy| + |δx·y| ≤ 2 · size · (2^-24 + 2^-31 + 1e-8).
+        products = got[:, :rank].T @ got[:, :rank] / size
+        assert np.abs(products - np.eye(rank)).max() < 2 * (2.0**-24 + 2.0**-31 + 1e-8)
+
+
+def test_a_subspace_of_all_is_no_restriction_and_dependent_columns_are_left_out():
+    assert np.array_equal(noise.basis(0, 7, 3, 5, 3, noise.BASIS_V)[:, :3], np.sqrt(3).astype(np.float32) * np.eye(3))
+    columns = np.array([[1.0, 2.0, 3.0, 0.0], [2.0, 4.0, 1.0, 0.0], [-1.0, -2.0, 1.0, 0.0]])  # 1 ∥ 0, 3 is nothing
+    turned = noise.orthogonalising(columns.T @ columns, 3)
+    found = columns @ turned
+    np.testing.assert_allclose(found.T @ found, np.diag([3.0, 0, 3, 0]), rtol=0, atol=1e-13)  # 2^-48 each
+    assert not turned[:, [1, 3]].any()
+
+
+def test_sums_with_whole_numbers_are_exact():
+    # Any order of the columns gives the same bits, which no rounded sum would.
+    order = np.random.default_rng(0).permutation(64)
+    drawn = counts(1, (3000, 64), noise.BASIS_U)
+    turned = noise.orthogonalising(drawn.T @ drawn, 3000)
+    assert np.array_equal(drawn @ turned, drawn[:, order] @ turned[order])
+    assert np.array_equal(drawn @ turned, sum(drawn[:, k, None] * turned[k] for k in range(64)))
+    u = noise.basis(1, 7, 3000, 64, 64, noise.BASIS_U).astype(np.float64)
+    core = counts(2, (64, 64), noise.CORE)
+    assert np.array_equal(u @ core, u[:, order] @ core[order])
+
+
+def test_a_direction_in_a_subspace_has_mean_square_1_and_stays_in_it():
+    rank, shape = 3, (24, 20)
+    bases = [noise.basis(5, 7, size, rank, rank, purpose) for size, purpose in zip(shape, (5, 6), strict=True)]
+    u, v = (one / np.sqrt(len(one)) for one in bases)
+    squares = []
+    for seed in range(400):
+        z = noise.low_rank(seed, 7, shape, rank, basis_seed=5).astype(np.float64)
+        # Three float32 products and sums of each entry, of size ≤ 5.66² · 3, and those of the factors: 8 · 100 · 2^-24.
+        assert np.abs(z - u @ (u.T @ z @ v) @ v.T).max() < 5e-5
+        squares.append((z**2).mean())
+    # The mean square is that of 9 numbers of Z, each of variance 1.94 (kurtosis 2.94): five standard errors.
+    assert abs(np.mean(squares) - 1) < 5 * np.sqrt(1.94 / 9 / 400)
+
+
+@pytest.mark.parametrize("functions", [cpu, portable], ids=["cpu", "portable"])
+def test_a_basis_is_made_once_and_let_go_with_its_subspace(functions, monkeypatch):
+    drawn: list[tuple[int, int]] = []
+    normals = functions.normals
+    monkeypatch.setattr(
+        functions,
+        "normals",
+        lambda seed, purpose, *rest: drawn.append((seed, purpose)) or normals(seed, purpose, *rest),
+    )
+    kernel = Keeping(functions)
+    given = [(torch.randn(6, 5), 1), (torch.randn(7, 4), 2), (torch.randn(3), 3)]
+    first, second = Term(1, 0.5, 2, basis_seed=8), Term(2, 0.5, 2, basis_seed=9)
+
+    def bases() -> list[int]:
+        found = [seed for seed, purpose in drawn if purpose in (noise.BASIS_U, noise.BASIS_V)]
+        drawn.clear()
+        return found
+
+    kernel.factors_all(given[:2], [first])
+    assert bases() == [8] * 4
+    kernel.perturb_all(given, [(first,), (Term(5, 0.1, 2, basis_seed=8),), (Term(1, 0.5),)])
+    kernel.update_all_(given, Update(0.0, (first,), 0))
+    kernel.perturb_all(given, [()])  # asks for no subspace
+    assert bases() == []
+    kernel.update_all_(given, Update(0.0, (second, first), 0))  # both, for a while
+    assert bases() == [9] * 4
+    kernel.perturb_all(given, [(second,)])
+    assert len(kernel._subspaces.held) == 2 and bases() == []
+    held = sum(side.numel() for pair in kernel._subspaces.held.values() for side in pair)
+    assert held == 2 * (6 + 5 + 7 + 4)
+    again, fresh = (some.perturb_all(given, [(first,)]) for some in (kernel, functions))
+    assert bases() == [8] * 4 + [8] * 4
+    assert [[raw(copy) for copy in copies] for copies in again] == [[raw(copy) for copy in own] for own in fresh]
+
+
+def test_members_in_a_subspace_are_those_of_the_formula_without_copies(monkeypatch):
+    model, tokens = random_model("llama-tied"), prompts()[0]
+    members = tuple((Term(seed, sign * 0.1, 5, basis_seed=3),) for seed in (1, 2) for sign in (1, -1))
+    monkeypatch.setattr(cpu, "perturb_all", lambda weights, *rest: weights and pytest.fail("weights were copied"))
+    with torch.no_grad(), members_at(model, members):
+        logits = model(input_ids=tokens.repeat(4, 1)).logits.view(4, 3, 6, -1)
+    for m in (0, 3):
+        torch.testing.assert_close(logits[m], by_the_formula(members[m], tokens), rtol=0, atol=1e-4)
+    assert (logits[0] - logits[1]).abs().max() > 0.01
+
+
+def test_only_a_direction_of_a_rank_lies_in_a_subspace():
+    for wrong in ((1, 0.5, 0, None, 3), (1, 0.5, 2, 4, 3), (1, 0.5, 2, None, 2**64), (1, 0.5, 2, None, -1)):
+        with pytest.raises(ValueError, match=r"subspace|basis seed"):
+            Term(*wrong)
+    assert Term(1, 0.5, 2, basis_seed=1).direction != Term(1, 0.5, 2).direction
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
@@ -396,7 +525,7 @@ def test_corrected_outputs_are_those_of_weights_made_by_the_formula():
 
 def test_the_journal_writes_a_rank_where_there_is_one(tmp_path):
     with Journal(tmp_path, {}) as journal:
-        terms = (Term(1, 0.5), Term(2, 0.25, 4), Term(2, 0.25, 4, b_seed=7))
+        terms = (Term(1, 0.5), Term(2, 0.25, 4), Term(2, 0.25, 4, b_seed=7), Term(2, 0.25, 4, basis_seed=7))
         journal.append(StepRecord(0, (1.0,), Update(0.0, terms, 3), lr=0.1))
     step = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])
-    assert step["terms"] == [[1, 0.5], [2, 0.25, 4], [2, 0.25, 4, 7]]
+    assert step["terms"] == [[1, 0.5], [2, 0.25, 4], [2, 0.25, 4, 7], [2, 0.25, 4, 2, 7]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +16,14 @@ from zoreward import scoring
 from zoreward.cli import running
 from zoreward.members import adapted, bytes_of, context, grouping, lora_config, low_rank, members_at, tuned_weights
 from zoreward.members.memory import scratch_bytes
-from zoreward.records import Example, InputError, Member, Term
+from zoreward.records import Example, Member, NoRoomError, Term
 from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, load_model, memory, reader_of
 from zoreward.scoring.memory import Memory, cache_bytes, check_memory, needed_memory
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 CPU = torch.device("cpu")
 DENSE = ((Term(1, 0.1),), (Term(1, -0.1),))
+SUBSPACE = ((Term(1, 0.1, 3, basis_seed=5),), (Term(1, -0.1, 3, basis_seed=5),))
 LOW = ((Term(1, 0.1, 2), Term(2, 0.1, 1)), (Term(1, -0.1, 2),))
 ROWS = [{"text": word, "label": n % 2} for n, word in enumerate(["good", "bad", "great", "awful"])]
 
@@ -97,6 +99,18 @@ def test_scratch_is_what_is_made(family: str, keep_bytes: int, members: tuple[Me
         model(input_ids=ids)
     expected = sum(made[:begun]) + max(made[begun:], default=0)
     assert scratch_bytes(tuned_weights(model), members, keep_bytes) == expected > 0
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_subspace_is_counted_with_the_scratch(folder: Path, count: int, keep_bytes: int) -> None:
+    tuned = tuned_weights(load_model(str(folder), dtype="bfloat16", device="cpu"))
+    members = SUBSPACE[:count]
+    free = tuple(tuple(replace(term, basis_seed=None) for term in member) for member in members)
+    with torch.no_grad(), members_at(torch.nn.Identity(), members, tuned=tuned, keep_bytes=1 << 30):
+        [kernel] = tuned.kernels.values()
+    held = sum(side.nbytes for pair in kernel._subspaces.held.values() for side in pair)
+    assert scratch_bytes(tuned, members, keep_bytes) - scratch_bytes(tuned, free, keep_bytes) == held > 0
 
 
 def test_scratch_of_a_model_without_values_is_the_same(folder: Path) -> None:
@@ -177,10 +191,23 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_is_refused(case: str) -> None:
     needs, dtype, message, hint = REFUSALS[case]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(NoRoomError) as refused:
         check_memory(needs, "m", dtype)
     assert message in str(refused.value)
     assert hint in refused.value.hint
+
+
+def test_a_device_that_runs_full_while_a_model_is_loaded_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    random_model("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    with pytest.raises(NoRoomError, match="does not fit the memory of its device") as refused:
+        load_model(str(tmp_path), device="cpu")
+    assert "Tried to allocate 2.00 GiB" in refused.value.hint
 
 
 def test_what_may_be_cut_is_no_reason_to_refuse() -> None:

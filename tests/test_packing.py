@@ -5,12 +5,14 @@ On a CPU a pass runs as it is; on a GPU it is captured once and replayed, and mu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from conftest import random_model
-from zoreward.members import update_
+from zoreward.members import HeldCopies, by_layer, in_blocks, limited, smallest, tuned_weights, update_
 from zoreward.records import Example, ObjectiveError, Term, Update
 from zoreward.scoring import Packer, candidate_logprobs, checked_reader, reader_of
 from zoreward.scoring.packing import packed
@@ -53,6 +55,41 @@ def test_packed_rows_are_read_like_padded_ones(family, device) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE if device == "cpu" else 1e-4)
         assert np.ptp(expected[:, 0, 0]) > 1e-2, "members must differ, or the comparison shows nothing"
         update_(model, Update(0.0, members[0], 0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("what", ["all", "limited", "blocks"])
+def test_copies_that_stay_are_those_of_the_members_at_hand(what, device) -> None:
+    model = random_model("llama-tied").to(device)
+    tuned, first, second = tuned_weights(model), MEMBERS[:2], MEMBERS[2:]
+    if what == "limited":
+        tuned = limited(tuned, smallest(tuned, 0.5))
+    elif what == "blocks":  # another block has its turn
+        tuned = in_blocks(tuned, by_layer(model, tuned))
+        first, second = (
+            tuple(tuple(replace(term, block=block) for term in member) for member in members)
+            for block, members in enumerate((first, second))
+        )
+    held = HeldCopies(tuned)
+
+    def shown() -> dict[str, torch.Tensor]:
+        return {f"{m}.{name}": weight for m in (0, 1) for name, weight in of_member(m).items()}
+
+    def of_member(m: int) -> dict[str, torch.Tensor]:
+        with held.shown(m):
+            return dict(model.named_parameters())
+
+    held.fill(first)
+    places = {name: weight.data_ptr() for name, weight in shown().items()}
+    update_(model, Update(0.0, (Term(9, 0.1),), 3), tuned=tuned)
+    held.fill(second)
+    found, moves = {name: weight.clone() for name, weight in shown().items()}, held.moves
+    assert moves == 1 and {name: weight.data_ptr() for name, weight in shown().items()} == places
+    held = HeldCopies(tuned)
+    held.fill(second)
+    assert all(torch.equal(found[name], weight) for name, weight in shown().items())
+    held.fill(second[:1])
+    assert held.moves == 2  # another number of members has another place
 
 
 def test_rows_fill_the_lines() -> None:

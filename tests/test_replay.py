@@ -68,7 +68,11 @@ def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokeniz
         ("spsa", {"anchor": 20.0}),
         ("svrg", {"full_every": 3}),
         ("lozo-m", {"refresh": 3, "window": 3}),
+        ("subzero", {"refresh": 3, "rank": 5, "momentum": 0.5, "window": 3}),
         ("sparse", {}),
+        ("bcd", {"weight_decay": 5.0}),
+        ("momentum", {"blocks": 2, "block_every": 2, "window": 3, "share": 0.5}),
+        ("lozo", {"blocks": 3, "refresh": 2, "anchor": 20.0}),
         ("sign", {"more_every": 2}),
     ],
 )

@@ -136,7 +136,9 @@ KINDS = {
     "svrg": {"method": "svrg", "full_every": 3, "anneal_every": 2, "weight_decay": 0.0},
     "towards its base, in bfloat16": {"anchor": 10.0, "dtype": torch.bfloat16},
     "momentum, with a factor that lasts": {"method": "lozo-m", "refresh": 3, "window": 3, "more_every": 2},
+    "a subspace that lasts, in bfloat16": {"method": "subzero", "rank": 5, "refresh": 3, "dtype": torch.bfloat16},
     "the small weights, in bfloat16": {"method": "sparse", "dtype": torch.bfloat16},
+    "blocks in turn, with momentum": {"method": "bcd", "block_every": 2, "momentum": 0.5, "window": 3},
     "rows in their order, one batch short": {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 5},
 }  # fmt: skip
 KINDS |= {name: {"method": name} for name in METHODS if name not in {kind.get("method") for kind in KINDS.values()}}

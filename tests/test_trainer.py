@@ -117,6 +117,23 @@ def test_callbacks_see_scores_slopes_rates_and_evaluations(tmp_path, tokenizer):
     assert run.state.best_metric == max(score for _, score in seen.evaluations)
 
 
+@pytest.mark.parametrize("schedule", [{}, {"lr_scheduler_type": "constant_with_warmup"}])
+@pytest.mark.parametrize("warmup", [2, 0.5])
+def test_the_rate_rises_over_the_steps_of_a_warmup(tmp_path, tokenizer, schedule, warmup):
+    run = trainer(tmp_path, tokenizer, max_steps=4, warmup_steps=warmup, **schedule)
+    run.train()
+    assert [step["lr"] for step in journal(tmp_path)] == pytest.approx([0.0, 0.5e-3, 1e-3, 1e-3])
+    [header] = journal(tmp_path, "header")
+    assert header["config"]["lr_scheduler_type"] == "constant_with_warmup"
+
+
+def test_a_schedule_that_knows_no_warmup_is_refused_with_one(tmp_path):
+    for name in ("reduce_lr_on_plateau", "greedy"):
+        with pytest.raises(InputError, match=f"warmup_steps has no use with lr_scheduler_type={name}") as refused:
+            config(tmp_path, lr_scheduler_type=name, warmup_steps=3, eval_strategy="steps", eval_steps=1)
+        assert "constant_with_warmup" in refused.value.hint
+
+
 def test_accumulated_batches_are_scored_together(tmp_path, tokenizer):
     sizes = []
 

@@ -283,6 +283,45 @@ def test_a_new_head_in_the_place_of_one_keeps_none_of_its_biases(tmp_path):
     assert made.classifier.bias.tolist() == [0.0] * 3
 
 
+@pytest.mark.parametrize("family", ["modernbert", "bert", "roberta"])
+def test_only_what_a_checkpoint_lacks_of_a_new_head_is_drawn(family, tmp_path):
+    language = masked_model(family)
+    for name, weight in language.named_parameters():
+        if "head" in name:  # what is kept differs from all that could be made anew
+            torch.nn.init.normal_(weight)
+    base = saved(tmp_path / "base", language, tokenizer_of(family))
+    made, new = load_with_head(base, ["x", "y"], 3)
+    lacks = {
+        "modernbert": ["classifier.bias", "classifier.weight"],
+        "bert": ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.bias", "classifier.weight"],
+        "roberta": [f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("bias", "weight")],
+    }
+    assert new == lacks[family]
+    before, after = dict(language.named_parameters()), dict(made.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - set(new))
+    other = dict(load_with_head(base, ["x", "y"], 4)[0].named_parameters())
+    assert [name for name in sorted(after) if not torch.equal(after[name], other[name])] == [
+        name for name in new if name.endswith("weight")
+    ]
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("family", ["modernbert", "bert", "roberta", "llama"])
+def test_a_new_head_in_the_place_of_one_is_another_last_layer(family, count, tmp_path):
+    model = classifier(family)  # of three classes
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.ones_(weight)
+    base = saved(tmp_path / "base", model, tokenizer_of(family))
+    made, new = load_with_head(base, ["a", "b", "c", "d"][:count], 3)
+    last = {"roberta": "classifier.out_proj", "llama": "score"}.get(family, "classifier")
+    assert new == [f"{last}.{kind}" for kind in ("bias", "weight") if family != "llama" or kind == "weight"]
+    before, after = dict(model.named_parameters()), dict(made.named_parameters())
+    assert after[f"{last}.weight"].shape[0] == count
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - set(new))
+    assert not torch.equal(after[f"{last}.weight"][:3], before[f"{last}.weight"])
+
+
 def test_the_best_step_of_a_new_head_is_made_from_the_base(tmp_path):
     base = saved(tmp_path / "base", masked_model("bert"), word_tokenizer())
     settings = {"head": "classifier", "template": "{text}", "max_steps": 6, "learning_rate": 5.0}

@@ -12,6 +12,9 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
     OPTConfig,
     OPTForSequenceClassification,
     PreTrainedModel,
@@ -69,6 +72,9 @@ def _config(family: str, vocabulary: int, **more: object) -> object:
         return BertConfig(**size, **heads, pad_token_id=0)
     if family == "roberta":
         return RobertaConfig(**size, **heads, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1)
+    if family == "modernbert":
+        ends = dict.fromkeys(("cls_token_id", "bos_token_id"), 2) | dict.fromkeys(("sep_token_id", "eos_token_id"), 3)
+        return ModernBertConfig(**size, **heads, **ends, pad_token_id=0)
     if family == "opt":
         places = {
             "max_position_embeddings": 64,
@@ -87,7 +93,7 @@ def _config(family: str, vocabulary: int, **more: object) -> object:
 def masked_model(family: str, seed: int = 0, vocabulary: int = 320) -> PreTrainedModel:
     """A two-layer masked model, its weights large enough that members and rows differ visibly."""
     torch.manual_seed(seed)
-    kinds = {"bert": BertForMaskedLM, "roberta": RobertaForMaskedLM}
+    kinds = {"bert": BertForMaskedLM, "roberta": RobertaForMaskedLM, "modernbert": ModernBertForMaskedLM}
     return kinds[family](_config(family, vocabulary)).eval()
 
 
@@ -97,6 +103,7 @@ def classifier(family: str, seed: int = 0, names: tuple[str, ...] = ("bad", "goo
     kinds = {
         "bert": BertForSequenceClassification,
         "roberta": RobertaForSequenceClassification,
+        "modernbert": ModernBertForSequenceClassification,
         "opt": OPTForSequenceClassification,
         "llama": LlamaForSequenceClassification,
         "gpt2": GPT2ForSequenceClassification,

@@ -17,7 +17,9 @@ class ZOArguments:
     Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
     """
 
-    method: Literal["spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "sparse", "es", "fzoo", "eggroll"] = field(
+    method: Literal[
+        "spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "subzero", "sparse", "bcd", "es", "fzoo", "eggroll"
+    ] = field(
         default="spsa",
         metadata={"help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."},
     )
@@ -27,7 +29,9 @@ class ZOArguments:
             "help": "Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank."
         },
     )
-    rank: int | None = field(default=None, metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2."})
+    rank: int | None = field(
+        default=None, metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2, for subzero 24."}
+    )
     eps: float | None = field(
         default=None,
         metadata={"help": "ε, how far members stand from the weights. Default: 1e-3, for text 1e-2."},
@@ -50,11 +54,25 @@ class ZOArguments:
         default=None, metadata={"help": "Steps that momentum looks back on; the update draws them all. Default: 10."}
     )
     refresh: int | None = field(
-        default=None, metadata={"help": "Steps that share a factor of low-rank directions. Default: 1, for lozo 50."}
+        default=None,
+        metadata={
+            "help": "Steps that share a factor of low-rank directions, or a subspace. Default: 1, for lozo 50, for "
+            "subzero 1000."
+        },
     )
     share: float | None = field(
         default=None,
         metadata={"help": "Tune this share of each tensor, its smallest weights. Default: all, for sparse 0.25."},
+    )
+    blocks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
+            "block_every, one for each layer and one for the rest."
+        },
+    )
+    block_every: int | None = field(
+        default=None, metadata={"help": "Steps of a block before it is another's turn. Default: 1, with blocks."}
     )
     full_every: int | None = field(
         default=None, metadata={"help": "Steps from one pass over all rows to the next, with svrg. Default: 2."}

@@ -38,6 +38,10 @@ class InputError(ZorewardError, ValueError):
     """Rows, templates, options or models that cannot be used as they are."""
 
 
+class NoRoomError(InputError):
+    """A model, or what is done with it, that does not fit the memory of its device."""
+
+
 class UnknownNameError(ZorewardError, LookupError):
     """A name that nobody has registered: an objective, a column, a choice."""
 
@@ -69,6 +73,10 @@ def to_float32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
+Direction = tuple[int, int, int, int | None]
+"""Rank, seed of a, seed of b, seed of the subspace; see `Term.direction`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """A multiple of one direction: `coefficient` · z(`seed`).
@@ -78,29 +86,40 @@ class Term:
         coefficient: rounded to float32 on creation, so that a term means the same wherever it is stored.
         rank: 0 for a dense direction; r > 0 for z = a·bᵀ/√r, which moves matrices only.
         b_seed: of the factor b, where several directions of a rank share theirs; None: `seed`, as for the factor a.
+        basis_seed: of the subspace that the direction lies in, where it lies in one; then it has no `b_seed`.
+        block: which block of layers it moves, from 0; None: all weights. Says where, and nothing about z itself.
 
     Raises:
-        ValueError: a seed or the rank is out of range, or a dense direction has a `b_seed`.
+        ValueError: a seed, the rank or the block is out of range; a dense direction has a `b_seed` or a `basis_seed`;
+            one has both.
 
     >>> Term(7, 0.25, rank=1)
-    Term(seed=7, coefficient=0.25, rank=1, b_seed=None)
+    Term(seed=7, coefficient=0.25, rank=1, b_seed=None, basis_seed=None, block=None)
     """
 
     seed: int
     coefficient: float
     rank: int = 0
     b_seed: int | None = None
+    basis_seed: int | None = None
+    block: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not (0 <= self.seed < 2**64 and 0 <= (self.b_seed or 0) < 2**64):
             raise ValueError(f"a direction seed lies between 0 and 2^64 - 1, not {self.seed} or {self.b_seed}")
+        if not 0 <= (self.basis_seed or 0) < 2**64:
+            raise ValueError(f"a basis seed lies between 0 and 2^64 - 1, not {self.basis_seed}")
         if not (isinstance(self.rank, int) and self.rank >= 0):
             raise ValueError(f"a rank is a whole number from 0 on, not {self.rank}")
         if self.b_seed is not None and not self.rank:
             raise ValueError("a dense direction has no factor b to give a seed to")
+        if self.block is not None and self.block < 0:
+            raise ValueError(f"blocks count from 0, and {self.block} is less")
         object.__setattr__(self, "coefficient", to_float32(self.coefficient))
         if self.b_seed == self.seed:
             object.__setattr__(self, "b_seed", None)
+        if self.basis_seed is not None and (not self.rank or self.b_seed is not None):
+            raise ValueError("only a direction of a rank lies in a subspace, and its b is of the subspace")
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -112,13 +131,13 @@ class Term:
         return self.seed, self.seed if self.b_seed is None else self.b_seed
 
     @property
-    def direction(self) -> tuple[int, int, int]:
-        """What z depends on, beside the tensor: the rank and both seeds. Terms of one direction differ by a multiple.
+    def direction(self) -> Direction:
+        """What z depends on, beside the tensor: the rank and all seeds. Terms of one direction differ by a multiple.
 
         >>> Term(7, 0.25).direction == Term(7, -0.5).direction
         True
         """
-        return self.rank, *self.seeds
+        return self.rank, *self.seeds, self.basis_seed
 
     def moves(self, ndim: int) -> bool:
         """Whether the direction has a part in tensors of `ndim` dimensions.
@@ -154,7 +173,7 @@ class Query:
         """The members that are scored together.
 
         >>> Query(0, ((), (Term(1, 0.5),), (Term(1, -0.5),)), at_once=2).parts[1]
-        ((Term(seed=1, coefficient=-0.5, rank=0, b_seed=None),),)
+        ((Term(seed=1, coefficient=-0.5, rank=0, b_seed=None, basis_seed=None, block=None),),)
         """
         size = self.at_once or len(self.members)
         return [self.members[m : m + size] for m in range(0, len(self.members), size)]
@@ -173,12 +192,14 @@ class Update:
         rounding_seed: 0 ≤ rounding_seed < 2^64; decides the stochastic rounding of half-precision weights.
         anchor: share of the way from θ_base, the weights before any update, that is taken back, ≥ 0; of all tensors.
             Rounded to float32.
+        block: the block of layers whose turn it is: decay and anchor are of its tensors alone. None: of all.
     """
 
     decay: float
     terms: tuple[Term, ...]
     rounding_seed: int
     anchor: float = 0.0
+    block: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", to_float32(self.decay))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoreward.bench.plan import Plan, Run
+from zoreward.bench.processes import side_by_side
 from zoreward.bench.results import Results
 
 Result = dict[str, Any]
@@ -35,33 +36,25 @@ def run_all(
         tell: is given a line for each run.
 
     Raises:
-        ZorewardError: a run failed. Those that ended before it are kept.
+        ZorewardError: a run failed. Those that ended before it are kept, and those that went on beside it.
     """
     missing = [run for run in runs if run not in results.runs]
     start = time.perf_counter()
-    for count, (run, result) in enumerate(_done(missing, plans, results.path.parent, jobs), start=1):
+    for count, (run, result) in enumerate(_done(missing, plans, results.path.parent, jobs, tell), start=1):
         results.add(run, result)
         spent = time.perf_counter() - start
         left = spent / count * (len(missing) - count)
         tell(f"{count}/{len(missing)} {run}: {_told(result)} · {spent:.0f} s, {left:.0f} s left")
 
 
-def _done(runs: Sequence[Run], plans: Mapping[str, Plan], folder: Path, jobs: int) -> Iterator[tuple[Run, Result]]:
+def _done(
+    runs: Sequence[Run], plans: Mapping[str, Plan], folder: Path, jobs: int, tell: Callable[[str], None]
+) -> Iterator[tuple[Run, Result]]:
     given = [(run, _plan_for(run, plans[run.task]), folder / "runs" / _name(run), jobs) for run in runs]
     if jobs == 1 or len(runs) < 2:
         yield from ((one[0], _do(*one)) for one in given)
     else:
-        import multiprocessing  # slow to import, and the help needs none of it
-        from concurrent.futures import ProcessPoolExecutor, as_completed
-
-        with ProcessPoolExecutor(min(jobs, len(runs)), multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(_do, *one): one[0] for one in given}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        yield from ((runs[number], result) for number, result in side_by_side(_do, given, jobs, tell=tell))
     with contextlib.suppress(OSError):
         (folder / "runs").rmdir()
 

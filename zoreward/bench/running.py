@@ -17,7 +17,7 @@ from zoreward.bench.gradient import adamw_step, batches
 from zoreward.bench.keeping import Best, Looking, Meter, is_due
 from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
 from zoreward.data import without_content
-from zoreward.records import Evaluation, Example
+from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
     Generation,
     evaluate,
@@ -62,6 +62,8 @@ def do_run(run: Run, plan: Plan, folder: Path, threads: int | None = None) -> Re
         if method.kind == "mezo":
             return _mezo(run, plan, folder)
         return {"majority": _majority, "score": _scored, "probe": _probe, "adamw": _adamw}[method.kind](run, plan)
+    except NoRoomError as error:
+        return {"error": f"out of memory: {error}"}
     except torch.OutOfMemoryError:
         return {"error": "out of memory"}
     finally:
@@ -76,15 +78,22 @@ def threads_for(jobs: int) -> int | None:
 
 
 def _majority(run: Run, plan: Plan) -> Result:
-    """The most frequent answer of the rows to tune on, given always."""
+    """The most frequent answer of the rows to tune on, given always.
+
+    Where rows have answers of their own it is that of the row's own which was right most often; where none of them ever
+    was, the one in the place that was.
+    """
     metric, _ = objectives_of(plan.task)
-    counts = Counter(example.reference for example in _examples(plan, plan.rows.train, "metric"))
-    answer = max(sorted(counts), key=lambda reference: counts[reference])
+    train = _examples(plan, plan.rows.train, "metric")
+    texts = Counter(one.candidates[one.reference] for one in train)
+    places = Counter(one.reference for one in train)
     found = {}
     for name in ("dev", "test"):
         examples = _examples(plan, getattr(plan.rows, name), "metric")
-        table = np.full((len(examples), max(len(example.candidates) for example in examples)), -np.inf)
-        table[:, : min(answer + 1, table.shape[1])][:, -1] = 0.0
+        table = np.full((len(examples), max(len(one.candidates) for one in examples)), -np.inf)
+        for line, one in zip(table, examples, strict=True):
+            often = [(texts[text], places[place]) for place, text in enumerate(one.candidates)]
+            line[often.index(max(often))] = 0.0
         found[name] = scores_of(metric, examples, [table])[0].score
     return {**found, "shown": 0, "seconds": 0.0, "peak": None}
 

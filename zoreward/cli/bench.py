@@ -34,7 +34,7 @@ from zoreward.bench import (
 )
 from zoreward.bench.plan import checked_methods
 from zoreward.cli.errors import one_line, place_of, report
-from zoreward.cli.options import DATA, MODEL_FIELDS, RUN, TUNING, command, option, own_options
+from zoreward.cli.options import DATA, RUN, TUNING, command, option, own_options
 from zoreward.cli.prepare import quiet_transformers, select_device
 from zoreward.cli.task import TASK, refuse_masked
 from zoreward.data import load_task
@@ -64,7 +64,7 @@ def bench_command() -> Callable[..., int]:
         option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
         option("data_dir", str | None, folder, DATA, default=None),
         option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
-        *own_options(MODEL_FIELDS),
+        *own_options(["dtype", "trust_remote_code"]),
         option("train_rows", int | None, "Rows to tune on. Default: the task's.", TASK, default=None, least=1),
         option("dev_rows", int | None, "Rows that choose. Default: the task's.", TASK, default=None, least=1),
         option("test_rows", int | None, "Rows that are reported. Default: the task's.", TASK, default=None, least=1),
@@ -96,7 +96,7 @@ def _bench(context: typer.Context, values: dict[str, Any]) -> int:
         results = Results(Path(values["output"]))
         for plan in plans.values():
             results.check(plan.configuration())
-        _check_model(plans)
+        _check_model(plans, tables)
         for plan in plans.values():
             results.begin(plan.configuration())
         words = context.find_root().obj or []
@@ -166,15 +166,21 @@ def _methods_of(plan: Plan, methods: Sequence[str], values: dict[str, Any]) -> l
     return found
 
 
-def _check_model(plans: dict[str, Plan]) -> None:
+def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
     """Find out what is wrong with model, dtype and device before the first run."""
-    from zoreward.scoring import check_model_name, checked_device, head_of, load_tokenizer
+    import torch
+
+    from zoreward.scoring import check_model_name, check_one_gpu, checked_device, head_of, load_tokenizer
     from zoreward.scoring.devices import first_device
     from zoreward.scoring.loading import checked_dtype
 
     quiet_transformers()
     plan = next(iter(plans.values()))
-    checked_dtype(plan.settings.dtype, checked_device(plan.settings.device or first_device()))
+    device = checked_device(plan.settings.device or first_device())
+    checked_dtype(plan.settings.dtype, device)
+    if device.type == "cuda" and any(METHODS[name].kind == "mezo" for table in tables.values() for name in table):
+        hint = "set CUDA_VISIBLE_DEVICES to one of them, or where it is not set, give --device cuda:0"
+        check_one_gpu(torch.cuda.device_count(), hint=hint)
     check_model_name(plan.model)
     kind = head_of(plan.model, trust_remote_code=plan.settings.trust_remote_code).kind
     if kind != "causal":

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -41,7 +41,11 @@ from zoreward.cli.prepare import (
 from zoreward.cli.rows import scored_rows
 from zoreward.cli.task import task_options, with_task
 from zoreward.data import Task, check_calibration, without_content
+from zoreward.records import Evaluation
 from zoreward.registry import Objective
+
+if TYPE_CHECKING:
+    from zoreward.scoring import Generation
 
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
@@ -81,16 +85,8 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             print(shown_prompts(objective, prompt, values, rows, shot_rows), file=out)
             return 0
         quiet_transformers()
-        from zoreward.scoring import Generation, evaluate
+        from zoreward.scoring import evaluate
 
-        generation = Generation(
-            max_new_tokens=values["max_completion_length"],
-            temperature=values["temperature"],
-            top_p=values["top_p"],
-            top_k=values["top_k"],
-            stop=tuple(values["stop"] or ()),
-            seed=values["seed"],
-        )
         result = evaluate(
             values["model"],
             objective,
@@ -103,11 +99,34 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             device_map=values["device_map"],
             trust_remote_code=values["trust_remote_code"],
             batch_size=values["eval_batch_size"],
-            generation=generation,
+            generation=_generation(values),
             base=values["base_model"],
             content_free=content_free,
         )
-    summary = {
+    summary = _summary(result, values, calibrated=content_free is not None)
+    summary["seconds"] = round(time.perf_counter() - start, 3)
+    if values["json"]:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        _print_table(summary)
+    return 0
+
+
+def _generation(values: dict[str, Any]) -> Generation:
+    from zoreward.scoring import Generation
+
+    return Generation(
+        max_new_tokens=values["max_completion_length"],
+        temperature=values["temperature"],
+        top_p=values["top_p"],
+        top_k=values["top_k"],
+        stop=tuple(values["stop"] or ()),
+        seed=values["seed"],
+    )
+
+
+def _summary(result: Evaluation, values: dict[str, Any], *, calibrated: bool) -> dict[str, Any]:
+    return {
         "objective": result.objective,
         "score": result.score,
         **({"parts": result.parts} if result.parts else {}),
@@ -116,15 +135,9 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         "rows": result.rows,
         "truncated": result.truncated,
         **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),
-        **({"calibrated": True} if content_free is not None else {}),
+        **({"calibrated": True} if calibrated else {}),
         "model": values["model"],
-        "seconds": round(time.perf_counter() - start, 3),
     }
-    if values["json"]:
-        print(json.dumps(summary, ensure_ascii=False))
-    else:
-        _print_table(summary)
-    return 0
 
 
 def _content_free(objective: Objective, values: dict[str, Any], task: Task | None) -> str | None:

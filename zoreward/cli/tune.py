@@ -109,7 +109,7 @@ def _trainer_options() -> list[inspect.Parameter]:
     rate = "Learning rate. Default: 1e-6, for text 3e-3."
     accumulation = "Batches a step; their rows are scored together."
     schedule = "How the learning rate changes: constant, linear, cosine, …"
-    warmup = "Steps over which the learning rate rises from 0."
+    warmup = "Steps over which the learning rate rises from 0; then it goes on as the schedule says."
     between = "Score the dev rows every so many steps."
     loggers = "Where the scores go too: wandb, tensorboard, mlflow, …"
     return [
@@ -313,6 +313,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
     others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
     given = {name: values[name] for name in (*steps, *others)}
     low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
+    every = values["block_every"] or named(values["method"]).defaults.get("block_every")
+    given |= {"block_every": every, "blocks": values["blocks"] or (every and 2)}  # how many there are, the model says
     make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 
 

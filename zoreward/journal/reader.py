@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.run import MAX_RANK, Run, check_header
+from zoreward.journal.run import MAX_BLOCKS, MAX_RANK, Run, check_header
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
 from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
@@ -165,23 +165,34 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
         return "its scores are no numbers"
     if not (isinstance(terms, list) and all(map(_is_term, terms))):
         return "its terms are none"
+    turn = fields.get("block")
+    blocks = fields.get("term_blocks", [turn] * len(terms))
+    if not (isinstance(blocks, list) and len(blocks) == len(terms) and all(map(_is_block, [turn, *blocks]))):
+        return "its blocks are none"
     return None
 
 
 def _is_term(term: Any) -> bool:
     return (
         isinstance(term, list)
-        and len(term) in (2, 3, 4)
+        and len(term) in (2, 3, 4, 5)
         and whole(term[0], 2**64)
         and number(term[1])
         and (len(term) == 2 or whole(term[2], MAX_RANK + 1))
         and (len(term) < 4 or (term[2] > 0 and whole(term[3], 2**64)))
+        and (len(term) < 5 or (term[3] == term[0] and whole(term[4], 2**64)))
     )
+
+
+def _is_block(block: Any) -> bool:
+    return block is None or whole(block, MAX_BLOCKS)
 
 
 def _stored(lines: tuple[bytes, ...], step: int) -> StepRecord:
     """The record of a step whose line has been checked."""
     fields = parse(lines[step])
-    terms = tuple(Term(*term) for term in fields["terms"])
-    update = Update(fields["decay"], terms, fields["rounding_seed"], fields.get("anchor", 0.0))
+    turn = fields.get("block")
+    blocks = fields.get("term_blocks", [turn] * len(fields["terms"]))
+    terms = tuple(Term(*term, block=block) for term, block in zip(fields["terms"], blocks, strict=True))
+    update = Update(fields["decay"], terms, fields["rounding_seed"], fields.get("anchor", 0.0), block=turn)
     return StepRecord(fields["step"], tuple(fields["scores"]), update, fields["lr"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +17,11 @@ from zoreward.members import (
     Tuned,
     adapted,
     anchored,
+    check_blocks,
     config_of,
     draw_head_,
     has_adapter,
+    in_blocks,
     limited,
     task_type,
     tuned_weights,
@@ -29,7 +31,7 @@ from zoreward.noise import canonical_name
 from zoreward.records import InputError, Update
 
 # Terms of one pass over the weights: beyond a few dozen a pass costs nothing beside its noise, and the low-rank factors
-# of a model of 1.3B weights take 4 MB a term.
+# of a model of 1.3B weights take 4 MB a term of rank 1. One of rank r counts as r.
 PASS_TERMS = 64
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -93,10 +95,19 @@ def advance(
         if any(update.anchor for update in updates) and (tuned.limits or not tuned.base):
             told = "limits, with which there is none" if tuned.limits else "nothing of one"
             raise InputError(f"a step has an anchor, the header says {told}", hint="Ask for another copy.")
+        _check_blocks(tuned, updates)
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
             progress(done)
+
+
+def _check_blocks(tuned: Tuned, updates: Sequence[Update]) -> None:
+    try:
+        check_blocks(tuned, updates)
+    except ValueError:
+        hint = "Ask for another copy."
+        raise InputError("a step has a block that the header does not tell of", hint=hint) from None
 
 
 def checked_step(run: Run, step: int | None) -> int:
@@ -146,6 +157,8 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
     method = run.header.get("method")
     if isinstance(method, dict) and method.get("anchor"):
         tuned = anchored(tuned)
+    if run.header.get("blocks"):
+        tuned = in_blocks(tuned, run.header["blocks"])
     return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 
@@ -186,7 +199,7 @@ def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:
     terms = 0
     for update in updates:
         taken.append(update)
-        terms += max(1, len(update.terms))
+        terms += max(1, sum(max(1, term.rank) for term in update.terms))
         if terms >= PASS_TERMS:
             yield taken
             taken, terms = [], 0

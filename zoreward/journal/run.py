@@ -17,6 +17,7 @@ MAX_RANK = 4096
 MAX_DIRECTIONS = 1 << 20
 MAX_WINDOW = 1 << 10
 MAX_STEPS = 1 << 40
+MAX_BLOCKS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +121,29 @@ def check_header(header: dict[str, Any]) -> None:
     limits = header.get("limits", dict.fromkeys(streams, 0.0))
     if not (isinstance(limits, dict) and limits.keys() == streams.keys() and all(map(number, limits.values()))):
         raise InputError("its limits are not those of its weights", hint="Ask whoever wrote it for another copy.")
+    _check_blocks(header)
     if "head" in header and not _is_head(header["head"]):
         raise InputError(
             "its header does not say what the run's head was", hint="Ask whoever wrote it for another copy."
         )
     if header.get("dtype") not in ("float64", "float32", "bfloat16", "float16"):
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
+
+
+def _check_blocks(header: dict[str, Any]) -> None:
+    """Check that the weights are cut into the blocks that the method has.
+
+    Raises:
+        InputError: they are not.
+    """
+    method = header.get("method")
+    count = method.get("blocks", 0) if isinstance(method, dict) else 0
+    blocks = header.get("blocks", {})
+    sound = whole(count, MAX_BLOCKS) and isinstance(blocks, dict)
+    sound = sound and all(whole(block, count) for block in blocks.values())
+    sound = sound and set(blocks.values()) == set(range(count))
+    if not (sound and blocks.keys() == (header["streams"].keys() if count else set())):
+        raise InputError("its blocks are not those of its weights", hint="Ask whoever wrote it for another copy.")
 
 
 def _is_head(value: Any) -> bool:
@@ -151,7 +169,25 @@ def directions(header: dict[str, Any]) -> Directions | None:
     momentum, window = method.get("momentum", 0.0), method.get("window", 1)
     if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW) and window):
         return None
-    return Directions(seed, count, rank, refresh, more, float(momentum), window if momentum else 1, full)
+    if type(subspace := method.get("subspace", False)) is not bool or (subspace and not rank):
+        return None
+    blocks, block_every = method.get("blocks", 0), method.get("block_every", 1)
+    if not (whole(blocks, MAX_BLOCKS) and whole(block_every, MAX_STEPS) and block_every):
+        return None
+    window = window if momentum else 1
+    return Directions(
+        seed,
+        count,
+        rank,
+        refresh,
+        more,
+        float(momentum),
+        window,
+        full,
+        subspace,
+        blocks=blocks,
+        block_every=block_every,
+    )
 
 
 def own_coefficients(drawn: Directions, record: StepRecord, past: Sequence[Sequence[float]] = ()) -> list[float | None]:
@@ -179,6 +215,8 @@ def own_coefficients(drawn: Directions, record: StepRecord, past: Sequence[Seque
         k += 1
     if update.terms != drawn.own(step, found) + older:
         raise InputError(f"step {step} has terms that do not follow from the seed", hint="Keep the journal.")
+    if update.block != drawn.block(step):
+        raise InputError(f"step {step} moves another block than the seed says", hint="Keep the journal.")
     if update.rounding_seed != drawn.rounding_seed(step):
         raise InputError(f"step {step} was not rounded by the run's seed", hint="Keep the journal.")
     return found

@@ -43,6 +43,7 @@ def mark(fingerprint: str, record: StepRecord) -> str:
     terms = [(term.seed, term.coefficient, *term.direction) for term in update.terms]
     said = [fingerprint, record.step, [*map(float, record.scores)], update.decay, terms, update.rounding_seed]
     said += [update.anchor] if update.anchor else []
+    said += [] if update.block is None else [update.block, [term.block for term in update.terms]]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -237,4 +237,5 @@ def _stored(
     past = _past(drawn, [row(before) for before in range(max(0, step - drawn.window + 1), step)])
     terms = drawn.own(step, own) + drawn.older(step, past)
     decay, rate, anchor = (float(values[step] if values.ndim else values) for values in numbers)
-    return StepRecord(step, (), Update(decay, terms, drawn.rounding_seed(step), anchor), rate)
+    update = Update(decay, terms, drawn.rounding_seed(step), anchor, block=drawn.block(step))
+    return StepRecord(step, (), update, rate)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from zoreward.journal.lines import MAX_LINE, encode
 from zoreward.journal.locking import lock
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import InputError, StepRecord, Term
+from zoreward.records import InputError, StepRecord, Term, Update
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -27,8 +27,8 @@ class Journal:
     | `evaluation` | when rows to choose by were scored | the score at that step |
 
     A term is [seed, coefficient], or [seed, coefficient, rank] where its direction is of low rank, or [seed,
-    coefficient, rank, b_seed] where its factor b has another seed. Each line carries a checksum; docs/journal.md has
-    the format.
+    coefficient, rank, b_seed] where its factor b has another seed, or [seed, coefficient, rank, seed, basis_seed] where
+    it lies in a subspace. Each line carries a checksum; docs/journal.md has the format.
 
     When `append` returns, the operating system has the line: it survives the end of the process, however that comes. To
     survive a power cut as well it must be on the disk, which `sync` waits for.
@@ -106,6 +106,7 @@ class Journal:
                 "decay": update.decay,
                 **({"anchor": update.anchor} if update.anchor else {}),
                 "terms": [_term(term) for term in update.terms],
+                **_blocks(update),
                 "rounding_seed": update.rounding_seed,
             }
         )
@@ -147,7 +148,16 @@ class Journal:
 
 def _term(term: Term) -> list[int | float]:
     fields = [term.seed, term.coefficient, term.rank, term.seeds[1]]
+    if term.basis_seed is not None:
+        return [*fields, term.basis_seed]
     return fields if term.b_seed is not None else fields[: 3 if term.rank else 2]
+
+
+def _blocks(update: Update) -> dict[str, Any]:
+    """The block whose turn it is; and those of the terms, where some are of another, as momentum's are."""
+    blocks = [term.block for term in update.terms]
+    turn = {} if update.block is None else {"block": update.block}
+    return turn if set(blocks) <= {update.block} else {**turn, "term_blocks": blocks}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zoreward.kernels.gpu import _on
+from zoreward.kernels.launching import launched_on
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def corrected(
     rows, m, n = len(x) // len(a), weight.shape[1], x.shape[1]
     y = x.new_empty(len(x), m)
     lines = next(count for count in (4, 2, 1) if rows % count == 0)
-    with _on(x.device):
+    with launched_on(x.device):
         _begin[(len(x) // lines,)](
             y, x, a, b, bias, rows, a.stride(0), b.stride(0), m, n,
             ROWS=lines, BLOCK_M=_block(m), BLOCK_N=_block(n), num_warps=4,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from zoreward import noise
 from zoreward.kernels.philox import Workspace
+from zoreward.kernels.subspaces import Subspaces, matrices_of
 from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
@@ -25,6 +26,7 @@ CHUNK = 1 << 16
 
 
 _LARGEST_BF16 = 0x7F7F0000
+_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,12 @@ class Job:
 class Directions:
     """The directions of one tensor, chunk by chunk; of the low-rank ones the factors are kept."""
 
-    def __init__(self, shape: torch.Size, stream: int, terms: Iterable[Term]) -> None:
+    def __init__(self, shape: torch.Size, stream: int, terms: Iterable[Term], subspaces: Subspaces) -> None:
         self._ndim, self._stream = len(shape), stream
-        low_rank = [term for term in terms if term.rank and term.moves(len(shape))]
+        low_rank = {term.direction: term for term in terms if term.rank and term.moves(len(shape))}.values()
         # Transposed: a line of b at a time is multiplied, and lies in one piece.
         self._factors = {
-            term.direction: tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term))
+            term.direction: tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term, subspaces))
             for term in low_rank
         }
 
@@ -76,8 +78,13 @@ class Directions:
         return z.reshape(-1)[start - first * columns :][:count]
 
 
-def factors(shape: tuple[int, ...], stream: int, term: Term) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def factors(
+    shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the factors a (m, r) and b (n, r) of a low-rank direction of a matrix of shape (m, n)."""
+    if term.basis_seed is not None:
+        [pair] = subspaces.factors([(tuple(shape), stream)], term, _DEVICE)
+        return pair[0].numpy(), pair[1].numpy()
     a, b = (
         _whole(seed, stream, size * term.rank, purpose).reshape(size, term.rank)
         for size, seed, purpose in zip(shape, term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
@@ -86,13 +93,37 @@ def factors(shape: tuple[int, ...], stream: int, term: Term) -> tuple[NDArray[np
 
 
 def factors_all(
-    weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
+    weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term], subspaces: Subspaces | None = None
 ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Return for each matrix and its stream, and for each low-rank term, the factors a (m, r) and b (n, r), float32."""
+    """Return for each matrix and its stream, and for each low-rank term, the factors a (m, r) and b (n, r), float32.
+
+    Args:
+        weights: the matrices and their streams.
+        terms: the low-rank terms.
+        subspaces: where those that terms lie in are kept; None: made for this call.
+    """
+    held = _holding(subspaces, weights, terms)
     return [
-        [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in (factors(weight.shape, stream, term) for term in terms)]
+        [
+            (torch.from_numpy(a), torch.from_numpy(b))
+            for a, b in (factors(weight.shape, stream, term, held) for term in terms)
+        ]
         for weight, stream in weights
     ]
+
+
+def normals(seed: int, purpose: int, tensors: Sequence[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
+    """Return the first normals of tensors, from how many and the stream of each."""
+    return [torch.from_numpy(_whole(seed, stream, count, purpose)) for count, stream in tensors]
+
+
+def _holding(
+    subspaces: Subspaces | None, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
+) -> Subspaces:
+    """The subspaces, with those that the terms need of all these weights at once."""
+    subspaces = subspaces or Subspaces(normals)
+    subspaces.hold(matrices_of(weights), terms, _DEVICE)
+    return subspaces
 
 
 def _whole(seed: int, stream: int, count: int, purpose: int) -> NDArray[np.float32]:
@@ -115,17 +146,30 @@ def perturb(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> lis
         M contiguous tensors of `weight`'s shape and dtype. Sums are float32 (float64 for float64 weights), added in the
         order of the terms, each product and each sum rounded once; half precision is rounded to nearest.
     """
-    copies, jobs = perturb_jobs(weight, stream, members)
-    run(jobs)
+    [copies] = perturb_all([(weight, stream)], members)
     return copies
 
 
-def perturb_all(weights: Sequence[tuple[torch.Tensor, int]], members: Sequence[Member]) -> list[list[torch.Tensor]]:
-    """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time."""
+def perturb_all(
+    weights: Sequence[tuple[torch.Tensor, int]],
+    members: Sequence[Member],
+    into: list[list[torch.Tensor]] | None = None,
+    subspaces: Subspaces | None = None,
+) -> list[list[torch.Tensor]]:
+    """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time.
+
+    Args:
+        weights: the tensors and their streams.
+        members: M members.
+        into: what this function gave for these tensors, or such of their shapes and dtypes, and M members: to be
+            written over and returned.
+        subspaces: as for `factors_all`.
+    """
     copies: list[list[torch.Tensor]] = []
     jobs: list[Job] = []
-    for weight, stream in weights:
-        own, more = perturb_jobs(weight, stream, members)
+    held = _holding(subspaces, weights, [term for member in members for term in member])
+    for number, (weight, stream) in enumerate(weights):
+        own, more = perturb_jobs(weight, stream, members, held, into[number] if into else None)
         copies.append(own)
         jobs += more
     run(jobs)
@@ -141,6 +185,7 @@ def replay_all_(
     weights: Sequence[tuple[torch.Tensor, int]],
     updates: Sequence[Update],
     bases: Sequence[torch.Tensor | None] | None = None,
+    subspaces: Subspaces | None = None,
 ) -> None:
     """Do the updates one after the other, each with its own rounding, in one pass over the weights.
 
@@ -150,18 +195,26 @@ def replay_all_(
         weights: the tensors and their streams.
         updates: in their order.
         bases: θ_base of each tensor, where updates have an anchor: what `perturb_all(weights, ((),))` gave before any.
+        subspaces: as for `factors_all`.
     """
     bases = bases or [None] * len(weights)
+    held = _holding(subspaces, weights, [term for update in updates for term in update.terms])
     pairs = zip(weights, bases, strict=True)
-    run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, base))
+    run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, held, base))
 
 
-def perturb_jobs(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> tuple[list[torch.Tensor], list[Job]]:
+def perturb_jobs(
+    weight: torch.Tensor,
+    stream: int,
+    members: Sequence[Member],
+    subspaces: Subspaces,
+    into: list[torch.Tensor] | None = None,
+) -> tuple[list[torch.Tensor], list[Job]]:
     """Return `perturb`'s copies, still empty, and the jobs that fill them: for `run`, with those of other tensors."""
     theta = _flat(weight.detach().contiguous())
-    copies = [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
+    copies = into or [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
     outs = [_flat(copy) for copy in copies]
-    directions = Directions(weight.shape, stream, (term for member in members for term in member))
+    directions = Directions(weight.shape, stream, (term for member in members for term in member), subspaces)
 
     def fill(start: int, workspace: Workspace) -> None:
         base = _load(theta[start : start + CHUNK], weight.dtype)
@@ -177,22 +230,27 @@ def update_(weight: torch.Tensor, stream: int, update: Update) -> None:
 
     Half precision is rounded stochastically, from `update.rounding_seed`, once, at the end; see `zoreward.noise`.
     """
-    run(update_jobs(weight, stream, [update]))
+    update_all_([(weight, stream)], update)
 
 
 @torch.no_grad()
 def update_jobs(
-    weight: torch.Tensor, stream: int, updates: Sequence[Update], base: torch.Tensor | None = None
+    weight: torch.Tensor,
+    stream: int,
+    updates: Sequence[Update],
+    subspaces: Subspaces,
+    base: torch.Tensor | None = None,
 ) -> list[Job]:
     """Return the jobs of `replay_all_`: for `run`, with those of other tensors. None, where nothing is moved."""
     updates = [update for update in updates if update.moves(weight.ndim)]
     if not updates:
         return []
     if not weight.is_contiguous():
-        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates, base))]
+        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates, subspaces, base))]
     theta = _flat(weight.detach())
     anchors = None if base is None else _flat(base)
-    directions = Directions(weight.shape, stream, (term for update in updates for term in update.terms))
+    terms = (term for update in updates for term in update.terms)
+    directions = Directions(weight.shape, stream, terms, subspaces)
 
     def write(start: int, workspace: Workspace) -> None:
         for update in updates:
@@ -244,10 +302,15 @@ def _over_chunks(chunk_job: Callable[[int, Workspace], None], numel: int) -> lis
 
 
 def _update_strided_(
-    weight: torch.Tensor, stream: int, updates: Sequence[Update], base: torch.Tensor | None, workspace: Workspace
+    weight: torch.Tensor,
+    stream: int,
+    updates: Sequence[Update],
+    subspaces: Subspaces,
+    base: torch.Tensor | None,
+    workspace: Workspace,
 ) -> None:
     dense = weight.detach().contiguous()
-    for job in update_jobs(dense, stream, updates, base):
+    for job in update_jobs(dense, stream, updates, subspaces, base):
         job.work(workspace)
     weight.detach().copy_(dense)
 

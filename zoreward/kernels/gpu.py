@@ -7,7 +7,6 @@ there are. float64 weights, which nobody tunes in earnest, are left to `portable
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,9 @@ import triton
 
 from zoreward import noise
 from zoreward.kernels import portable, triton_kernels
-from zoreward.kernels.scripts import ANCHOR, DECAY, DENSE, LOW_RANK, alike_of, script_of
+from zoreward.kernels.launching import launched_on
+from zoreward.kernels.scripts import ANCHOR, DECAY, DENSE, LOW_RANK, alike_of, padded, script_of, sides_of
+from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
 from zoreward.records import Member, Term, Update
 
 # Elements that a program has in hand at a time, a power of 2, and its warps.
@@ -34,9 +35,6 @@ MOST_KNOWN = 4096
 
 Weight = tuple[torch.Tensor, int]
 """A tensor and its stream."""
-
-Factors = tuple[torch.Tensor, torch.Tensor]
-"""a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +88,9 @@ class Known:
 
 
 class Kernels:
-    """The four functions of a kernel, for CUDA tensors. Remembers where the tensors lie that it has seen.
+    """The four functions of a kernel, for CUDA tensors.
+
+    Remembers where the tensors lie that it has seen, and the subspaces that it was asked for last.
 
     Args:
         block: elements of a block, a power of 2.
@@ -106,18 +106,26 @@ class Kernels:
         self._known: dict[Any, Known] = {}
         self._factor_tables: dict[Any, tuple[Table, int]] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
+        self._subspaces = Subspaces(portable.normals)
         self._couple: tuple[Sequence[Member], torch.device, torch.Tensor, int] | None = None
 
     @torch.no_grad()
-    def perturb_all(self, weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
-        """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb`.
+    def perturb_all(
+        self, weights: Sequence[Weight], members: Sequence[Member], into: list[list[torch.Tensor]] | None = None
+    ) -> list[list[torch.Tensor]]:
+        """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb_all`.
 
-        The copies of one dtype lie in one allocation.
+        The copies of one dtype lie in one allocation. Into copies that are there already, it takes a third of the
+        time where tensors are many and small: what takes the rest is to make a tensor of each copy.
         """
-        found: list[list[torch.Tensor]] = [[] for _ in weights]
+        found: list[list[torch.Tensor]] = into or [[] for _ in weights]
         for group in self._groups(weights):
-            perturb = self._perturb if group.like.dtype != torch.float64 else _perturb_float64
-            for number, copies in zip(group.numbers, perturb(group, members), strict=True):
+            there = [into[number] for number in group.numbers] if into else None
+            if group.like.dtype == torch.float64:
+                made = portable.perturb_all(group.weights, members, there, self._subspaces)
+            else:
+                made = self._perturb(group, members, there)
+            for number, copies in zip(group.numbers, made, strict=True):
                 found[number] = copies
         return found
 
@@ -139,7 +147,7 @@ class Kernels:
         for group in self._groups(weights):
             some = [bases[number] for number in group.numbers] if bases else None
             if group.like.dtype == torch.float64:
-                portable.replay_all_(group.weights, updates, some)
+                portable.replay_all_(group.weights, updates, some, self._subspaces)
             elif group.table is not None:
                 # The one allocation, from its beginning: the first copy may be of a tensor without elements.
                 base = some[0].as_strided((group.size,), (1,), 0) if some else group.like
@@ -153,27 +161,32 @@ class Kernels:
             return found
         drawn, begins, size = self._draw(weights, terms)
         for term, begin in zip(terms, begins, strict=True):
-            part = drawn[begin : begin + size * term.rank]
-            lengths = [side for weight, _ in weights for side in weight.shape]
-            pieces = part.view(-1, term.rank).split([_padded(length) for length in lengths])
-            sides = [piece[:length] for piece, length in zip(pieces, lengths, strict=True)]
+            sides = sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
             for pairs, a, b in zip(found, sides[::2], sides[1::2], strict=True):
                 pairs.append((a, b))
         return found
 
-    def _perturb(self, group: Group, members: Sequence[Member]) -> list[list[torch.Tensor]]:
+    def _perturb(
+        self, group: Group, members: Sequence[Member], there: list[list[torch.Tensor]] | None
+    ) -> list[list[torch.Tensor]]:
         like = group.like
-        copies = torch.empty(len(members), group.size, dtype=like.dtype, device=like.device)
+        if there and members:
+            # The one allocation, from its beginning.
+            copies = there[0][0].as_strided((len(members), group.size), (group.size, 1), 0)
+        else:
+            copies = torch.empty(len(members), group.size, dtype=like.dtype, device=like.device)
         if group.table is not None and members:
             terms = [term for member in members for term in member if term.rank]
             factors, begins = self._factors(group, terms)
             script, alike = self._script_of_members(members, begins, like.device)
-            with _on(like.device):
+            with launched_on(like.device):
                 triton_kernels.perturb[(len(group.table.units),)](
                     group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
                     group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike, ONE=len(members) == alike,
                     LOW_RANK=_low_rank(terms), QUADS=group.quads, **self._options,
                 )  # fmt: skip
+        if there:
+            return there
         firsts = [number * group.size for number in range(len(members))]
         return [
             [copies.as_strided(shape, strides, first + place) for first in firsts]
@@ -202,7 +215,7 @@ class Kernels:
             kind |= line[3]
         script = self._script(lines, like.device)
         options = self._options | {"BLOCK": self._low_rank_block} if terms else self._options
-        with _on(like.device):
+        with launched_on(like.device):
             triton_kernels.update[(len(table.units),)](
                 table.lines, table.units, script, len(updates), kind, _stored(like), _stored(base), factors,
                 BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=_low_rank(terms), QUADS=group.quads, **options,
@@ -228,13 +241,23 @@ class Kernels:
         begins = [size * sum(term.rank for term in terms[:t]) for t in range(len(terms))]
         drawn = torch.empty(size * sum(term.rank for term in terms), device=device)
         for rank, (table, _) in tables.items():
-            lines = [[*term.seeds, rank, begin] for term, begin in zip(terms, begins, strict=True) if term.rank == rank]
-            script = self._script(lines, device)
-            if table.units.numel():
-                with _on(device):
+            lines = [
+                [*term.seeds, rank, begin]
+                for term, begin in zip(terms, begins, strict=True)
+                if term.rank == rank and term.basis_seed is None
+            ]
+            if lines and table.units.numel():
+                script = self._script(lines, device)
+                with launched_on(device):
                     triton_kernels.normals[(len(table.units), len(lines))](
                         table.lines, table.units, script, drawn, **self._options
                     )
+        self._subspaces.hold(matrices_of(weights), terms, device)
+        for term, begin in zip(terms, begins, strict=True):
+            if term.basis_seed is not None:
+                pairs = self._subspaces.factors(matrices_of(weights), term, device)
+                places = sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
+                torch._foreach_copy_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
 
     def _groups(self, weights: Sequence[Weight]) -> list[Group]:
@@ -263,13 +286,13 @@ class Kernels:
         lines, views, place, factors = [], [], 0, 0
         for flat, (weight, stream) in zip(flats, weights, strict=True):
             rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
-            padded = _padded(rows)
+            room = padded(rows)
             kinds = DENSE | LOW_RANK * (weight.ndim == 2) | DECAY * (weight.ndim >= 2) | ANCHOR
             begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
-            lines.append([begin, flat.numel(), stream, 0, place, padded, columns, factors, kinds])
+            lines.append([begin, flat.numel(), stream, 0, place, room, columns, factors, kinds])
             views.append((flat.shape, flat.stride(), place))
             place += -(-flat.numel() // ALIGN) * ALIGN
-            factors += padded + _padded(columns)
+            factors += room + padded(columns)
         table = self._table(lines, like.device) if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
@@ -285,7 +308,7 @@ class Kernels:
             for weight, stream in weights:
                 for side, purpose in zip(weight.shape, (noise.FACTOR_A, noise.FACTOR_B), strict=True):
                     lines.append([0, side * rank, stream, 0, place * rank, purpose, 0, 0, 0])
-                    place += _padded(side)
+                    place += padded(side)
             if len(self._factor_tables) >= MOST_KNOWN:
                 self._factor_tables.clear()
             self._factor_tables[key] = self._table(lines, device), place
@@ -311,20 +334,11 @@ class Kernels:
         return self._scripts[key]
 
 
-def _perturb_float64(group: Group, members: Sequence[Member]) -> list[list[torch.Tensor]]:
-    return portable.perturb_all(group.weights, members)
-
-
 def _flat(weight: torch.Tensor) -> torch.Tensor:
     """The weight itself, or a copy of it where its elements do not lie in order on a boundary of 16 bytes."""
     if weight.is_contiguous():
         return weight.clone() if weight.data_ptr() % 16 else weight
     return weight.clone(memory_format=torch.contiguous_format)
-
-
-def _padded(side: int) -> int:
-    """The lines of a factor with room behind them: the next one begins on a boundary of 16 bytes."""
-    return -(-side // 4) * 4
 
 
 def _low_rank(terms: Sequence[Term]) -> int:
@@ -334,9 +348,3 @@ def _low_rank(terms: Sequence[Term]) -> int:
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

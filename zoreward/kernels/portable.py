@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from zoreward import noise
-from zoreward.records import Member, Term, Update
+from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
+from zoreward.records import Direction, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
 GROUP = 1 << 22
@@ -20,10 +21,7 @@ GROUP = 1 << 22
 Weight = tuple[torch.Tensor, int]
 """A tensor and its stream."""
 
-Factors = tuple[torch.Tensor, torch.Tensor]
-"""a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
-
-FactorsOf = dict[tuple[int, tuple[int, int, int]], Factors]
+FactorsOf = dict[tuple[int, Direction], Factors]
 """(number of the tensor, `Term.direction`) → factors; matrices only."""
 
 
@@ -42,13 +40,19 @@ class Piece:
 
 
 @torch.no_grad()
-def perturb_all(weights: Sequence[Weight], members: Sequence[Member]) -> list[list[torch.Tensor]]:
-    """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb`."""
-    copies = [
+def perturb_all(
+    weights: Sequence[Weight],
+    members: Sequence[Member],
+    into: list[list[torch.Tensor]] | None = None,
+    subspaces: Subspaces | None = None,
+) -> list[list[torch.Tensor]]:
+    """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb_all`."""
+    copies = into or [
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in members] for weight, _ in weights
     ]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]
-    factors = _factors_of(weights, [term for member in members for term in member], range(len(weights)))
+    terms = [term for member in members for term in member]
+    factors = _factors_of(weights, terms, range(len(weights)), _holding(subspaces, weights, terms))
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for m, member in enumerate(members):
@@ -68,17 +72,21 @@ def update_all_(weights: Sequence[Weight], update: Update) -> None:
 
 @torch.no_grad()
 def replay_all_(
-    weights: Sequence[Weight], updates: Sequence[Update], bases: Sequence[torch.Tensor] | None = None
+    weights: Sequence[Weight],
+    updates: Sequence[Update],
+    bases: Sequence[torch.Tensor] | None = None,
+    subspaces: Subspaces | None = None,
 ) -> None:
     """Do updates to all tensors in place, one after the other; see `zoreward.kernels.cpu.replay_all_`."""
     moved = [any(update.moves(weight.ndim) for update in updates) for weight, _ in weights]
     weights = [pair for pair, moves in zip(weights, moved, strict=True) if moves]
     anchors = [base.view(-1) for base, moves in zip(bases, moved, strict=True) if moves] if bases else None
     flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
+    held = _holding(subspaces, weights, [term for update in updates for term in update.terms])
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for update in updates:
-            _update_group_(weights, flats, group, draw, update, anchors)
+            _update_group_(weights, flats, group, draw, update, anchors, held)
     for (weight, _), flat in zip(weights, flats, strict=True):
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
@@ -91,10 +99,11 @@ def _update_group_(
     draw: _Draw,
     update: Update,
     anchors: Sequence[torch.Tensor] | None,
+    subspaces: Subspaces,
 ) -> None:
     moved = [piece for piece in group if update.moves(weights[piece.tensor][0].ndim)]
     half = any(weights[piece.tensor][0].dtype in (torch.bfloat16, torch.float16) for piece in moved)
-    factors = _factors_of(weights, update.terms, {piece.tensor for piece in moved})
+    factors = _factors_of(weights, update.terms, {piece.tensor for piece in moved}, subspaces)
     z_K = [None if term.rank else draw.normal(term.seed) for term in update.terms]
     word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
     for piece in moved:
@@ -110,35 +119,54 @@ def _update_group_(
 
 
 @torch.no_grad()
-def factors_all(weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[Factors]]:
+def factors_all(
+    weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None = None
+) -> list[list[Factors]]:
     """Return the factors of each matrix and each low-rank term; see `zoreward.kernels.cpu.factors_all`."""
+    return _factors(weights, terms, _holding(subspaces, weights, terms))
+
+
+def normals(seed: int, purpose: int, tensors: Sequence[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
+    """Return the first normals of tensors, from how many and the stream of each."""
+    parts: list[list[torch.Tensor]] = [[] for _ in tensors]
+    for group in _groups([count for count, _ in tensors]):
+        z = _Draw([stream for _, stream in tensors], group, device).normal(seed, purpose)
+        for piece in group:
+            parts[piece.tensor].append(piece.of(z))
+    return [torch.cat(some) if some else torch.empty(0, device=device) for some in parts]
+
+
+def _factors(weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces) -> list[list[Factors]]:
     found: list[list[Factors]] = [[] for _ in weights]
     for term in terms if weights else ():
-        a_all, b_all = (
-            _factor([(weight.shape[side], stream) for weight, stream in weights], term, side, weights[0][0].device)
-            for side in (0, 1)
-        )
-        for pairs, a, b in zip(found, a_all, b_all, strict=True):
-            pairs.append((a, b))
+        device = weights[0][0].device
+        if term.basis_seed is not None:
+            some = subspaces.factors(matrices_of(weights), term, device)
+        else:
+            sides = [
+                normals(seed, purpose, [(weight.shape[side] * term.rank, stream) for weight, stream in weights], device)
+                for side, (seed, purpose) in enumerate(zip(term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True))
+            ]
+            some = [(a.view(-1, term.rank), b.view(-1, term.rank)) for a, b in zip(*sides, strict=True)]
+        for pairs, pair in zip(found, some, strict=True):
+            pairs.append(pair)
     return found
 
 
-def _factor(sizes: Sequence[tuple[int, int]], term: Term, side: int, device: torch.device) -> list[torch.Tensor]:
-    """One factor of all matrices at once, a (side 0) or b (1), from the size and the stream of each: (size, r)."""
-    seed, purpose = term.seeds[side], (noise.FACTOR_A, noise.FACTOR_B)[side]
-    parts: list[list[torch.Tensor]] = [[] for _ in sizes]
-    for group in _groups([size * term.rank for size, _ in sizes]):
-        z = _Draw([stream for _, stream in sizes], group, device).normal(seed, purpose)
-        for piece in group:
-            parts[piece.tensor].append(piece.of(z))
-    wholes = [torch.cat(some) if some else torch.empty(0, device=device) for some in parts]
-    return [whole.view(-1, term.rank) for whole in wholes]
+def _holding(subspaces: Subspaces | None, weights: Sequence[Weight], terms: Sequence[Term]) -> Subspaces:
+    """The subspaces, with those that the terms need of all these weights at once."""
+    subspaces = subspaces or Subspaces(normals)
+    if weights:
+        subspaces.hold(matrices_of(weights), terms, weights[0][0].device)
+    return subspaces
 
 
-def _factors_of(weights: Sequence[Weight], terms: Sequence[Term], numbers: Iterable[int]) -> FactorsOf:
+def _factors_of(
+    weights: Sequence[Weight], terms: Sequence[Term], numbers: Iterable[int], subspaces: Subspaces
+) -> FactorsOf:
     numbers = sorted(number for number in numbers if weights[number][0].ndim == 2)
     distinct = list({term.direction: term for term in terms if term.rank}.values())
-    pairs_of = zip(numbers, factors_all([weights[number] for number in numbers], distinct), strict=True)
+    pairs_of = zip(numbers, _factors([weights[number] for number in numbers], distinct, subspaces), strict=True)
     return {
         (number, term.direction): pair for number, pairs in pairs_of for term, pair in zip(distinct, pairs, strict=True)
     }

@@ -1,10 +1,15 @@
-"""Members and updates as the Triton kernels read them: lists of 64-bit numbers; see `triton_kernels`."""
+"""Members and updates as the Triton kernels read them: lists of 64-bit numbers, and factors one behind the other.
+
+See `triton_kernels`.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from zoreward import noise
 from zoreward.records import Member, Term
@@ -33,6 +38,22 @@ def alike_of(members: Sequence[Member]) -> int:
         return 0
     seeds = [member[0].seed for member in members]
     return 2 if seeds[::2] == seeds[1::2] else 1
+
+
+def padded(side: int) -> int:
+    """The lines of a factor with room behind them: the next one begins on a boundary of 16 bytes.
+
+    >>> padded(5)
+    8
+    """
+    return -(-side // 4) * 4
+
+
+def sides_of(drawn: torch.Tensor, weights: Sequence[tuple[torch.Tensor, int]], rank: int) -> list[torch.Tensor]:
+    """a and b of one matrix, a and b of the next, … among the factors of one term."""
+    lengths = [side for weight, _ in weights for side in weight.shape]
+    pieces = drawn.view(-1, rank).split([padded(length) for length in lengths])
+    return [piece[:length] for piece, length in zip(pieces, lengths, strict=True)]
 
 
 def _pattern(value: float) -> int:

@@ -15,10 +15,11 @@ from zoreward.members.adapters import (
     merged_copy,
     task_type,
 )
+from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_blocks, in_each_block
 from zoreward.members.check import grouping_problem
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
-from zoreward.members.heads import draw_head_, first_spread, head_names
+from zoreward.members.heads import draw_head_, first_spread, head_names, new_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
@@ -37,8 +38,10 @@ __all__ = [
     "adapted",
     "adapter_options",
     "anchored",
+    "by_layer",
     "bytes_of",
     "called_model",
+    "check_blocks",
     "check_merge",
     "check_no_adapter",
     "check_tune",
@@ -49,11 +52,15 @@ __all__ = [
     "has_adapter",
     "has_prefix",
     "head_names",
+    "in_all_blocks",
+    "in_blocks",
+    "in_each_block",
     "limited",
     "lora_config",
     "members_at",
     "merged_copy",
     "needs_copies",
+    "new_names",
     "quiet_peft",
     "scratch_bytes",
     "smallest",

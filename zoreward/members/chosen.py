@@ -125,17 +125,31 @@ def _module(name: str, beside: str) -> str:
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The canonical name of the list of transformer layers, and the list; of an encoder–decoder the decoder's."""
-    config: Any = getattr(model, "config", None)
-    pairs = getattr(config, "is_encoder_decoder", False)
-    own: Any = model.get_decoder() if pairs else model  # type: ignore[operator]
-    config = own.config if pairs else config
+    try:
+        return layer_lists(model)[-1]
+    except InputError as error:
+        raise InputError(str(error), hint="Name its weights by a regular expression instead of last-N.") from None
+
+
+def layer_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
+    """Return the canonical name of the list of transformer layers, and the list; of an encoder–decoder, both lists.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [_layers_in(model, model)]
+    return [_layers_in(model, model.get_encoder()), _layers_in(model, model.get_decoder())]
+
+
+def _layers_in(model: nn.Module, own: nn.Module) -> tuple[str, nn.ModuleList]:
+    config: Any = getattr(own, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     counts = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers")]
-    inside = {id(module) for module in own.modules()} if pairs else None
+    inside = {id(module) for module in own.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) in counts and (not inside or id(module) in inside):
+        if isinstance(module, nn.ModuleList) and len(module) in counts and id(module) in inside:
             return canonical_name(f"{name}.")[:-1], module
     raise InputError(
-        f"{type(model).__name__} has no list of transformer layers",
-        hint="Name its weights by a regular expression instead of last-N.",
+        f"{type(model).__name__} has no list of transformer layers", hint="Name its weights by a regular expression."
     )

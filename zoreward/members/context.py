@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.blocks import check_blocks, own_updates
 from zoreward.members.grouping import Grouping, filled, patched, perturbed_copies
 from zoreward.members.limits import update_limited_
 from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
@@ -54,6 +55,7 @@ def members_at(
 
     Raises:
         InputError: a call inside has rows that M does not divide, or a layer is called with neither rows nor tokens.
+        ValueError: a term has a block that the weights do not have.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ def members_at(
         ...     plus, minus = net(torch.ones(1, 2).repeat(2, 1))
     """
     tuned = tuned or tuned_weights(model)
+    check_blocks(tuned, members=members)
     owners = tuned.shown_by(members)
     if len(members) == 1 and fit(owners, 1, keep_bytes):
         kept = perturbed_copies(_slots(owners), members, tuned.kernels)
@@ -126,7 +129,7 @@ def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> 
         tuned: `tuned_weights(model)`, if it is at hand; for an anchor `anchored(tuned_weights(model))`.
 
     Raises:
-        ValueError: the update has an anchor, and no base was kept.
+        ValueError: the update has an anchor, and no base was kept; or a block that the weights do not have.
 
     Example:
         >>> import torch
@@ -159,14 +162,23 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
             raise ValueError("an update has an anchor, and no base was kept: see zoreward.members.anchored")
         if tuned.limits:
             raise ValueError("an anchor pulls on all weights, and limits let some rest")
+    check_blocks(tuned, updates)
+    names_of: dict[int | None, list[str]] = {}
+    for name in tuned.weights:
+        names_of.setdefault(tuned.blocks.get(name), []).append(name)
+    for block, names in names_of.items():
+        _updates_of_block_(tuned, names, own_updates(updates, block))
+
+
+def _updates_of_block_(tuned: Tuned, names: Sequence[str], updates: Sequence[Update]) -> None:
     if tuned.limits:
         for update in updates:
-            update_limited_(tuned, update)
-        return
-    pairs = ((weight, tuned.streams[name]) for name, weight in tuned.weights.items())
-    for kernel, weights in by_kernel(pairs, tuned.kernels):
-        bases = [tuned.base[weight] for weight, _ in weights] if tuned.base else None
-        kernel.replay_all_(weights, updates, bases)
+            update_limited_(tuned, names, update)
+    elif updates:
+        pairs = ((tuned.weights[name], tuned.streams[name]) for name in names)
+        for kernel, weights in by_kernel(pairs, tuned.kernels):
+            bases = [tuned.base[weight] for weight, _ in weights] if tuned.base else None
+            kernel.replay_all_(weights, updates, bases)
 
 
 def anchored(tuned: Tuned) -> Tuned:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members.blocks import slots_by_members
 from zoreward.members.hooked import has_other_forward, place_of, plain_forward_of
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
@@ -190,16 +191,28 @@ def members_at_once(slots: Iterable[Slot], scratch_bytes: int) -> int:
 
 
 def perturbed_copies(
-    slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels
+    slots: Iterable[Slot],
+    members: Sequence[Member],
+    kernels: Kernels,
+    into: Mapping[int, list[torch.Tensor]] | None = None,
 ) -> dict[int, list[torch.Tensor]]:
-    """Return the copies of the slots' weights at each member, by the weight's id."""
+    """Return the copies of the slots' weights at each member, by the weight's id.
+
+    Args:
+        slots: none of which has a limit or a block, if there is an `into`.
+        members: M members.
+        kernels: by device.
+        into: what an earlier call gave for these slots and as many members: to be written over and returned.
+    """
     slot_of = {id(slot.weight): slot for slot in slots}
-    distinct = {key: (slot.weight, slot.stream) for key, slot in slot_of.items()}
-    return {
+    found = {
         id(weight): [kept(weight, copy, slot_of[id(weight)].limit) for copy in copies]
-        for kernel, weights in by_kernel(distinct.values(), kernels)
-        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, members), strict=True)
+        for own, some in slots_by_members(slot_of.values(), members)
+        for kernel, weights in by_kernel([(slot.weight, slot.stream) for slot in some], kernels)
+        for there in [into and [into[id(weight)] for weight, _ in weights]]
+        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, own, there), strict=True)
     }
+    return {key: found[key] for key in slot_of}  # in one order, whichever block has its turn
 
 
 @contextmanager

@@ -31,6 +31,23 @@ def head_names(model: nn.Module) -> set[str]:
     }
 
 
+def new_names(model: nn.Module, missing: Iterable[str], classes: int) -> list[str]:
+    """Return the canonical names of the weights that are new in a new head, sorted.
+
+    They are what the checkpoint lacks, and the last layer even of a checkpoint that has one: it was for other classes.
+    What else a checkpoint has in front of that layer, as ModernBERT's, was pretrained.
+
+    Args:
+        model: with the head.
+        missing: canonical names of what the checkpoint lacks.
+        classes: how many outputs the head has.
+    """
+    own = head_names(model)
+    named = [(noise.canonical_name(name), weight) for name, weight in model.named_parameters()]
+    outputs = [name.rpartition(".")[0] for name, weight in named if name in own and weight.shape[:1] == (classes,)]
+    return sorted(name for name in own if name in missing or name.rpartition(".")[0] in outputs[-1:])
+
+
 def first_spread(model: nn.Module) -> float:
     """Return the standard deviation with which the model's config wants new matrices."""
     config: Any = model.config

@@ -30,13 +30,22 @@ class HeldCopies:
     @torch.no_grad()
     def fill(self, members: Sequence[Member]) -> None:
         """Make the copies those of these members, in the old place if there are as many."""
-        fresh = perturbed_copies(self._slots, members, self._kernels)
-        old, new = _flat(self._held), _flat(fresh)
-        if self._held.keys() == fresh.keys() and len(old) == len(new):
-            torch._foreach_copy_(old, new)
-        else:
+        if not self._fit(len(members)):
             self.moves += 1
-            self._held = fresh
+            self._held = perturbed_copies(self._slots, members, self._kernels)
+        elif all(slot.limit is slot.block is None for slot in self._slots):
+            perturbed_copies(self._slots, members, self._kernels, self._held)
+        else:
+            fresh = perturbed_copies(self._slots, members, self._kernels)
+            torch._foreach_copy_(_flat(self._held), [copy for key in self._held for copy in fresh[key]])
+
+    def _fit(self, count: int) -> bool:
+        """Whether the copies are those of the weights as they are now, at as many members."""
+        weights = {id(slot.weight): slot.weight for slot in self._slots}
+        return self._held.keys() == weights.keys() and all(
+            len(copies) == count and copies[0].shape == weights[key].shape and copies[0].dtype == weights[key].dtype
+            for key, copies in self._held.items()
+        )
 
     def shown(self, member: int) -> AbstractContextManager[None]:
         """Show the model as one of the members, by its place, as long as the context lasts."""

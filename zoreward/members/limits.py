@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -66,9 +66,10 @@ def kept(weight: torch.Tensor, changed: torch.Tensor, limit: float | None) -> to
 
 
 @torch.no_grad()
-def update_limited_(tuned: Tuned, update: Update) -> None:
-    """Do an update to the weights within their limits, a tensor at a time; see `updates_`."""
-    for name, weight in tuned.weights.items():
+def update_limited_(tuned: Tuned, names: Iterable[str], update: Update) -> None:
+    """Do an update to weights of these names within their limits, a tensor at a time; see `updates_`."""
+    for name in names:
+        weight = tuned.weights[name]
         before = weight.detach().clone()
         for kernel, same in by_kernel([(weight, tuned.streams[name])], tuned.kernels):
             kernel.update_all_(same, update)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from zoreward import noise
+from zoreward.members.blocks import slots_by_members
 from zoreward.members.grouping import Grouping
 from zoreward.members.hooked import has_other_forward, plain_forward_of
 from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
@@ -64,6 +65,14 @@ def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
 @torch.no_grad()
 def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     """Return the factors of the slots' matrices at each member, by the weight's id."""
+    slots = list(slots)
+    found: dict[int, Factors] = {}
+    for own, some in slots_by_members(slots, members):
+        found |= _factors(some, own, kernels)
+    return {id(slot.weight): found[id(slot.weight)] for slot in slots}
+
+
+def _factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     terms = list({term.direction: term for member in members for term in member}.values())
     ends = [sum(term.rank for term in terms[: k + 1]) for k in range(len(terms))]
     columns_of = {term.direction: range(end - term.rank, end) for term, end in zip(terms, ends, strict=True)}

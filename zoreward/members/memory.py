@@ -14,6 +14,8 @@ from zoreward.records import Member
 def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEEP_BYTES) -> int:
     """Return the bytes that `members_at` holds at a time for these members: copies of weights, or factors of low rank.
 
+    With directions in a subspace also its bases, which stay.
+
     The weights are not read: they may be on torch's meta device. What is left out are large linear layers of low rank
     that take copies on a GPU because they see many tokens.
 
@@ -32,13 +34,14 @@ def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEE
         (368, 176)
     """
     owners = tuned.shown_by(members)
+    kept = _subspace_bytes(tuned, members)
     if len(members) == 1 and fit(owners, 1, keep_bytes):
-        return bytes_of(slot.weight for _, slots in owners for slot in slots)
+        return kept + bytes_of(slot.weight for _, slots in owners for slot in slots)
     low_rank = any(members) and all(term.rank for member in members for term in member)
     corrected, copied = split(owners) if low_rank else ([], owners)
     columns = len(members) * max((sum(term.rank for term in member) for member in members), default=0)
     matrices = {id(slot.weight): slot.weight for _, slot, _ in corrected}.values()
-    factors = columns * sum(sum(weight.shape) * weight.element_size() for weight in matrices)
+    factors = kept + columns * sum(sum(weight.shape) * weight.element_size() for weight in matrices)
     if fit(copied, len(members), keep_bytes):
         return factors + len(members) * bytes_of(slot.weight for _, slots in copied for slot in slots)
     vectors = bytes_of(slot.weight for _, slots in copied for slot in slots if slot.weight.ndim < 2)
@@ -48,3 +51,10 @@ def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEE
         at_once = min(len(members), members_at_once(made, pass_bytes(tuned)))
         largest = max(largest, at_once * bytes_of(slot.weight for slot in made))
     return factors + len(members) * vectors + largest
+
+
+def _subspace_bytes(tuned: Tuned, members: Sequence[Member]) -> int:
+    """The bases of the members' subspaces: float32."""
+    lines = sum(sum(weight.shape) for weight in tuned.weights.values() if weight.ndim == 2)
+    subspaces = {(term.basis_seed, term.rank) for member in members for term in member if term.basis_seed is not None}
+    return 4 * lines * sum(rank for _, rank in subspaces)

@@ -13,15 +13,17 @@ from torch import nn
 
 from zoreward import noise
 from zoreward.kernels import cpu, portable
+from zoreward.kernels.subspaces import Keeping
 from zoreward.members.chosen import chosen_names
-from zoreward.records import InputError, Member
+from zoreward.records import InputError, Member, Term
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
     """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`.
 
-    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`.
+    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`. It belongs to a `block`
+    where the weights are cut into some; see `zoreward.members.blocks`.
     """
 
     holder: nn.Module
@@ -29,13 +31,14 @@ class Slot:
     weight: nn.Parameter
     stream: int
     limit: float | None = None
+    block: int | None = None
 
 
 Owner = tuple[nn.Module, tuple[Slot, ...]]
 """A module whose forward uses tuned weights, and where they hang."""
 
 Kernels = dict[torch.device, Any]
-"""Device → kernel. A GPU's remembers where weights lie, so it lives as long as they are known."""
+"""Device → kernel. It keeps subspaces, and a GPU's remembers where weights lie: it lives as long as they are known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +50,8 @@ class Tuned:
         streams: canonical name → stream.
         owners: the modules whose forward uses tuned weights, with the slots to fill while it runs.
         limits: canonical name → the size beyond which a weight rests; empty where all are tuned.
+        blocks: canonical name → the block of layers to which a weight belongs; empty where all are tuned at once.
+        around: where there are blocks: owner → the owners that it lies in.
         base: weight → a copy of it before any update; empty where no update has an anchor.
         tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
@@ -56,6 +61,8 @@ class Tuned:
     streams: dict[str, int]
     owners: tuple[Owner, ...]
     limits: dict[str, float] = field(default_factory=dict)
+    blocks: dict[str, int] = field(default_factory=dict)
+    around: dict[nn.Module, list[nn.Module]] = field(default_factory=dict, repr=False)
     base: dict[torch.Tensor, torch.Tensor] = field(default_factory=dict, repr=False)
     tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
@@ -72,6 +79,19 @@ class Tuned:
         model itself is shown from a copy as dense members are, and a saved model scores as it did before.
         """
         terms = [term for member in members for term in member]
+        shown = self._moved_somewhere(terms)
+        blocks = {term.block for term in terms}
+        if not blocks or None in blocks:
+            return shown
+        own = {owner: tuple(slot for slot in slots if slot.block in blocks) for owner, slots in shown}
+        # What runs a member at a time in a trial of all weights does so here: what lies inside was never tried alone.
+        outer = {other for owner, slots in own.items() if slots for other in self.around[owner]}
+        return [
+            (owner, slots if owner in outer else own[owner]) for owner, slots in shown if owner in outer or own[owner]
+        ]
+
+    def _moved_somewhere(self, terms: Sequence[Term]) -> list[Owner]:
+        """The owners of the weights that terms would move in their own block."""
         if not any(term.rank for term in terms):
             return list(self.owners)
         moved = {ndim for ndim in {slot.weight.ndim for slot in self.slots} if any(term.moves(ndim) for term in terms)}
@@ -151,9 +171,9 @@ def _kernel(device: torch.device) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"weights on a {device.type} device cannot be tuned", hint="Take the CPU or a CUDA device.")
     if device.type == "cpu":
-        return cpu
+        return Keeping(cpu)
     if not has_triton():
-        return portable
+        return Keeping(portable)
     from zoreward.kernels.gpu import Kernels as GPUKernels
 
     return GPUKernels()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from zoreward.noise import derive_seed
 from zoreward.records import Term
 
 ROUNDING_INDEX = 2**64 - 1
+BLOCK_INDEX = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +21,29 @@ class Directions:
 
         seed of direction k:    derive_seed(seed, t, k)
         seed of its factor b:   derive_seed(seed, t − t mod refresh, k)
+        seed of its subspace:   derive_seed(seed, t − t mod refresh, 0), where it lies in one
         rounding seed:          derive_seed(seed, t, 2^64 − 1)
 
     With `full_every` q a step with t mod q > 0 moves along those of step t − t mod q as well, behind its own. With
     `momentum` β its update also has the terms of the window − 1 steps before it, step t − i's times β^i.
 
+    With `blocks` B the directions of step t move one block alone, and terms of older steps theirs. Its turn is
+    u = ⌊t / block_every⌋; in every round of B turns each block has one:
+
+        block of turn u:        that with the (u mod B)-th lowest derive_seed(seed, ⌊u / B⌋, 2^63 + block)
+
     Args:
         seed: of the run.
         count: directions of step 0, ≥ 1.
         rank: 0 for dense directions; r > 0 for a·bᵀ/√r.
-        refresh: steps that share their factors b, ≥ 1.
+        refresh: steps that share their factors b, or their subspace, ≥ 1.
         more_every: steps after which there is one direction more; 0: never.
         momentum: β, 0 ≤ β < 1.
         window: steps that an update looks back on, itself among them, ≥ 1.
         full_every: steps from one anchor to the next; 0: there are no anchors.
+        subspace: whether directions of a rank lie in a subspace, one for all K, instead of sharing a factor.
+        blocks: into how many blocks the weights are cut; 0: all are moved at once.
+        block_every: steps of a block before it is another's turn, ≥ 1.
     """
 
     seed: int
@@ -43,6 +54,9 @@ class Directions:
     momentum: float = 0.0
     window: int = 1
     full_every: int = 0
+    subspace: bool = False
+    blocks: int = 0
+    block_every: int = 1
 
     @property
     def even(self) -> bool:
@@ -61,6 +75,17 @@ class Directions:
         """How many directions the step has: those that it draws, and its anchor's."""
         anchor = self.anchor(step)
         return self.drawn(step) + (self.drawn(anchor) if anchor != step else 0)
+
+    def block(self, step: int) -> int | None:
+        """The block whose turn it is; None where there are none.
+
+        >>> sorted(Directions(seed=0, count=1, blocks=3, block_every=2).block(step) for step in range(6, 12))
+        [0, 0, 1, 1, 2, 2]
+        """
+        if not self.blocks:
+            return None
+        turn = step // self.block_every
+        return _order(self.seed, turn // self.blocks, self.blocks)[turn % self.blocks]
 
     def fresh(self, step: int) -> tuple[Term, ...]:
         """The directions that the step draws, each as a term with the coefficient 1.
@@ -99,7 +124,11 @@ class Directions:
 
     def _direction(self, step: int, k: int) -> Term:
         seed, start = derive_seed(self.seed, step, k), step - step % self.refresh
-        return Term(seed, 1.0, self.rank, derive_seed(self.seed, start, k) if self.rank and start != step else None)
+        if self.subspace:
+            basis_seed = derive_seed(self.seed, start, 0)
+            return Term(seed, 1.0, self.rank, basis_seed=basis_seed, block=self.block(step))
+        b_seed = derive_seed(self.seed, start, k) if self.rank and start != step else None
+        return Term(seed, 1.0, self.rank, b_seed, block=self.block(step))
 
 
 def along(direction: Term, coefficient: float) -> Term:
@@ -108,4 +137,10 @@ def along(direction: Term, coefficient: float) -> Term:
     >>> along(Term(7, 1.0), 0.5).coefficient
     0.5
     """
-    return Term(direction.seed, coefficient, direction.rank, direction.b_seed)
+    return replace(direction, coefficient=coefficient)
+
+
+@lru_cache(maxsize=64)  # momentum and a replay ask for the same rounds again and again
+def _order(seed: int, number: int, blocks: int) -> tuple[int, ...]:
+    """The blocks in the order of their turns in a round."""
+    return tuple(sorted(range(blocks), key=lambda block: derive_seed(seed, number, BLOCK_INDEX + block)))

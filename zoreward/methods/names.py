@@ -33,6 +33,7 @@ class Named:
 
 
 MEZO = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+SUBZERO = {**MEZO, "noise": "low-rank", "rank": 24, "refresh": 1000}
 LOZO = {**MEZO, "noise": "low-rank", "rank": 2, "eps": 1e-3 * 2**0.5, "refresh": 50}
 
 METHODS: dict[str, Named] = {
@@ -53,7 +54,11 @@ METHODS: dict[str, Named] = {
     ),
     "lozo": Named(SPSA, defaults=LOZO, source="LOZO: Chen et al. 2024, arXiv 2410.07698"),
     "lozo-m": Named(SPSA, defaults={**LOZO, "momentum": 0.9}, source="LOZO-M: Chen et al. 2024, arXiv 2410.07698"),
+    "subzero": Named(
+        SPSA, fixed={"subspace": True}, defaults=SUBZERO, source="SubZero: Yu et al. 2024, arXiv 2410.08989"
+    ),
     "sparse": Named(SPSA, defaults={**MEZO, "share": 0.25}, source="Sparse MeZO: Liu et al. 2024, arXiv 2402.15751"),
+    "bcd": Named(SPSA, defaults={**MEZO, "block_every": 1}, source="MeZO-BCD: Park et al. 2025, arXiv 2501.19099"),
     "es": Named(
         Population,
         fixed={"estimator": "zscore"},
@@ -109,10 +114,12 @@ def make_method(name: str, **options: Any) -> Method:
                 f"{option} has no use with method {name}",
                 hint=f"Leave it out, or take another method: {', '.join(others)}.",
             )
+    if "block_every" in found.defaults and not given.get("blocks"):
+        raise InputError(f"{name} moves one block in turn of how many?", hint="Give blocks, from 2 on.")
     try:
         return found.kind(**{**given, **found.fixed})
     except ValueError as error:
-        raise InputError(str(error), hint="Change the option of that name.") from None
+        raise InputError(str(error), hint=getattr(error, "hint", "Change the option of that name.")) from None
 
 
 def takes(method: Named, option: str) -> bool:

@@ -48,7 +48,7 @@ class Method(ABC):
         rank: 0 for dense directions; r > 0 for a·bᵀ/√r, which move matrices only.
         floor: a spread of scores below which a method that divides by it takes it for noise, and makes a smaller step.
             The default is ten times what float32 log-probabilities of the same rows differ by in other batches.
-        refresh: steps that share the factors b of their directions, ≥ 1; for directions of a rank.
+        refresh: steps that share the factors b of their directions, or their subspace, ≥ 1; for directions of a rank.
         more_every: steps after which each step has one direction more; 0: never.
         momentum: β, 0 ≤ β < 1. The step is then along the mean of the directions of the last `window` steps, weighted
             by β^i, i steps ago, instead of along those of this step alone. Takes no memory, but the update draws
@@ -56,6 +56,13 @@ class Method(ABC):
         window: steps ≥ 2 that momentum looks back on, this one among them.
         anchor: ≥ 0, decay towards θ_base, the weights before step 1, of which a copy is kept (L2-SP; Li et al. 2018,
             arXiv 1802.01483).
+        subspace: directions of a rank are then √(mn)/s · U Z Vᵀ, s = min(m, n, rank): U (m, s) and V (n, s) have
+            orthonormal columns and last for `refresh` steps, Z (s, s) is drawn for each direction (SubZero; Yu, Zhou,
+            Wang, Li, Tian, Huang 2024, arXiv 2410.08989). Kept beside the weights are r·(m + n) float32 numbers of each
+            matrix.
+        blocks: into how many blocks the weights are cut, of which each step moves one, in turn; 0: all at once. Which
+            weights are in which is the model's affair: see `zoreward.members.in_blocks`.
+        block_every: steps ≥ 1 of a block before it is another's turn.
 
     Raises:
         ValueError: a value is out of its range.
@@ -74,12 +81,16 @@ class Method(ABC):
     momentum: float = 0.0
     window: int = 10
     anchor: float = 0.0
+    subspace: bool = False
+    blocks: int = 0
+    block_every: int = 1
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name, least in (("num_directions", 1), ("refresh", 1), ("more_every", 0), ("window", 2)):
+        least_of = {"num_directions": 1, "refresh": 1, "more_every": 0, "window": 2, "blocks": 0, "block_every": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.anchor >= 0):
@@ -92,8 +103,12 @@ class Method(ABC):
             raise ValueError(f"seed must lie between 0 and 2^64 - 1, not {self.seed}")
         if self.rank < 0:
             raise ValueError(f"rank must be 0 (dense) or positive, not {self.rank}")
+        if self.subspace and not self.rank:
+            raise ValueError("a subspace is one of low-rank directions: rank must be positive, and noise low-rank")
         if self.refresh > 1 and not self.rank:
             raise ValueError("refresh is about the factors of low-rank directions: dense ones have none")
+        if self.blocks == 1 or (self.block_every > 1 and not self.blocks):
+            raise ValueError("blocks must be at least 2, for block_every to say how long each is tuned; or 0, for none")
         self._check()
 
     @abstractmethod
@@ -105,8 +120,9 @@ class Method(ABC):
         """What the directions of its steps derive from."""
         window = self.window if self.momentum else 1
         return Directions(
-            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window
-        )
+            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window,
+            subspace=self.subspace, blocks=self.blocks, block_every=self.block_every,
+        )  # fmt: skip
 
     def init(self) -> SPSAState:
         """Return the state before the first step."""
@@ -138,7 +154,8 @@ class Method(ABC):
         fresh = directions.own(state.step, own)
         terms = fresh + directions.older(state.step, state.past)
         rounding_seed = directions.rounding_seed(state.step)
-        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor)
+        block = directions.block(state.step)
+        update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor, block=block)
         past = (rounded(own), *state.past)[: directions.window - 1]
         return update, SPSAState(state.step + 1, state.silent + (not fresh), past)
 

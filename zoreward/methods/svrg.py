@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from zoreward.methods.directions import Directions, along
 from zoreward.methods.spsa import slopes
 from zoreward.methods.steps import Method, SPSAState, check_scores, couples, rounded
-from zoreward.records import Member, Query, Term, Update
+from zoreward.records import InputError, Member, Query, Term, Update
 
 FALL, DIVISOR = 0.05, 5.0
 """By which share of itself a window's mean score may fall, and what the rates are divided by if it falls further."""
@@ -66,6 +66,7 @@ class SVRG(Method):
     Args:
         weight_decay: must be 0: the anchor would not be θ and a few terms.
         momentum: must be 0.
+        blocks: must be 0: the estimate of all rows would be of another block than those of the batch that correct it.
         full_every: q ≥ 2, steps from one pass over all rows to the next.
         full_rate: ≥ 0, by how much a step of all rows is larger.
         anneal_every: steps of a window; 0: the rates stay. The paper takes an epoch. The other arguments are those of
@@ -98,11 +99,23 @@ class SVRG(Method):
         if name := next((name for name in ("weight_decay", "momentum", "anchor") if getattr(self, name)), None):
             raise ValueError(f"svrg takes no {name}: the way back to its anchor is made of this step's terms alone")
 
+        if self.blocks:
+            raise InputError(
+                "svrg moves all blocks at once: those of its two estimates would be different ones",
+                hint="Take method=bcd, or leave blocks and block_every out.",
+            )
+
     @property
     def directions(self) -> Directions:
         """What the directions of its steps derive from."""
         return Directions(
-            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, full_every=self.full_every
+            self.seed,
+            self.num_directions,
+            self.rank,
+            self.refresh,
+            self.more_every,
+            full_every=self.full_every,
+            subspace=self.subspace,
         )
 
     def init(self) -> SVRGState:

@@ -5,7 +5,7 @@ from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, is_spread
+from zoreward.scoring.devices import check_device_map, check_loaded, check_one_gpu, checked_device, is_spread
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
@@ -51,6 +51,7 @@ __all__ = [
     "check_memory",
     "check_model_name",
     "check_needs",
+    "check_one_gpu",
     "checked_device",
     "checked_generator",
     "checked_reader",

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data import check_calibration, content_free_examples
-from zoreward.records import Evaluation, InputError
-from zoreward.registry import Source, get_objective
+from zoreward.records import Evaluation, Example, InputError, Scored
+from zoreward.registry import Objective, Source, get_objective
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.checkpoints import prefix_length
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.devices import check_device_map
-from zoreward.scoring.heads import config_of_model, head_of
+from zoreward.scoring.heads import Head, config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
 from zoreward.scoring.scorer import examples_of, running, scorer_of, statistics_of
@@ -121,9 +121,7 @@ def evaluate(
     )
     free = None
     if content_free is not None:
-        if head.reads_whole:
-            raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
-        check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
+        _check_calibrated(chosen, head, template)
         free = content_free_examples(
             examples, tokenizer, template=template or "", content_free=content_free, max_length=limit, kind=head.kind
         )
@@ -135,9 +133,8 @@ def evaluate(
             hint = "give --base-model: the model as it was before it was tuned"
             raise InputError(f"{chosen.name!r} compares a model with its base, and there is none", hint=hint)
         before = load(base) if isinstance(base, str) else base
-        reader = reader_of(before.eval(), tokenizer.pad_token_id)
-        examples = with_base(replace(reader, rows=batch_size), examples)
-        del before, reader  # one model at a time in memory
+        examples = with_base(replace(reader_of(before.eval(), tokenizer.pad_token_id), rows=batch_size), examples)
+        del before  # one model at a time in memory
     if isinstance(model, str):
         model = load(model)
     with running(model):
@@ -147,6 +144,18 @@ def evaluate(
         else:
             reader = replace(scorer.reader, rows=batch_size)
             [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
+    return _evaluation(chosen, scored, examples, shots)
+
+
+def _check_calibrated(chosen: Objective, head: Head, template: str | None) -> None:
+    """Refuse to calibrate where nothing is written, or there is no prompt to take the content from."""
+    if head.reads_whole:
+        raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
+    check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
+
+
+def _evaluation(chosen: Objective, scored: Scored, examples: Sequence[Example], shots: int) -> Evaluation:
+    """What is told of a score."""
     return Evaluation(
         objective=chosen.name,
         score=scored.score,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zoreward.data import WHOLE
-from zoreward.members import draw_head_, first_spread, head_names, quiet_peft
-from zoreward.records import InputError, MissingFileError
+from zoreward.members import draw_head_, first_spread, head_names, new_names, quiet_peft
+from zoreward.records import InputError, MissingFileError, NoRoomError
 from zoreward.scoring.checkpoints import adapter_base, check_model_name, first_line
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
 
@@ -126,6 +126,7 @@ def load_model(
         MissingFileError: a path that does not exist.
         InputError: something that is no language model, a masked model or classifier whose weights are not all there,
             an adapter whose base is not there, an unknown dtype, no such device, or GPUs that do not hold it all.
+        NoRoomError: the device ran out of memory.
     """
     check_device_map(device_map, device)
     base = _checked_base(name)
@@ -160,7 +161,7 @@ def load_with_head(
         dtype, device, device_map, trust_remote_code: see `load_model`.
 
     Returns:
-        The model, and the canonical names of the new weights.
+        The model, and the canonical names of the new weights: those that the checkpoint lacks, and the last layer.
 
     Raises:
         MissingFileError, InputError: as `load_model`; or the architecture has no classifier.
@@ -175,7 +176,7 @@ def load_with_head(
     own = head_names(model)
     if strangers := [one for one in missing if one not in own]:
         raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {strangers[0]}", hint="Take another copy.")
-    new = sorted(one for one in own if one in missing or "pooler." not in one)
+    new = new_names(model, missing, len(classes))
     draw_head_(model, new, seed, first_spread(model))
     return _placed(model, device, device_map).eval(), new
 
@@ -244,10 +245,14 @@ def _without_warnings() -> Iterator[None]:
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """Say which model cannot be loaded."""
+    import torch
+
     try:
         yield
     except (InputError, MissingFileError):
         raise
+    except torch.OutOfMemoryError as error:
+        raise NoRoomError(f"'{name}' does not fit the memory of its device", hint=first_line(error)) from error
     except Exception as error:  # safetensors, sentencepiece and others raise their own
         raise InputError(f"no language model could be loaded from '{name}'", hint=first_line(error)) from error
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, Tuned, bytes_of, scratch_bytes
-from zoreward.records import Example, InputError, Member
+from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, scratch_bytes
+from zoreward.records import Example, Member, NoRoomError
 from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE
@@ -87,7 +87,7 @@ def needed_memory(
     Args:
         model: the model, on torch's meta device or loaded.
         tuned: what is tuned of it; None where that is next to nothing.
-        members: M members that are scored together.
+        members: M members that are scored together; of any block, where the weights are cut into some.
         examples: the rows to tune on.
         rows: rows of a step.
         new_tokens: tokens that are written behind a prompt; 0 where answers are given.
@@ -107,7 +107,7 @@ def needed_memory(
     if tuned is not None:
         scratch = max(
             scratch_bytes(tuned, some, bytes_to_keep(device, left, len(some)) if new_tokens else KEEP_BYTES)
-            for some in (members, ((),))
+            for some in (*in_each_block(tuned, members), ((),))
         )
     lengths = sorted((len(one.prompt_tokens) for one in examples), reverse=True)[:rows]
     answers = [tokens for one in examples for tokens in one.candidate_tokens] or [()]
@@ -137,11 +137,11 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
         dtype: of its weights.
 
     Raises:
-        InputError: what nothing makes smaller is more than what is free.
+        NoRoomError: what nothing makes smaller is more than what is free.
 
     >>> check_memory(Memory(131_439_403_008, free=78_000_000_000, place="cuda:0"), "opt-66b", torch.bfloat16)
     Traceback (most recent call last):
-    zoreward.records.InputError: opt-66b in bfloat16 needs 131 GB for its weights; cuda:0 has 78 GB free
+    zoreward.records.NoRoomError: opt-66b in bfloat16 needs 131 GB for its weights; cuda:0 has 78 GB free
     """
     if memory.certain <= memory.free:
         return
@@ -158,7 +158,7 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
     else:
         hint = "take a smaller model, or a device with more memory: --device"
     described = f"{name} in {str(dtype).removeprefix('torch.')}"
-    raise InputError(f"{described} needs {' + '.join(needs)}; {memory.place} has {size(memory.free)} free", hint=hint)
+    raise NoRoomError(f"{described} needs {' + '.join(needs)}; {memory.place} has {size(memory.free)} free", hint=hint)
 
 
 def cache_bytes(model: nn.Module, tokens: int) -> int:

@@ -12,10 +12,12 @@ from zoreward.members import (
     Tuned,
     adapted,
     anchored,
+    by_layer,
     check_merge,
     check_no_adapter,
     check_tune,
     has_adapter,
+    in_blocks,
     limited,
     lora_config,
     smallest,
@@ -30,6 +32,7 @@ from zoreward.scoring import (
     check_device_map,
     check_loaded,
     check_model_name,
+    check_one_gpu,
     config_of_model,
     examples_of,
     head_of,
@@ -37,6 +40,7 @@ from zoreward.scoring import (
     load_model,
     load_with_head,
 )
+from zoreward.trainer.options import takes_turns
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -137,9 +141,9 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
     check_device_map(args.device_map)
     if args.device_map or (not isinstance(model, str) and getattr(model, "hf_device_map", None)):
         _check_spread(model, args)
-    elif args.n_gpu > 1:
+    else:
         hint = "Set CUDA_VISIBLE_DEVICES to one of them; or device_map=auto to spread the model over all."
-        raise InputError("this process sees several GPUs", hint=hint)
+        check_one_gpu(args.n_gpu, hint=hint)
     if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
         hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
         raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)
@@ -230,12 +234,13 @@ def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
     """Return the weights that are tuned.
 
     Raises:
-        InputError: there are none, or none that the directions move.
+        InputError: there are none, or none that the directions move; or no blocks to tune in turn.
     """
     if args.merge:
         check_merge(model)
     tuned = tuned_weights(model, args.tune)
     check_directions(tuned, args)
+    tuned = cut_into_blocks(model, tuned, args)
     if args.share is not None:
         return limited(tuned, smallest(tuned, args.share))
     return anchored(tuned) if args.anchor else tuned
@@ -249,6 +254,17 @@ def check_directions(tuned: Tuned, args: ZOConfig) -> None:
     """
     if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
         raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+
+
+def cut_into_blocks(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConfig) -> Tuned:
+    """Return the tuned weights in their blocks, if these are to be tuned in turn.
+
+    Raises:
+        InputError: there are no layers, or fewer blocks than are asked for.
+    """
+    if not takes_turns(args):
+        return tuned
+    return in_blocks(tuned, by_layer(model, tuned, args.blocks, rank=int(args.noise == "low-rank")))
 
 
 def name_of(model: PreTrainedModel | str) -> str:

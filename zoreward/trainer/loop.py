@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from zoreward.journal import Journal, weights_dtype
-from zoreward.members import merged_copy, update_
+from zoreward.members import in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Scored, StepRecord
 from zoreward.registry import Source, patient
@@ -163,13 +163,15 @@ class ZOTrainer(ResumableTrainer):
         elif not getattr(loaded, "is_quantized", False):
             loaded = loaded.to(args.device)  # before the members are tried on it
         tuned = what_is_tuned(loaded, args)
+        self.method = method_of(args, rows=len(train_examples), blocks=len(set(tuned.blocks.values())))
         loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
         self.last_step: StepRecord | None = None
         self.last_rows: list[Example] = []
         self.last_scored: list[Scored] = []
         self.scorer = checked_scorer(
-            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], query.members, tuned=tuned
-        )
+            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], in_all_blocks(query.members),
+            tuned=tuned,
+        )  # fmt: skip
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:

@@ -13,7 +13,7 @@ from zoreward.members import Tuned, lora_config, quiet_peft, tuned_weights
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base
-from zoreward.trainer.inputs import check_directions, name_of
+from zoreward.trainer.inputs import check_directions, cut_into_blocks, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,8 @@ def checked_memory(
         head: what the model gives for a row.
 
     Raises:
-        InputError: it cannot fit; or no weight is tuned, or none that the directions move.
+        NoRoomError: it cannot fit.
+        InputError: no weight is tuned, or none that the directions move; or there are no blocks to tune in turn.
     """
     blank: Any = model
     if args.device_map is not None:
@@ -81,7 +82,7 @@ def checked_memory(
 def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned | None:
     """What is tuned; None for a prefix, and for an adapter that is yet to be put into a loaded model."""
     if peft_config is None and args.tune not in ("lora", "prefix"):
-        return tuned_weights(model, args.tune)
+        return cut_into_blocks(model, tuned_weights(model, args.tune), args)
     if args.tune == "prefix" or not blank:
         return None
     config = peft_config or lora_config(model, args.lora_rank, args.lora_alpha)
@@ -89,7 +90,8 @@ def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned |
         from peft import get_peft_model
 
         with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet_peft():
-            return tuned_weights(get_peft_model(model, copy.deepcopy(config)))
+            adapted = get_peft_model(model, copy.deepcopy(config))
+            return cut_into_blocks(adapted, tuned_weights(adapted), args)
     except InputError:
         raise
     except Exception:  # what does not fit together is told when the adapter is made

@@ -6,7 +6,7 @@ import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, takes
@@ -71,6 +71,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
         self.load_best_model_at_end = False
         super().__post_init__()
         self.load_best_model_at_end = best
+        if self.warmup_steps:
+            self.lr_scheduler_type = _with_warmup(self.lr_scheduler_type)
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
             "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
@@ -100,6 +102,16 @@ class ZOConfig(ZOArguments, TrainingArguments):
         }
 
 
+def _with_warmup(schedule: Any) -> Any:
+    """The schedule of a learning rate that rises at first: transformers' `constant` would leave that out silently."""
+    if schedule == SchedulerType.CONSTANT:
+        return SchedulerType.CONSTANT_WITH_WARMUP
+    if schedule in ("reduce_lr_on_plateau", "greedy"):  # the latter is not known to every transformers
+        message = f"warmup_steps has no use with lr_scheduler_type={schedule.value}"
+        raise InputError(message, hint="Leave one of them out; or take lr_scheduler_type=constant_with_warmup.")
+    return schedule
+
+
 # What depends on what the objective needs, where the method has no paper of its own. Measured for text on two models of
 # 12 M and 1.3 B parameters; the others are MeZO's (Malladi et al. 2023).
 _FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
@@ -111,8 +123,10 @@ _PREFIX_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2}
 _PREFIX_FOR_TEXT = {**_FOR_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
 
 
+LEAST_BLOCKS = 2
+
 # What goes to the method under its own name.
-METHOD_OPTIONS = ("normalize", "refresh", "more_every", "momentum", "window", "full_every", "full_rate")
+METHOD_OPTIONS = ("normalize", "refresh", "more_every", "momentum", "window", "full_every", "full_rate", "block_every")
 
 
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
@@ -142,12 +156,18 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     return args
 
 
-def method_of(args: ZOConfig, rows: int = 0) -> Method:
+def takes_turns(args: ZOConfig) -> bool:
+    """Whether completed options ask for blocks of layers that are tuned in turn."""
+    return args.blocks is not None or args.block_every is not None
+
+
+def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     """Return the method that completed options ask for.
 
     Args:
         args: the options.
         rows: how many rows are tuned on; 0: not known yet.
+        blocks: how many blocks of layers the weights have; 0: not known yet.
 
     Raises:
         InputError: a value is out of its range, or two do not go together.
@@ -159,6 +179,9 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
     if args.share is not None and args.anchor:
         hint = "Take weight_decay, or leave one of the two out."
         raise InputError("an anchor pulls on all weights, and share tunes some", hint=hint)
+    if takes_turns(args):
+        _check_turns(args)
+        blocks = blocks or args.blocks or LEAST_BLOCKS
     anneal_every = args.anneal_every
     if args.method == "svrg" and anneal_every is None:
         anneal_every = -(-rows // (args.per_device_train_batch_size * args.gradient_accumulation_steps))
@@ -172,8 +195,19 @@ def method_of(args: ZOConfig, rows: int = 0) -> Method:
         seed=args.seed,
         rank=(args.rank or 1) if args.noise == "low-rank" else 0,
         anneal_every=anneal_every,
+        blocks=blocks,
         **{name: getattr(args, name) for name in METHOD_OPTIONS},
     )
+
+
+def _check_turns(args: ZOConfig) -> None:
+    if args.blocks is not None and args.blocks < LEAST_BLOCKS:
+        raise InputError(
+            f"blocks={args.blocks} leaves nothing to take turns", hint="It is at least 2; or leave it out."
+        )
+    if args.tune == "prefix":
+        hint = "Take tune=lora, whose weights lie in all layers; or method=spsa."
+        raise InputError("a prefix lies in no layer, and blocks are of layers", hint=hint)
 
 
 def patience_of(args: ZOConfig) -> Patience:

@@ -151,7 +151,7 @@ class ResumableTrainer(Trainer):
 
         from zoreward import __version__
 
-        limits = self.scorer.reader.tuned.limits
+        limits, blocks = self.scorer.reader.tuned.limits, self.scorer.reader.tuned.blocks
         return {
             "objective": self.objective.name,
             "options": options_of(self.objective),
@@ -165,6 +165,7 @@ class ResumableTrainer(Trainer):
             **({"head": self._head_options()} if self._new_weights else {}),
             "streams": self.scorer.reader.tuned.streams,
             **({"limits": limits} if limits else {}),
+            **({"blocks": blocks} if blocks else {}),
             "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
 

@@ -1,0 +1,145 @@
+"""Tuning by blocks of layers: which tensors a term is about. Kernels see the terms of one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from zoreward.members.chosen import layer_lists
+from zoreward.members.tuned import Slot, Tuned
+from zoreward.records import InputError, Member, Term, Update
+
+
+def by_layer(model: nn.Module, tuned: Tuned, count: int | None = None, *, rank: int = 0) -> dict[str, int]:
+    """Return the block of each tuned weight: canonical name → number, from 0.
+
+    Each transformer layer is a block, in their order; what lies outside of them (embeddings, the last norm, the head)
+    is the last one. What directions of a rank do not move, as vectors, is no block of its own.
+
+    Args:
+        model: the model, with its adapter; may be on torch's meta device.
+        tuned: its tuned weights.
+        count: put neighbouring layers together until there are so many blocks, of as many layers each as can be; None:
+            leave them apart.
+        rank: of the directions; 0: dense.
+
+    Raises:
+        InputError: there are no layers, the weights lie in fewer blocks than two, or in fewer than `count`.
+    """
+    try:
+        lists = layer_lists(model)
+    except InputError as error:
+        raise InputError(str(error), hint="Take method=spsa: it moves all weights at once.") from None
+    prefixes = [f"{place}.{number}." for place, layers in lists for number in range(len(layers))]
+    outside = len(prefixes)
+    place_of = {
+        name: next((place for place, prefix in enumerate(prefixes) if name.startswith(prefix)), outside)
+        for name in tuned.weights
+    }
+    moved = {place_of[name] for name, weight in tuned.weights.items() if Term(0, 1.0, rank).moves(weight.ndim)}
+    if len(moved) < 2:
+        hint = "Tune more of the model, or take method=spsa: it moves all weights at once."
+        raise InputError("all weights that are tuned lie in one block of layers", hint=hint)
+    count = len(moved) if count is None else count
+    if not 2 <= count <= len(moved):
+        hint = f"Choose 2 to {len(moved)}; a block has a layer at least."
+        raise InputError(f"the tuned weights cannot be cut into {count} blocks of layers", hint=hint)
+    layers = sorted(moved - {outside})
+    groups = count - (outside in moved)
+    block_of = {place: number * groups // len(layers) for number, place in enumerate(layers)} | {outside: count - 1}
+    return {name: block_of.get(place, 0) for name, place in place_of.items()}
+
+
+def in_blocks(tuned: Tuned, blocks: Mapping[str, int]) -> Tuned:
+    """Return the tuned weights, cut into blocks: terms of a block move its tensors alone, and no other is touched.
+
+    Args:
+        tuned: the weights.
+        blocks: canonical name → number, of all of them; see `by_layer`.
+
+    Source: Park, Yun, Kim, Kundu, Yang 2025, arXiv 2501.19099.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.members import tuned_weights, update_
+        >>> net = torch.nn.Linear(2, 1)
+        >>> tuned = in_blocks(tuned_weights(net), {"weight": 0, "bias": 1})
+        >>> before = net.weight.clone()
+        >>> update_(net, Update(0.0, (Term(1, 0.5, block=1),), 0, block=1), tuned=tuned)
+        >>> torch.equal(net.weight, before)
+        True
+    """
+    name_of = {id(weight): name for name, weight in tuned.weights.items()}
+    owners = tuple(
+        (owner, tuple(replace(slot, block=blocks[name_of[id(slot.weight)]]) for slot in slots))
+        for owner, slots in tuned.owners
+    )
+    around: dict[nn.Module, list[nn.Module]] = {owner: [] for owner, _ in owners}
+    for owner in around:
+        for inner in owner.modules():
+            if inner is not owner and inner in around:
+                around[inner].append(owner)
+    return replace(tuned, owners=owners, blocks=dict(blocks), around=around)
+
+
+def check_blocks(tuned: Tuned, updates: Sequence[Update] = (), members: Sequence[Member] = ()) -> None:
+    """Check that updates and members are of blocks that there are: else they would silently move nothing.
+
+    Raises:
+        ValueError: one is not.
+    """
+    asked = {update.block for update in updates} - {None}
+    asked |= {term.block for terms in (*members, *(update.terms for update in updates)) for term in terms} - {None}
+    if unknown := asked - set(tuned.blocks.values()):
+        raise ValueError(f"there is no block {min(map(str, unknown))} of weights: see zoreward.members.in_blocks")
+
+
+def own_terms(terms: Member, block: int | None) -> Member:
+    """Return the terms that move tensors of a block; None: of weights that are not cut.
+
+    >>> own_terms((Term(1, 0.5, block=0), Term(2, 0.5, block=1)), 1)
+    (Term(seed=2, coefficient=0.5, rank=0, b_seed=None, basis_seed=None, block=1),)
+    """
+    return tuple(term for term in terms if term.block is None or term.block == block)
+
+
+def own_updates(updates: Iterable[Update], block: int | None) -> list[Update]:
+    """Return what updates do to the tensors of a block, without those that do nothing there."""
+    found = []
+    for update in updates:
+        turn = update.block is None or update.block == block
+        decay, anchor = (update.decay, update.anchor) if turn else (0.0, 0.0)
+        own = Update(decay, own_terms(update.terms, block), update.rounding_seed, anchor, block=update.block)
+        found += [own] if own.moves(2) else []  # what moves no matrix moves nothing
+    return found
+
+
+def slots_by_members(
+    slots: Iterable[Slot], members: Sequence[Member]
+) -> Iterator[tuple[tuple[Member, ...], list[Slot]]]:
+    """Yield what members are to tensors of some blocks, and the slots of these."""
+    groups: dict[tuple[Member, ...], list[Slot]] = {}
+    own: dict[int | None, tuple[Member, ...]] = {}
+    for slot in slots:
+        if slot.block not in own:
+            own[slot.block] = tuple(own_terms(member, slot.block) for member in members)
+        groups.setdefault(own[slot.block], []).append(slot)
+    yield from groups.items()
+
+
+def in_each_block(tuned: Tuned, members: Sequence[Member]) -> list[Sequence[Member]]:
+    """Return the members as they stand in the turn of each block; only them, where there are no blocks."""
+    if not tuned.blocks:
+        return [members]
+    return [_of_block(members, block) for block in sorted(set(tuned.blocks.values()))]
+
+
+def in_all_blocks(members: Sequence[Member]) -> Sequence[Member]:
+    """Return the members as they would stand if all blocks had their turn at once: for a trial of all weights."""
+    return _of_block(members, None)
+
+
+def _of_block(members: Sequence[Member], block: int | None) -> tuple[Member, ...]:
+    return tuple(tuple(replace(term, block=block) for term in member) for member in members)
