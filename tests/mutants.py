@@ -43,6 +43,13 @@ MUTANTS = [
         "tests/test_methods.py",
     ),
     Mutant(
+        "SVRG's two estimates are along different z",
+        "zoreward/methods/svrg.py",
+        "couples(fresh, self.eps, self.at_anchor(state))",
+        "couples(self.directions.fresh(state.step + 1000), self.eps, self.at_anchor(state))",
+        "tests/test_methods.py",
+    ),
+    Mutant(
         "LOZO steps along the next V",
         "zoreward/methods/directions.py",
         "along(z, c) for z, c in zip(self.at(step), coefficients, strict=True)",

@@ -315,6 +315,12 @@ UNREAD = {
         "noise=dense",
     ),
     "lozo, no matrix": ("accuracy", {"--tune": "norm", "--method": "lozo"}, "move matrices", "noise=dense"),
+    "adapter on adapter": (
+        "accuracy",
+        {"--model": "adapter", "--tune": "lora"},
+        "has an adapter already",
+        "leave tune",
+    ),
 }
 
 
@@ -393,6 +399,10 @@ def folder(
     copa = "template: '{sentence}'\nobjective: accuracy\nchoice_column: ends\n"
     copa += "columns: {ends: ['{sentence} a', '{sentence} b']}\n"
     (tmp_path / "copa.yaml").write_text(copa)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "model", "peft_type": "LORA"})
+    )
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
     (tmp_path / "rewards.py").write_text(REWARDS)

@@ -11,6 +11,7 @@ import reference
 from conftest import random_model
 from test_lowrank import raw
 from zoreward.members import limited, members_at, smallest, tuned_weights, update_, updates_
+from zoreward.methods import make_method
 from zoreward.records import Term, Update
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -81,3 +82,43 @@ def test_members_are_shown_with_their_small_weights_moved(rank, keep_bytes):
         # other blockings of the same sums, as in test_members
         torch.testing.assert_close(got[m], expected, rtol=0, atol=1e-4)
     assert (got[0] - got[1]).abs().max() > 0.1
+
+
+def test_sparse_mezo_takes_its_papers_steps():
+    """Algorithm 1 of arXiv 2402.15751 in float64: z is masked by |θ| ≤ the base's percentile, in estimate and step."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 5).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+
+    def loss_at(weight: np.ndarray, bias: np.ndarray) -> float:
+        return float(np.tanh(x.numpy() @ weight.T + bias).sum())
+
+    theta = {name: weight.detach().numpy().copy() for name, weight in model.named_parameters()}
+    streams = reference.streams(theta)
+    limits = {name: np.sort(np.abs(w).ravel())[int(np.ceil(0.3 * w.size)) - 1] for name, w in theta.items()}
+    eps, lr = float(np.float32(1e-2)), 0.05
+    tuned = tuned_weights(model)
+    tuned = limited(tuned, smallest(tuned, 0.3))
+    method = make_method("sparse", eps=1e-2, lr=lr, seed=7)
+    state, rested = method.init(), []
+    for step in range(8):
+        query, scores = method.ask(state), []
+        for member in query.members:
+            with torch.no_grad(), members_at(model, (member,), tuned=tuned):
+                scores.append(-float(torch.tanh(model(x)).sum()))
+        update, state = method.tell(state, query, scores)
+        update_(model, update, tuned=tuned)
+
+        masks = {name: np.abs(weight) <= limits[name] for name, weight in theta.items()}
+        seed = reference.derive_seed(7, step, 0)
+        z = {
+            name: reference.normal(seed, streams[name], range(w.size)).reshape(w.shape) * masks[name]
+            for name, w in theta.items()
+        }
+        above, below = (loss_at(*(theta[name] + sign * eps * z[name] for name in theta)) for sign in (1, -1))
+        theta = {name: w - lr * (above - below) / (2 * eps) * z[name] for name, w in theta.items()}
+        rested.append(int(sum(mask.sum() for mask in masks.values())))
+        for name, weight in model.named_parameters():
+            # Coefficients are float32: 2^-24 of a step of at most 1, and what the steps before were off.
+            np.testing.assert_allclose(weight.detach().numpy(), theta[name], rtol=0, atol=5e-6)
+    assert rested[0] == 2 + 9 and rested[-1] < rested[0], "some weights outgrow their limit, or the mask shows nothing"

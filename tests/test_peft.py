@@ -191,6 +191,17 @@ def test_first_weights_follow_from_the_seed_alone():
     assert not weights[0][name.replace("lora_A", "lora_B")].any()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("error")
+def test_what_peft_and_transformers_warn_each_other_of_is_kept_back(family, tmp_path, tokenizer):
+    random_model(family).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    for tune in ("lora", "prefix"):
+        run = trainer(tmp_path / tune, tokenizer, str(tmp_path / "base"), tune=tune)
+        run.save_model(str(tmp_path / tune / "adapter"))
+        load_model(str(tmp_path / tune / "adapter"))
+
+
 def test_an_adapter_is_float32_beside_half_precision():
     model = adapted(random_model("llama").to(torch.bfloat16), CONFIGS["lora"], 3)
     assert {weight.dtype for weight in tuned_weights(model).weights.values()} == {torch.float32}

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from conftest import random_model
 from zoreward.journal import load_run
+from zoreward.methods import METHODS
 from zoreward.records import InputError, ObjectiveError, StorageError
 from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -140,6 +141,7 @@ KINDS = {
     "blocks in turn, with momentum": {"method": "bcd", "block_every": 2, "momentum": 0.5, "window": 3},
     "rows in their order, one batch short": {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 5},
 }  # fmt: skip
+KINDS |= {name: {"method": name} for name in METHODS if name not in {kind.get("method") for kind in KINDS.values()}}
 
 
 # The others take as long again; `make test-faults` runs them too.

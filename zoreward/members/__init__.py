@@ -25,6 +25,7 @@ from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.memory import scratch_bytes, subspace_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
+from zoreward.members.quiet import quiet_peft
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "merged_copy",
     "needs_copies",
     "new_names",
+    "quiet_peft",
     "scratch_bytes",
     "smallest",
     "subspace_bytes",

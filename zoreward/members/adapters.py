@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from zoreward import noise
 from zoreward.members.prefix import feed_prefix, prefix_weight
+from zoreward.members.quiet import quiet_peft
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     _check_config(config)
     devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.is_cuda})
     try:
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it itself
+        with torch.random.fork_rng(devices), quiet_peft():
             wrapped = get_peft_model(model, copy.deepcopy(config))
     except ValueError as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]

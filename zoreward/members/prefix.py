@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from zoreward import noise
+from zoreward.members.quiet import quiet_peft
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def with_prefix(model: nn.Module, seed: int) -> PeftModel:
         raise problem
     flat = torch.stack(pairs).permute(3, 0, 1, 2, 4).reshape(PREFIX_TOKENS, -1)
     wanted = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PREFIX_TOKENS)
-    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []), quiet_peft():
         wrapped: Any = get_peft_model(model, wanted)
     weight = wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight
     if weight.shape != flat.shape:

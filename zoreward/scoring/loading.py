@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zoreward.data import WHOLE
-from zoreward.members import draw_head_, first_spread, head_names, new_names
+from zoreward.members import draw_head_, first_spread, head_names, new_names, quiet_peft
 from zoreward.records import InputError, MissingFileError, NoRoomError
 from zoreward.scoring.checkpoints import adapter_base, check_model_name, first_line
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
@@ -308,7 +308,8 @@ def blank_model(
             if base is not None:
                 from peft import PeftConfig, get_peft_model
 
-                model = get_peft_model(model, PeftConfig.from_pretrained(name))
+                with quiet_peft():
+                    model = get_peft_model(model, PeftConfig.from_pretrained(name))
     except Exception:  # loading it will tell what is wrong; code that came with it may want weights at once
         return None
     return model
@@ -319,6 +320,6 @@ def _with_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
     import torch
     from peft import PeftModel
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         found: Any = PeftModel.from_pretrained(model, name)
     return cast("PreTrainedModel", found)

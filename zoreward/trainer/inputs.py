@@ -168,14 +168,17 @@ def tunes_adapter(model: PreTrainedModel | PeftModel | str, args: ZOConfig, peft
     """Whether an adapter is tuned: one that is asked for, or the model's own.
 
     Raises:
-        ZorewardError: there is no such model; or there is to be no adapter, and it is to be merged.
+        ZorewardError: there is no such model; it has an adapter, and another is asked for; or there is to be none, and
+            it is to be merged.
     """
     found = peft_config is not None or args.tune in ("lora", "prefix")
     if isinstance(model, str):
         check_model_name(model)
-        found = found or adapter_base(model) is not None
-    else:
-        found = found or has_adapter(model)
+    has_one = adapter_base(model) is not None if isinstance(model, str) else has_adapter(model)
+    if found and has_one:
+        hint = "It is what is tuned: leave tune and peft_config out."
+        raise InputError("the model has an adapter already", hint=hint)
+    found = found or has_one
     if args.merge and not found:
         raise InputError("there is no adapter to merge", hint="Leave merge out, or take tune=lora.")
     if args.merge and args.tune == "prefix":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoreward.members import Tuned, lora_config, tuned_weights
+from zoreward.members import Tuned, lora_config, quiet_peft, tuned_weights
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base
@@ -89,7 +89,7 @@ def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned |
     try:
         from peft import get_peft_model
 
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet_peft():
             adapted = get_peft_model(model, copy.deepcopy(config))
             return cut_into_blocks(adapted, tuned_weights(adapted), args)
     except InputError:
