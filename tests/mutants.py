@@ -315,6 +315,27 @@ MUTANTS = [
         "tests/test_families.py -k t5",
     ),
     Mutant(
+        "a new head draws over what was pretrained",
+        "zoreward/members/heads.py",
+        'if name in missing or name.rpartition(".")[0] in outputs[-1:])',
+        'if "pooler." not in name or name in missing)',
+        "tests/test_whole.py -k new_head",
+    ),
+    Mutant(
+        "a warm-up is left out",
+        "zoreward/trainer/options.py",
+        "return SchedulerType.CONSTANT_WITH_WARMUP",
+        "return SchedulerType.CONSTANT",
+        "tests/test_trainer.py -k warmup",
+    ),
+    Mutant(
+        "the majority is an answer that no row offers",
+        "zoreward/bench/running.py",
+        "often = [(texts[text], places[place]) for place, text in enumerate(one.candidates)]",
+        "often = [places[place] for place in range(len(line))]",
+        "tests/test_bench.py -k majority",
+    ),
+    Mutant(
         "an encoder's padding is read",
         "zoreward/scoring/pairs.py",
         "attention_mask=mask[origin],",

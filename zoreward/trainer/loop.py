@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
-from zoreward.journal import Journal, weights_dtype
+from zoreward.journal import Journal
 from zoreward.members import in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
-from zoreward.records import Example, InputError, Scored, StepRecord
+from zoreward.records import Example, InputError, Query, Scored, StepRecord
 from zoreward.registry import Source, patient
 from zoreward.scoring import (
     Reader,
+    Scorer,
     checked_scorer,
     load_tokenizer,
     prepare_tokenizer,
@@ -31,20 +31,18 @@ from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
     check_quantised,
     checked_head,
-    loaded_model,
     made_examples,
     name_of,
     one_objective,
     refuse_what_is_missing,
     tunes_adapter,
     warn_about_context,
-    what_is_tuned,
-    with_adapter,
 )
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
+from zoreward.trainer.ready import ready_model
 from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
 
@@ -58,10 +56,6 @@ TRIAL_ROWS = 8
 
 # Keeps the seeds of what is drawn in a step apart from those of its directions and of its rounding.
 SAMPLING_INDEX = 2**64 - 2
-
-
-# Where a run keeps the prefix that it began with: it holds activations, whose last bits are those of one device.
-START_NAME = "start"
 
 
 class ZOTrainer(ResumableTrainer):
@@ -125,19 +119,19 @@ class ZOTrainer(ResumableTrainer):
         objective: Source | Sequence[Source] | None = None,
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
-        args, self._source = args or ZOConfig(), name_of(model)
+        args = args or ZOConfig()
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
-        adapter = tunes_adapter(model, args, peft_config)
-        args, needs = completed(args, self.objective.needs, adapter=adapter), self.objective.needs
+        adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
+        args = completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
         self.head = checked_head(model, args, list(train_dataset or ()))
         check_quantised(model, args, adapter)
-        trust = {"trust_remote_code": args.trust_remote_code}
-        tokenizer = prepare_tokenizer(
-            processing_class or load_tokenizer(name_of(model), **trust, kind=self.head.kind), self.head.kind
+        tokenizer = processing_class or load_tokenizer(
+            name_of(model), trust_remote_code=args.trust_remote_code, kind=self.head.kind
         )
+        tokenizer = prepare_tokenizer(tokenizer, self.head.kind)
         self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
         settings = (needs, args, tokenizer, model, self._shot_rows, self.head)
         train_examples = made_examples(train_dataset, *settings)
@@ -149,44 +143,17 @@ class ZOTrainer(ResumableTrainer):
         self.memory = checked_memory(
             model, args, peft_config, query, needs, train_examples, adapter=adapter, head=self.head
         )
-        self._new_weights: list[str] = []
-        if isinstance(model, str):
-            model, self._new_weights = loaded_model(model, self.head, args)
-        dtype = weights_dtype(model)  # of the base: an adapter may have another
-        loaded: Any = with_adapter(model, args, peft_config)
-        made, prefix = loaded is not model, args.tune == "prefix"
-        self._makes_adapter, self._dtype = made and not prefix, dtype
-        self._start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
-        self._source = self._start or self._source
-        if getattr(loaded, "hf_device_map", None):
-            args._n_gpu = 1  # else transformers would put a copy of the model on each GPU
-        elif not getattr(loaded, "is_quantized", False):
-            loaded = loaded.to(args.device)  # before the members are tried on it
-        tuned = what_is_tuned(loaded, args)
-        self.method = method_of(args, rows=len(train_examples), blocks=len(set(tuned.blocks.values())))
-        loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
-        self.last_step: StepRecord | None = None
-        self.last_rows: list[Example] = []
-        self.last_scored: list[Scored] = []
-        self.scorer = checked_scorer(
-            loaded, tokenizer, self.objective, generation, train_examples[:TRIAL_ROWS], in_all_blocks(query.members),
-            tuned=tuned,
-        )  # fmt: skip
+        self.ready = ready_model(model, self.head, args, peft_config)
+        self.method = method_of(args, rows=len(train_examples), blocks=len(set(self.ready.tuned.blocks.values())))
+        self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query)
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:
                 eval_examples = with_base(self._eval_reader(args), eval_examples)
-        if self.scorer.problem:
-            logging.get_logger(__name__).warning("Members are scored one at a time: %s.", self.scorer.problem)
-        self.drift = drift_of(loaded, args, eval_examples or train_examples)
-        self._rows: list[Example] = []
-        self._window = Window()
-        self._journal: Journal | None = None
-        self._finished = self.begun_with_a_score = False
-        self.kept_step = -1  # while the run lasts; 0 is the base
-        self.keeper = Keeper()
+        self.drift = drift_of(self.ready.model, args, eval_examples or train_examples)
+        self._stand_at_base()
         super().__init__(
-            model=loaded,
+            model=self.ready.model,
             args=args,
             data_collator=Batch,
             train_dataset=train_examples,  # type: ignore[arg-type]
@@ -194,6 +161,27 @@ class ZOTrainer(ResumableTrainer):
             processing_class=tokenizer,
             callbacks=[*(callbacks or ()), self.keeper],
         )
+
+    def _checked_scorer(self, tokenizer: Any, generation: Any, examples: list[Example], query: Query) -> Scorer:
+        """The scorer, tried on some rows with the members of the first step; says if they cannot share a pass."""
+        model, tuned, rows = self.ready.model, self.ready.tuned, examples[:TRIAL_ROWS]
+        members = in_all_blocks(query.members)
+        scorer = checked_scorer(model, tokenizer, self.objective, generation, rows, members, tuned=tuned)
+        if scorer.problem:
+            logging.get_logger(__name__).warning("Members are scored one at a time: %s.", scorer.problem)
+        return scorer
+
+    def _stand_at_base(self) -> None:
+        """What is known of a run that has not begun."""
+        self.last_step: StepRecord | None = None
+        self.last_rows: list[Example] = []
+        self.last_scored: list[Scored] = []
+        self._rows: list[Example] = []
+        self._window = Window()
+        self._journal: Journal | None = None
+        self._finished = self.begun_with_a_score = False
+        self.kept_step = -1  # while the run lasts; 0 is the base
+        self.keeper = Keeper()
 
     def evaluate(
         self,

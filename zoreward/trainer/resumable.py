@@ -5,11 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -23,27 +21,24 @@ from zoreward.journal import (
     Journal,
     Run,
     advance,
-    checked_base,
-    fingerprint,
     load_run,
     read_snapshot,
     reopen,
     write_snapshot,
 )
-from zoreward.members import Tuned, adapter_options, first_spread
 from zoreward.methods import SPSAState, state_after
-from zoreward.records import InputError, StepRecord, ZorewardError
-from zoreward.scoring import load_model, load_with_head
-from zoreward.trainer.comparing import digest_of, options_of, refuse_other_run
+from zoreward.records import InputError, StepRecord
+from zoreward.trainer.comparing import refuse_other_run
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.optimizer import no_gradients_to_clear
 from zoreward.trainer.past import count_patience, due, storage_error, told_where
+from zoreward.trainer.ready import Ready, header_of, put_base_back_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zoreward.registry import Objective
-    from zoreward.scoring import Head, Scorer
+    from zoreward.scoring import Scorer
     from zoreward.trainer.drift import Drift
 
 logger = logging.get_logger(__name__)
@@ -53,6 +48,7 @@ class ResumableTrainer(Trainer):
     """What of `ZOTrainer` is about leaving a run and going on with it.
 
     Attributes:
+        ready: the model, and where it came from.
         keeper: the callback that asks for snapshots; `keeper.stopping = True` ends the run after the step at hand.
         kept_step: after how many steps the model stands, once a run is over.
         header: of the journal, while a run lasts.
@@ -70,15 +66,10 @@ class ResumableTrainer(Trainer):
     scorer: Scorer
     kept_step: int
     header: dict[str, Any]
+    ready: Ready
     begun_with_a_score: bool
     _journal: Journal | None
     _finished: bool
-    _source: str
-    _dtype: str
-    head: Head
-    _makes_adapter: bool
-    _new_weights: list[str]
-    _start: str | None
     _bound: Callable[[float], None]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -132,9 +123,9 @@ class ResumableTrainer(Trainer):
 
     def _keep_start(self) -> None:
         """Save the prefix that the run begins with, where it is one that the run made."""
-        if self._start:
+        if self.ready.start:
             with told_where(self.args.output_dir):
-                self.model.save_pretrained(self._start)
+                self.model.save_pretrained(self.ready.start)
 
     def _write_step(self, record: StepRecord) -> None:
         assert self._journal is not None
@@ -147,32 +138,8 @@ class ResumableTrainer(Trainer):
             self._journal.append_evaluation(step, score)
 
     def _journal_header(self) -> dict[str, Any]:
-        import transformers
-
-        from zoreward import __version__
-
-        limits, blocks = self.scorer.reader.tuned.limits, self.scorer.reader.tuned.blocks
-        return {
-            "objective": self.objective.name,
-            "options": options_of(self.objective),
-            "method": {"name": self.args.method, **asdict(self.method)},
-            "model": self._start or self.model.name_or_path,
-            "dtype": self._dtype,
-            "fingerprint": fingerprint(self.model),
-            "config": self.args.changed(),
-            "rows": {"tune": digest_of(self.train_dataset), "evaluate": digest_of(self.eval_dataset)},
-            **({"adapter": adapter_options(self.model)} if self._makes_adapter else {}),
-            **({"head": self._head_options()} if self._new_weights else {}),
-            "streams": self.scorer.reader.tuned.streams,
-            **({"limits": limits} if limits else {}),
-            **({"blocks": blocks} if blocks else {}),
-            "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        }
-
-    def _head_options(self) -> dict[str, Any]:
-        """What makes the run's head again, beside its seed."""
-        spread = first_spread(self.model)
-        return {"classes": list(self.head.classes), "weights": self._new_weights, "spread": spread}
+        rows = (self.train_dataset, self.eval_dataset)
+        return header_of(self.ready, self.objective, self.method, self.args, *rows)
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -348,24 +315,5 @@ class ResumableTrainer(Trainer):
         except ValueError as error:
             logger.warning("The snapshot is not used: %s.", error)
         if not start and not from_base:
-            self._load_base(run, tuned)
+            put_base_back_(self.ready, run, self.args)
         advance(run, model, tuned, start, step)
-
-    @torch.no_grad()
-    def _load_base(self, run: Run, tuned: Tuned) -> None:
-        """Load the weights that the run began with, again, and put them in the place of the model's."""
-        name, trust = self._source, self.args.trust_remote_code
-        try:
-            place: dict[str, Any] = {"dtype": run.header["dtype"], "device": "cpu", "trust_remote_code": trust}
-            if self.head.is_new:
-                base, _ = load_with_head(name, self.head.classes, self.args.seed, **place)
-            else:
-                base = load_model(name, **place)
-            _, fresh = checked_base(run, base)
-        except ZorewardError as error:
-            raise InputError(
-                f"the base weights for the best step cannot be loaded again from '{name}': {error}",
-                hint=f"zoreward replay {self.args.output_dir} --step {run.best_step} makes them from another copy.",
-            ) from error
-        for canonical, weight in tuned.weights.items():
-            weight.copy_(fresh.weights[canonical])
