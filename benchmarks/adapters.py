@@ -43,9 +43,12 @@ TASKS = {
     "lora": Task((*SST2, "--tune", "lora", "--batch-size", "64", "--eps", "1e-2"), 1500, 1e-3, 0.77),
     "prefix": Task((*SST2, "--tune", "prefix", "--batch-size", "64", "--eps", "1e-1"), 1500, 1e-2, 0.77),
     "reward": Task(
-        ("reward-model", "--tune", "lora", "--num-directions", "8", "--batch-size", "16", "--max-new-tokens", "24"),
-        50,
-        3e-2,
+        (
+            *("reward-model", "--tune", "lora", "--num-directions", "8", "--batch-size", "16"),
+            *("--max-new-tokens", "24", "--eps", "5e-2"),
+        ),
+        100,
+        2e-2,
         0.85,
     ),
 }
