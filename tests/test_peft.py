@@ -374,6 +374,7 @@ def test_defaults_for_an_adapter(tmp_path, tokenizer):
         ({"merge": True}, "no adapter to merge"),
         ({"tune": "bias", "peft_config": LoraConfig()}, "say two things"),
         ({"tune": "lora", "lora_rank": 0}, "lora_rank must be at least 1"),
+        ({"peft_config": {"r": 8}}, "peft_config is a dict"),
         ({"tune": "nothing"}, "tune='nothing'"),
     ],
     ids=str,

@@ -7,7 +7,7 @@ from zoreward.bench.driver import run_all
 from zoreward.bench.plan import METHODS, BenchMethod, Plan, Run, Settings, problem_of, rates_of
 from zoreward.bench.plot import draw
 from zoreward.bench.results import Results
-from zoreward.bench.rows import Counts, bench_rows, check_plan
+from zoreward.bench.rows import Counts, bench_rows, check_plan, check_shots
 from zoreward.bench.table import as_csv, as_markdown, lines_of
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "as_markdown",
     "bench_rows",
     "check_plan",
+    "check_shots",
     "chosen_rate",
     "draw",
     "finals",

@@ -50,7 +50,12 @@ def bench_rows(task: Task, folder: Path | None, counts: Counts) -> Split:
             raise InputError(f"no rows of {task.name!r} {what}", hint=f"say how many to hold out: --{name}-rows 200")
     held = {name: wanted[name] or 0 for name in ("dev", "test") if name not in pools}
     own = {name: task.kept(rows) for name, rows in pools.items()}
-    parts = split_rows(own["train"], train=wanted["train"], seed=counts.seed, **held)
+    try:
+        parts = split_rows(own["train"], train=wanted["train"], seed=counts.seed, **held)
+    except InputError as error:
+        flags = " or ".join(f"--{name}-rows" for name, count in held.items() if count)
+        hint = f"lower {flags}, or put dev.jsonl and test.jsonl into --data-dir"
+        raise InputError(f"{task.name}: {error}", hint=hint if flags else error.hint) from None
     dev = sample_rows(own["dev"], wanted["dev"], seed=counts.seed) if "dev" in own else parts.dev
     test = sample_rows(own["test"], wanted["test"]) if "test" in own else parts.test
     return Split(*(task.prepared(some) for some in (parts.train, dev, test)))
@@ -64,22 +69,32 @@ def check_plan(plan: Plan) -> None:
     """
     metric, smooth = objectives_of(plan.task)
     for name in ("train", "dev", "test"):
-        rows = getattr(plan.rows, name)
         for objective in (metric, smooth if name == "train" else None):
             if objective is not None:
-                try:
-                    _check(objective, rows, plan)
-                except ZorewardError as error:
-                    message = f"the {name} rows of {plan.task.name!r}: {error}"
-                    raise type(error)(message, hint=error.hint) from error
+                _check(objective, name, plan)
 
 
-def _check(objective: Objective, rows: list[dict[str, Any]], plan: Plan) -> None:
-    if objective.needs == "completions":
-        check_prompts(rows, template=plan.task.template, prompt="prompt")
-    else:
-        columns = {name: value for name, value in plan.prompt.items() if name != "max_length"}
-        check_columns(rows, needs=objective.needs, **columns)
+def check_shots(plan: Plan) -> None:
+    """Raise if there are too few rows to take the demonstrations of the method `shots` from.
+
+    Raises:
+        ZorewardError: there are; the message names the rows.
+    """
+    metric, _ = objectives_of(plan.task)
+    for name in ("dev", "test"):
+        _check(metric, name, plan, shots=plan.settings.shots, shot_rows=plan.rows.train)
+
+
+def _check(objective: Objective, name: str, plan: Plan, **shots: Any) -> None:
+    rows = getattr(plan.rows, name)
+    try:
+        if objective.needs == "completions":
+            check_prompts(rows, template=plan.task.template, prompt="prompt")
+        else:
+            columns = {name: value for name, value in plan.prompt.items() if name != "max_length"}
+            check_columns(rows, needs=objective.needs, **columns, **shots)
+    except ZorewardError as error:
+        raise type(error)(f"the {name} rows of {plan.task.name!r}: {error}", hint=error.hint) from error
 
 
 def _own_pools(task: Task) -> dict[str, list[dict[str, Any]]]:

@@ -24,6 +24,7 @@ from zoreward.bench import (
     as_markdown,
     bench_rows,
     check_plan,
+    check_shots,
     draw,
     finals,
     lines_of,
@@ -97,6 +98,9 @@ def _bench(context: typer.Context, values: dict[str, Any]) -> int:
         for plan in plans.values():
             results.check(plan.configuration())
         _check_model(plans, tables)
+        for name, plan in plans.items():
+            if "shots" in tables[name]:
+                check_shots(plan)
         for plan in plans.values():
             results.begin(plan.configuration())
         words = context.find_root().obj or []

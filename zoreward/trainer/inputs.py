@@ -135,6 +135,8 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes
         raise InputError("reward_processing_classes is not supported yet", hint="Leave it out.")
     if peft_config is not None and args.tune != "full":
         raise InputError(f"peft_config and tune={args.tune!r} say two things", hint="Leave one of them out.")
+    if isinstance(peft_config, dict):
+        raise InputError("peft_config is a dict, not a config of PEFT", hint="Give it as peft_config=LoraConfig(r=16).")
     check_tune(args.tune)
     if args.world_size > 1:
         raise InputError("runs over several processes are not supported yet", hint="Start one process.")
