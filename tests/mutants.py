@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         "SubZero steps in the next subspace",
         "zoreward/methods/directions.py",
-        "basis_seed=derive_seed(self.seed, start, 0)",
-        "basis_seed=derive_seed(self.seed, start + self.refresh * (step % 2), 0)",
+        "basis_seed = derive_seed(self.seed, start, 0)",
+        "basis_seed = derive_seed(self.seed, start + self.refresh * (step % 2), 0)",
         "tests/test_methods.py",
     ),
     Mutant(

@@ -116,6 +116,17 @@ def test_couples_are_bit_equal(kernels, dtype):
     check_copies(kernels, dtype, COUPLES if DEVICE == "cuda" else COUPLES[2:])
 
 
+@pytest.mark.parametrize(
+    "members", [COUPLES, ((Term(1, 0.1),), (Term(2, 0.2),), (Term(3, -0.3),))], ids=["two couples", "single ones"]
+)
+def test_more_than_one_couple_reads_its_own_coefficients(members):
+    # A single couple is written another way: its seed and coefficients come with the launch.
+    weight = torch.randn(2, 150, generator=torch.Generator().manual_seed(0)).bfloat16()
+    [copies] = gpu.Kernels(block=256, unit=512).perturb_all([(weight.to(DEVICE), 5)], members)
+    [expected] = cpu.perturb_all([(weight, 5)], members)
+    assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in expected]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_copies_that_are_there_are_written_over(kernels, dtype):
     there = kernels.perturb_all(weights(dtype, DEVICE), MIXED[:2])
