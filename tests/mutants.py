@@ -301,13 +301,6 @@ MUTANTS = [
         "tests/test_gpu_kernels.py",
     ),
     Mutant(
-        "a GPU rounds what no update moves",
-        "zoreward/kernels/triton_kernels.py",
-        "            if kind != 0:\n",
-        "            if True:\n",
-        "tests/test_gpu_kernels.py",
-    ),
-    Mutant(
         "all members have the first one's relative positions",
         "zoreward/members/grouping.py",
         "self.current = member\n                    lines",
