@@ -265,6 +265,7 @@ def test_a_run_that_is_refused_for_its_memory_is_a_line_of_the_table(
     assert all("its weights; this machine has 0.01 MB free" in text for text in told)
 
 
+@pytest.mark.slow
 def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"q": f"the {word} film was", "a": word} for word in GOOD + BAD]
     write("own/train.jsonl", rows)
@@ -286,6 +287,7 @@ def test_a_task_that_writes(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line["tests"][0] in (0.0, 0.25, 0.5) for line in lines.values())
 
 
+@pytest.mark.slow
 def test_a_task_whose_rows_bring_their_answers(capsys: pytest.CaptureFixture[str]) -> None:
     for name, count in (("train", 8), ("dev", 4)):
         rows = [

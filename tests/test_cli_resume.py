@@ -148,6 +148,7 @@ def test_a_finished_run_says_so_and_a_model_that_is_missing_is_made(
     assert weights(whole) == expected and not (whole / "model.part").exists()
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_and_other_options_are_refused(
     whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

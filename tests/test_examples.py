@@ -115,6 +115,7 @@ def zoreward(site: Path, *words: object, cwd: Path | None = None) -> subprocess.
     return run("-m", "zoreward", *words, path=site, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_a_plugins_command_exists_once_it_is_installed(site: Path) -> None:
     help = zoreward(site, "tune", "worst-group", "--help").stdout
     assert "Accuracy of the group of rows that fares worst." in help

@@ -327,6 +327,7 @@ def test_terms_of_0_and_no_terms_are_told_apart(tmp_path):
     assert len(records[0].update.terms) == 1 and not records[2].update.terms
 
 
+@pytest.mark.slow
 def test_20_000_steps_take_less_than_100_000_bytes():
     names = [f"model.decoder.layers.{n}.self_attn.{w}_proj.{kind}" for n in range(64) for w in "qkvo" for kind in
              ("weight", "bias")] + [f"model.decoder.layers.{n}.fc{i}.{kind}" for n in range(64) for i in (1, 2) for

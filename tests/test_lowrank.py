@@ -136,7 +136,14 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES.values()], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (torch.float64, torch.float32, torch.float16)),
+    ],
+    ids=str,
+)
 def test_kernels_agree_bit_for_bit(dtype, device, cut):
     members = [terms_of(member) for member in MEMBERS]
     expected, got = cpu.perturb_all(weights(dtype), members), portable.perturb_all(weights(dtype, device), members)

@@ -177,6 +177,7 @@ def test_a_toy_is_learned_saved_and_replayed(folder: Path, tmp_path: Path, capsy
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_texts_are_tuned_by_a_reward(folder: Path, ending, tmp_path: Path) -> None:
     def likes_film(completions: list[str]) -> list[float]:
         return [float(text.split().count("film")) for text in completions]

@@ -520,6 +520,7 @@ def test_a_run_that_is_asked_to_stop_finishes_its_step_and_evaluates_when_it_goe
     assert (tmp_path / "journal.jsonl").read_bytes() == whole[1]
 
 
+@pytest.mark.slow
 def test_an_objective_that_raises_now_and_then_costs_nothing(tmp_path, tokenizer):
     def judged(predictions, logprobs, trainer_state=None):
         return float(logprobs[0][0])
@@ -616,7 +617,7 @@ def test_a_base_that_has_changed_meanwhile_is_said(base, tmp_path, tokenizer, mo
     assert same(weights(run), weights_at(tmp_path / "run", STEPS))
 
 
-@pytest.mark.parametrize("kill", [0, 3, 5])
+@pytest.mark.parametrize("kill", [0, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_early_stopping_counts_on_over_a_resume(kill, base, tmp_path, tokenizer, monkeypatch):
     with_scores(monkeypatch, SCORES)
 

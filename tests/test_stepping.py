@@ -64,7 +64,9 @@ def calls(monkeypatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in ("llama", "opt") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_texts_are_those_of_generate(family, tokenizer, calls) -> None:
     model = random_model(family)
     by_steps, plain = generators(model, tokenizer)

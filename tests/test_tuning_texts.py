@@ -47,6 +47,7 @@ def test_a_reward_of_single_texts_rises(tmp_path, tokenizer):
     assert {"eval_length", "eval_distinct_2"} <= after.keys()
 
 
+@pytest.mark.slow
 def test_corpus_bleu_which_no_single_text_has_rises(tmp_path, tokenizer):
     run = tuned(tmp_path, tokenizer, get_objective("bleu"))
     before = run.evaluate()["eval_score"]
@@ -55,6 +56,7 @@ def test_corpus_bleu_which_no_single_text_has_rises(tmp_path, tokenizer):
     assert after > before + 5, (before, after)
 
 
+@pytest.mark.slow
 def test_pass_at_k_which_no_single_text_has_rises(tmp_path, tokenizer):
     rows = [{"prompt": prompt, "answer": "good"} for prompt in PROMPTS for _ in range(4)]
     objective = get_objective("pass-at-k", k=2)

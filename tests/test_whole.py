@@ -223,6 +223,7 @@ def bits(model):
 TOY = [{"text": f"a {word} film", "label": int(word in ("good", "great", "lovely"))} for word in WORDS[:2] + WORDS[7:9]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [MASKED[0], *(pytest.param(one, marks=pytest.mark.slow) for one in MASKED[1:])])
 def test_a_masked_model_improves_and_its_replay_has_the_bytes(family, tmp_path):
     base = saved(tmp_path / "base", masked_model(family), tokenizer_of(family))
