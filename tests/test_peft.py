@@ -170,6 +170,13 @@ def test_members_write_together_what_they_write_alone(family, rank, tokenizer):
 # --- first weights ---------------------------------------------------------------------------------------------------
 
 
+def test_names_of_modules_are_written_in_one_order(tmp_path):
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted(random_model("llama"), config, 0).save_pretrained(tmp_path)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 14 and names == sorted(names)  # seven in each layer; by luck in 1 of 14! cases
+
+
 def test_first_weights_follow_from_the_seed_alone():
     state = torch.get_rng_state()
     first, again, other = (adapted(random_model("llama"), CONFIGS["lora"], seed) for seed in (3, 3, 4))

@@ -118,6 +118,11 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     except ValueError as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"PEFT cannot make this adapter: {message}", hint="Change target_modules.") from error
+    # PEFT keeps names of modules in sets, whose order differs from one object to the next, and writes them so.
+    for own in wrapped.peft_config.values():
+        for name, value in vars(own).items():
+            if isinstance(value, set):
+                setattr(own, name, sorted(value))
     _draw(wrapped, noise.derive_seed(seed, 0, ADAPTER_INDEX))
     return wrapped
 
