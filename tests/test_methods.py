@@ -23,7 +23,7 @@ from zoreward.journal import Journal, read_journal
 from zoreward.journal.trajectory import run_of, trajectory_bytes
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
 from zoreward.noise import streams
-from zoreward.records import InputError, Member, StepRecord, Term, Update
+from zoreward.records import Direction, InputError, Member, StepRecord, Term, Update
 
 Weights = reference.Weights
 Loss = Callable[[Weights, Sequence[int]], float]
@@ -273,14 +273,19 @@ def test_lozo_m_is_the_published_method_while_v_lasts():
     assert gap(ours, lozo(11, 2, 20, 0.1, beta=0.8)) < 10 * CLOSE
 
 
-def test_lozo_steps_along_the_directions_that_it_measured():
-    method, state, seen = make_method("lozo", lr=0.1, rank=2, refresh=3, num_directions=2), SPSAState(), []
+def directions_stepped_along(name: str) -> list[list[Direction]]:
+    """The two directions of each of seven steps, three of which share V or a subspace; they are those measured."""
+    method, state, found = make_method(name, lr=0.1, rank=2, refresh=3, num_directions=2), SPSAState(), []
     for step in range(7):
         query = method.ask(state)
         update, state = method.tell(state, query, [0.1, 0.7, 0.2, 0.3])
-        measured = [member[0].direction for member in query.members[::2]]
-        assert [term.direction for term in update.terms] == measured, step
-        seen.append(measured[0])
+        found.append([member[0].direction for member in query.members[::2]])
+        assert [term.direction for term in update.terms] == found[-1], step
+    return found
+
+
+def test_lozo_steps_along_the_directions_that_it_measured():
+    seen = [measured[0] for measured in directions_stepped_along("lozo")]
     assert [z[2] for z in seen] == [seed for seed in (seen[0][1], seen[3][1], seen[6][1]) for _ in range(3)][:7]
     assert len({z[1] for z in seen}) == 7
 
@@ -340,12 +345,8 @@ def test_subzero_is_the_published_method(rank, t_0):
 
 
 def test_subzero_steps_along_the_directions_that_it_measured_in_one_subspace():
-    method, state, seen = make_method("subzero", lr=0.1, rank=2, refresh=3, num_directions=2), SPSAState(), []
-    for step in range(7):
-        query = method.ask(state)
-        update, state = method.tell(state, query, [0.1, 0.7, 0.2, 0.3])
-        measured = [member[0].direction for member in query.members[::2]]
-        assert [term.direction for term in update.terms] == measured, step
+    seen = []
+    for measured in directions_stepped_along("subzero"):
         assert measured[0][3] == measured[1][3] is not None
         seen += measured
     assert len({z[1] for z in seen}) == 14

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from zoreward import noise
 from zoreward.kernels.philox import Workspace
-from zoreward.kernels.subspaces import Subspaces, matrices_of
+from zoreward.kernels.subspaces import Subspaces, holding
 from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
@@ -102,7 +102,7 @@ def factors_all(
         terms: the low-rank terms.
         subspaces: where those that terms lie in are kept; None: made for this call.
     """
-    held = _holding(subspaces, weights, terms)
+    held = holding(subspaces, normals, weights, terms)
     return [
         [
             (torch.from_numpy(a), torch.from_numpy(b))
@@ -115,15 +115,6 @@ def factors_all(
 def normals(seed: int, purpose: int, tensors: Sequence[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
     """Return the first normals of tensors, from how many and the stream of each."""
     return [torch.from_numpy(_whole(seed, stream, count, purpose)) for count, stream in tensors]
-
-
-def _holding(
-    subspaces: Subspaces | None, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
-) -> Subspaces:
-    """The subspaces, with those that the terms need of all these weights at once."""
-    subspaces = subspaces or Subspaces(normals)
-    subspaces.hold(matrices_of(weights), terms, _DEVICE)
-    return subspaces
 
 
 def _whole(seed: int, stream: int, count: int, purpose: int) -> NDArray[np.float32]:
@@ -167,7 +158,7 @@ def perturb_all(
     """
     copies: list[list[torch.Tensor]] = []
     jobs: list[Job] = []
-    held = _holding(subspaces, weights, [term for member in members for term in member])
+    held = holding(subspaces, normals, weights, [term for member in members for term in member])
     for number, (weight, stream) in enumerate(weights):
         own, more = perturb_jobs(weight, stream, members, held, into[number] if into else None)
         copies.append(own)
@@ -198,7 +189,7 @@ def replay_all_(
         subspaces: as for `factors_all`.
     """
     bases = bases or [None] * len(weights)
-    held = _holding(subspaces, weights, [term for update in updates for term in update.terms])
+    held = holding(subspaces, normals, weights, [term for update in updates for term in update.terms])
     pairs = zip(weights, bases, strict=True)
     run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, held, base))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from zoreward import noise
-from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
+from zoreward.kernels.subspaces import Factors, Subspaces, holding, matrices_of
 from zoreward.records import Direction, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
@@ -52,7 +52,7 @@ def perturb_all(
     ]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]
     terms = [term for member in members for term in member]
-    factors = _factors_of(weights, terms, range(len(weights)), _holding(subspaces, weights, terms))
+    factors = _factors_of(weights, terms, range(len(weights)), holding(subspaces, normals, weights, terms))
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for m, member in enumerate(members):
@@ -82,7 +82,7 @@ def replay_all_(
     weights = [pair for pair, moves in zip(weights, moved, strict=True) if moves]
     anchors = [base.view(-1) for base, moves in zip(bases, moved, strict=True) if moves] if bases else None
     flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
-    held = _holding(subspaces, weights, [term for update in updates for term in update.terms])
+    held = holding(subspaces, normals, weights, [term for update in updates for term in update.terms])
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for update in updates:
@@ -123,7 +123,7 @@ def factors_all(
     weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None = None
 ) -> list[list[Factors]]:
     """Return the factors of each matrix and each low-rank term; see `zoreward.kernels.cpu.factors_all`."""
-    return _factors(weights, terms, _holding(subspaces, weights, terms))
+    return _factors(weights, terms, holding(subspaces, normals, weights, terms))
 
 
 def normals(seed: int, purpose: int, tensors: Sequence[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
@@ -151,14 +151,6 @@ def _factors(weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspa
         for pairs, pair in zip(found, some, strict=True):
             pairs.append(pair)
     return found
-
-
-def _holding(subspaces: Subspaces | None, weights: Sequence[Weight], terms: Sequence[Term]) -> Subspaces:
-    """The subspaces, with those that the terms need of all these weights at once."""
-    subspaces = subspaces or Subspaces(normals)
-    if weights:
-        subspaces.hold(matrices_of(weights), terms, weights[0][0].device)
-    return subspaces
 
 
 def _factors_of(

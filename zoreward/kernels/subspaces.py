@@ -98,6 +98,16 @@ class Subspaces:
         return padded
 
 
+def holding(
+    subspaces: Subspaces | None, draw: Draw, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
+) -> Subspaces:
+    """Return the subspaces, or new ones, with those that the terms need of all these weights at once."""
+    subspaces = subspaces or Subspaces(draw)
+    if weights:
+        subspaces.hold(matrices_of(weights), terms, weights[0][0].device)
+    return subspaces
+
+
 def _counts(drawn: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     """popcount − 16 of normals: float64 (tensors, ·, rank)."""
     return torch.round(torch.stack(list(drawn)).double() * math.sqrt(8)).view(len(drawn), -1, rank)

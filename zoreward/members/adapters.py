@@ -128,11 +128,10 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
 
 
 def adapter_options(model: PeftModel) -> dict[str, Any]:
-    """Return what makes a model's adapter again, for JSON: its kind, and the options that are not empty."""
+    """Return what makes an adapter of `adapted` again, for JSON: its kind, and the options that are not empty."""
     config = model.peft_config[_active(model)]
     kind = _kind(config)
-    given = {name: value for name, value in config.to_dict().items() if name in _OPTIONS[kind] and value}
-    plain = {name: sorted(value) if isinstance(value, set | frozenset) else value for name, value in given.items()}
+    plain = {name: value for name, value in config.to_dict().items() if name in _OPTIONS[kind] and value}
     if kind == "IA3" and isinstance(plain["target_modules"], list):  # PEFT fills it up with layers it does not find
         known = [name for name in plain.get("feedforward_modules", ()) if name in plain["target_modules"]]
         plain["feedforward_modules"] = known

@@ -25,6 +25,8 @@ class HeldCopies:
     def __init__(self, tuned: Tuned):
         self.moves = 0
         self._slots, self._kernels = list(tuned.slots), tuned.kernels
+        # With a limit a copy is another tensor than the kernel's, with blocks a kernel's tensors change by turns.
+        self._in_place = not tuned.limits and not tuned.blocks
         self._held: dict[int, list[torch.Tensor]] = {}
 
     @torch.no_grad()
@@ -33,7 +35,7 @@ class HeldCopies:
         if not self._fit(len(members)):
             self.moves += 1
             self._held = perturbed_copies(self._slots, members, self._kernels)
-        elif all(slot.limit is slot.block is None for slot in self._slots):
+        elif self._in_place:
             perturbed_copies(self._slots, members, self._kernels, self._held)
         else:
             fresh = perturbed_copies(self._slots, members, self._kernels)

@@ -102,9 +102,9 @@ def header_of(
 
     from zoreward import __version__
 
-    model, limits, blocks = ready.model, ready.tuned.limits, ready.tuned.blocks
-    # What makes the run's head again, beside its seed.
-    head = {"classes": list(ready.head.classes), "weights": ready.new_weights, "spread": first_spread(model)}
+    model, limits, blocks, head = ready.model, ready.tuned.limits, ready.tuned.blocks, {}
+    if ready.new_weights:  # what makes the run's head again, beside its seed
+        head = {"classes": list(ready.head.classes), "weights": ready.new_weights, "spread": first_spread(model)}
     return {
         "objective": objective.name,
         "options": options_of(objective),
@@ -115,7 +115,7 @@ def header_of(
         "config": args.changed(),
         "rows": {"tune": digest_of(tune_rows), "evaluate": digest_of(eval_rows)},
         **({"adapter": adapter_options(model)} if ready.makes_adapter else {}),
-        **({"head": head} if ready.new_weights else {}),
+        **({"head": head} if head else {}),
         "streams": ready.tuned.streams,
         **({"limits": limits} if limits else {}),
         **({"blocks": blocks} if blocks else {}),
