@@ -41,7 +41,12 @@ class Task:
 SST2 = ("neg-cross-entropy", "--template", "{sentence} It was", "--choice", " terrible", "--choice", " great")
 TASKS = {
     "lora": Task((*SST2, "--tune", "lora", "--batch-size", "64", "--eps", "1e-2"), 1500, 1e-3, 0.77),
-    "prefix": Task((*SST2, "--tune", "prefix", "--batch-size", "64", "--eps", "1e-1"), 1500, 1e-2, 0.77),
+    "prefix": Task(
+        (*SST2, "--tune", "prefix", "--batch-size", "64", "--eps", "3e-1", "--lr-scheduler-type", "linear"),
+        6000,
+        2e-1,
+        0.77,
+    ),
     "reward": Task(
         (
             *("reward-model", "--tune", "lora", "--num-directions", "8", "--batch-size", "16"),

@@ -4,7 +4,8 @@
 
 DATA_FOLDER holds sst2/train.jsonl, sst2/dev.jsonl and, where they are there, imdb_prompts and preferences; their texts,
 without labels, are what the model learns to fill masks in, beside `--samples` texts that a language model writes behind
-the prompts. A WordPiece vocabulary is trained on them, then a BERT of `--layers` layers for `--minutes`.
+the prompts and behind "{sentence} It was". A WordPiece vocabulary is trained on them, then a BERT of `--layers` layers
+for `--minutes`.
 
 Then, all with the template of the task `sst2-masked`: the accuracy on sst2/dev.jsonl before tuning, also with the one
 threshold without labels (the median margin of 256 training rows) that tuning must be judged beside; a learning rate
@@ -181,8 +182,8 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--pretrained", help="a masked model that is there already")
     parser.add_argument("--samples-from", help="a causal language model that writes more text")
-    parser.add_argument("--samples", type=int, default=65536)
-    parser.add_argument("--minutes", type=float, default=1.2, help="of pretraining")
+    parser.add_argument("--samples", type=int, default=131072)
+    parser.add_argument("--minutes", type=float, default=2.0, help="of pretraining")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=6144)
@@ -205,6 +206,7 @@ def main() -> None:
         if options.samples_from:
             torch.manual_seed(0)
             prompts = [row["prompt"] for row in load_rows(f"{options.data}/imdb_prompts/train.jsonl")]
+            prompts += [f"{row['sentence']} It was" for row in load_rows(f"{options.data}/sst2/train.jsonl")]
             texts += written_by(options.samples_from, prompts, options.samples, device)
         print(f"{len(texts):,} texts, {time.perf_counter() - start:.0f} s", flush=True)
         told = pretrain(texts, options, folder / "base", device)
