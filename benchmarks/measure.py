@@ -56,7 +56,8 @@ class Result:
             f"{word} {bar:g}" for word, bar in (("at least", self.least), ("at most", self.most)) if bar is not None
         ]
         bar = f"   bar: {', '.join(bars)} → {'held' if self.holds else 'MISSED'}" if bars else ""
-        return f"{self.what:<58} {self.value:10.3f} {self.unit}{bar}"
+        value = f"{self.value:.3f}" if self.value == 0 or abs(self.value) >= 0.01 else f"{self.value:.3g}"
+        return f"{self.what:<58} {value:>10} {self.unit}{bar}"
 
 
 def medians(works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
