@@ -63,3 +63,18 @@ def tiny_t5_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     ending.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <end>", None, [("<end>", 1)])
     ending.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's patches `triton.language` anew at each call of a function inside a kernel: once will do."""
+    if not torch.cuda.is_available():
+        from triton.runtime.interpreter import InterpretedFunction
+
+        slow = InterpretedFunction.__call__
+
+        def call(self, *args, **kwargs):
+            ours = self.fn.__module__.startswith("zoreward.")
+            return self.rewrite()(*args, **kwargs) if ours else slow(self, *args, **kwargs)
+
+        monkeypatch.setattr(InterpretedFunction, "__call__", call)

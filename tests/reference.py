@@ -29,6 +29,24 @@ WORD = 2**32
 FACTOR_A, FACTOR_B = 2, 3  # the factors of low-rank directions
 BASIS_U, BASIS_V, CORE = 5, 6, 7  # the bases of a subspace, and a direction in it
 
+# ln(1+f) = f − f²/2 + f³ · (L0 + L1·f + …) for √½ ≤ 1+f ≤ √2; ln 2 in two parts, the first of few bits.
+LOGARITHM = [
+    np.float32(value)
+    for value in (
+        0.33333972096443176,
+        -0.250009685754776,
+        0.19960597157478333,
+        -0.165879487991333,
+        0.14950978755950928,
+        -0.14197471737861633,
+        0.08506953716278076,
+    )
+]
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# Taylor's coefficients of sin(π/2 · g) / g and of cos(π/2 · g), in g².
+SINE = [np.float32((-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1)) for n in range(5)]
+COSINE = [np.float32((-1) ** n * (math.pi / 2) ** (2 * n) / math.factorial(2 * n)) for n in range(5)]
+
 Terms = Sequence[
     tuple[int, float]
     | tuple[int, float, int]
@@ -81,18 +99,89 @@ def normal(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECT
     return np.array([np.float32(word.bit_count() - 16) * step for word in drawn], np.float32)
 
 
+def rademacher(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECTIONS) -> NDArray[np.float32]:
+    """Return z at each index: −1 where the word's highest bit is set, else +1.
+
+    >>> rademacher(0, 0, range(4))
+    array([ 1., -1., -1., -1.], dtype=float32)
+    """
+    return np.array([-1.0 if word >= 2**31 else 1.0 for word in words(seed, stream, indices, purpose)], np.float32)
+
+
+def gaussian(seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECTIONS) -> NDArray[np.float32]:
+    """Return z at each index: the elements 0 and 1 of a block of four are `box_muller` of its words 0 and 1, the
+    elements 2 and 3 of its words 2 and 3.
+
+    >>> gaussian(0, 0, [1, 0, 2, 3]).round(4)
+    array([-1.3547,  0.047 , -0.7776,  0.0958], dtype=float32)
+    """
+    found = []
+    for index in map(int, indices):
+        first = index - index % 2
+        w, v = words(seed, stream, (first, first + 1), purpose)
+        found.append(box_muller(w, v)[index % 2])
+    return np.array(found, np.float32)
+
+
+def box_muller(w: int, v: int) -> tuple[np.float32, np.float32]:
+    """Return √(−2 ln u) · (cos α, sin α) of two words, one float32 operation at a time.
+
+    u = ((w >> 8) + 1) / 2^24, α = π/2 · (quadrant + g): the quadrant is the upper two bits of v, g is the 22 bits
+    below them as a number from −½ to ½.
+    """
+    pattern = bits_of(np.float32(w // 2**8 + 1))
+    exponent = (pattern - 0x3F3504F3) // 2**23  # so that what is left lies in [√½, √2)
+    logarithm = log_of_one_and(float_of(pattern - exponent * 2**23) - np.float32(1))
+    k = np.float32(exponent - 24)
+    radius = np.sqrt((logarithm + k * LN2_LOW + k * LN2_HIGH) * np.float32(-2))
+    g = np.float32(v // 2**8 % 2**22 - 2**21) * np.float32(2**-22)
+    sine, cosine = horner(SINE, g * g) * g, horner(COSINE, g * g)
+    x, y = [(cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine)][v // 2**30]
+    return radius * x, radius * y
+
+
+def log_of_one_and(f: np.float32) -> np.float32:
+    """Return ln(1 + f) for √½ ≤ 1 + f ≤ √2: (f − f²/2) + f³ · p(f)."""
+    square = f * f
+    return (f - np.float32(0.5) * square) + (square * f) * horner(LOGARITHM, f)
+
+
+def horner(coefficients: Sequence[np.float32], x: np.float32) -> np.float32:
+    """Return c0 + x · (c1 + x · (c2 + …)), from the last coefficient on: each product is rounded, then each sum."""
+    total = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        total = total * x + coefficient
+    return total
+
+
+def entries(
+    seed: int, stream: int, indices: Iterable[int], purpose: int = DIRECTIONS, distribution: str = "normal"
+) -> NDArray[np.float32]:
+    """Return z at each index, of one of the three distributions."""
+    return {"normal": normal, "gaussian": gaussian, "rademacher": rademacher}[distribution](
+        seed, stream, indices, purpose
+    )
+
+
 def low_rank(
-    seed: int, stream: int, shape: tuple[int, int], rank: int, b_seed: int | None = None, basis_seed: int | None = None
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    rank: int,
+    b_seed: int | None = None,
+    basis_seed: int | None = None,
+    distribution: str = "normal",
 ) -> NDArray[np.float32]:
     """Return z = a·bᵀ/√r of a matrix, one float32 operation at a time: products, their sum from k = 0 on, the scale.
 
-    a is (m, r) and b is (n, r), each `normal` with a purpose of its own, in row-major order; b by a seed of its own, if
-    it has one. In a subspace they are those of `subspace_factors`.
+    a is (m, r) and b is (n, r), each `entries` with a purpose of its own, in row-major order; b by a seed of its own,
+    if it has one. In a subspace, where entries are normal, they are those of `subspace_factors`.
     """
     rows, columns = shape
-    a = normal(seed, stream, range(rows * rank), FACTOR_A)
-    b = normal(seed if b_seed is None else b_seed, stream, range(columns * rank), FACTOR_B)
+    a = entries(seed, stream, range(rows * rank), FACTOR_A, distribution)
+    b = entries(seed if b_seed is None else b_seed, stream, range(columns * rank), FACTOR_B, distribution)
     if basis_seed is not None:
+        assert distribution == "normal"
         a, b = (factor.reshape(-1) for factor in subspace_factors(seed, basis_seed, stream, shape, rank))
     scale = np.float32(1 / math.sqrt(rank))
     z = np.empty(shape, np.float32)
@@ -264,7 +353,11 @@ def stochastic_fp16(acc: np.float32, word: int) -> int:
 
 
 def accumulate(
-    theta: NDArray[np.float32], stream: int, terms: Terms, indices: Sequence[int] | None = None
+    theta: NDArray[np.float32],
+    stream: int,
+    terms: Terms,
+    indices: Sequence[int] | None = None,
+    distribution: str | Sequence[str] = "normal",
 ) -> NDArray[np.float32]:
     """Return θ + Σ coefficient · z in float32: each product is rounded, then each sum, in the order of the terms.
 
@@ -272,16 +365,18 @@ def accumulate(
         theta: the weights, any shape; flattened in row-major order. Terms with a rank move it where it is a matrix.
         indices: the flat indices that `theta` stands for, where it is a sample of a larger tensor; else all. Not with
             terms that have a rank.
+        distribution: of the entries of all terms, or one for each term in their order.
     """
     shape = np.shape(theta)
     acc = np.array(theta, np.float32).reshape(-1)
     indices = range(acc.size) if indices is None else indices
+    of_each = [distribution] * len(terms) if isinstance(distribution, str) else distribution
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for seed, coefficient, *rank in terms:
+        for (seed, coefficient, *rank), name in zip(terms, of_each, strict=True):
             if not any(rank):
-                direction = normal(seed, stream, indices)
+                direction = entries(seed, stream, indices, distribution=name)
             elif len(shape) == 2:
-                direction = low_rank(seed, stream, shape, *rank).reshape(-1)
+                direction = low_rank(seed, stream, shape, *rank, distribution=name).reshape(-1)
             else:
                 continue
             for place, z in enumerate(direction):
@@ -290,10 +385,15 @@ def accumulate(
 
 
 def perturbed(
-    theta: NDArray[np.float32], dtype: str, stream: int, terms: Terms, indices: Sequence[int] | None = None
+    theta: NDArray[np.float32],
+    dtype: str,
+    stream: int,
+    terms: Terms,
+    indices: Sequence[int] | None = None,
+    distribution: str | Sequence[str] = "normal",
 ) -> NDArray[np.unsignedinteger]:
     """Return the patterns of the perturbed weights, flat: `accumulate`, then rounded to nearest even."""
-    patterns = [nearest(value, dtype) for value in accumulate(theta, stream, terms, indices)]
+    patterns = [nearest(value, dtype) for value in accumulate(theta, stream, terms, indices, distribution)]
     return np.array(patterns, np.uint32 if dtype == "float32" else np.uint16)
 
 
@@ -306,6 +406,7 @@ def updated(
     terms: Terms,
     rounding_seed: int,
     indices: Sequence[int] | None = None,
+    distribution: str | Sequence[str] = "normal",
 ) -> NDArray[np.unsignedinteger]:
     """Return the patterns of the updated weights, flat: `accumulate`, decay, one stochastic rounding.
 
@@ -313,7 +414,7 @@ def updated(
         ndim: dimensions of the whole tensor; there is no decay below two.
         decay: share of the old weight that is taken away.
     """
-    acc = accumulate(theta, stream, terms, indices)
+    acc = accumulate(theta, stream, terms, indices, distribution)
     if decay != 0 and ndim >= 2:
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for place, old in enumerate(np.array(theta, np.float32).reshape(-1)):

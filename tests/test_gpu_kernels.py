@@ -32,6 +32,8 @@ pytest.importorskip("triton", reason="Triton is not there: it is made for Linux"
 gpu = pytest.importorskip("zoreward.kernels.gpu")
 correction = pytest.importorskip("zoreward.kernels.correction")
 
+pytestmark = pytest.mark.usefixtures("quick_interpreter")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 COUPLES = ((Term(3, 0.01),), (Term(3, -0.01),), (Term(2**64 - 1, 0.5),), (Term(2**64 - 1, -1e-6),))
@@ -49,21 +51,6 @@ UPDATES = [
     Update(0.0, MIXED[2], 4),  # low rank alone: moves matrices only
     Update(0.0, (*MIXED[4], *MIXED[3]), 5),  # in subspaces, and not
 ]
-
-
-@pytest.fixture(autouse=True)
-def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter patches `triton.language` anew at each call of a function inside a kernel: once will do."""
-    if DEVICE == "cpu":
-        from triton.runtime.interpreter import InterpretedFunction
-
-        slow = InterpretedFunction.__call__
-
-        def call(self, *args, **kwargs):
-            ours = self.fn.__module__.startswith("zoreward.")
-            return self.rewrite()(*args, **kwargs) if ours else slow(self, *args, **kwargs)
-
-        monkeypatch.setattr(InterpretedFunction, "__call__", call)
 
 
 @pytest.fixture
