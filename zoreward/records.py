@@ -128,9 +128,9 @@ class Term:
         if self.basis_seed is not None and (not self.rank or self.b_seed is not None):
             raise ValueError("only a direction of a rank lies in a subspace, and its b is of the subspace")
         if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(f"entries are {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
+            raise ValueError(f"a distribution of entries is {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
         if self.basis_seed is not None and self.distribution != "normal":
-            raise ValueError("directions in a subspace have normal entries")
+            raise ValueError("in a subspace the distribution of entries is normal")
 
     @property
     def seeds(self) -> tuple[int, int]:

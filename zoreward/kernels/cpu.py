@@ -257,11 +257,12 @@ def update_jobs(
             return
         before = _load(piece, weight.dtype)
         acc = directions.add(before.copy(), update.terms, start, workspace)
-        if decays:
-            acc -= acc.dtype.type(update.decay) * before
-        if update.anchor != 0 and anchors is not None:
-            far = before - _load(anchors[start : start + CHUNK], weight.dtype)
-            acc -= acc.dtype.type(update.anchor) * far
+        with np.errstate(over="ignore", invalid="ignore"):  # as in `add`
+            if decays:
+                acc -= acc.dtype.type(update.decay) * before
+            if update.anchor != 0 and anchors is not None:
+                far = before - _load(anchors[start : start + CHUNK], weight.dtype)
+                acc -= acc.dtype.type(update.anchor) * far
         if weight.dtype in (torch.bfloat16, torch.float16):
             word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
             piece[:] = _round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
