@@ -40,6 +40,15 @@ def passes(weights: list[torch.Tensor], device: torch.device) -> dict[str, Calla
     """What is measured, by name."""
     ((kernel, pairs),) = by_kernel([(weight, stream) for stream, weight in enumerate(weights)], {})
     one, both = kernel.perturb_all(pairs, COUPLE[:1]), kernel.perturb_all(pairs, COUPLE)
+    others = {
+        f"{what}, {distribution}": work
+        for distribution in ("rademacher", "gaussian")
+        for term in [Term(2, 1e-6, distribution=distribution)]
+        for what, work in (
+            ("perturbed copy", lambda term=term: kernel.perturb_all(pairs, ((term,),), one)),
+            ("update, one term", lambda term=term: kernel.update_all_(pairs, Update(0.0, (term,), 3))),
+        )
+    }
     return {
         "perturbed copy": lambda: kernel.perturb_all(pairs, COUPLE[:1], one),
         "both perturbed copies of a couple": lambda: kernel.perturb_all(pairs, COUPLE, both),
@@ -49,6 +58,7 @@ def passes(weights: list[torch.Tensor], device: torch.device) -> dict[str, Calla
         "16 updates in one pass": lambda: kernel.replay_all_(
             pairs, [Update(0.0, (Term(n, 1e-6),), n) for n in range(16)]
         ),
+        **others,
         "plain pass, torch.normal": lambda: plain_pass(weights, 1e-9),
     }
 

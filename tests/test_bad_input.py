@@ -256,6 +256,12 @@ TUNE_CASES = {
         "opt",
     ),
     "dense subspace": ("accuracy", {"--method": "subzero", "--noise": "dense"}, "a subspace is one of low-rank", "opt"),
+    "subspace of another distribution": (
+        "accuracy",
+        {"--method": "subzero", "--distribution": "gaussian"},
+        "directions in a subspace have entries of their own",
+        "opt",
+    ),
     "subspace of no matrix": (
         "accuracy",
         {"--method": "subzero", "--tune": "norm"},

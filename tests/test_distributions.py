@@ -5,7 +5,7 @@
   four are made of its words 0 and 1, elements 2 and 3 of its words 2 and 3. Rademacher is the sign of the highest bit.
 - Gaussian entries are those of exact Box–Muller of the same words but for their last bits, and have the normal law;
   rademacher ones are ±1, fair. Neighbours are not correlated.
-- `Term(…, distribution=…)` names one of `noise.DISTRIBUTIONS`, "normal" unless said; `Term.direction` tells them apart.
+- `Term(…, distribution=…)` names one of `DISTRIBUTIONS`, "normal" unless said; `Term.direction` tells them apart.
 - Every kernel takes the distribution from the terms: copies, updates and factors are those of the reference bit for
   bit, for float32, bfloat16 and float16, dense and low-rank, cut anywhere, terms of several distributions in one call;
   in float64 the kernels agree. What a kernel remembers is not mixed up between distributions.
@@ -29,7 +29,7 @@ import reference
 from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, from_patterns, make_weight, patterns
 from zoreward import noise
 from zoreward.kernels import cpu, portable
-from zoreward.records import Term, Update
+from zoreward.records import DISTRIBUTIONS, Term, Update
 
 SIGMAS = 5
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
@@ -216,7 +216,7 @@ def test_seeds_and_streams_are_not_correlated():
 
 
 def test_a_term_carries_its_distribution():
-    assert noise.DISTRIBUTIONS == ("normal", "gaussian", "rademacher")
+    assert DISTRIBUTIONS == ("normal", "gaussian", "rademacher")
     assert Term(1, 0.5) == Term(1, 0.5, distribution="normal") != Term(1, 0.5, distribution="gaussian")
     for unknown in ("uniform", "Gaussian", ""):
         with pytest.raises(ValueError, match="distribution"):

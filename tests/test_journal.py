@@ -237,6 +237,9 @@ FALSE = {
     "a basis and another seed of b": (FIRST, {**STEP, "terms": [[1, 0.5, 2, 3, 4]]}),
     "a basis without a rank": (FIRST, {**STEP, "terms": [[1, 0.5, 0, 1, 4]]}),
     "term of six": (FIRST, {**STEP, "terms": [[1, 0.5, 2, 1, 4, 5]]}),
+    "a distribution that there is not": (FIRST, {**STEP, "distribution": "cauchy"}),
+    "a distribution in a subspace": (FIRST, {**STEP, "terms": [[1, 0.5, 2, 1, 4]], "distribution": "gaussian"}),
+    "distributions": (FIRST, {**STEP, "distribution": ["normal"]}),
     "term of one": (FIRST, {**STEP, "terms": [[1]]}),
     "terms are none": (FIRST, {**STEP, "terms": {"1": 0.5}}),
     "scores in words": (FIRST, {**STEP, "scores": ["good"]}),
@@ -458,6 +461,19 @@ HOSTILE = {
     "noise version": lambda t: changed(t, about={"header": {"noise_version": 9, **RUN}}),
     "a subspace in words": lambda t: changed(
         t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "subspace": "yes"}}}
+    ),
+    "a distribution that there is not": lambda t: changed(
+        t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "distribution": "cauchy"}}}
+    ),
+    "a subspace of another distribution": lambda t: changed(
+        t,
+        about={
+            "header": {
+                "noise_version": 1,
+                **RUN,
+                "method": {**METHOD, "rank": 2, "subspace": True, "distribution": "gaussian"},
+            }
+        },
     ),
     "rank beyond all bounds": lambda t: changed(
         t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "rank": 10**9}}}

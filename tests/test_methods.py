@@ -17,13 +17,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 
 import reference
+from zoreward import noise
 from zoreward.journal import Journal, read_journal
 from zoreward.journal.trajectory import run_of, trajectory_bytes
+from zoreward.kernels import cpu
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
 from zoreward.noise import streams
-from zoreward.records import Direction, InputError, Member, StepRecord, Term, Update
+from zoreward.records import DISTRIBUTIONS, Direction, InputError, Member, StepRecord, Term, Update
 
 Weights = reference.Weights
 Loss = Callable[[Weights, Sequence[int]], float]
@@ -443,6 +446,24 @@ def test_eggroll_weighs_antithetic_low_rank_members_by_their_z_scores():
     assert gap(run(ours, 4), found) < CLOSE
 
 
+def test_members_and_update_move_along_entries_of_the_methods_distribution():
+    assert METHODS["fzoo"].defaults["distribution"] == "rademacher"
+    for distribution in DISTRIBUTIONS:
+        for rank in (0, 2):
+            spsa = make_method("spsa", eps=1e-3, lr=0.01, seed=7, rank=rank, distribution=distribution)
+            query = spsa.ask(spsa.init())
+            update, _ = spsa.tell(spsa.init(), query, [0.3, 0.1])
+            (term,) = update.terms
+            assert {one.direction for member in query.members for one in member} == {term.direction}
+            weight = torch.zeros(6, 5)
+            cpu.update_(weight, 3, update)
+            if rank:
+                z = noise.low_rank(seed_of(0), 3, (6, 5), rank, distribution=distribution)
+            else:
+                z = noise.entries(seed_of(0), 3, 0, 30, distribution=distribution).reshape(6, 5)
+            assert (weight.numpy() == np.float32(term.coefficient) * z).all(), (distribution, rank)
+
+
 # --- journal, trajectory, resuming -----------------------------------------------------------------------------------
 
 RUNS = {
@@ -457,6 +478,9 @@ RUNS = {
     "svrg, growing": {"more_every": 2, "full_every": 3},
     "subzero, growing": {"more_every": 3, "momentum": 0.6, "window": 5, "refresh": 4},
     "fzoo with momentum": {"momentum": 0.7, "window": 3},
+    "lozo-m, gaussian": {"distribution": "gaussian", "window": 3, "refresh": 4},
+    "svrg, gaussian": {"distribution": "gaussian", "full_every": 3},
+    "spsa of no distribution of its own": {"distribution": "normal"},
 }
 
 
@@ -465,7 +489,7 @@ def method_named(name: str) -> Method:
     options = {
         option: value
         for option, value in METHODS[key].defaults.items()
-        if option in ("eps", "num_directions", "normalize", "refresh", "momentum")
+        if option in ("eps", "num_directions", "normalize", "refresh", "momentum", "distribution")
     }
     rank = METHODS[key].defaults.get("rank", 0)
     return make_method(key, seed=7, **{"rank": rank, "lr": 0.1, **options, **RUNS[name]})

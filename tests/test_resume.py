@@ -134,6 +134,7 @@ KINDS = {
     "low-rank, writing": TEXTS,
     "fzoo, low-rank, from the first evaluation on": {"method": "fzoo", "noise": "low-rank", "eval_on_start": True},
     "svrg": {"method": "svrg", "full_every": 3, "anneal_every": 2, "weight_decay": 0.0},
+    "gaussian directions, in bfloat16": {"distribution": "gaussian", "dtype": torch.bfloat16},
     "towards its base, in bfloat16": {"anchor": 10.0, "dtype": torch.bfloat16},
     "momentum, with a factor that lasts": {"method": "lozo-m", "refresh": 3, "window": 3, "more_every": 2},
     "a subspace that lasts, in bfloat16": {"method": "subzero", "rank": 5, "refresh": 3, "dtype": torch.bfloat16},

@@ -29,6 +29,13 @@ class ZOArguments:
             "help": "Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank."
         },
     )
+    distribution: Literal["normal", "gaussian", "rademacher"] | None = field(
+        default=None,
+        metadata={
+            "help": "Entries of directions, or of the factors of low-rank ones: normal (33 levels), gaussian (slower) "
+            "or rademacher (±1). Default: normal, for fzoo rademacher."
+        },
+    )
     rank: int | None = field(
         default=None, metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2, for subzero 24."}
     )

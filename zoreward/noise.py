@@ -25,10 +25,12 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zoreward.records import Distribution
 
 NOISE_VERSION = 1
 DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 3, 4
@@ -40,6 +42,20 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 MASK_32 = 0xFFFFFFFF
 
 INV_SQRT_8 = np.float32(1 / 8**0.5)
+
+# The pattern of the float32 nearest √½; and ln 2 in two parts, the first of few bits: whole numbers times it are exact.
+SQRT_HALF = 0x3F3504F3
+LN_2_HIGH, LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# (ln(1 + f) − f + f²/2) / f³ by powers of f, least squares on [√½ − 1, √2 − 1]: ln is right to 1.5e-7 of itself.
+LN = tuple(
+    map(
+        np.float32,
+        (0.33333972, -0.25000969, 0.19960597, -0.16587949, 0.14950979, -0.14197472, 0.08506954),
+    )
+)
+# sin(π/2 · g)/g and cos(π/2 · g) by powers of g², the first five of Taylor's: right to 3e-8 for |g| ≤ ½.
+SINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1)) for n in range(5))
+COSINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n) / math.factorial(2 * n)) for n in range(5))
 
 # Entries of a basis are multiples of this, so that sums of their products with whole numbers are exact.
 BASIS_GRID = 2.0**-30
@@ -123,6 +139,84 @@ def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECT
     return (ones - np.float32(16)) * INV_SQRT_8
 
 
+def rademacher(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
+    """Return 1 or −1 of the elements `start` … `start + count − 1`, by the highest bit of their words: float32.
+
+    >>> rademacher(seed=0, stream=0, start=0, count=4).tolist()
+    [1.0, -1.0, -1.0, -1.0]
+    """
+    return np.float32(1) - (words(seed, stream, start, count, purpose) >> np.uint32(31)).astype(
+        np.float32
+    ) * np.float32(2)
+
+
+def gaussian(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
+    """Return numbers of a normal distribution of the elements `start` … `start + count − 1`: float32, |z| ≤ 5.77.
+
+    Box–Muller: √(−2 ln u) · (cos θ, sin θ) are the two of `box_muller` of words 0 and 1 of a block of Philox, and of
+    words 2 and 3. Polynomials instead of a library's functions, so the same bits on every machine.
+
+    >>> [round(float(z), 4) for z in gaussian(seed=0, stream=0, start=0, count=4)]
+    [0.047, -1.3547, -0.7776, 0.0958]
+
+    Source: Box, Muller 1958, "A note on the generation of random normal deviates".
+    """
+    first = start - start % 4
+    word = words(seed, stream, first, -(-(start + count - first) // 4) * 4, purpose).reshape(-1, 2)
+    return np.stack(box_muller(word[:, 0], word[:, 1]), axis=1).reshape(-1)[start - first :][:count]
+
+
+def box_muller(word: NDArray[np.uint32], turn: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return two independent numbers of a normal distribution from each two words: float32.
+
+        u = (⌊word / 2⁸⌋ + 1) · 2⁻²⁴,  θ = π/2 · (⌊turn / 2³⁰⌋ + g),  g = (⌊turn / 2⁸⌋ mod 2²²) · 2⁻²² − ½
+        √(−2 ln u) · cos θ,  √(−2 ln u) · sin θ
+
+    With n = 2²⁴u = m · 2^e, √½ ≤ m < √2, f = m − 1: ln u = ((f − f²/2) + f³ · LN(f)) + (e − 24) · ln 2. Each product
+    and each sum is rounded to float32 by itself, polynomials from their last coefficient on; the root is the nearest.
+
+    >>> [float(z[0]) for z in box_muller(np.uint32([2**32 - 1]), np.uint32([0]))]
+    [-0.0, 0.0]
+    """
+    pattern = ((word >> np.uint32(8)) + np.uint32(1)).astype(np.float32).view(np.int32)
+    e = (pattern - np.int32(SQRT_HALF)) >> np.int32(23)
+    f = (pattern - (e << np.int32(23))).view(np.float32) - np.float32(1)
+    square = f * f
+    ln = (f - np.float32(0.5) * square) + (square * f) * polynomial(LN, f)
+    power = (e - np.int32(24)).astype(np.float32)
+    radius = np.sqrt(((ln + power * LN_2_LOW) + power * LN_2_HIGH) * np.float32(-2))
+    g = ((turn >> np.uint32(8) & np.uint32(0x3FFFFF)).astype(np.float32) - np.float32(2**21)) * np.float32(2.0**-22)
+    square = g * g
+    sine, cosine = polynomial(SINE, square) * g, polynomial(COSINE, square)
+    odd, back = (turn >> np.uint32(30) & np.uint32(1)) == 1, turn >> np.uint32(31) == 1
+    x, y = np.where(odd, -sine, cosine), np.where(odd, cosine, sine)
+    return radius * np.where(back, -x, x), radius * np.where(back, -y, y)
+
+
+def polynomial(coefficients: Sequence[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return c_0 + x·(c_1 + x·(c_2 + …)), each product and each sum rounded by itself.
+
+    >>> polynomial((np.float32(1), np.float32(2)), np.float32([3.0])).tolist()
+    [7.0]
+    """
+    value = np.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * x + coefficient
+    return value
+
+
+def entries(
+    seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION, distribution: Distribution = "normal"
+) -> NDArray[np.float32]:
+    """Return `normal`, `gaussian` or `rademacher` of the elements `start` … `start + count − 1`, by name.
+
+    >>> entries(seed=0, stream=0, start=0, count=2, distribution="rademacher").tolist()
+    [1.0, -1.0]
+    """
+    draw = {"normal": normal, "gaussian": gaussian, "rademacher": rademacher}[distribution]
+    return draw(seed, stream, start, count, purpose)
+
+
 def uniform(seed: int, stream: int, start: int, count: int, purpose: int) -> NDArray[np.float32]:
     """Return numbers spread evenly over [−1, 1), multiples of 2^−23: float32, exact.
 
@@ -139,13 +233,19 @@ def inv_sqrt_rank(rank: int) -> np.float32:
 
 
 def low_rank(
-    seed: int, stream: int, shape: tuple[int, int], rank: int, b_seed: int | None = None, basis_seed: int | None = None
+    seed: int,
+    stream: int,
+    shape: tuple[int, int],
+    rank: int,
+    b_seed: int | None = None,
+    basis_seed: int | None = None,
+    distribution: Distribution = "normal",
 ) -> NDArray[np.float32]:
     """Return the low-rank direction z of a matrix: float32, shape (m, n).
 
         z[i, j] = (a[i, 0]·b[j, 0] + a[i, 1]·b[j, 1] + … + a[i, r−1]·b[j, r−1]) · float32(1/√r)
 
-    a (m, r) and b (n, r) are `normal` with purposes of their own. Each product and each sum is rounded to float32, in
+    a (m, r) and b (n, r) are `entries` with purposes of their own. Each product and each sum is rounded to float32, in
     this order; nothing is fused. Each entry has mean 0 and variance 1. Only matrices have such a direction: tensors
     with more or fewer dimensions are left as they are. b is drawn from `b_seed` where there is one; with `basis_seed`
     both are those of `subspace_factors`.
@@ -157,8 +257,9 @@ def low_rank(
     if basis_seed is not None:
         a, b = subspace_factors(seed, basis_seed, stream, shape, rank)
     else:
-        a = normal(seed, stream, 0, rows * rank, FACTOR_A).reshape(rows, rank)
-        b = normal(seed if b_seed is None else b_seed, stream, 0, columns * rank, FACTOR_B).reshape(columns, rank)
+        own = seed if b_seed is None else b_seed
+        a = entries(seed, stream, 0, rows * rank, FACTOR_A, distribution).reshape(rows, rank)
+        b = entries(own, stream, 0, columns * rank, FACTOR_B, distribution).reshape(columns, rank)
     z = a[:, None, 0] * b[None, :, 0]
     for k in range(1, rank):
         z = z + a[:, None, k] * b[None, :, k]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 
 class ZorewardError(Exception):
@@ -73,8 +73,13 @@ def to_float32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
-Direction = tuple[int, int, int, int | None]
-"""Rank, seed of a, seed of b, seed of the subspace; see `Term.direction`."""
+Distribution = Literal["normal", "gaussian", "rademacher"]
+"""What the entries of directions are like; see `zoreward.noise.entries`."""
+
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+
+Direction = tuple[int, int, int, int | None, Distribution]
+"""Rank, seed of a, seed of b, seed of the subspace, distribution; see `Term.direction`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,14 @@ class Term:
         b_seed: of the factor b, where several directions of a rank share theirs; None: `seed`, as for the factor a.
         basis_seed: of the subspace that the direction lies in, where it lies in one; then it has no `b_seed`.
         block: which block of layers it moves, from 0; None: all weights. Says where, and nothing about z itself.
+        distribution: of z's entries, or of those of its factors a and b; "normal" in a subspace.
 
     Raises:
         ValueError: a seed, the rank or the block is out of range; a dense direction has a `b_seed` or a `basis_seed`;
-            one has both.
+            one has both; there is no such distribution, or not in a subspace.
 
     >>> Term(7, 0.25, rank=1)
-    Term(seed=7, coefficient=0.25, rank=1, b_seed=None, basis_seed=None, block=None)
+    Term(seed=7, coefficient=0.25, rank=1, b_seed=None, basis_seed=None, block=None, distribution='normal')
     """
 
     seed: int
@@ -103,6 +109,7 @@ class Term:
     b_seed: int | None = None
     basis_seed: int | None = None
     block: int | None = field(default=None, kw_only=True)
+    distribution: Distribution = field(default="normal", kw_only=True)
 
     def __post_init__(self) -> None:
         if not (0 <= self.seed < 2**64 and 0 <= (self.b_seed or 0) < 2**64):
@@ -120,6 +127,10 @@ class Term:
             object.__setattr__(self, "b_seed", None)
         if self.basis_seed is not None and (not self.rank or self.b_seed is not None):
             raise ValueError("only a direction of a rank lies in a subspace, and its b is of the subspace")
+        if self.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"a distribution of entries is {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
+        if self.basis_seed is not None and self.distribution != "normal":
+            raise ValueError("in a subspace the distribution of entries is normal")
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -132,12 +143,12 @@ class Term:
 
     @property
     def direction(self) -> Direction:
-        """What z depends on, beside the tensor: the rank and all seeds. Terms of one direction differ by a multiple.
+        """What z depends on, beside the tensor: rank, all seeds, distribution. Terms of one differ by a multiple.
 
         >>> Term(7, 0.25).direction == Term(7, -0.5).direction
         True
         """
-        return self.rank, *self.seeds, self.basis_seed
+        return self.rank, *self.seeds, self.basis_seed, self.distribution
 
     def moves(self, ndim: int) -> bool:
         """Whether the direction has a part in tensors of `ndim` dimensions.
@@ -172,8 +183,8 @@ class Query:
     def parts(self) -> list[tuple[Member, ...]]:
         """The members that are scored together.
 
-        >>> Query(0, ((), (Term(1, 0.5),), (Term(1, -0.5),)), at_once=2).parts[1]
-        ((Term(seed=1, coefficient=-0.5, rank=0, b_seed=None, basis_seed=None, block=None),),)
+        >>> [term.coefficient for term in Query(0, ((), (Term(1, 0.5),), (Term(1, -0.5),)), at_once=2).parts[1][0]]
+        [-0.5]
         """
         size = self.at_once or len(self.members)
         return [self.members[m : m + size] for m in range(0, len(self.members), size)]

@@ -309,7 +309,7 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import make_method, named
 
-    steps = ("eps", "num_directions", "weight_decay", "anchor", "normalize", "more_every")
+    steps = ("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every")
     others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
     given = {name: values[name] for name in (*steps, *others)}
     low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"

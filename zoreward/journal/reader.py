@@ -11,7 +11,7 @@ from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, pa
 from zoreward.journal.run import MAX_BLOCKS, MAX_RANK, Run, check_header
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
-from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
+from zoreward.records import DISTRIBUTIONS, InputError, MissingFileError, StepRecord, Term, Update
 
 
 def load_run(path: str | Path) -> Run:
@@ -169,6 +169,9 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
     blocks = fields.get("term_blocks", [turn] * len(terms))
     if not (isinstance(blocks, list) and len(blocks) == len(terms) and all(map(_is_block, [turn, *blocks]))):
         return "its blocks are none"
+    distribution = fields.get("distribution", "normal")
+    if distribution not in DISTRIBUTIONS or (distribution != "normal" and any(len(term) == 5 for term in terms)):
+        return "its distribution is none"
     return None
 
 
@@ -193,6 +196,7 @@ def _stored(lines: tuple[bytes, ...], step: int) -> StepRecord:
     fields = parse(lines[step])
     turn = fields.get("block")
     blocks = fields.get("term_blocks", [turn] * len(fields["terms"]))
-    terms = tuple(Term(*term, block=block) for term, block in zip(fields["terms"], blocks, strict=True))
+    own: dict[str, Any] = {"distribution": fields.get("distribution", "normal")}
+    terms = tuple(Term(*term, block=block, **own) for term, block in zip(fields["terms"], blocks, strict=True))
     update = Update(fields["decay"], terms, fields["rounding_seed"], fields.get("anchor", 0.0), block=turn)
     return StepRecord(fields["step"], tuple(fields["scores"]), update, fields["lr"])

@@ -11,7 +11,7 @@ from typing import Any
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import InputError, StepRecord, Update, to_float32
+from zoreward.records import DISTRIBUTIONS, InputError, StepRecord, Update, to_float32
 
 MAX_RANK = 4096
 MAX_DIRECTIONS = 1 << 20
@@ -174,6 +174,10 @@ def directions(header: dict[str, Any]) -> Directions | None:
     blocks, block_every = method.get("blocks", 0), method.get("block_every", 1)
     if not (whole(blocks, MAX_BLOCKS) and whole(block_every, MAX_STEPS) and block_every):
         return None
+    if (distribution := method.get("distribution", "normal")) not in DISTRIBUTIONS:
+        return None
+    if subspace and distribution != "normal":
+        return None
     window = window if momentum else 1
     return Directions(
         seed,
@@ -187,6 +191,7 @@ def directions(header: dict[str, Any]) -> Directions | None:
         subspace,
         blocks=blocks,
         block_every=block_every,
+        distribution=distribution,
     )
 
 

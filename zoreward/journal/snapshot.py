@@ -40,10 +40,12 @@ def mark(fingerprint: str, record: StepRecord) -> str:
         record: the step.
     """
     update = record.update
-    terms = [(term.seed, term.coefficient, *term.direction) for term in update.terms]
+    terms = [(term.seed, term.coefficient, *term.direction[:-1]) for term in update.terms]
+    others = [term.distribution for term in update.terms if term.distribution != "normal"]
     said = [fingerprint, record.step, [*map(float, record.scores)], update.decay, terms, update.rounding_seed]
     said += [update.anchor] if update.anchor else []
     said += [] if update.block is None else [update.block, [term.block for term in update.terms]]
+    said += [others] if others else []
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -95,7 +95,11 @@ class Journal:
             _sync_folder(self._path.parent)
 
     def append(self, record: StepRecord) -> None:
-        """Write one step: its scores, and the update that followed from them."""
+        """Write one step: its scores, and the update that followed from them.
+
+        Raises:
+            ValueError: its terms have several distributions, as those of no method have.
+        """
         update = record.update
         self._write(
             {
@@ -107,6 +111,7 @@ class Journal:
                 **({"anchor": update.anchor} if update.anchor else {}),
                 "terms": [_term(term) for term in update.terms],
                 **_blocks(update),
+                **_distribution(update),
                 "rounding_seed": update.rounding_seed,
             }
         )
@@ -158,6 +163,14 @@ def _blocks(update: Update) -> dict[str, Any]:
     blocks = [term.block for term in update.terms]
     turn = {} if update.block is None else {"block": update.block}
     return turn if set(blocks) <= {update.block} else {**turn, "term_blocks": blocks}
+
+
+def _distribution(update: Update) -> dict[str, Any]:
+    """The distribution of the terms, where it is not `normal`."""
+    found = {term.distribution for term in update.terms} or {"normal"}
+    if len(found) > 1:
+        raise ValueError(f"a step's terms have one distribution, not {', '.join(sorted(found))}")
+    return {} if found == {"normal"} else {"distribution": min(found)}
 
 
 def _sync_folder(folder: Path) -> None:

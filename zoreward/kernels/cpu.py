@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zoreward import noise
 from zoreward.kernels.philox import Workspace
 from zoreward.kernels.subspaces import Subspaces, holding
-from zoreward.records import Member, Term, Update
+from zoreward.records import Distribution, Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
@@ -54,7 +54,7 @@ class Directions:
         with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
             for term in terms:
                 if term.rank == 0:
-                    z = workspace.normal(term.seed, self._stream, start, len(acc))
+                    z = workspace.entries(term.seed, self._stream, start, len(acc), distribution=term.distribution)
                 elif term.moves(self._ndim):
                     z = self._low_rank(term, start, len(acc))
                 else:
@@ -86,7 +86,7 @@ def factors(
         [pair] = subspaces.factors([(tuple(shape), stream)], term, _DEVICE)
         return pair[0].numpy(), pair[1].numpy()
     a, b = (
-        _whole(seed, stream, size * term.rank, purpose).reshape(size, term.rank)
+        _whole(seed, stream, size * term.rank, purpose, term.distribution).reshape(size, term.rank)
         for size, seed, purpose in zip(shape, term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
     )
     return a, b
@@ -117,11 +117,13 @@ def normals(seed: int, purpose: int, tensors: Sequence[tuple[int, int]], device:
     return [torch.from_numpy(_whole(seed, stream, count, purpose)) for count, stream in tensors]
 
 
-def _whole(seed: int, stream: int, count: int, purpose: int) -> NDArray[np.float32]:
+def _whole(
+    seed: int, stream: int, count: int, purpose: int, distribution: Distribution = "normal"
+) -> NDArray[np.float32]:
     z, workspace = np.empty(count, np.float32), Workspace(min(CHUNK, count))
     for start in range(0, count, CHUNK):
         piece = z[start : start + CHUNK]
-        piece[:] = workspace.normal(seed, stream, start, len(piece), purpose)
+        piece[:] = workspace.entries(seed, stream, start, len(piece), purpose, distribution)
     return z
 
 
@@ -255,11 +257,12 @@ def update_jobs(
             return
         before = _load(piece, weight.dtype)
         acc = directions.add(before.copy(), update.terms, start, workspace)
-        if decays:
-            acc -= acc.dtype.type(update.decay) * before
-        if update.anchor != 0 and anchors is not None:
-            far = before - _load(anchors[start : start + CHUNK], weight.dtype)
-            acc -= acc.dtype.type(update.anchor) * far
+        with np.errstate(over="ignore", invalid="ignore"):  # as in `add`
+            if decays:
+                acc -= acc.dtype.type(update.decay) * before
+            if update.anchor != 0 and anchors is not None:
+                far = before - _load(anchors[start : start + CHUNK], weight.dtype)
+                acc -= acc.dtype.type(update.anchor) * far
         if weight.dtype in (torch.bfloat16, torch.float16):
             word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
             piece[:] = _round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)

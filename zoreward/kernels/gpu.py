@@ -14,11 +14,10 @@ import torch
 import triton
 
 from zoreward import noise
-from zoreward.kernels import portable, triton_kernels
+from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
-from zoreward.kernels.scripts import ANCHOR, DECAY, DENSE, LOW_RANK, alike_of, padded, script_of, sides_of
 from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
-from zoreward.records import Member, Term, Update
+from zoreward.records import DISTRIBUTIONS, Member, Term, Update
 
 # Elements that a program has in hand at a time, a power of 2, and its warps.
 BLOCK, WARPS = 2048, 4
@@ -144,14 +143,15 @@ class Kernels:
             updates: in their order.
             bases: what `perturb_all(weights, ((),))` gave, where updates have an anchor: the copies in their place.
         """
+        distributions = scripts.distributions_of(term for update in updates for term in update.terms)
         for group in self._groups(weights):
             some = [bases[number] for number in group.numbers] if bases else None
-            if group.like.dtype == torch.float64:
+            if group.like.dtype == torch.float64 or len(distributions) > 1:
                 portable.replay_all_(group.weights, updates, some, self._subspaces)
             elif group.table is not None:
                 # The one allocation, from its beginning: the first copy may be of a tensor without elements.
                 base = some[0].as_strided((group.size,), (1,), 0) if some else group.like
-                self._replay(group, group.table, updates, base)
+                self._replay(group, group.table, updates, base, scripts.number_of(distributions))
 
     @torch.no_grad()
     def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[Factors]]:
@@ -161,7 +161,7 @@ class Kernels:
             return found
         drawn, begins, size = self._draw(weights, terms)
         for term, begin in zip(terms, begins, strict=True):
-            sides = sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
+            sides = scripts.sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
             for pairs, a, b in zip(found, sides[::2], sides[1::2], strict=True):
                 pairs.append((a, b))
         return found
@@ -175,7 +175,15 @@ class Kernels:
             copies = there[0][0].as_strided((len(members), group.size), (group.size, 1), 0)
         else:
             copies = torch.empty(len(members), group.size, dtype=like.dtype, device=like.device)
-        if group.table is not None and members:
+        firsts = [number * group.size for number in range(len(members))]
+        views = there or [
+            [copies.as_strided(shape, strides, first + place) for first in firsts]
+            for shape, strides, place in group.views
+        ]
+        distributions = scripts.distributions_of(term for member in members for term in member)
+        if len(distributions) > 1:
+            portable.perturb_all(group.weights, members, views, self._subspaces)
+        elif group.table is not None and members:
             terms = [term for member in members for term in member if term.rank]
             factors, begins = self._factors(group, terms)
             script, alike = self._script_of_members(members, begins, like.device)
@@ -183,15 +191,10 @@ class Kernels:
                 triton_kernels.perturb[(len(group.table.units),)](
                     group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
                     group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike, ONE=len(members) == alike,
-                    LOW_RANK=_low_rank(terms), QUADS=group.quads, **self._options,
+                    LOW_RANK=scripts.rank_of(terms), QUADS=group.quads, DISTRIBUTION=scripts.number_of(distributions),
+                    **self._options,
                 )  # fmt: skip
-        if there:
-            return there
-        firsts = [number * group.size for number in range(len(members))]
-        return [
-            [copies.as_strided(shape, strides, first + place) for first in firsts]
-            for shape, strides, place in group.views
-        ]
+        return views
 
     def _script_of_members(
         self, members: Sequence[Member], begins: dict[Any, int], device: torch.device
@@ -199,17 +202,19 @@ class Kernels:
         """The script, and how many neighbours share a direction. A model's modules ask for the same members."""
         if self._couple is not None and self._couple[0] is members and self._couple[1] == device and not begins:
             return self._couple[2:]
-        script = self._script([script_of(member, begins) for member in members], device)
+        script = self._script([scripts.script_of(member, begins) for member in members], device)
         if isinstance(members, tuple):  # else it may change
-            self._couple = members, device, script, alike_of(members)
-        return script, alike_of(members)
+            self._couple = members, device, script, scripts.alike_of(members)
+        return script, scripts.alike_of(members)
 
-    def _replay(self, group: Group, table: Table, updates: Sequence[Update], base: torch.Tensor) -> None:
+    def _replay(
+        self, group: Group, table: Table, updates: Sequence[Update], base: torch.Tensor, distribution: int
+    ) -> None:
         like = group.like
         terms = [term for update in updates for term in update.terms if term.rank]
         factors, begins = self._factors(group, terms)
-        lines = [script_of(u.terms, begins, u.rounding_seed, u.decay, u.anchor) for u in updates]
-        one = len(lines) == 1 and lines[0][2] == 1 and lines[0][3] in (DENSE, LOW_RANK)
+        lines = [scripts.script_of(u.terms, begins, u.rounding_seed, u.decay, u.anchor) for u in updates]
+        one = len(lines) == 1 and lines[0][2] == 1 and lines[0][3] in (scripts.DENSE, scripts.LOW_RANK)
         kind = 0
         for line in lines:
             kind |= line[3]
@@ -218,7 +223,8 @@ class Kernels:
         with launched_on(like.device):
             triton_kernels.update[(len(table.units),)](
                 table.lines, table.units, script, len(updates), kind, _stored(like), _stored(base), factors,
-                BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=_low_rank(terms), QUADS=group.quads, **options,
+                BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=scripts.rank_of(terms), QUADS=group.quads,
+                DISTRIBUTION=distribution, **options,
             )  # fmt: skip
         for weight, copy in group.copied:
             if any(update.moves(weight.ndim) for update in updates):
@@ -240,23 +246,25 @@ class Kernels:
         size = next(size for _, size in tables.values())
         begins = [size * sum(term.rank for term in terms[:t]) for t in range(len(terms))]
         drawn = torch.empty(size * sum(term.rank for term in terms), device=device)
-        for rank, (table, _) in tables.items():
+        for rank, distribution in dict.fromkeys((term.rank, term.distribution) for term in terms):
+            table, _ = tables[rank]
             lines = [
                 [*term.seeds, rank, begin]
                 for term, begin in zip(terms, begins, strict=True)
-                if term.rank == rank and term.basis_seed is None
+                if (term.rank, term.distribution) == (rank, distribution) and term.basis_seed is None
             ]
             if lines and table.units.numel():
                 script = self._script(lines, device)
                 with launched_on(device):
-                    triton_kernels.normals[(len(table.units), len(lines))](
-                        table.lines, table.units, script, drawn, **self._options
-                    )
+                    triton_kernels.factor_entries[(len(table.units), len(lines))](
+                        table.lines, table.units, script, drawn, DISTRIBUTION=DISTRIBUTIONS.index(distribution),
+                        **self._options,
+                    )  # fmt: skip
         self._subspaces.hold(matrices_of(weights), terms, device)
         for term, begin in zip(terms, begins, strict=True):
             if term.basis_seed is not None:
                 pairs = self._subspaces.factors(matrices_of(weights), term, device)
-                places = sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
+                places = scripts.sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
                 torch._foreach_copy_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
 
@@ -286,13 +294,13 @@ class Kernels:
         lines, views, place, factors = [], [], 0, 0
         for flat, (weight, stream) in zip(flats, weights, strict=True):
             rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
-            room = padded(rows)
-            kinds = DENSE | LOW_RANK * (weight.ndim == 2) | DECAY * (weight.ndim >= 2) | ANCHOR
+            room = scripts.padded(rows)
+            kinds = scripts.kinds_of(weight.ndim)
             begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
             lines.append([begin, flat.numel(), stream, 0, place, room, columns, factors, kinds])
             views.append((flat.shape, flat.stride(), place))
             place += -(-flat.numel() // ALIGN) * ALIGN
-            factors += room + padded(columns)
+            factors += room + scripts.padded(columns)
         table = self._table(lines, like.device) if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
@@ -308,7 +316,7 @@ class Kernels:
             for weight, stream in weights:
                 for side, purpose in zip(weight.shape, (noise.FACTOR_A, noise.FACTOR_B), strict=True):
                     lines.append([0, side * rank, stream, 0, place * rank, purpose, 0, 0, 0])
-                    place += padded(side)
+                    place += scripts.padded(side)
             if len(self._factor_tables) >= MOST_KNOWN:
                 self._factor_tables.clear()
             self._factor_tables[key] = self._table(lines, device), place
@@ -339,11 +347,6 @@ def _flat(weight: torch.Tensor) -> torch.Tensor:
     if weight.is_contiguous():
         return weight.clone() if weight.data_ptr() % 16 else weight
     return weight.clone(memory_format=torch.contiguous_format)
-
-
-def _low_rank(terms: Sequence[Term]) -> int:
-    """0 where no term has a rank, 1 where that of all is 1, otherwise 2."""
-    return min(2, max((term.rank for term in terms), default=0))
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

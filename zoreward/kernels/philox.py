@@ -1,4 +1,4 @@
-"""The normals and the words of rounding that `zoreward.noise` defines, by Philox in NumPy, in buffers of a thread."""
+"""Entries of directions and words of rounding, those of `zoreward.noise`, by Philox in NumPy in a thread's buffers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward import noise
+from zoreward.records import Distribution
 
 Words = NDArray[np.uint64]
 _LOW, _HALF = np.uint64(noise.MASK_32), np.uint64(32)
@@ -27,22 +28,43 @@ class Workspace:
         self._words = np.empty((blocks, 4), np.uint32)
         self._z = np.empty(count, np.float32)
         self._product = np.empty(count, np.float32)
-        self._held: tuple[int, int, int, int, int] | None = None
+        self._held: tuple[int, int, int, int, int, Distribution] | None = None
 
-    def normal(
-        self, seed: int, stream: int, start: int, count: int, purpose: int = noise.DIRECTION
+    def entries(
+        self,
+        seed: int,
+        stream: int,
+        start: int,
+        count: int,
+        purpose: int = noise.DIRECTION,
+        distribution: Distribution = "normal",
     ) -> NDArray[np.float32]:
-        """Return `noise.normal` of the same arguments; valid until the next call. `start` is a multiple of 4."""
+        """Return `noise.entries` of the same arguments; valid until the next call. `start` is a multiple of 4."""
         z = self._z[:count]
-        if self._held != (seed, stream, start, count, purpose):
+        if self._held != (seed, stream, start, count, purpose, distribution):
             even, odd = self._blocks(seed, stream, start, count, purpose)
-            ones = self._ones[: even.shape[1]]
-            for lanes, words in ((0, even), (1, odd)):
-                np.bitwise_count(words, out=ones.view(np.uint8).T[lanes::2])
-            np.subtract(ones, np.int8(16), out=ones)
-            np.multiply(ones.reshape(-1)[:count], noise.INV_SQRT_8, out=z, dtype=np.float32)
-            self._held = (seed, stream, start, count, purpose)
+            if distribution == "gaussian":
+                pairs = noise.box_muller(even.astype(np.uint32), odd.astype(np.uint32))
+                z[:] = np.stack(pairs).transpose(2, 1, 0).reshape(-1)[:count]
+            else:
+                self._whole(even, odd, z, distribution)
+            self._held = (seed, stream, start, count, purpose, distribution)
         return z
+
+    def _whole(self, even: Words, odd: Words, z: NDArray[np.float32], distribution: Distribution) -> None:
+        """Write the numbers that are multiples of a step: counts of bits, or 1 − 2 · the highest bit."""
+        ones = self._ones[: even.shape[1]]
+        for lanes, words in ((0, even), (1, odd)):
+            if distribution == "normal":
+                np.bitwise_count(words, out=ones.view(np.uint8).T[lanes::2])
+            else:
+                np.right_shift(words, np.uint64(30), out=ones.T[lanes::2], casting="unsafe")
+        if distribution == "normal":
+            np.subtract(ones, np.int8(16), out=ones)
+        else:
+            np.subtract(np.int8(1), ones & np.int8(2), out=ones)
+        scale = noise.INV_SQRT_8 if distribution == "normal" else np.float32(1)
+        np.multiply(ones.reshape(-1)[: len(z)], scale, out=z, dtype=np.float32)
 
     def times(self, coefficient: float, z: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return coefficient · z, valid until the next call."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from zoreward import noise
 from zoreward.kernels.subspaces import Factors, Subspaces, holding, matrices_of
-from zoreward.records import Direction, Member, Term, Update
+from zoreward.records import Direction, Distribution, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
 GROUP = 1 << 22
@@ -56,7 +57,7 @@ def perturb_all(
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for m, member in enumerate(members):
-            z_K = [None if term.rank else draw.normal(term.seed) for term in member]
+            z_K = [None if term.rank else draw.entries(term.seed, term.distribution) for term in member]
             for piece in group:
                 acc = _load(flats[piece.tensor], piece)
                 _add_terms(acc, piece, member, z_K, factors)
@@ -104,7 +105,7 @@ def _update_group_(
     moved = [piece for piece in group if update.moves(weights[piece.tensor][0].ndim)]
     half = any(weights[piece.tensor][0].dtype in (torch.bfloat16, torch.float16) for piece in moved)
     factors = _factors_of(weights, update.terms, {piece.tensor for piece in moved}, subspaces)
-    z_K = [None if term.rank else draw.normal(term.seed) for term in update.terms]
+    z_K = [None if term.rank else draw.entries(term.seed, term.distribution) for term in update.terms]
     word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
     for piece in moved:
         weight, flat = weights[piece.tensor][0], flats[piece.tensor]
@@ -126,11 +127,17 @@ def factors_all(
     return _factors(weights, terms, holding(subspaces, normals, weights, terms))
 
 
-def normals(seed: int, purpose: int, tensors: Sequence[tuple[int, int]], device: torch.device) -> list[torch.Tensor]:
-    """Return the first normals of tensors, from how many and the stream of each."""
+def normals(
+    seed: int,
+    purpose: int,
+    tensors: Sequence[tuple[int, int]],
+    device: torch.device,
+    distribution: Distribution = "normal",
+) -> list[torch.Tensor]:
+    """Return the first entries of tensors, from how many and the stream of each."""
     parts: list[list[torch.Tensor]] = [[] for _ in tensors]
     for group in _groups([count for count, _ in tensors]):
-        z = _Draw([stream for _, stream in tensors], group, device).normal(seed, purpose)
+        z = _Draw([stream for _, stream in tensors], group, device).entries(seed, distribution, purpose)
         for piece in group:
             parts[piece.tensor].append(piece.of(z))
     return [torch.cat(some) if some else torch.empty(0, device=device) for some in parts]
@@ -144,7 +151,13 @@ def _factors(weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspa
             some = subspaces.factors(matrices_of(weights), term, device)
         else:
             sides = [
-                normals(seed, purpose, [(weight.shape[side] * term.rank, stream) for weight, stream in weights], device)
+                normals(
+                    seed,
+                    purpose,
+                    [(weight.shape[side] * term.rank, stream) for weight, stream in weights],
+                    device,
+                    term.distribution,
+                )
                 for side, (seed, purpose) in enumerate(zip(term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True))
             ]
             some = [(a.view(-1, term.rank), b.view(-1, term.rank)) for a, b in zip(*sides, strict=True)]
@@ -197,13 +210,19 @@ class _Draw:
         blocks = [(piece.start // 4, -(-piece.count // 4), streams[piece.tensor]) for piece in group]
         self._block = torch.cat([torch.arange(first, first + n, device=device) for first, n, _ in blocks])
         self._stream = torch.cat([torch.full((n,), stream, device=device) for _, n, stream in blocks])
-        self._held: tuple[int, int] | None = None
+        self._held: tuple[int, Distribution, int] | None = None
         self._z = torch.empty(0)
 
-    def normal(self, seed: int, purpose: int = noise.DIRECTION) -> torch.Tensor:
-        if self._held != (seed, purpose):
-            ones = _popcount(self.words(seed, purpose)).float()
-            self._held, self._z = (seed, purpose), (ones - 16.0) * float(noise.INV_SQRT_8)
+    def entries(self, seed: int, distribution: Distribution, purpose: int = noise.DIRECTION) -> torch.Tensor:
+        if self._held != (seed, distribution, purpose):
+            words = self.words(seed, purpose)
+            if distribution == "normal":
+                self._z = (_popcount(words).float() - 16.0) * float(noise.INV_SQRT_8)
+            elif distribution == "rademacher":
+                self._z = 1.0 - (words >> 31).float() * 2.0
+            else:
+                self._z = torch.stack(_box_muller(words[0::2], words[1::2]), dim=1).view(-1)
+            self._held = (seed, distribution, purpose)
         return self._z
 
     def words(self, seed: int, purpose: int) -> torch.Tensor:
@@ -238,6 +257,31 @@ def _groups(sizes: Sequence[int]) -> Iterator[list[Piece]]:
 def _load(flat: torch.Tensor, piece: Piece) -> torch.Tensor:
     part = flat[piece.start : piece.start + piece.count]
     return part.clone() if part.dtype in (torch.float32, torch.float64) else part.float()
+
+
+def _box_muller(word: torch.Tensor, turn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`noise.box_muller` of words in int64."""
+    pattern = ((word >> 8) + 1).float().view(torch.int32)
+    e = (pattern - noise.SQRT_HALF) >> 23
+    f = (pattern - (e << 23)).view(torch.float32) - 1.0
+    square = f * f
+    ln = (f - 0.5 * square) + (square * f) * _polynomial(noise.LN, f)
+    power = (e - 24).float()
+    minus_half = (ln + power * float(noise.LN_2_LOW)) + power * float(noise.LN_2_HIGH)
+    radius = (minus_half * -2.0).double().sqrt().float()  # torch's float32 root is not always the nearest
+    g = ((turn >> 8 & 0x3FFFFF).float() - 2.0**21) * 2.0**-22
+    square = g * g
+    sine, cosine = _polynomial(noise.SINE, square) * g, _polynomial(noise.COSINE, square)
+    odd, back = (turn >> 30 & 1) == 1, turn >> 31 == 1
+    x, y = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
+    return radius * torch.where(back, -x, x), radius * torch.where(back, -y, y)
+
+
+def _polynomial(coefficients: Sequence[np.float32], x: torch.Tensor) -> torch.Tensor:
+    value = torch.full_like(x, float(coefficients[-1]))
+    for coefficient in coefficients[-2::-1]:
+        value = value * x + float(coefficient)
+    return value
 
 
 def _popcount(word: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,13 @@ See `triton_kernels`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from zoreward import noise
-from zoreward.records import Member, Term
+from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term
 
 # What moves a tensor.
 DENSE, LOW_RANK, DECAY, ANCHOR = 1, 2, 4, 8
@@ -38,6 +38,26 @@ def alike_of(members: Sequence[Member]) -> int:
         return 0
     seeds = [member[0].seed for member in members]
     return 2 if seeds[::2] == seeds[1::2] else 1
+
+
+def kinds_of(ndim: int) -> int:
+    """What moves a tensor of so many dimensions."""
+    return DENSE | LOW_RANK * (ndim == 2) | DECAY * (ndim >= 2) | ANCHOR
+
+
+def rank_of(terms: Iterable[Term]) -> int:
+    """0 where no term has a rank, 1 where that of all is 1, otherwise 2."""
+    return min(2, max((term.rank for term in terms), default=0))
+
+
+def distributions_of(terms: Iterable[Term]) -> set[Distribution]:
+    """Return those of the dense terms, which are drawn where they are added; a launch draws one."""
+    return {term.distribution for term in terms if term.rank == 0}
+
+
+def number_of(distributions: set[Distribution]) -> int:
+    """Return the place of the only one in `DISTRIBUTIONS`; 0 where there is none."""
+    return DISTRIBUTIONS.index(min(distributions, default="normal"))
 
 
 def padded(side: int) -> int:

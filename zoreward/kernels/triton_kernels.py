@@ -30,11 +30,11 @@ from zoreward.kernels.triton_noise import (
     DIRECTION,
     FACTOR_A,
     as_float,
+    entries,
     exactly,
     held,
     lanes,
     low_rank,
-    normal,
     rounded,
     to_nearest,
 )
@@ -91,8 +91,8 @@ def _next_spots(lines, places, columns, LOW_RANK: tl.constexpr, QUADS: tl.conste
 
 
 @triton.jit
-def _dense(seed, stream, start, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
-    return normal(seed, stream, start, tl.full((), DIRECTION, tl.uint32), BLOCK, NATIVE)
+def _dense(seed, stream, start, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
+    return entries(seed, stream, start, tl.full((), DIRECTION, tl.uint32), DISTRIBUTION, BLOCK, NATIVE)
 
 
 @triton.jit
@@ -107,7 +107,8 @@ def _factors_of(term, row, factors):
 @triton.jit
 def _add_terms(
     acc, script, row, start, left, factors, lines, places,
-    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, TAIL: tl.constexpr, DISTRIBUTION: tl.constexpr,
+    BLOCK: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """`acc` + Σ coefficient · z of the terms of one member or update."""
     columns = tl.load(row + 6)
@@ -115,7 +116,7 @@ def _add_terms(
         term = script + t * LINE
         rank = tl.load(term + 2)
         if rank == 0:
-            z = _dense(tl.load(term), tl.load(row + 2), start, BLOCK, NATIVE)
+            z = _dense(tl.load(term), tl.load(row + 2), start, DISTRIBUTION, BLOCK, NATIVE)
             acc = acc + z * _lower_float(tl.load(term + 1))
         if LOW_RANK > 0:  # noqa: SIM102 (decided when it is compiled)
             if (rank > 0) & (columns > 0):
@@ -129,20 +130,20 @@ def _add_terms(
 def _perturb_block(
     row, start, left, script, members, source, target, apart, factors, lines, places, seed, stream, first, last,
     BF16: tl.constexpr, TAIL: tl.constexpr, ALIKE: tl.constexpr, ONE: tl.constexpr, LOW_RANK: tl.constexpr,
-    QUADS: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+    QUADS: tl.constexpr, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     lane = lanes(BLOCK)
     mask = lane < left if TAIL else None
     base = as_float(tl.load(source + lane, mask=mask), BF16, NATIVE)
     dtype: tl.constexpr = target.dtype.element_ty
     if ONE:
-        z = _dense(seed, stream, start, BLOCK, NATIVE)
+        z = _dense(seed, stream, start, DISTRIBUTION, BLOCK, NATIVE)
         tl.store(target + lane, to_nearest(base + z * first, dtype, BF16, NATIVE), mask=mask)
         if ALIKE == 2:
             tl.store(target + apart + lane, to_nearest(base + z * last, dtype, BF16, NATIVE), mask=mask)
     elif ALIKE > 0:
         for _ in range(members // ALIKE):
-            z = _dense(tl.load(script + LINE), stream, start, BLOCK, NATIVE)
+            z = _dense(tl.load(script + LINE), stream, start, DISTRIBUTION, BLOCK, NATIVE)
             for n in tl.static_range(ALIKE):
                 acc = base + z * _lower_float(tl.load(script + (2 * n + 1) * LINE + 1))
                 tl.store(target + n * apart + lane, to_nearest(acc, dtype, BF16, NATIVE), mask=mask)
@@ -151,8 +152,9 @@ def _perturb_block(
     else:
         for _ in range(members):
             acc = _add_terms(
-                base, script, row, start, left, factors, lines, places, LOW_RANK, QUADS, TAIL, BLOCK, NATIVE
-            )
+                base, script, row, start, left, factors, lines, places, LOW_RANK, QUADS, TAIL, DISTRIBUTION, BLOCK,
+                NATIVE,
+            )  # fmt: skip
             tl.store(target + lane, to_nearest(acc, dtype, BF16, NATIVE), mask=mask)
             target += apart
             script += (tl.load(script + 2) + 1) * LINE
@@ -161,13 +163,13 @@ def _perturb_block(
 @triton.jit(do_not_specialize=["members"])
 def perturb(
     table, units, script, members, like, out, apart, factors, BF16: tl.constexpr, ALIKE: tl.constexpr,
-    ONE: tl.constexpr, LOW_RANK: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
-    NATIVE: tl.constexpr,
+    ONE: tl.constexpr, LOW_RANK: tl.constexpr, QUADS: tl.constexpr, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Write the copies of all tensors at each member: those of the first to `out`, the next `apart` elements on.
 
     `like`: the tensor from which the table counts. ALIKE: how many neighbours share a direction, where each member is
-    one dense term, or 0. ONE: there is one direction.
+    one dense term, or 0. ONE: there is one direction. DISTRIBUTION: that of all dense terms.
     """
     row, start = _unit_of(table, units, UNIT)
     left = tl.minimum(tl.load(row + 1) - start, UNIT).to(tl.int32)
@@ -183,14 +185,16 @@ def perturb(
     for n in range(whole):
         _perturb_block(
             row, start + n * BLOCK, left, script, members, source + n * BLOCK, target + n * BLOCK, apart, factors,
-            lines, places, seed, stream, first, last, BF16, False, ALIKE, ONE, LOW_RANK, QUADS, BLOCK, NATIVE,
+            lines, places, seed, stream, first, last, BF16, False, ALIKE, ONE, LOW_RANK, QUADS, DISTRIBUTION, BLOCK,
+            NATIVE,
         )  # fmt: skip
         lines, places = _next_spots(lines, places, columns, LOW_RANK, QUADS, BLOCK)
     if left % BLOCK != 0:
         n = whole
         _perturb_block(
             row, start + n * BLOCK, left - n * BLOCK, script, members, source + n * BLOCK, target + n * BLOCK, apart,
-            factors, lines, places, seed, stream, first, last, BF16, True, ALIKE, ONE, LOW_RANK, QUADS, BLOCK, NATIVE,
+            factors, lines, places, seed, stream, first, last, BF16, True, ALIKE, ONE, LOW_RANK, QUADS, DISTRIBUTION,
+            BLOCK, NATIVE,
         )  # fmt: skip
 
 
@@ -198,7 +202,8 @@ def perturb(
 def _update_block(
     stored, row, start, left, script, updates, weights, bases, factors, lines, places, seed, stream, rounding,
     coefficient, a, b, rank, scale, BF16: tl.constexpr, TAIL: tl.constexpr, ONE: tl.constexpr,
-    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr,
+    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):  # fmt: skip
     lane = lanes(BLOCK)
     mask = lane < left if TAIL else None
@@ -208,7 +213,7 @@ def _update_block(
         if LOW_RANK > 0:
             z = low_rank(a, b, rank, scale, lines, places, left, LOW_RANK, QUADS, TAIL, BLOCK)
         else:
-            z = _dense(seed, stream, start, BLOCK, NATIVE)
+            z = _dense(seed, stream, start, DISTRIBUTION, BLOCK, NATIVE)
         value = rounded(value + z * coefficient, rounding, stream, start, dtype, BF16, BLOCK)
     else:
         kinds = tl.load(row + 8)
@@ -216,8 +221,9 @@ def _update_block(
             kind = tl.load(script + 3) & kinds
             if kind != 0:
                 acc = _add_terms(
-                    value, script, row, start, left, factors, lines, places, LOW_RANK, QUADS, TAIL, BLOCK, NATIVE
-                )
+                    value, script, row, start, left, factors, lines, places, LOW_RANK, QUADS, TAIL, DISTRIBUTION,
+                    BLOCK, NATIVE,
+                )  # fmt: skip
                 if kind & 4 != 0:
                     acc = acc - value * _lower_float(tl.load(script + 1))
                 if kind & 8 != 0:
@@ -231,7 +237,8 @@ def _update_block(
 @triton.jit(do_not_specialize=["updates", "kind"])
 def update(
     table, units, script, updates, kind, like, base, factors, BF16: tl.constexpr, ONE: tl.constexpr,
-    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr, NATIVE: tl.constexpr,
+    LOW_RANK: tl.constexpr, QUADS: tl.constexpr, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Do updates to all tensors in place, one after the other.
 
@@ -263,7 +270,7 @@ def update(
         _update_block(
             stored, row, start + n * BLOCK, left, script, updates, weights + n * BLOCK, bases + n * BLOCK, factors,
             lines, places, seed, stream, rounding, coefficient, a, b, rank, scale, BF16, False, ONE, LOW_RANK, QUADS,
-            BLOCK, NATIVE,
+            DISTRIBUTION, BLOCK, NATIVE,
         )  # fmt: skip
         stored = ahead
         lines, places = _next_spots(lines, places, columns, LOW_RANK, QUADS, BLOCK)
@@ -272,13 +279,15 @@ def update(
         _update_block(
             stored, row, start + n * BLOCK, left - n * BLOCK, script, updates, weights + n * BLOCK, bases + n * BLOCK,
             factors, lines, places, seed, stream, rounding, coefficient, a, b, rank, scale, BF16, True, ONE, LOW_RANK,
-            QUADS, BLOCK, NATIVE,
+            QUADS, DISTRIBUTION, BLOCK, NATIVE,
         )  # fmt: skip
 
 
 @triton.jit
-def normals(table, units, script, out, BLOCK: tl.constexpr, UNIT: tl.constexpr, NATIVE: tl.constexpr):
-    """Write `noise.normal` of all lines of a table, for each line of the script (a term; `out` + its field 3).
+def factor_entries(
+    table, units, script, out, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr, NATIVE: tl.constexpr
+):  # fmt: skip
+    """Write `noise.entries` of all lines of a table, for each line of the script (a term; `out` + its field 3).
 
     Here field 4 of the table is where the numbers go, field 5 the purpose: FACTOR_A, which takes the seed in field 0 of
     the script, or FACTOR_B, which takes that in field 1.
@@ -290,5 +299,5 @@ def normals(table, units, script, out, BLOCK: tl.constexpr, UNIT: tl.constexpr, 
     places = out + tl.load(term + 3) + tl.load(row + 4)
     for n in range(tl.minimum(tl.cdiv(count - start, BLOCK), UNIT // BLOCK).to(tl.int32)):
         begin = start + n * BLOCK
-        z = normal(seed, stream, begin, purpose, BLOCK, NATIVE)
+        z = entries(seed, stream, begin, purpose, DISTRIBUTION, BLOCK, NATIVE)
         tl.store(places + begin + lanes(BLOCK), z, mask=lanes(BLOCK) < count - begin)

@@ -1,4 +1,4 @@
-"""The numbers of `zoreward.noise` inside Triton kernels: words, normals, low-rank directions, roundings.
+"""The numbers of `zoreward.noise` inside Triton kernels: words, entries, low-rank directions, roundings.
 
 Every product and every sum is an operation of its own: the kernels are compiled with `enable_fp_fusion=False`, and
 bfloat16 is taken apart and put together as bits, which mean the same everywhere. `NATIVE` is whether the hardware's own
@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from zoreward import noise
+from zoreward.records import DISTRIBUTIONS
 
 DIRECTION = tl.constexpr(noise.DIRECTION)
 FACTOR_A = tl.constexpr(noise.FACTOR_A)
@@ -22,6 +23,14 @@ _MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)
 _WEYL_0 = tl.constexpr(noise.WEYL_0)
 _WEYL_1 = tl.constexpr(noise.WEYL_1)
 _INV_SQRT_8 = tl.constexpr(float(noise.INV_SQRT_8))
+_SQRT_HALF = tl.constexpr(noise.SQRT_HALF)
+_LN_2_HIGH = tl.constexpr(float(noise.LN_2_HIGH))
+_LN_2_LOW = tl.constexpr(float(noise.LN_2_LOW))
+_LN_0, _LN_1, _LN_2, _LN_3, _LN_4, _LN_5, _LN_6 = (tl.constexpr(float(one)) for one in noise.LN)
+_SINE_0, _SINE_1, _SINE_2, _SINE_3, _SINE_4 = (tl.constexpr(float(one)) for one in noise.SINE)
+_COSINE_0, _COSINE_1, _COSINE_2, _COSINE_3, _COSINE_4 = (tl.constexpr(float(one)) for one in noise.COSINE)
+_GAUSSIAN = tl.constexpr(DISTRIBUTIONS.index("gaussian"))
+_RADEMACHER = tl.constexpr(DISTRIBUTIONS.index("rademacher"))
 _LARGEST = tl.constexpr((2 - 2.0**-23) * 2.0**127)  # finite float32: 0x7F7FFFFF
 
 
@@ -74,12 +83,44 @@ def _ones(word, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def normal(seed, stream, start, purpose, BLOCK: tl.constexpr, NATIVE: tl.constexpr):
-    """`noise.normal` of BLOCK elements from `start` on, float32."""
+def _box_muller(word, turn):
+    """`noise.box_muller`."""
+    pattern = ((word >> 8) + 1).to(tl.float32).to(tl.int32, bitcast=True)
+    e = (pattern - _SQRT_HALF) >> 23
+    f = (pattern - (e << 23)).to(tl.float32, bitcast=True) - 1.0
+    square = f * f
+    p = ((((((_LN_6 * f + _LN_5) * f + _LN_4) * f + _LN_3) * f + _LN_2) * f + _LN_1) * f) + _LN_0
+    power = (e - 24).to(tl.float32)
+    ln = (f - square * 0.5) + (square * f) * p
+    radius = tl.sqrt_rn(((ln + power * _LN_2_LOW) + power * _LN_2_HIGH) * -2.0)
+    g = ((turn >> 8 & 0x3FFFFF).to(tl.float32) - 2097152.0) * 2.384185791015625e-07  # 2^21, 2^-22
+    square = g * g
+    sine = ((((_SINE_4 * square + _SINE_3) * square + _SINE_2) * square + _SINE_1) * square + _SINE_0) * g
+    cosine = (((_COSINE_4 * square + _COSINE_3) * square + _COSINE_2) * square + _COSINE_1) * square + _COSINE_0
+    odd, sign = (turn >> 30 & 1) == 1, tl.where(turn >> 31 == 1, -1.0, 1.0)
+    # Not `-sine`, which Triton takes for 0 − sine: of a zero that has another sign.
+    return radius * (tl.where(odd, sine * -1.0, cosine) * sign), radius * (tl.where(odd, cosine, sine) * sign)
+
+
+@triton.jit
+def entries(
+    seed, stream, start, purpose, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, NATIVE: tl.constexpr
+):  # fmt: skip
+    """`noise.entries` of BLOCK elements from `start` on, float32. DISTRIBUTION: its place in `DISTRIBUTIONS`."""
     x0, x1, x2, x3 = _philox(seed, stream, start, purpose, BLOCK)
-    ones = _ones(_in_turn(x0, x1, x2, x3, BLOCK), NATIVE)
-    # As bits a count n is n · 2^-149: scaled by powers of 2 all is exact, and no integer is converted.
-    return tl.fma(ones.to(tl.float32, bitcast=True), 2.0**126, -16 * 2.0**-23) * (_INV_SQRT_8 * 2.0**23)
+    if DISTRIBUTION == _GAUSSIAN:
+        z0, z1 = _box_muller(x0, x1)
+        z2, z3 = _box_muller(x2, x3)
+        z = _in_turn(z0, z1, z2, z3, BLOCK)
+    elif DISTRIBUTION == _RADEMACHER:
+        # The highest bit is the sign of a float32 whose other bits are those of 1.
+        signs = (_in_turn(x0, x1, x2, x3, BLOCK) & 0x80000000) | 0x3F800000
+        z = signs.to(tl.float32, bitcast=True)
+    else:
+        ones = _ones(_in_turn(x0, x1, x2, x3, BLOCK), NATIVE)
+        # As bits a count n is n · 2^-149: scaled by powers of 2 all is exact, and no integer is converted.
+        z = tl.fma(ones.to(tl.float32, bitcast=True), 2.0**126, -16 * 2.0**-23) * (_INV_SQRT_8 * 2.0**23)
+    return z
 
 
 @triton.jit

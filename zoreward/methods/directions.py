@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from zoreward.noise import derive_seed
-from zoreward.records import Term
+from zoreward.records import Distribution, Term
 
 ROUNDING_INDEX = 2**64 - 1
 BLOCK_INDEX = 2**63
@@ -44,6 +44,7 @@ class Directions:
         subspace: whether directions of a rank lie in a subspace, one for all K, instead of sharing a factor.
         blocks: into how many blocks the weights are cut; 0: all are moved at once.
         block_every: steps of a block before it is another's turn, ≥ 1.
+        distribution: of the entries.
     """
 
     seed: int
@@ -57,6 +58,7 @@ class Directions:
     subspace: bool = False
     blocks: int = 0
     block_every: int = 1
+    distribution: Distribution = "normal"
 
     @property
     def even(self) -> bool:
@@ -128,7 +130,7 @@ class Directions:
             basis_seed = derive_seed(self.seed, start, 0)
             return Term(seed, 1.0, self.rank, basis_seed=basis_seed, block=self.block(step))
         b_seed = derive_seed(self.seed, start, k) if self.rank and start != step else None
-        return Term(seed, 1.0, self.rank, b_seed, block=self.block(step))
+        return Term(seed, 1.0, self.rank, b_seed, block=self.block(step), distribution=self.distribution)
 
 
 def along(direction: Term, coefficient: float) -> Term:

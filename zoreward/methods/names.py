@@ -68,7 +68,8 @@ METHODS: dict[str, Named] = {
     "fzoo": Named(
         Population,
         fixed={"estimator": "base"},
-        defaults={"noise": "dense", "eps": 1e-4, "num_directions": 8, "learning_rate": 5e-5},
+        defaults={"noise": "dense", "distribution": "rademacher", "eps": 1e-4, "num_directions": 8}
+        | {"learning_rate": 5e-5},
         source="FZOO: Dang et al. 2025, arXiv 2506.09034",
     ),
     "eggroll": Named(

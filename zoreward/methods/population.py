@@ -26,7 +26,7 @@ class Population(Method):
     | `base` | 1 + K | (s_k − s(θ)) / max(std s, floor), std² = Σ (s_k − mean s)² / (K − 1): FZOO's step |
 
     For the same number of forward passes it tries twice the directions of SPSA and knows less about each. All members
-    must be scored on the same rows. FZOO draws its directions from ±1; here their entries are `normal`.
+    must be scored on the same rows.
 
     Args:
         lr: "ES at scale" takes ε / 2.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from zoreward.methods.directions import Directions, along
-from zoreward.records import InputError, Member, Query, StepRecord, Term, Update
+from zoreward.records import DISTRIBUTIONS, Distribution, InputError, Member, Query, StepRecord, Term, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ class Method(ABC):
         blocks: into how many blocks the weights are cut, of which each step moves one, in turn; 0: all at once. Which
             weights are in which is the model's affair: see `zoreward.members.in_blocks`.
         block_every: steps ≥ 1 of a block before it is another's turn.
+        distribution: of the entries of z, or of its factors a and b: `normal`, 33 levels, `gaussian`, or `rademacher`,
+            ±1; see `zoreward.noise`.
 
     Raises:
         ValueError: a value is out of its range.
@@ -84,6 +86,7 @@ class Method(ABC):
     subspace: bool = False
     blocks: int = 0
     block_every: int = 1
+    distribution: Distribution = "normal"
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
@@ -105,6 +108,10 @@ class Method(ABC):
             raise ValueError(f"rank must be 0 (dense) or positive, not {self.rank}")
         if self.subspace and not self.rank:
             raise ValueError("a subspace is one of low-rank directions: rank must be positive, and noise low-rank")
+        if self.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
+        if self.subspace and self.distribution != "normal":
+            raise ValueError("directions in a subspace have entries of their own: distribution must be normal")
         if self.refresh > 1 and not self.rank:
             raise ValueError("refresh is about the factors of low-rank directions: dense ones have none")
         if self.blocks == 1 or (self.block_every > 1 and not self.blocks):
@@ -121,7 +128,7 @@ class Method(ABC):
         window = self.window if self.momentum else 1
         return Directions(
             self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window,
-            subspace=self.subspace, blocks=self.blocks, block_every=self.block_every,
+            subspace=self.subspace, blocks=self.blocks, block_every=self.block_every, distribution=self.distribution,
         )  # fmt: skip
 
     def init(self) -> SPSAState:

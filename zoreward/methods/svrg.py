@@ -116,6 +116,7 @@ class SVRG(Method):
             self.more_every,
             full_every=self.full_every,
             subspace=self.subspace,
+            distribution=self.distribution,
         )
 
     def init(self) -> SVRGState:

@@ -127,7 +127,10 @@ _PREFIX_FOR_TEXT = {**_FOR_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate":
 LEAST_BLOCKS = 2
 
 # What goes to the method under its own name.
-METHOD_OPTIONS = ("normalize", "refresh", "more_every", "momentum", "window", "full_every", "full_rate", "block_every")
+METHOD_OPTIONS = (
+    *("distribution", "normalize", "refresh", "more_every", "momentum", "window"),
+    *("full_every", "full_rate", "block_every"),
+)
 
 
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
