@@ -91,7 +91,7 @@ def assert_close_to_exact(got: np.ndarray, words: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("distribution", OTHERS)
-@pytest.mark.parametrize("seed", [0, 42, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("seed", [0, 2**32, 2**64 - 1])
 def test_entries_equal_the_reference(seed, distribution):
     for stream in (0, 7, 2**32 - 1):
         for start, count in SPANS:
@@ -150,6 +150,21 @@ def test_frozen_entries_of_noise_version_1(seed, stream, start, purpose, gaussia
     assert noise.rademacher(seed, stream, start, 8, purpose).tolist() == rademacher
 
 
+def test_box_muller_of_chosen_words_is_that_of_the_reference():
+    # n at all powers of 2 and all √½ · 2^k, and next to them; g at its ends and about 0, in every quadrant; the bits
+    # that do not count are 0 or 1.
+    near = {round(2 ** (half / 2)) + by for half in range(49) for by in (-1, 0, 1)}
+    w = [(n - 1) << 8 | spare for n in sorted(near) if 1 <= n <= 2**24 for spare in (0, 255)]
+    places = (0, 1, 2**20, 2**21 - 1, 2**21, 2**21 + 1, 2**22 - 1)
+    v = [quadrant << 30 | place << 8 | spare for quadrant in range(4) for place in places for spare in (0, 255)]
+    w, v = w + w[:1] * len(v) + w[-1:] * len(v), [*(v * len(w))[: len(w)], *v, *v]
+    got = np.stack(noise.box_muller(np.array(w, np.uint32), np.array(v, np.uint32)), axis=1)
+    expected = np.array([reference.box_muller(*pair) for pair in zip(w, v, strict=True)])
+    wrong = np.flatnonzero((got.view(np.uint32) != expected.view(np.uint32)).any(1))
+    assert not len(wrong), [(hex(w[i]), hex(v[i]), got[i], expected[i]) for i in wrong[:3]]
+    assert_close_to_exact(got.reshape(-1), np.stack([w, v], axis=1).astype(np.uint32).reshape(-1))
+
+
 def test_extreme_words_are_extreme_and_their_entries_are_those_of_the_reference():
     # Zeros have signs: ln u is 0 at n = 2^24, so the root of −0 is −0; at g = 0 the sine is 0, and taken with a minus
     # in quadrants 1 and 2.
@@ -168,7 +183,7 @@ def test_extreme_words_are_extreme_and_their_entries_are_those_of_the_reference(
 
 @pytest.mark.parametrize(("seed", "stream"), [(42, 7), (2**64 - 1, 2**32 - 1)])
 def test_gaussian_entries_are_accurate(seed, stream):
-    assert_close_to_exact(noise.gaussian(seed, stream, 0, 400_000), noise.words(seed, stream, 0, 400_000))
+    assert_close_to_exact(noise.gaussian(seed, stream, 0, 200_000), noise.words(seed, stream, 0, 200_000))
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -403,7 +418,7 @@ def test_factors_equal_the_reference(kernel):
 def test_what_a_kernel_remembers_is_of_one_distribution(kernel, rank):
     functions, device = kernel
     weight = torch.full((3, 5), 0.5, device=device)
-    for name in [*ALL, "normal"]:  # all else is as it was
+    for name in ALL:  # all else stays as it is
         term = Term(4, 0.25, rank, distribution=name)
         [[first, second]] = functions.perturb_all([(weight, 6)], ((term,), (Term(4, -0.25, rank, distribution=name),)))
         moved = weight.clone()
