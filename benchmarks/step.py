@@ -27,6 +27,7 @@ from zoreward.records import Example, Term, Update
 from zoreward.scoring import needed_memory
 from zoreward.scoring.logprobs import candidate_logprobs
 from zoreward.scoring.reader import Reader, reader_of
+from zoreward.trainer.optimizer import old_objects_left_alone
 
 # The bars of OPT-13B, by tokens a row: (dense, low-rank) over two plain forward passes.
 BARS = {64: (1.60, 1.10), 400: (1.10, 1.10)}
@@ -239,7 +240,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: list[Result] = []
     for shape in options.shape or ["opt-13b", "opt-30b"]:
-        results += measure(shape, options, device)
+        with old_objects_left_alone():
+            results += measure(shape, options, device)
         gc.collect()
     finish(results, options.check)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -300,3 +301,21 @@ def test_prompts_stay_within_the_context_whatever_is_asked_for(tmp_path, tokeniz
     )
     # OPT has an embedding for each of its 64 positions, and none beyond
     assert {len(example.prompt_tokens) + 1 for example in run.train_dataset} == {64}
+
+
+def test_while_a_run_lasts_pythons_collector_leaves_alone_what_was_there(tmp_path, tokenizer):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            seen.append(gc.get_freeze_count())
+
+    assert gc.get_freeze_count() == 0
+    trainer(tmp_path / "one", tokenizer, callbacks=[Look()]).train()
+    assert min(seen) > 10_000 and gc.get_freeze_count() == 0
+    gc.freeze()  # as a server does
+    try:
+        trainer(tmp_path / "two", tokenizer).train()
+        assert gc.get_freeze_count() > 0, "it was not ours to undo"
+    finally:
+        gc.unfreeze()

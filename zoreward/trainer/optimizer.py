@@ -1,7 +1,8 @@
-"""What transformers' loop is given in the place of an optimizer, of gradients and of tensors."""
+"""What transformers' loop is given in the place of an optimizer, of gradients and of tensors, and what it is spared."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,3 +49,26 @@ def no_gradients_to_clear(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.__dict__["zero_grad"]
+
+
+@contextmanager
+def old_objects_left_alone() -> Iterator[None]:
+    """Let Python's collector look for garbage once, now, and until the context ends only among what is new.
+
+    torch and transformers leave some hundred thousand objects behind when they are imported. A step makes enough new
+    ones that all of them are searched every few steps, for as long as a forward pass of a small model takes several
+    times. Nothing changes where somebody has set objects aside already.
+
+    >>> with old_objects_left_alone():
+    ...     gc.get_freeze_count() > 0
+    True
+    """
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.collect()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()

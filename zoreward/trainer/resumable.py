@@ -30,7 +30,7 @@ from zoreward.methods import SPSAState, state_after
 from zoreward.records import InputError, StepRecord
 from zoreward.trainer.comparing import refuse_other_run
 from zoreward.trainer.keeper import Keeper
-from zoreward.trainer.optimizer import no_gradients_to_clear
+from zoreward.trainer.optimizer import no_gradients_to_clear, old_objects_left_alone
 from zoreward.trainer.past import count_patience, due, storage_error, told_where
 from zoreward.trainer.ready import Ready, header_of, put_base_back_
 
@@ -89,7 +89,7 @@ class ResumableTrainer(Trainer):
         if self._journal is None:
             self._begin()
         assert self._journal is not None
-        with self._journal, no_gradients_to_clear(self.model):
+        with self._journal, no_gradients_to_clear(self.model), old_objects_left_alone():
             try:
                 output = self._rest_of_run(**kwargs)
             finally:
