@@ -98,7 +98,7 @@ def _box_muller(word, turn):
     sine = ((((_SINE_4 * square + _SINE_3) * square + _SINE_2) * square + _SINE_1) * square + _SINE_0) * g
     cosine = (((_COSINE_4 * square + _COSINE_3) * square + _COSINE_2) * square + _COSINE_1) * square + _COSINE_0
     odd, sign = (turn >> 30 & 1) == 1, tl.where(turn >> 31 == 1, -1.0, 1.0)
-    # Not `-sine`, which Triton takes for 0 − sine: of a zero that has another sign.
+    # Products with −1, because 0 − x, which some compilers make of −x, has another zero.
     return radius * (tl.where(odd, sine * -1.0, cosine) * sign), radius * (tl.where(odd, cosine, sine) * sign)
 
 
