@@ -42,6 +42,7 @@ from zoreward.members import (
     update_,
     updates_,
 )
+from zoreward.members.blocks import slots_by_members
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.scoring.memory import needed_memory
 
@@ -402,3 +403,12 @@ def record_one(folder: Path, model: nn.Module, header: dict, update: Update) -> 
     base = {"fingerprint": fingerprint(model), "dtype": weights_dtype(model), "streams": tuned_weights(model).streams}
     with Journal(folder, {**base, **header}) as journal:
         journal.append(StepRecord(0, (), update, 0.1))
+
+
+def test_members_of_no_block_are_given_to_kernels_as_they_are():
+    # A GPU's kernel knows members again by who they are: a model's hundreds of modules then share one script.
+    slots = list(tuned_weights(random_model("llama")).slots)
+    members = ((Term(1, 0.5),), (Term(1, -0.5),))
+    [(own, some)] = slots_by_members(slots, members)
+    assert own is members and some == slots
+    assert list(slots_by_members([], members)) == []

@@ -17,7 +17,7 @@ from zoreward import noise
 from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
 from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
-from zoreward.records import DISTRIBUTIONS, Member, Term, Update
+from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term, Update
 
 # Elements that a program has in hand at a time, a power of 2, and its warps.
 BLOCK, WARPS = 2048, 4
@@ -106,7 +106,7 @@ class Kernels:
         self._factor_tables: dict[Any, tuple[Table, int]] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
         self._subspaces = Subspaces(portable.normals)
-        self._couple: tuple[Sequence[Member], torch.device, torch.Tensor, int] | None = None
+        self._couple: tuple[Sequence[Member], torch.device, torch.Tensor, int, set[Distribution]] | None = None
 
     @torch.no_grad()
     def perturb_all(
@@ -175,18 +175,16 @@ class Kernels:
             copies = there[0][0].as_strided((len(members), group.size), (group.size, 1), 0)
         else:
             copies = torch.empty(len(members), group.size, dtype=like.dtype, device=like.device)
-        firsts = [number * group.size for number in range(len(members))]
         views = there or [
-            [copies.as_strided(shape, strides, first + place) for first in firsts]
+            list(copies.as_strided((len(members), *shape), (group.size, *strides), place).unbind())
             for shape, strides, place in group.views
         ]
-        distributions = scripts.distributions_of(term for member in members for term in member)
-        if len(distributions) > 1:
-            portable.perturb_all(group.weights, members, views, self._subspaces)
-        elif group.table is not None and members:
+        if group.table is not None and members:
             terms = [term for member in members for term in member if term.rank]
             factors, begins = self._factors(group, terms)
-            script, alike = self._script_of_members(members, begins, like.device)
+            script, alike, distributions = self._script_of_members(members, begins, like.device)
+            if len(distributions) > 1:
+                return portable.perturb_all(group.weights, members, views, self._subspaces)
             with launched_on(like.device):
                 triton_kernels.perturb[(len(group.table.units),)](
                     group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
@@ -198,14 +196,19 @@ class Kernels:
 
     def _script_of_members(
         self, members: Sequence[Member], begins: dict[Any, int], device: torch.device
-    ) -> tuple[torch.Tensor, int]:
-        """The script, and how many neighbours share a direction. A model's modules ask for the same members."""
+    ) -> tuple[torch.Tensor, int, set[Distribution]]:
+        """The script, how many neighbours share a direction, and which entries dense ones have.
+
+        A model's modules ask for the same members, one after the other.
+        """
         if self._couple is not None and self._couple[0] is members and self._couple[1] == device and not begins:
             return self._couple[2:]
         script = self._script([scripts.script_of(member, begins) for member in members], device)
+        distributions = scripts.distributions_of(term for member in members for term in member)
+        found = script, scripts.alike_of(members), distributions
         if isinstance(members, tuple):  # else it may change
-            self._couple = members, device, script, scripts.alike_of(members)
-        return script, scripts.alike_of(members)
+            self._couple = members, device, *found
+        return found
 
     def _replay(
         self, group: Group, table: Table, updates: Sequence[Update], base: torch.Tensor, distribution: int

@@ -119,7 +119,14 @@ def own_updates(updates: Iterable[Update], block: int | None) -> list[Update]:
 def slots_by_members(
     slots: Iterable[Slot], members: Sequence[Member]
 ) -> Iterator[tuple[tuple[Member, ...], list[Slot]]]:
-    """Yield what members are to tensors of some blocks, and the slots of these."""
+    """Yield what members are to tensors of some blocks, and the slots of these.
+
+    Members of no block are yielded as they are, not as others that equal them: kernels know the last ones again.
+    """
+    if isinstance(members, tuple) and all(term.block is None for member in members for term in member):
+        if slots := list(slots):
+            yield members, slots
+        return
     groups: dict[tuple[Member, ...], list[Slot]] = {}
     own: dict[int | None, tuple[Member, ...]] = {}
     for slot in slots:
