@@ -158,6 +158,7 @@ def test_a_model_that_does_not_say_what_its_decoder_begins_with_is_refused() -> 
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_toy_is_learned_saved_and_replayed(folder: Path, tmp_path: Path, capsys) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

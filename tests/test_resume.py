@@ -146,7 +146,7 @@ KINDS |= {name: {"method": name} for name in METHODS if name not in {kind.get("m
 
 
 # The others take as long again; `make test-faults` runs them too.
-QUICK = ("bfloat16", "low-rank, writing")
+QUICK = ("bfloat16",)
 EACH = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
