@@ -137,11 +137,14 @@ async def _awaited(awaitable: Awaitable[Any], timeout: float | None) -> Any:
 
 
 async def _within(timeout: float | None, future: Future[Any], place: Callable[[], str]) -> Any:
+    wrapped = asyncio.wrap_future(future)
     try:
-        async with asyncio.timeout(timeout):
-            returned, error = await asyncio.wrap_future(future)
-    except TimeoutError:
-        raise _TooLong(place()) from None
+        await asyncio.wait([wrapped], timeout=timeout)
+        if not wrapped.done():
+            raise _TooLong(place())  # asked before it is cancelled: a coroutine that has ended stands nowhere
+        returned, error = wrapped.result()
+    finally:
+        wrapped.cancel()
     if isinstance(error, Exception):
         raise error
     if error is not None:  # SystemExit would end the thread that waits, and nobody would know
