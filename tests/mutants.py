@@ -150,7 +150,7 @@ MUTANTS = [
     Mutant(
         "half precision is rounded to nearest",
         "zoreward/kernels/cpu.py",
-        "_round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)",
+        "_round_bf16(acc, bits) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, bits)",
         "_to_nearest(acc, weight.dtype)",
         "tests/test_rounding.py",
     ),

@@ -320,6 +320,16 @@ def nearest(value: np.float32, dtype: str) -> int:
     return upper + (lower > 0x8000 or (lower == 0x8000 and upper % 2 == 1))
 
 
+def rounding_bits(seed: int, stream: int, indices: Iterable[int]) -> list[int]:
+    """Return 16 bits for the rounding of each element, 0 ≤ bits < 2^16.
+
+    Each run of 1,024 elements has 512 words: its first 512 elements have their lower halves, the others the upper.
+    """
+    indices = list(indices)
+    drawn = words(seed, stream, [i // 1024 * 512 + i % 512 for i in indices], ROUNDING)
+    return [word // 2**16 if i % 1024 >= 512 else word % 2**16 for i, word in zip(indices, drawn, strict=True)]
+
+
 def stochastic_bf16(acc: np.float32, bits: int) -> int:
     """Return the bfloat16 pattern of `acc` rounded with 16 random bits, 0 ≤ bits < 2^16.
 
@@ -332,20 +342,20 @@ def stochastic_bf16(acc: np.float32, bits: int) -> int:
     return upper - 1 if upper % 2**15 == 0x7F80 else upper
 
 
-def stochastic_fp16(acc: np.float32, word: int) -> int:
-    """Return the float16 pattern of `acc` rounded with a random word, 0 ≤ word < 2^32.
+def stochastic_fp16(acc: np.float32, bits: int) -> int:
+    """Return the float16 pattern of `acc` rounded with 16 random bits, 0 ≤ bits < 2^16.
 
-    From 2^-14 on, where float16 has 13 bits less than float32: the pattern plus the word's low 13 bits, cut. Below,
-    where float16 is a grid of 2^-24: floor(acc · 2^24 + u) · 2^-24 with u = (word >> 8) · 2^-24, summed exactly.
+    From 2^-14 on, where float16 has 13 bits less than float32: the pattern plus the low 13 bits, cut. Below, where
+    float16 is a grid of 2^-24: floor(acc · 2^24 + u) · 2^-24 with u = (bits + ½) · 2^-16, summed exactly.
     What is not finite is rounded plainly, and what is finite stays finite.
     """
     if not np.isfinite(acc):
         return nearest(acc, "float16")
     exact = Fraction(float(acc))
     if abs(exact) < Fraction(1, 2**14):
-        cut = math.floor(exact * 2**24 + Fraction(word // 2**8, 2**24)) / 2**24
+        cut = math.floor(exact * 2**24 + Fraction(2 * bits + 1, 2**17)) / 2**24
     else:
-        cut = float(float_of((bits_of(acc) + word % 2**13) // 2**13 * 2**13))
+        cut = float(float_of((bits_of(acc) + bits % 2**13) // 2**13 * 2**13))
     return int(np.float16(min(max(cut, -65504.0), 65504.0)).view(np.uint16))
 
 
@@ -421,12 +431,9 @@ def updated(
                 acc[place] = acc[place] - np.float32(decay) * old
     if dtype == "float32":
         return acc.view(np.uint32)
-    random = words(rounding_seed, stream, range(acc.size) if indices is None else indices, ROUNDING)
-    if dtype == "bfloat16":
-        patterns = [stochastic_bf16(value, word % 2**16) for value, word in zip(acc, random, strict=True)]
-    else:
-        patterns = [stochastic_fp16(value, word) for value, word in zip(acc, random, strict=True)]
-    return np.array(patterns, np.uint16)
+    random = rounding_bits(rounding_seed, stream, range(acc.size) if indices is None else indices)
+    rounded = stochastic_bf16 if dtype == "bfloat16" else stochastic_fp16
+    return np.array([rounded(value, bits) for value, bits in zip(acc, random, strict=True)], np.uint16)
 
 
 # --- MeZO ------------------------------------------------------------------------------------------------------------

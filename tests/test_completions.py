@@ -83,7 +83,12 @@ def assert_same_text(found: tuple[int, ...], expected: tuple[int, ...], margins:
 
 @pytest.mark.parametrize(
     ("changes", "settings"),
-    [({"tokens": 30}, {}), ({}, {"rows": 3}), ({"problem": "one at a time"}, {}), ({"tokens": 90}, {"rows": 7})],
+    [
+        pytest.param({"tokens": 30}, {}, marks=pytest.mark.slow),
+        pytest.param({}, {"rows": 3}, marks=pytest.mark.slow),
+        ({"problem": "one at a time"}, {}),
+        ({"tokens": 90}, {"rows": 7}),
+    ],
     ids=["few-tokens", "few-rows", "alone", "both"],
 )
 def test_how_the_work_is_cut_changes_nothing(changes, settings, tokenizer) -> None:

@@ -52,7 +52,9 @@ def spread(family: str, first: int | str = "cpu", last: int | str = "cpu") -> nn
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name == "opt" else name for name in FAMILIES]
+)
 def test_members_of_a_spread_model_are_those_of_the_plain_one(family: str, noise: str, tokenizer) -> None:
     model, plain, members = spread(family), model_of(family), MEMBERS[noise]
     assert sum("_old_forward" in module.__dict__ for module in model.modules()) > 4

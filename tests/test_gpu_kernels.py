@@ -56,14 +56,14 @@ UPDATES = [
 @pytest.fixture
 def kernels() -> gpu.Kernels:
     """Small units: the interpreter takes its time for each program, also for one without elements."""
-    return gpu.Kernels(block=512, unit=512)
+    return gpu.Kernels(block=1024, unit=1024)
 
 
 def weights(dtype: torch.dtype, device: str = "cpu") -> list[tuple[torch.Tensor, int]]:
     """A matrix with all edges in it, and one tensor of each kind; a stream each."""
     generator = torch.Generator().manual_seed(0)
     edges = [0.0, -0.0, 1e-6, -3e-8, 6e-5, 6.1e-5, 65504.0, -3.38e38, 1e-41, float("inf"), -float("inf"), float("nan")]
-    first = torch.cat([torch.tensor(edges), torch.randn(290, generator=generator) * 1e-3, torch.tensor(edges)])
+    first = torch.cat([torch.tensor(edges), torch.randn(1290, generator=generator) * 1e-3, torch.tensor(edges)])
     whole = torch.randn(40, generator=generator).to(dtype).to(device)
     tensors = [
         first.view(2, -1).to(dtype).to(device),
@@ -141,11 +141,11 @@ def test_lines_that_blocks_divide():
 @pytest.mark.parametrize("columns", [12, 5], ids=["quads", "mixed"])
 def test_blocks_of_many_short_lines(columns):
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in ((40, 12), (70, columns), (3,))]
+    tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in ((140, 12), (270, columns), (3,))]
     update = Update(0.0, (Term(4, 0.1, 1),), 6)
     got = [(tensor.to(DEVICE, copy=True), stream) for stream, tensor in enumerate(tensors)]
     expected = [(tensor.clone(), stream) for stream, tensor in enumerate(tensors)]
-    gpu.Kernels(block=128, unit=256).update_all_(got, update)
+    gpu.Kernels(block=1024, unit=2048).update_all_(got, update)
     cpu.update_all_(expected, update)
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
     assert pattern(got[1][0]) != pattern(tensors[1])
@@ -375,8 +375,8 @@ def test_more_than_2_to_the_31_elements_on_a_gpu():
     expected = torch.from_numpy(noise.normal(1, 7, start, 3_000)).bfloat16()
     assert torch.equal(copy[start:].cpu(), expected)
     gpu.Kernels().update_all_([(weight, 7)], Update(0.0, (Term(1, 1.0),), 3))
-    word = noise.words(3, 7, start, 3_000, noise.ROUNDING)
-    rounded = noise.round_bf16(noise.normal(1, 7, start, 3_000), word)
+    bits = noise.rounding_bits(3, 7, start, 3_000)
+    rounded = noise.round_bf16(noise.normal(1, 7, start, 3_000), bits)
     assert (weight[start:].cpu().view(torch.uint16).numpy() == rounded).all()
 
 

@@ -69,7 +69,7 @@ def test_what_was_written_is_read_back(tmp_path):
     run = load_run(write(tmp_path, steps()).parent)
     assert records_of(run) == steps()
     assert run.evaluations == EVALUATIONS
-    assert run.header == {"noise_version": 1, **RUN}
+    assert run.header == {"noise_version": 2, **RUN}
 
 
 def test_each_line_carries_the_crc_32_of_all_before_it(stored):
@@ -215,13 +215,13 @@ STEP = {
     "kind": "step", "step": 0, "scores": [0.5, 0.25], "lr": 0.1, "decay": 0.0, "terms": [[3, 0.5]], "rounding_seed": 4
 }  # fmt: skip
 HEAD = {"classes": ["a", "b"], "weights": ["score.weight"], "spread": 0.02}
-FIRST = {"kind": "header", "noise_version": 1, **HEADER}
+FIRST = {"kind": "header", "noise_version": 2, **HEADER}
 FALSE = {
     "unknown kind": (FIRST, {"kind": "snapshot", "step": 0}),
     "no kind": (FIRST, {"step": 0}),
     "second header": (FIRST, FIRST),
     "no header": (STEP,),
-    "noise version": ({**FIRST, "noise_version": 2},),
+    "noise version": ({**FIRST, "noise_version": 1},),
     "noise version of another type": ({**FIRST, "noise_version": True},),
     "no fingerprint": ({**FIRST, "fingerprint": "../../etc/passwd"},),
     "no dtype": ({**FIRST, "dtype": "int8"},),
@@ -336,7 +336,7 @@ def test_20_000_steps_take_less_than_100_000_bytes():
              ("weight", "bias")] + [f"model.decoder.layers.{n}.fc{i}.{kind}" for n in range(64) for i in (1, 2) for
              kind in ("weight", "bias")] + ["lm_head.weight"]  # as many as OPT-66B has, nearly  # fmt: skip
     spsa = SPSA(seed=3)
-    header = {"noise_version": 1, **HEADER, "streams": streams(names), "method": {**METHOD, "seed": 3, "rank": 0}}
+    header = {"noise_version": 2, **HEADER, "streams": streams(names), "method": {**METHOD, "seed": 3, "rank": 0}}
     header["method"]["num_directions"] = 1
 
     def record(step: int) -> StepRecord:
@@ -457,26 +457,26 @@ HOSTILE = {
     "anchor in words": lambda t: changed(t, about={"anchor": "high"}),
     "anchor too large": lambda t: changed(t, about={"anchor": 1e39}),
     "rate in words": lambda t: changed(t, about={"lr": "high"}),
-    "no method": lambda t: changed(t, about={"header": {"noise_version": 1, **HEADER}}),
+    "no method": lambda t: changed(t, about={"header": {"noise_version": 2, **HEADER}}),
     "noise version": lambda t: changed(t, about={"header": {"noise_version": 9, **RUN}}),
     "a subspace in words": lambda t: changed(
-        t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "subspace": "yes"}}}
+        t, about={"header": {"noise_version": 2, **RUN, "method": {**METHOD, "subspace": "yes"}}}
     ),
     "a distribution that there is not": lambda t: changed(
-        t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "distribution": "cauchy"}}}
+        t, about={"header": {"noise_version": 2, **RUN, "method": {**METHOD, "distribution": "cauchy"}}}
     ),
     "a subspace of another distribution": lambda t: changed(
         t,
         about={
             "header": {
-                "noise_version": 1,
+                "noise_version": 2,
                 **RUN,
                 "method": {**METHOD, "rank": 2, "subspace": True, "distribution": "gaussian"},
             }
         },
     ),
     "rank beyond all bounds": lambda t: changed(
-        t, about={"header": {"noise_version": 1, **RUN, "method": {**METHOD, "rank": 10**9}}}
+        t, about={"header": {"noise_version": 2, **RUN, "method": {**METHOD, "rank": 10**9}}}
     ),
 }
 

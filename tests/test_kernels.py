@@ -89,11 +89,10 @@ def anchor_by_hand(weight: torch.Tensor, base: torch.Tensor, stream: int, update
     if update.decay and weight.ndim >= 2:
         acc = acc - np.float32(update.decay) * theta
     acc = acc - np.float32(update.anchor) * (theta - start)
-    word = noise.words(update.rounding_seed, stream, 0, len(theta), noise.ROUNDING)
+    random = noise.rounding_bits(update.rounding_seed, stream, 0, len(theta))
     if dtype == torch.bfloat16:
-        bits = noise.round_bf16(acc, word).view(np.int16)
-        return torch.from_numpy(bits).view(torch.bfloat16).view(weight.shape)
-    rounded = noise.round_fp16(acc, word) if dtype == torch.float16 else acc
+        return torch.from_numpy(noise.round_bf16(acc, random).view(np.int16)).view(torch.bfloat16).view(weight.shape)
+    rounded = noise.round_fp16(acc, random) if dtype == torch.float16 else acc
     return torch.from_numpy(rounded).view(weight.shape)
 
 

@@ -1,4 +1,4 @@
-"""Contract under test: `zoreward.noise`, the definition of z (noise_version 1).
+"""Contract under test: `zoreward.noise`, the definition of z (noise_version 2).
 
 - `words(seed, stream, start, count, purpose=0)`: uint32 words of Philox 4x32-10. Key: the 64-bit seed. Counter: the
   64-bit index // 4, the stream, the purpose. An index takes word index % 4. So a value depends on its own seed, stream,
@@ -132,11 +132,11 @@ def test_a_long_call_is_its_short_calls_put_together():
         (0x0123456789ABCDEF, 0xDEADBEEF, 2**40 + 3, 1, [0x57493CFE, 0xCE2F0346, 0xF7A193F9, 0x3DE8F9FF, 0xB5B14393]),
     ],
 )
-def test_frozen_words_of_noise_version_1(seed, stream, start, purpose, expected):
+def test_frozen_words_of_noise_version_2(seed, stream, start, purpose, expected):
     assert noise.words(seed, stream, start, 5, purpose).tolist() == expected
 
 
-def test_frozen_normals_of_noise_version_1():
+def test_frozen_normals_of_noise_version_2():
     assert levels(42, 7, 0, 16).tolist() == [4, -3, 2, 1, 1, -3, 4, -1, 2, -3, -1, -1, 1, 1, 0, 6]
     assert noise.normal(42, 7, 0, 4).astype("<f4").tobytes().hex() == "f304b53fb6c387bff304353ff304b53e"
 
@@ -180,7 +180,7 @@ def test_canonical_name_drops_wrappers_and_nothing_else(name, expected):
         ("größe.weight", 0xDB7E6568),
     ],
 )
-def test_frozen_streams_of_noise_version_1(name, expected):
+def test_frozen_streams_of_noise_version_2(name, expected):
     assert reference.hash_name(name) == expected
     assert noise.stream_of(name) == expected
     assert noise.streams([name]) == {name: expected}
@@ -222,7 +222,7 @@ def test_names_that_collide_get_streams_of_their_own(names):
     assert noise.streams(names[::-1]) == expected
 
 
-def test_frozen_collision_of_noise_version_1():
+def test_frozen_collision_of_noise_version_2():
     assert noise.streams(COLLISIONS[0]) == {"layers.196493.weight": 0x5CA5A53C, "layers.3004.weight": 0x23C2E625}
 
 
@@ -237,7 +237,7 @@ def test_frozen_collision_of_noise_version_1():
         (42, 0, 2**64 - 1, 0x0C0D3955B6BFC7F1),  # the rounding seed of step 0
     ],
 )
-def test_frozen_seeds_of_noise_version_1(run_seed, step, k, expected):
+def test_frozen_seeds_of_noise_version_2(run_seed, step, k, expected):
     assert reference.derive_seed(run_seed, step, k) == expected
     assert noise.derive_seed(run_seed, step, k) == expected
 

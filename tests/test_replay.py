@@ -39,7 +39,9 @@ class Snapshots(TrainerCallback):
         self.after.append(bits(model))
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES[:2], pytest.param(DTYPES[2], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [one if one == torch.bfloat16 else pytest.param(one, marks=pytest.mark.slow) for one in DTYPES], ids=str
+)
 def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokenizer, monkeypatch):
     model = random_model("llama").to(dtype)
     live = Snapshots(model)
@@ -133,7 +135,9 @@ def record_run(folder: Path, model: PreTrainedModel, rank: int, steps: int = 5) 
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-tied"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(one, marks=pytest.mark.slow) if one == torch.float16 else one for one in DTYPES], ids=str
+)
 @pytest.mark.parametrize("rank", [1, 3])
 def test_low_rank_runs_are_replayed(rank, dtype, family, tmp_path, monkeypatch):
     expected = record_run(tmp_path, random_model(family).to(dtype), rank)

@@ -101,7 +101,10 @@ def whole(tmp_path_factory, tokenizer) -> tuple[dict[str, torch.Tensor], bytes]:
     return weights(run), (folder / "journal.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize(
+    "step",
+    [step if step in (1, 4, STEPS) else pytest.param(step, marks=pytest.mark.slow) for step in range(1, STEPS + 1)],
+)
 def test_a_run_that_was_left_after_any_step_goes_on_exactly(step, whole, tmp_path, tokenizer):
     killed(tmp_path, tokenizer, step)
     torch.manual_seed(step)  # what is drawn elsewhere must not matter
@@ -332,7 +335,13 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("case", SPOILT)
+@pytest.mark.parametrize(
+    "case",
+    [
+        one if one in ("sound", "damaged", "of another run") else pytest.param(one, marks=pytest.mark.slow)
+        for one in SPOILT
+    ],
+)
 def test_a_resume_begins_at_a_sound_snapshot_and_else_at_the_base(case, whole, tmp_path, tokenizer, monkeypatch):
     spoil, start = SPOILT[case]
     if case == "of another run":
@@ -450,7 +459,9 @@ class Do(TrainerCallback):
             self.action()
 
 
-@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+@pytest.mark.parametrize(
+    "how", ["removed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("moved", "replaced"))]
+)
 def test_a_run_folder_that_vanished_is_noticed(how, whole, tmp_path, tokenizer):
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
 
@@ -589,7 +600,14 @@ def weights_at(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters())
 
 
-@pytest.mark.parametrize("changes", [{}, {"save_steps": 3}, {"save_strategy": "best"}, {"save_strategy": "no"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"save_strategy": "best"},
+        *(pytest.param(changes, marks=pytest.mark.slow) for changes in ({"save_steps": 3}, {"save_strategy": "no"})),
+    ],
+)
 def test_the_best_step_s_weights_are_made_at_the_end(changes, base, tmp_path, tokenizer, monkeypatch):
     with_scores(monkeypatch, SCORES)
     run = trainer(tmp_path / "run", tokenizer, model=base, **BEST, **changes)
@@ -618,7 +636,7 @@ def test_a_base_that_has_changed_meanwhile_is_said(base, tmp_path, tokenizer, mo
     assert same(weights(run), weights_at(tmp_path / "run", STEPS))
 
 
-@pytest.mark.parametrize("kill", [0, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kill", [3, *(pytest.param(kill, marks=pytest.mark.slow) for kill in (0, 5))])
 def test_early_stopping_counts_on_over_a_resume(kill, base, tmp_path, tokenizer, monkeypatch):
     with_scores(monkeypatch, SCORES)
 

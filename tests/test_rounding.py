@@ -3,10 +3,11 @@
 - `perturb(weight, stream, members)`: one new tensor a member, θ + Σ coefficient · z. In float32 each product is
   rounded, then each sum, in the order of the terms; at the end one rounding to nearest even. The weight stays as it is.
 - `update_(weight, stream, update)`, in place: the same sum, then minus round(decay · θ_old) where the tensor has two
-  dimensions or more, then one rounding: none for float32, stochastic for bfloat16 and float16, from words of the
+  dimensions or more, then one rounding: none for float32, stochastic for bfloat16 and float16, from bits of the
   rounding seed at the weight's own stream and index.
-- `round_bf16(acc, bits)`, `round_fp16(acc, word)`: the stochastic roundings. Unbiased; what is finite stays finite,
-  what is not stays what it is.
+- `rounding_bits(seed, stream, start, count)`: 16 for each element, half a word; no two elements have the same half.
+- `round_bf16(acc, bits)`, `round_fp16(acc, bits)`: the stochastic roundings. Unbiased, to 2^-17 of a step where float16
+  is a fixed grid; what is finite stays finite, what is not stays what it is.
 - The index of a weight is its flat index in row-major order, whatever its strides are. No random state is read or set.
 
 Everything is compared bit by bit with `reference.py`. Free are only the pattern of a NaN, and the sign of a zero that
@@ -25,6 +26,7 @@ import torch
 import reference
 from zoreward import noise
 from zoreward.kernels import cpu
+from zoreward.kernels.philox import Workspace
 from zoreward.records import Term, Update
 
 SIGMAS = 5
@@ -214,10 +216,10 @@ LARGE = 300_001  # more than a chunk, no multiple of 4
 
 @pytest.fixture(scope="module")
 def large_noise() -> tuple[list[tuple[np.float32, np.ndarray]], np.ndarray]:
-    """(coefficient, z) of each term of MEMBERS[3], and the words of the rounding."""
+    """(coefficient, z) of each term of MEMBERS[3], and the bits of the rounding."""
     z = {seed: noise.normal(seed, STREAM, 0, LARGE) for seed, _ in MEMBERS[3]}
-    word = noise.words(ROUNDING_SEED, STREAM, 0, LARGE, 1)
-    return [(np.float32(coefficient), z[seed]) for seed, coefficient in MEMBERS[3]], word
+    bits = noise.rounding_bits(ROUNDING_SEED, STREAM, 0, LARGE)
+    return [(np.float32(coefficient), z[seed]) for seed, coefficient in MEMBERS[3]], bits
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -230,7 +232,7 @@ def test_large_tensors_equal_the_reference(dtype, large_noise):
     near = [place + step for place in edges for step in (-2, -1, 0, 1)]
     spread = np.random.default_rng(0).integers(LARGE, size=200).tolist()
     sample = sorted({place for place in near + spread if 0 <= place < LARGE})
-    numbers, word = large_noise
+    numbers, bits = large_noise
     acc = theta.copy()
     for coefficient, z in numbers:
         acc = acc + coefficient * z
@@ -247,10 +249,27 @@ def test_large_tensors_equal_the_reference(dtype, large_noise):
     assert_same(patterns(weight)[sample], expected, dtype, any_zero=dtype == "float16")
     rounded = {
         "float32": lambda: acc.view(np.uint32),
-        "bfloat16": lambda: noise.round_bf16(acc, word & np.uint32(0xFFFF)),
-        "float16": lambda: noise.round_fp16(acc, word).view(np.uint16),
+        "bfloat16": lambda: noise.round_bf16(acc, bits),
+        "float16": lambda: noise.round_fp16(acc, bits).view(np.uint16),
     }[dtype]()
     assert_same(patterns(weight), rounded, dtype, any_zero=dtype == "float16")
+
+
+@pytest.mark.parametrize("start", [0, 4, 508, 512, 1020, 1024, 2**34 - 512])
+def test_bits_of_any_part_are_those_of_the_whole_and_no_two_elements_share_a_half(start):
+    bits = noise.rounding_bits(ROUNDING_SEED, STREAM, start, 3_000)
+    assert bits.tolist() == reference.rounding_bits(ROUNDING_SEED, STREAM, range(start, start + 3_000))
+    for count in (1, 500, 3_000):
+        assert Workspace(count).rounding_bits(ROUNDING_SEED, STREAM, start, count).tolist() == bits[:count].tolist()
+    # 3,000 halves of 1,500 words that are alike: of 2^16 values as many differ as of 3,000 draws, 2,932 ± 8
+    assert abs(len(set(bits.tolist())) - 2_932) < SIGMAS * 8
+
+
+def test_frozen_bits_of_noise_version_2():
+    word = noise.words(42, 7, 0, 4, noise.ROUNDING).tolist()
+    bits = noise.rounding_bits(42, 7, 0, 516).tolist()
+    assert bits[:4] == [0xA2A1, 0x7414, 0xD51E, 0xAC84] == [each % 2**16 for each in word]
+    assert bits[512:] == [0x8821, 0xDEB2, 0xE01E, 0x44D5] == [each // 2**16 for each in word]
 
 
 def test_large_matrices_decay_everywhere():
@@ -378,14 +397,14 @@ def test_bf16_rounding_leaves_infinities_and_nans():
     ],
 )
 def test_fp16_rounding_is_unbiased_in_the_normal_range(value):
-    # Over all 2^13 offsets the mean is the number itself, exactly. The upper bits of the word must not matter.
+    # Over all 2^13 offsets the mean is the number itself, exactly. The three bits above must not matter.
     acc = np.full(2**13, value, np.float32)
-    for upper in (0, 0xABCDE000):
-        word = np.arange(2**13, dtype=np.uint32) | np.uint32(upper)
-        rounded = noise.round_fp16(acc, word)
+    for upper in (0, 0xA000):
+        bits = np.arange(2**13, dtype=np.uint32) | np.uint32(upper)
+        rounded = noise.round_fp16(acc, bits)
         assert rounded.dtype == np.float16
         assert mean_of(rounded) == Fraction(float(acc[0]))
-    expected = [reference.stochastic_fp16(acc[0], int(each)) for each in word[::127]]
+    expected = [reference.stochastic_fp16(acc[0], int(each)) for each in bits[::127]]
     assert rounded.view(np.uint16)[::127].tolist() == expected
 
 
@@ -408,54 +427,46 @@ SUBNORMAL = [
 
 @pytest.mark.parametrize("steps", SUBNORMAL)
 def test_fp16_rounding_is_unbiased_in_the_subnormal_range(steps):
-    # u takes the 2^24 values i · 2^-24. floor(x + u) is one more than floor(x) for u ≥ 1 − frac(x), so for
-    # floor(frac(x) · 2^24) of them: the mean over all is below x by less than 2^-24 steps. (A step is 2^-24.)
-    # That it switches at this u and at no other is checked right there, and on a grid over the whole range.
+    # u takes the 2^16 values (i + ½) · 2^-16, evenly around ½. floor(x + u) is one more than floor(x) for the share
+    # frac(x) of them, to half of one: the mean over all is off by at most 2^-17 steps. (A step is 2^-24.)
     acc = np.float32(steps * 2.0**-24)
     x = Fraction(float(acc)) * 2**24
     low = x.numerator // x.denominator
-    ups = int((x - low) * 2**24)
-    grid = range(0, 2**24, 4093)
-    u = np.array([*grid, *(i for i in range(2**24 - ups - 2, 2**24 - ups + 3) if 0 <= i < 2**24)], np.uint32)
-    word = u * np.uint32(256) + np.uint32(0x5A)  # the low 8 bits must not matter
-    rounded = noise.round_fp16(np.full(len(u), acc), word)
+    bits = np.arange(2**16, dtype=np.uint32)
+    rounded = noise.round_fp16(np.full(2**16, acc), bits)
     assert rounded.dtype == np.float16
     # low and low + 1 are whole numbers of steps up to 1024: float16 holds them.
-    expected = np.where(u.astype(np.int64) >= 2**24 - ups, low + 1, low)
-    assert (rounded.astype(np.float64) * 2**24).tolist() == expected.tolist()
-    patterns16 = np.array([reference.stochastic_fp16(acc, int(each)) for each in word[::101]], np.uint16)
+    expected = [low + (x - low + Fraction(2 * i + 1, 2**17) >= 1) for i in range(2**16)]
+    assert (rounded.astype(np.float64) * 2**24).tolist() == expected
+    patterns16 = np.array([reference.stochastic_fp16(acc, int(each)) for each in bits[::101]], np.uint16)
     assert_same(rounded.view(np.uint16)[::101].copy(), patterns16, "float16", any_zero=True)
-    # On the grid of n equidistant u the share of ups is off by at most one of n.
-    n = len(grid)
-    assert abs(mean_of(rounded[:n]) * 2**24 - x) <= Fraction(1, n)
+    assert abs(mean_of(rounded) * 2**24 - x) <= Fraction(1, 2**17)
 
 
-def test_fp16_rounding_just_off_a_whole_step_sees_the_sign():
-    # One float32 above and below a whole number of steps: with u = 0 below goes down, above stays.
-    for whole in (0, 1, 2, 512, 1000, -1, -512, -1000):
+def test_fp16_rounding_leaves_what_float16_holds():
+    # And what is nearer to it than 2^-17 steps, as its neighbours in float32 are while it is small.
+    for whole in (0, 1, 2, 60, -1, -60):
         exact = np.float32(whole * 2.0**-24)
         trio = np.array([np.nextafter(exact, np.float32(-1)), exact, np.nextafter(exact, np.float32(1))], np.float32)
-        assert (noise.round_fp16(trio, np.zeros(3, np.uint32)).astype(np.float64) * 2**24).tolist() == [
-            whole - 1,
-            whole,
-            whole,
-        ]
+        for bits in (0, 2**15, 2**16 - 1):
+            rounded = noise.round_fp16(trio, np.full(3, bits, np.uint32))
+            assert (rounded.astype(np.float64) * 2**24).tolist() == [whole] * 3
 
 
 def test_fp16_rounding_keeps_what_is_finite_finite():
     large = np.array([65504.0, 65505.0, 65519.9, 65520.0, 65536.0, 1e5, 3e38, 3.4028235e38], np.float32)
-    for word in (0, 1, 0x1000, 0x1FFF, 0xFFFFFFFF):
-        words = np.full(len(large), word, np.uint32)
-        assert noise.round_fp16(large, words).tolist() == [65504.0] * len(large)
-        assert noise.round_fp16(-large, words).tolist() == [-65504.0] * len(large)
+    for each in (0, 1, 0x1000, 0x1FFF, 0xFFFF):
+        bits = np.full(len(large), each, np.uint32)
+        assert noise.round_fp16(large, bits).tolist() == [65504.0] * len(large)
+        assert noise.round_fp16(-large, bits).tolist() == [-65504.0] * len(large)
 
 
 def test_fp16_rounding_leaves_infinities_and_nans():
     nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF, 0x7FC00000], np.uint32).view(np.float32)
     infinities = np.array([np.inf, -np.inf], np.float32)
-    for word in (0, 1, 0x1FFF, 0xFFFFFFFF):
-        assert np.isnan(noise.round_fp16(nans, np.full(5, word, np.uint32))).all()
-        assert noise.round_fp16(infinities, np.full(2, word, np.uint32)).tolist() == [np.inf, -np.inf]
+    for bits in (0, 1, 0x1FFF, 0xFFFF):
+        assert np.isnan(noise.round_fp16(nans, np.full(5, bits, np.uint32))).all()
+        assert noise.round_fp16(infinities, np.full(2, bits, np.uint32)).tolist() == [np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("dtype", HALF)

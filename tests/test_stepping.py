@@ -65,7 +65,7 @@ def calls(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "family", [name if name in ("llama", "opt") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+    "family", [name if name == "opt" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
 def test_texts_are_those_of_generate(family, tokenizer, calls) -> None:
     model = random_model(family)

@@ -13,7 +13,7 @@ Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel 
 | counter word 2 | the stream of the tensor |
 | counter word 3 | the purpose: 0 dense directions, 1 rounding, 2 and 3 the factors a and b of low-rank directions, |
 | | 4 the first weights of an adapter, 5 and 6 the bases U and V of a subspace, 7 the directions Z in it |
-| output word | number index % 4 |
+| output word | number index % 4; a rounding takes half a word, see `rounding_bits` |
 
 `index` is the flat (row-major) index in the whole tensor; in a factor of rank r, i·r + k is that of a[i, k].
 The purpose keeps a, b, dense directions and rounding apart; the streams keep the tensors apart.
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from zoreward.records import Distribution
 
-NOISE_VERSION = 1
+NOISE_VERSION = 2
 DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 3, 4
 BASIS_U, BASIS_V, CORE = 5, 6, 7
 
@@ -40,6 +40,8 @@ BASIS_U, BASIS_V, CORE = 5, 6, 7
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 MASK_32 = 0xFFFFFFFF
+# Elements next to each other that take lower halves of words to be rounded; as many behind them take the upper ones.
+SHARING = 512
 
 INV_SQRT_8 = np.float32(1 / 8**0.5)
 
@@ -357,32 +359,50 @@ def _counts(seed: int, stream: int, shape: tuple[int, int], purpose: int) -> NDA
     return np.rint(normal(seed, stream, 0, math.prod(shape), purpose) * np.sqrt(8.0)).reshape(shape)
 
 
-def round_bf16(acc: NDArray[np.float32], word: NDArray[np.uint32]) -> NDArray[np.uint16]:
+def rounding_bits(seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
+    """Return 16 bits for the rounding of each of the elements `start` … `start + count − 1`: uint32 below 2^16.
+
+    Elements j and j + 512 of each 1,024 share word number ⌊index / 1024⌋ · 512 + j: the lower and the upper half. So
+    a GPU's thread, which works on both, draws half as many words; they are the larger part of what an update computes.
+
+    >>> bits = rounding_bits(seed=0, stream=0, start=0, count=513)
+    >>> bool(words(0, 0, 0, 1, ROUNDING)[0] == bits[512] << 16 | bits[0])
+    True
+    """
+    index = np.arange(start, start + count, dtype=np.uint64)
+    group, place = np.divmod(index, np.uint64(2 * SHARING))
+    first = start // (2 * SHARING) * SHARING
+    number = (group * np.uint64(SHARING) + place % np.uint64(SHARING) - np.uint64(first)).astype(np.intp)
+    word = words(seed, stream, first, int(number.max(initial=-1)) + 1, ROUNDING)[number]
+    return np.where(place < SHARING, word & np.uint32(0xFFFF), word >> np.uint32(16))
+
+
+def round_bf16(acc: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[np.uint16]:
     """Round float32 to bfloat16 stochastically; returns the bfloat16 bit patterns.
 
-    The low 16 bits of `word` are added to the float32 pattern, the lower half is dropped: `acc` between two neighbours
-    goes to the upper one with the probability of its distance to the lower one. Infinity and NaN stay what they are; a
+    `bits`, below 2^16, are added to the float32 pattern, the lower half is dropped: `acc` between two neighbours goes
+    to the upper one with the probability of its distance to the lower one. Infinity and NaN stay what they are; a
     finite value never becomes infinite.
     """
     pattern = np.ascontiguousarray(acc).view(np.uint32)
     special = (pattern & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-    upper = ((pattern + (word & np.uint32(0xFFFF))) >> np.uint32(16)).astype(np.uint16)
+    upper = ((pattern + bits) >> np.uint32(16)).astype(np.uint16)
     overflow = (upper & np.uint16(0x7FFF)) == np.uint16(0x7F80)
     upper = np.where(overflow, (upper & np.uint16(0x8000)) | np.uint16(0x7F7F), upper)
     quiet = np.where(np.isnan(acc), np.uint16(0x0040), np.uint16(0))  # a NaN whose payload sat in the lower half
     return np.where(special, (pattern >> np.uint32(16)).astype(np.uint16) | quiet, upper)
 
 
-def round_fp16(acc: NDArray[np.float32], word: NDArray[np.uint32]) -> NDArray[np.float16]:
-    """Round float32 to float16 stochastically.
+def round_fp16(acc: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[np.float16]:
+    """Round float32 to float16 stochastically, with bits below 2^16.
 
-    From 2^−14 on: the low 13 bits of `word` are added to the float32 pattern and 13 bits dropped. Below, where float16
-    is a fixed grid: floor(acc·2^24 + u)·2^−24 with u = (word >> 8)·2^−24 (13 bits would be biased there by up to 19 %).
+    From 2^−14 on: the low 13 of `bits` are added to the float32 pattern and 13 bits dropped. Below, where float16 is a
+    fixed grid: floor(acc·2^24 + u)·2^−24 with u = (bits + ½)·2^−16, so the mean is off by at most 2^−17 of the grid.
     Infinity and NaN stay; finite values beyond ±65504 become ±65504.
     """
     pattern = np.ascontiguousarray(acc).view(np.uint32)
-    moved = ((pattern + (word & np.uint32(0x1FFF))) & np.uint32(0xFFFFE000)).view(np.float32)
-    u = (word >> np.uint32(8)).astype(np.float64) * 2.0**-24
+    moved = ((pattern + (bits & np.uint32(0x1FFF))) & np.uint32(0xFFFFE000)).view(np.float32)
+    u = (bits.astype(np.float64) + 0.5) * 2.0**-16
     with np.errstate(invalid="ignore", over="ignore"):
         small = np.floor(acc.astype(np.float64) * 2.0**24 + u) * 2.0**-24
         value = np.where(np.abs(acc) < np.float32(2.0**-14), small, moved.astype(np.float64))

@@ -264,8 +264,8 @@ def update_jobs(
                 far = before - _load(anchors[start : start + CHUNK], weight.dtype)
                 acc -= acc.dtype.type(update.anchor) * far
         if weight.dtype in (torch.bfloat16, torch.float16):
-            word = workspace.rounding_words(update.rounding_seed, stream, start, len(piece))
-            piece[:] = _round_bf16(acc, word) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, word)
+            bits = workspace.rounding_bits(update.rounding_seed, stream, start, len(piece))
+            piece[:] = _round_bf16(acc, bits) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, bits)
         else:
             piece[:] = acc
 
@@ -321,14 +321,13 @@ def _load(piece: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
     return piece.astype(np.float32) if dtype == torch.float16 else piece
 
 
-def _round_bf16(acc: NDArray[np.float32], words: NDArray[np.uint32]) -> NDArray[Any]:
-    """Return `noise.round_bf16` of the same arguments; `words` are used up."""
+def _round_bf16(acc: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[Any]:
+    """Return `noise.round_bf16` of the same arguments; `bits` are used up."""
     pattern = acc.view(np.uint32)
     if (pattern & np.uint32(0x7FFFFFFF)).max() >= _LARGEST_BF16:
-        return noise.round_bf16(acc, words)
-    np.bitwise_and(words, np.uint32(0xFFFF), out=words)  # nothing can overflow, or is infinite or NaN
-    np.add(words, pattern, out=words)
-    return np.right_shift(words, np.uint32(16), out=words)
+        return noise.round_bf16(acc, bits)
+    np.add(bits, pattern, out=bits)  # nothing can overflow, or is infinite or NaN
+    return np.right_shift(bits, np.uint32(16), out=bits)
 
 
 def _to_nearest(acc: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from zoreward.kernels.launching import launched_on
 from zoreward.kernels.subspaces import Factors, Subspaces, matrices_of
 from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term, Update
 
-# Elements that a program has in hand at a time, a power of 2, and its warps.
+# Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
 BLOCK, WARPS = 2048, 4
 # The same for updates by one low-rank term: 0.90 of a copy's speed on an H100, 0.86 with the 2048 of the others.
 LOW_RANK_BLOCK = 1024
@@ -92,7 +92,7 @@ class Kernels:
     Remembers where the tensors lie that it has seen, and the subspaces that it was asked for last.
 
     Args:
-        block: elements of a block, a power of 2.
+        block: elements of a block, a power of 2 from 1,024 on.
         unit: elements of a unit, a power of 2 and a multiple of `block`.
     """
 

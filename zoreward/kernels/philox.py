@@ -1,4 +1,4 @@
-"""Entries of directions and words of rounding, those of `zoreward.noise`, by Philox in NumPy in a thread's buffers."""
+"""Entries of directions and bits of rounding, those of `zoreward.noise`, by Philox in NumPy in a thread's buffers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ class Workspace:
     """The buffers of one thread, and the last direction that was drawn into them; for chunks of at most `count`."""
 
     def __init__(self, count: int) -> None:
-        blocks = (count + 3) // 4
+        shared = 2 * noise.SHARING
+        blocks = max((count + 3) // 4, (count // 2 + shared) // 4)  # of entries, of bits in groups that the chunk cuts
         self._ramp = np.arange(blocks, dtype=np.uint64)
         self._products = np.empty((2, blocks), np.uint64)  # of the counters, high and low; the same for all seeds
         self._at = (-1, 0)
         self._buffers = [np.empty((2, blocks), np.uint64) for _ in range(3)]
         self._ones = np.empty((blocks, 4), np.int8)
-        self._words = np.empty((blocks, 4), np.uint32)
+        groups = count // shared + 2
+        self._words = np.empty((groups, noise.SHARING), np.uint32)
+        self._bits = np.empty((groups, 2, noise.SHARING), np.uint32)
         self._z = np.empty(count, np.float32)
         self._product = np.empty(count, np.float32)
         self._held: tuple[int, int, int, int, int, Distribution] | None = None
@@ -70,12 +73,18 @@ class Workspace:
         """Return coefficient · z, valid until the next call."""
         return np.multiply(z, np.float32(coefficient), out=self._product[: len(z)])
 
-    def rounding_words(self, seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
-        """Return `noise.words(..., purpose=noise.ROUNDING)`, valid until the next call. `start` is a multiple of 4."""
-        even, odd = self._blocks(seed, stream, start, count, noise.ROUNDING)
-        words = self._words[: even.shape[1]]
-        words.T[0::2], words.T[1::2] = even, odd
-        return words.reshape(-1)[:count]
+    def rounding_bits(self, seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
+        """Return `noise.rounding_bits`, valid until the next call. `start` is a multiple of 4."""
+        before = start % (2 * noise.SHARING)  # elements of its group
+        whole, rest = divmod(before + count, 2 * noise.SHARING)
+        groups = whole + (rest > 0)
+        drawn = whole * noise.SHARING + min(rest, noise.SHARING)
+        even, odd = self._blocks(seed, stream, (start - before) // 2, drawn, noise.ROUNDING)
+        fours = self._words.reshape(-1, 4)[: even.shape[1]]
+        fours.T[0::2], fours.T[1::2] = even, odd
+        np.bitwise_and(self._words[:groups], np.uint32(0xFFFF), out=self._bits[:groups, 0])
+        np.right_shift(self._words[:groups], np.uint32(16), out=self._bits[:groups, 1])
+        return self._bits.reshape(-1)[before : before + count]
 
     def _blocks(self, seed: int, stream: int, start: int, count: int, purpose: int) -> tuple[Words, Words]:
         """Philox 4x32-10 over consecutive blocks: words 0 and 2, and words 1 and 3, each (2, blocks), in uint64.

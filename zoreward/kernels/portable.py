@@ -106,7 +106,7 @@ def _update_group_(
     half = any(weights[piece.tensor][0].dtype in (torch.bfloat16, torch.float16) for piece in moved)
     factors = _factors_of(weights, update.terms, {piece.tensor for piece in moved}, subspaces)
     z_K = [None if term.rank else draw.entries(term.seed, term.distribution) for term in update.terms]
-    word = draw.words(update.rounding_seed, noise.ROUNDING) if half else None
+    bits = draw.rounding_bits(update.rounding_seed) if half else None
     for piece in moved:
         weight, flat = weights[piece.tensor][0], flats[piece.tensor]
         acc = _load(flat, piece)
@@ -115,7 +115,7 @@ def _update_group_(
             acc -= _load(flat, piece) * update.decay
         if update.anchor != 0 and anchors is not None:
             acc -= (_load(flat, piece) - _load(anchors[piece.tensor], piece)) * update.anchor
-        rounded = _round(acc, piece.of(word), weight.dtype) if word is not None else acc
+        rounded = _round(acc, piece.of(bits), weight.dtype) if bits is not None else acc
         flat[piece.start : piece.start + piece.count] = rounded
 
 
@@ -225,10 +225,18 @@ class _Draw:
             self._held = (seed, distribution, purpose)
         return self._z
 
-    def words(self, seed: int, purpose: int) -> torch.Tensor:
+    def rounding_bits(self, seed: int) -> torch.Tensor:
+        """`noise.rounding_bits`; a word for each element, of which the half that is its own is kept."""
+        sharing = noise.SHARING // 4  # blocks
+        group, place = self._block // (2 * sharing), self._block % (2 * sharing)
+        words = self.words(seed, noise.ROUNDING, group * sharing + place % sharing).view(-1, 4)
+        return torch.where((place < sharing)[:, None], words & 0xFFFF, words >> 16).view(-1)
+
+    def words(self, seed: int, purpose: int, block: torch.Tensor | None = None) -> torch.Tensor:
         """Philox 4x32-10 on 32-bit words held in int64; a product that overflows keeps the 64 bits that count."""
         low = noise.MASK_32
-        x0, x1 = self._block & low, self._block >> 32
+        block = self._block if block is None else block
+        x0, x1 = block & low, block >> 32
         x2, x3 = self._stream, torch.full_like(self._stream, purpose)
         k0, k1 = seed & low, seed >> 32
         for _ in range(10):
@@ -291,18 +299,18 @@ def _popcount(word: torch.Tensor) -> torch.Tensor:
     return (word * 0x01010101 >> 24) & 0xFF
 
 
-def _round(acc: torch.Tensor, word: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _round(acc: torch.Tensor, bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`noise.round_bf16` and `noise.round_fp16`, in torch."""
     if dtype not in (torch.bfloat16, torch.float16):
         return acc
     finite = acc.isfinite()
     pattern = acc.view(torch.int32).long() & noise.MASK_32
     if dtype == torch.bfloat16:
-        moved = _as_float((pattern + (word & 0xFFFF)) & 0xFFFF0000)
+        moved = _as_float((pattern + bits) & 0xFFFF0000)
         largest = torch.finfo(torch.bfloat16).max
         return torch.where(finite, moved.clamp(-largest, largest), acc).to(dtype)
-    moved = _as_float((pattern + (word & 0x1FFF)) & 0xFFFFE000).double()
-    u = (word >> 8).double() * 2.0**-24
+    moved = _as_float((pattern + (bits & 0x1FFF)) & 0xFFFFE000).double()
+    u = (bits.double() + 0.5) * 2.0**-16
     small = torch.floor(acc.double() * 2.0**24 + u) * 2.0**-24
     value = torch.where(acc.abs() < 2.0**-14, small, moved).clamp(-65504.0, 65504.0)
     return torch.where(finite, value, acc.double()).to(dtype)

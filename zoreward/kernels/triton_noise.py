@@ -18,6 +18,7 @@ from zoreward.records import DISTRIBUTIONS
 DIRECTION = tl.constexpr(noise.DIRECTION)
 FACTOR_A = tl.constexpr(noise.FACTOR_A)
 ROUNDING = tl.constexpr(noise.ROUNDING)
+_SHARING = tl.constexpr(noise.SHARING)
 _MULTIPLIER_0 = tl.constexpr(noise.MULTIPLIER_0)
 _MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)
 _WEYL_0 = tl.constexpr(noise.WEYL_0)
@@ -124,10 +125,14 @@ def entries(
 
 
 @triton.jit
-def rounding_words(seed, stream, start, BLOCK: tl.constexpr):
-    """`noise.words` for the rounding of BLOCK elements from `start` on, uint32."""
-    x0, x1, x2, x3 = _philox(seed, stream, start, tl.full((), ROUNDING, tl.uint32), BLOCK)
-    return _in_turn(x0, x1, x2, x3, BLOCK)
+def rounding_bits(seed, stream, start, BLOCK: tl.constexpr):
+    """`noise.rounding_bits` of BLOCK elements, a multiple of 2 · SHARING, from `start` on: uint32.
+
+    With 4 warps a thread holds both elements of a word: nothing goes from one thread to another.
+    """
+    x0, x1, x2, x3 = _philox(seed, stream, start // 2, tl.full((), ROUNDING, tl.uint32), BLOCK // 2)
+    words = tl.reshape(_in_turn(x0, x1, x2, x3, BLOCK // 2), (BLOCK // (2 * _SHARING), _SHARING // 4, 4))
+    return tl.reshape(tl.permute(tl.join(words & 0xFFFF, words >> 16), (0, 3, 1, 2)), (BLOCK // 4, 4))
 
 
 @triton.jit
@@ -184,7 +189,7 @@ def to_nearest(acc, dtype: tl.constexpr, BF16: tl.constexpr, NATIVE: tl.constexp
 
 
 @triton.jit
-def round_bf16(acc, word):
+def round_bf16(acc, bits):
     """`noise.round_bf16`; returns float32 whose upper half is what bfloat16 holds. The lower half is to be dropped.
 
     On the magnitude: what is finite ends at the largest, what is not stays, because size · 0 is NaN then, the largest
@@ -192,16 +197,16 @@ def round_bf16(acc, word):
     """
     size = tl.abs(acc)
     limit = tl.fma(size, 0.0, _LARGEST).to(tl.uint32, bitcast=True)
-    bits = size.to(tl.uint32, bitcast=True)
-    moved = tl.minimum(bits + (word & 0xFFFF), limit)
-    return (acc.to(tl.uint32, bitcast=True) + (moved - bits)).to(tl.float32, bitcast=True)
+    pattern = size.to(tl.uint32, bitcast=True)
+    moved = tl.minimum(pattern + bits, limit)
+    return (acc.to(tl.uint32, bitcast=True) + (moved - pattern)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def round_fp16(acc, word):
+def round_fp16(acc, bits):
     """`noise.round_fp16`; returns float32 that float16 holds exactly."""
-    moved = ((acc.to(tl.uint32, bitcast=True) + (word & 0x1FFF)) & 0xFFFFE000).to(tl.float32, bitcast=True)
-    u = (word >> 8).to(tl.float64) * 5.9604644775390625e-08  # 2^-24
+    moved = ((acc.to(tl.uint32, bitcast=True) + (bits & 0x1FFF)) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    u = (bits.to(tl.float64) + 0.5) * 1.52587890625e-05  # 2^-16
     small = tl.floor(acc.to(tl.float64) * 16777216.0 + u) * 5.9604644775390625e-08
     value = tl.where(tl.abs(acc) < 6.103515625e-05, small.to(tl.float32), moved)  # 2^-14
     clamped = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
@@ -225,7 +230,7 @@ def held(value, BF16: tl.constexpr):
 def rounded(acc, seed, stream, start, dtype: tl.constexpr, BF16: tl.constexpr, BLOCK: tl.constexpr):
     """An update's sum as the weights' type holds it, rounded stochastically in half precision; see `held`."""
     if BF16:
-        acc = round_bf16(acc, rounding_words(seed, stream, start, BLOCK))
+        acc = round_bf16(acc, rounding_bits(seed, stream, start, BLOCK))
     elif dtype == tl.float16:
-        acc = round_fp16(acc, rounding_words(seed, stream, start, BLOCK))
+        acc = round_fp16(acc, rounding_bits(seed, stream, start, BLOCK))
     return acc
