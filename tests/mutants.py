@@ -296,8 +296,8 @@ MUTANTS = [
     Mutant(
         "a GPU rounds half precision to nearest",
         "zoreward/kernels/triton_noise.py",
-        "moved = tl.minimum(bits + (word & 0xFFFF)",
-        "moved = tl.minimum(bits + 0x7FFF + ((bits >> 16) & 1)",
+        "moved = tl.minimum(pattern + bits",
+        "moved = tl.minimum(pattern + 0x7FFF + ((pattern >> 16) & 1)",
         "tests/test_gpu_kernels.py",
     ),
     Mutant(

@@ -271,6 +271,19 @@ def test_what_is_no_objective() -> None:
         get_objective("math:hypot")
 
 
+def test_a_package_that_is_installed_meanwhile_is_found(plug: Plug, tmp_path: Path) -> None:
+    source = "def one(completions):\n    return 1.0\n"
+    plug("acme-first", {"first-of-acme": "acme_first:one"}, source)
+    assert "first-of-acme" in [entry.name for entry in list_objectives()]
+    info = tmp_path / "acme-first" / "acme_second-1.0.dist-info"  # beside the first, as pip installs
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-second\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[zoreward.objectives]\nsecond-of-acme = acme_first:one\n")
+    importlib.invalidate_caches()
+    assert get_objective("second-of-acme").name == "second-of-acme"
+    assert "second-of-acme" in [entry.name for entry in list_objectives()]
+
+
 def test_unknown_name_lists_neighbours_and_all_names(plug: Plug) -> None:
     plug("acme-one", {"rudeness": "acme_one:f", "rudenesses": "acme_one:g"})
     with pytest.raises(UnknownNameError, match=r"^unknown objective 'rudenes'$") as caught:
