@@ -17,7 +17,7 @@ stochastic rounding to float16 returns.
 from __future__ import annotations
 
 from fractions import Fraction
-from math import sqrt
+from math import ceil, sqrt
 
 import numpy as np
 import pytest
@@ -436,8 +436,8 @@ def test_fp16_rounding_is_unbiased_in_the_subnormal_range(steps):
     rounded = noise.round_fp16(np.full(2**16, acc), bits)
     assert rounded.dtype == np.float16
     # low and low + 1 are whole numbers of steps up to 1024: float16 holds them.
-    expected = [low + (x - low + Fraction(2 * i + 1, 2**17) >= 1) for i in range(2**16)]
-    assert (rounded.astype(np.float64) * 2**24).tolist() == expected
+    first_up = ceil(((1 - (x - low)) * 2**17 - 1) / 2)  # frac(x) + (i + ½) · 2^-16 ≥ 1
+    assert (rounded.astype(np.float64) * 2**24).tolist() == [low] * first_up + [low + 1] * (2**16 - first_up)
     patterns16 = np.array([reference.stochastic_fp16(acc, int(each)) for each in bits[::101]], np.uint16)
     assert_same(rounded.view(np.uint16)[::101].copy(), patterns16, "float16", any_zero=True)
     assert abs(mean_of(rounded) * 2**24 - x) <= Fraction(1, 2**17)
