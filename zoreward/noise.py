@@ -363,18 +363,17 @@ def rounding_bits(seed: int, stream: int, start: int, count: int) -> NDArray[np.
     """Return 16 bits for the rounding of each of the elements `start` … `start + count − 1`: uint32 below 2^16.
 
     Elements j and j + 512 of each 1,024 share word number ⌊index / 1024⌋ · 512 + j: the lower and the upper half. So
-    a GPU's thread, which works on both, draws half as many words; they are the larger part of what an update computes.
+    a GPU's thread, which works on both, draws half as many words: words are most of what an update computes.
 
     >>> bits = rounding_bits(seed=0, stream=0, start=0, count=513)
     >>> bool(words(0, 0, 0, 1, ROUNDING)[0] == bits[512] << 16 | bits[0])
     True
     """
-    index = np.arange(start, start + count, dtype=np.uint64)
-    group, place = np.divmod(index, np.uint64(2 * SHARING))
+    index = np.arange(start, start + count)
     first = start // (2 * SHARING) * SHARING
-    number = (group * np.uint64(SHARING) + place % np.uint64(SHARING) - np.uint64(first)).astype(np.intp)
+    number = index // (2 * SHARING) * SHARING + index % SHARING - first
     word = words(seed, stream, first, int(number.max(initial=-1)) + 1, ROUNDING)[number]
-    return np.where(place < SHARING, word & np.uint32(0xFFFF), word >> np.uint32(16))
+    return np.where(index % (2 * SHARING) < SHARING, word & np.uint32(0xFFFF), word >> np.uint32(16))
 
 
 def round_bf16(acc: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[np.uint16]:
@@ -397,8 +396,8 @@ def round_fp16(acc: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[np
     """Round float32 to float16 stochastically, with bits below 2^16.
 
     From 2^−14 on: the low 13 of `bits` are added to the float32 pattern and 13 bits dropped. Below, where float16 is a
-    fixed grid: floor(acc·2^24 + u)·2^−24 with u = (bits + ½)·2^−16, so the mean is off by at most 2^−17 of the grid.
-    Infinity and NaN stay; finite values beyond ±65504 become ±65504.
+    fixed grid: floor(acc·2^24 + u)·2^−24 with u = (bits + ½)·2^−16, so the mean is off by at most 2^−17 of the grid
+    (13 bits would be biased there by up to 19 %). Infinity and NaN stay; finite values beyond ±65504 become ±65504.
     """
     pattern = np.ascontiguousarray(acc).view(np.uint32)
     moved = ((pattern + (bits & np.uint32(0x1FFF))) & np.uint32(0xFFFFE000)).view(np.float32)
