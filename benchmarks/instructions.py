@@ -59,7 +59,7 @@ def longest_loop(code: bytes) -> list[str]:
 def main() -> None:
     kernels = {
         "update, one term": (triton_kernels.update, gpu.BLOCK, {"ONE": True, "LOW_RANK": 0}),
-        "update, one low-rank term": (triton_kernels.update, gpu.LOW_RANK_BLOCK, {"ONE": True, "LOW_RANK": 1}),
+        "update, one low-rank term": (triton_kernels.update, gpu.BLOCK, {"ONE": True, "LOW_RANK": 1}),
         "one perturbed copy": (triton_kernels.perturb, gpu.BLOCK, {"ONE": True, "LOW_RANK": 0, "ALIKE": 1}),
         "both copies of a couple": (triton_kernels.perturb, gpu.BLOCK, {"ONE": True, "LOW_RANK": 0, "ALIKE": 2}),
     }

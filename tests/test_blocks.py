@@ -276,7 +276,8 @@ def named(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_held_copies_are_those_of_their_block_and_plain_elsewhere():
     model = random_model("gpt2")
-    held = HeldCopies(cut(model))
+    tuned = cut(model)
+    held = HeldCopies(list(tuned.slots), tuned.kernels)
     for block in (1, 2):
         held.fill(((Term(1, 0.1, block=block),), (Term(1, -0.1, block=block),)))
         for m, sign in enumerate((1, -1)):

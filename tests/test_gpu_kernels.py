@@ -10,8 +10,8 @@ non-contiguous tensors, tensors that do not begin on a boundary, and tensors of 
 - `factors_all` = `cpu.factors_all`, bit for bit, for several ranks and subspaces at once;
 - tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
 
-Free is only the pattern of a NaN. `correction.corrected` is a sum in another order than torch's: it is compared in
-float64. Without a GPU everything runs in Triton's interpreter.
+Free is only the pattern of a NaN. `correction.corrected` and `norm.layer_norm` are sums in another order than torch's:
+they are compared in float64. Without a GPU everything runs in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import random_model
 from zoreward.kernels import cpu
-from zoreward.members import Tuned, in_blocks, low_rank, members_at, tuned_weights, updates_
+from zoreward.members import Tuned, grouping, in_blocks, low_rank, members_at, tuned_weights, updates_
 from zoreward.members.grouping import perturbed_copies
 from zoreward.records import Member, Term, Update
 
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
 gpu = pytest.importorskip("zoreward.kernels.gpu")
 correction = pytest.importorskip("zoreward.kernels.correction")
+norm = pytest.importorskip("zoreward.kernels.norm")
 
 pytestmark = pytest.mark.usefixtures("quick_interpreter")
 
@@ -289,6 +290,17 @@ def test_other_dtypes_beside_each_other(kernels):
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
 
 
+@torch.no_grad()
+def together_and_alone(model, members, x):
+    """What a model gives for its rows at all members at once, and one member after the other."""
+    alone = []
+    for member, rows in zip(members, x.chunk(len(members)), strict=True):
+        with members_at(model, (member,)):
+            alone.append(model(rows))
+    with members_at(model, members):
+        return model(x), torch.cat(alone)
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "none"])
 @pytest.mark.parametrize(("rows", "n", "m"), [(1, 5, 1030), (4, 1030, 5), (4, 64, 1024)])
 def test_a_corrected_product_is_that_with_the_outer_product(rows, n, m, bias):
@@ -334,16 +346,55 @@ def test_linear_layers_of_both_kinds_begin_with_their_correction(monkeypatch):
     begun = correction.corrected
     monkeypatch.setattr(correction, "corrected", lambda *args: seen.append(1) or begun(*args))
     monkeypatch.setattr(low_rank, "_fused", lambda x, weight: x.is_contiguous())
-    with torch.no_grad():
-        expected = []
-        for member, rows in zip(members, x.split(2), strict=True):
-            with members_at(model, (member,)):
-                expected.append(model(rows))
-        with members_at(model, members):
-            got = model(x)
+    got, expected = together_and_alone(model, members, x)
     assert len(seen) == 3
     # Other orders of sums of at most 16 products, three layers of values of some 30: 3 · 16 · 2^-24 · 30.
-    torch.testing.assert_close(got, torch.cat(expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("weight", "bias"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize(("rows", "n"), [(1, 3), (2, 512), (3, 1030)])
+def test_rows_are_normalised_with_the_weights_of_their_member(rows, n, weight, bias, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, w, c = (torch.randn(size, generator=generator).to(dtype).to(DEVICE) for size in ((3, rows, n), (3, n), (3, n)))
+    x += 2.0
+    eps = 1e-2
+    exact = (x.double() - x.double().mean(-1, keepdim=True)) / (x.double().var(-1, False, keepdim=True) + eps).sqrt()
+    expected = exact * (w.double().unsqueeze(1) if weight else 1) + (c.double().unsqueeze(1) if bias else 0)
+    weights, biases = list(w) if weight else None, list(c) if bias else None
+    got = norm.layer_norm(x.view(3 * rows, n), weights, biases, eps, 3).view(3, rows, n)
+    # What comes out may be the next number of the type (the interpreter cuts off where a GPU rounds). In float32, sums
+    # of up to 2^11 numbers of size 6 in pairs, for mean and variance, over a deviation of at least √eps = 0.1, times
+    # weights up to 4: 2 · 11 · 2^-24 · 6 / 0.1 · 4.
+    bound = torch.finfo(dtype).eps * expected.abs() + 2 * 11 * 2**-24 * 6 / 0.1 * 4
+    assert ((got.double() - expected).abs() <= bound).all()
+    assert expected.std() > 0.5
+
+
+def test_what_does_not_lie_evenly_is_not_normalised_together():
+    x, whole = torch.randn(6, 4, device=DEVICE), torch.randn(9, 4, device=DEVICE)
+    assert norm.layer_norm(x, [whole[0], whole[1], whole[3]], None, 1e-5, 3) is None
+    assert norm.layer_norm(x.to(torch.bfloat16), list(whole[:3]), None, 1e-5, 3) is None
+    even = norm.layer_norm(x, [whole[0], whole[2], whole[4]], None, 1e-5, 3)
+    alone = [norm.layer_norm(x[2 * m : 2 * m + 2], [whole[2 * m]], None, 1e-5, 1) for m in range(3)]
+    assert torch.equal(even, torch.cat(alone)) and even.std() > 0.1
+
+
+def test_norms_of_all_members_are_one_launch(monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.LayerNorm((3, 8)), torch.nn.LayerNorm(8, bias=False))
+    model.to(DEVICE)
+    members = tuple((Term(seed, sign * 0.5),) for seed in (1, 2) for sign in (1, -1))
+    x = torch.randn(8, 3, 8).to(DEVICE)
+    seen: list[int] = []
+    together = norm.layer_norm
+    monkeypatch.setattr(norm, "layer_norm", lambda *args: seen.append(1) or together(*args))
+    monkeypatch.setattr(grouping.Grouping, "_can_write_into", lambda self, args, kwargs: True)
+    got, expected = together_and_alone(model, members, x)
+    assert len(seen) == 2  # the one in the middle is over two dimensions
+    # Three norms of 8 or 24 numbers, sums rounded once a number, values of some 10: 3 · 24 · 2^-24 · 10, times 10.
+    torch.testing.assert_close(got, expected, rtol=0, atol=5e-4)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

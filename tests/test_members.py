@@ -244,3 +244,57 @@ def test_linear_outputs_written_side_by_side_are_the_joined_ones(bias, keep_byte
         got = net(x.repeat(3, 1, 1))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)  # sums of 9 products of size ≤ 10
     assert (expected[:2] - expected[2:4]).abs().max() > 1e-3
+
+
+def couple(seed: int, rank: int, size: float = 0.3) -> tuple[tuple[Term, ...], ...]:
+    return tuple((Term(seed, sign * size, rank),) for sign in (1, -1))
+
+
+def logits(model: nn.Module, ids: torch.Tensor, members, tuned) -> torch.Tensor:
+    with torch.no_grad(), members_at(model, members, tuned=tuned, keep_bytes=0):
+        return model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["dense", "low-rank"])
+def test_later_members_see_the_weights_and_terms_of_their_own_time(rank):
+    model, ids = random_model("opt"), torch.arange(3, 9).repeat(4, 1)
+    tuned = tuned_weights(model)
+    logits(model, ids, couple(1, rank), tuned)
+    [first] = tuned.shared.values()
+    for seed in (2, 3):
+        update_(model, Update(0.0, (Term(seed, 0.1),), 0), tuned=tuned)
+        found = logits(model, ids, couple(seed, rank), tuned)
+        assert torch.equal(found, logits(model, ids, couple(seed, rank), tuned_weights(model)))
+    assert first in tuned.shared.values(), "made once"
+    model.double()
+    found = logits(model, ids, couple(4, rank), tuned)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, logits(model, ids, couple(4, rank), tuned_weights(model)))
+
+
+def test_members_of_another_number_rank_or_inner_context_share_nothing():
+    model, ids = random_model("opt"), torch.arange(3, 9).repeat(4, 1)
+    tuned = tuned_weights(model)
+    for members in (couple(1, 0), couple(1, 1), (*couple(1, 0), *couple(2, 0)), couple(3, 0)):
+        found = logits(model, ids, members, tuned)
+        assert torch.equal(found, logits(model, ids, members, tuned_weights(model)))
+    own = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    with pytest.raises(InputError, match="cannot be shared"):
+        logits(model, ids[:3], couple(4, 0), tuned)
+    assert all(dict(module.__dict__) == own[name] for name, module in model.named_modules())
+    found = logits(model, ids, couple(5, 0), tuned)
+    assert torch.equal(found, logits(model, ids, couple(5, 0), tuned_weights(model)))
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["dense", "low-rank"])
+def test_a_forward_that_is_replaced_between_two_contexts_is_seen(rank):
+    model, ids = random_model("opt"), torch.arange(3, 9).repeat(4, 1)
+    tuned = tuned_weights(model)
+    before = logits(model, ids, couple(1, rank), tuned)
+    layer = model.model.decoder.layers[0].fc1
+    layer.forward = lambda x, plain=layer.forward: 2 * plain(x)
+    found = logits(model, ids, couple(1, rank), tuned)
+    assert not torch.allclose(before, found)
+    assert torch.equal(found, logits(model, ids, couple(1, rank), tuned_weights(model)))
+    del layer.forward
+    assert torch.equal(before, logits(model, ids, couple(1, rank), tuned))

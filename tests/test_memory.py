@@ -14,7 +14,18 @@ from transformers import MambaConfig, MambaForCausalLM
 from conftest import FAMILIES, random_model
 from zoreward import scoring
 from zoreward.cli import running
-from zoreward.members import adapted, bytes_of, context, grouping, lora_config, low_rank, members_at, tuned_weights
+from zoreward.members import (
+    adapted,
+    bytes_of,
+    context,
+    grouping,
+    held,
+    lora_config,
+    low_rank,
+    members_at,
+    shared,
+    tuned_weights,
+)
 from zoreward.members.memory import scratch_bytes, subspace_bytes
 from zoreward.records import Example, Member, NoRoomError, Term
 from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, load_model, memory, reader_of
@@ -72,8 +83,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
     copies, factors = grouping.perturbed_copies, low_rank.member_factors
 
-    def counted_copies(slots, members, kernels):
-        found = copies(slots, members, kernels)
+    def counted_copies(slots, members, kernels, into=None):
+        found = copies(slots, members, kernels, into)
         sizes.append(sum(bytes_of(own) for own in found.values()))
         return found
 
@@ -82,9 +93,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         sizes.append(sum(bytes_of((pair.a, pair.b)) for pair in found.values()))
         return found
 
-    for module in (grouping, context):
+    for module in (grouping, context, held):
         monkeypatch.setattr(module, "perturbed_copies", counted_copies)
-    monkeypatch.setattr(context, "member_factors", counted_factors)
+    monkeypatch.setattr(shared, "member_factors", counted_factors)
     return sizes
 
 

@@ -70,7 +70,7 @@ def test_copies_that_stay_are_those_of_the_members_at_hand(what, device) -> None
             tuple(tuple(replace(term, block=block) for term in member) for member in members)
             for block, members in enumerate((first, second))
         )
-    held = HeldCopies(tuned)
+    held = HeldCopies(list(tuned.slots), tuned.kernels)
 
     def shown() -> dict[str, torch.Tensor]:
         return {f"{m}.{name}": weight for m in (0, 1) for name, weight in of_member(m).items()}
@@ -85,7 +85,7 @@ def test_copies_that_stay_are_those_of_the_members_at_hand(what, device) -> None
     held.fill(second)
     found, moves = {name: weight.clone() for name, weight in shown().items()}, held.moves
     assert moves == 1 and {name: weight.data_ptr() for name, weight in shown().items()} == places
-    held = HeldCopies(tuned)
+    held = HeldCopies(list(tuned.slots), tuned.kernels)
     held.fill(second)
     assert all(torch.equal(found[name], weight) for name, weight in shown().items())
     held.fill(second[:1])

@@ -21,8 +21,6 @@ from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term, Update
 
 # Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
 BLOCK, WARPS = 2048, 4
-# The same for updates by one low-rank term: 0.90 of a copy's speed on an H100, 0.86 with the 2048 of the others.
-LOW_RANK_BLOCK = 1024
 # Elements of a program. Fewer make it wait more often for where its weights lie, more leave the last programs alone:
 # 16384 do an update of 5120 x 5120 weights at 0.63 of a copy's speed on an H100, 8192 at 0.69.
 UNIT = 8192
@@ -43,10 +41,17 @@ class Table:
     Args:
         lines: int64 (tensors, fields), on the device.
         units: int32, the number of the tensor that each unit belongs to.
+        tails: int32, the numbers of the tensors that do not end with a whole block.
     """
 
     lines: torch.Tensor
     units: torch.Tensor
+    tails: torch.Tensor
+
+    @property
+    def parts(self) -> list[tuple[torch.Tensor, bool]]:
+        """What is launched: units, and tails."""
+        return [(units, tail) for units, tail in ((self.units, False), (self.tails, True)) if len(units)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +106,6 @@ class Kernels:
         native = not triton.knobs.runtime.interpret and torch.version.cuda is not None
         options = {"BLOCK": block, "UNIT": unit, "NATIVE": native, "num_warps": WARPS, "enable_fp_fusion": False}
         self._options: dict[str, Any] = options
-        self._low_rank_block = min(block, LOW_RANK_BLOCK)
         self._known: dict[Any, Known] = {}
         self._factor_tables: dict[Any, tuple[Table, int]] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
@@ -186,12 +190,13 @@ class Kernels:
             if len(distributions) > 1:
                 return portable.perturb_all(group.weights, members, views, self._subspaces)
             with launched_on(like.device):
-                triton_kernels.perturb[(len(group.table.units),)](
-                    group.table.lines, group.table.units, script, len(members), _stored(like), _stored(copies),
-                    group.size, factors, BF16=like.dtype == torch.bfloat16, ALIKE=alike, ONE=len(members) == alike,
-                    LOW_RANK=scripts.rank_of(terms), QUADS=group.quads, DISTRIBUTION=scripts.number_of(distributions),
-                    **self._options,
-                )  # fmt: skip
+                for units, tail in group.table.parts:
+                    triton_kernels.perturb[(len(units),)](
+                        group.table.lines, units, script, len(members), _stored(like), _stored(copies), group.size,
+                        factors, BF16=like.dtype == torch.bfloat16, TAIL=tail, ALIKE=alike, ONE=len(members) == alike,
+                        LOW_RANK=scripts.rank_of(terms), QUADS=group.quads,
+                        DISTRIBUTION=scripts.number_of(distributions), **self._options,
+                    )  # fmt: skip
         return views
 
     def _script_of_members(
@@ -222,13 +227,13 @@ class Kernels:
         for line in lines:
             kind |= line[3]
         script = self._script(lines, like.device)
-        options = self._options | {"BLOCK": self._low_rank_block} if terms else self._options
         with launched_on(like.device):
-            triton_kernels.update[(len(table.units),)](
-                table.lines, table.units, script, len(updates), kind, _stored(like), _stored(base), factors,
-                BF16=like.dtype == torch.bfloat16, ONE=one, LOW_RANK=scripts.rank_of(terms), QUADS=group.quads,
-                DISTRIBUTION=distribution, **options,
-            )  # fmt: skip
+            for units, tail in table.parts:
+                triton_kernels.update[(len(units),)](
+                    table.lines, units, script, len(updates), kind, _stored(like), _stored(base), factors,
+                    BF16=like.dtype == torch.bfloat16, TAIL=tail, ONE=one, LOW_RANK=scripts.rank_of(terms),
+                    QUADS=group.quads, DISTRIBUTION=distribution, **self._options,
+                )  # fmt: skip
         for weight, copy in group.copied:
             if any(update.moves(weight.ndim) for update in updates):
                 weight.copy_(copy)
@@ -263,10 +268,13 @@ class Kernels:
                         table.lines, table.units, script, drawn, DISTRIBUTION=DISTRIBUTIONS.index(distribution),
                         **self._options,
                     )  # fmt: skip
-        self._subspaces.hold(matrices_of(weights), terms, device)
+        if not any(term.basis_seed is not None for term in terms):
+            return drawn, begins, size
+        matrices = matrices_of(weights)
+        self._subspaces.hold(matrices, terms, device)
         for term, begin in zip(terms, begins, strict=True):
             if term.basis_seed is not None:
-                pairs = self._subspaces.factors(matrices_of(weights), term, device)
+                pairs = self._subspaces.factors(matrices, term, device)
                 places = scripts.sides_of(drawn[begin : begin + size * term.rank], weights, term.rank)
                 torch._foreach_copy_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
@@ -304,7 +312,7 @@ class Kernels:
             views.append((flat.shape, flat.stride(), place))
             place += -(-flat.numel() // ALIGN) * ALIGN
             factors += room + scripts.padded(columns)
-        table = self._table(lines, like.device) if place and like.dtype != torch.float64 else None
+        table = self._table(lines, like.device, apart=True) if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
         quads = all(weight.shape[1] % 4 == 0 for weight, _ in matrices)
@@ -325,15 +333,21 @@ class Kernels:
             self._factor_tables[key] = self._table(lines, device), place
         return self._factor_tables[key]
 
-    def _table(self, lines: list[list[int]], device: torch.device) -> Table:
+    def _table(self, lines: list[list[int]], device: torch.device, apart: bool = False) -> Table:
+        """Tensors on the device. `apart`: what is behind their last whole block belongs to no unit."""
         owners: list[int] = []
+        tails: list[int] = []
+        block = self._options["BLOCK"]
         for number, line in enumerate(lines):
             line[3] = len(owners)
-            owners += [number] * -(-line[1] // self._unit)
-        return Table(
-            torch.tensor(lines, dtype=torch.int64).to(device, non_blocking=True),
-            torch.tensor(owners, dtype=torch.int32).to(device, non_blocking=True),
+            size = line[1] // block * block if apart else line[1]
+            owners += [number] * -(-size // self._unit)
+            tails += [number] if size < line[1] else []
+        values, units, rest = (
+            torch.tensor(some, dtype=dtype).to(device, non_blocking=True)
+            for some, dtype in ((lines, torch.int64), (owners, torch.int32), (tails, torch.int32))
         )
+        return Table(values, units, rest)
 
     def _script(self, lines: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
         """The script on the device; the last one is remembered, because the modules of a model share theirs."""

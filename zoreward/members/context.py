@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,18 +11,15 @@ import torch
 from torch import nn
 
 from zoreward.members.blocks import check_blocks, own_updates
-from zoreward.members.grouping import Grouping, filled, patched, perturbed_copies
+from zoreward.members.grouping import filled, perturbed_copies
 from zoreward.members.limits import update_limited_
-from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
-from zoreward.members.tuned import Owner, Slot, Tuned, by_kernel, bytes_of, tuned_weights
+from zoreward.members.low_rank import HeldFactors
+from zoreward.members.shared import Shared, fit, key_of, slots_of
+from zoreward.members.tuned import Tuned, by_kernel, tuned_weights
 from zoreward.records import Member, Update
 
 KEEP_BYTES = 2 << 30
 """Perturbed copies are kept for the whole context up to this size; beyond it they are made a module at a time."""
-
-SCRATCH_SHARE = 32
-"""The copies of a module at several members are made in one pass if together they take no more than this part of all
-weights: reading the weights and drawing the noise once is worth that much memory."""
 
 
 @contextmanager
@@ -66,34 +63,25 @@ def members_at(
     """
     tuned = tuned or tuned_weights(model)
     check_blocks(tuned, members=members)
-    owners = tuned.shown_by(members)
-    if len(members) == 1 and fit(owners, 1, keep_bytes):
-        kept = perturbed_copies(_slots(owners), members, tuned.kernels)
-        with filled(_slots(owners), lambda slot: kept[id(slot.weight)][0]):
+    if len(members) == 1 and fit(owners := tuned.shown_by(members), 1, keep_bytes):
+        kept = perturbed_copies(slots_of(owners), members, tuned.kernels)
+        with filled(slots_of(owners), lambda slot: kept[id(slot.weight)][0]):
             yield
         return
-    low_rank = any(members) and all(term.rank for member in members for term in member)
-    corrected, copied = split(owners) if low_rank else ([], owners)
-    factors = member_factors([slot for _, slot, _ in corrected], members, tuned.kernels) if corrected else {}
-    if held is not None:
-        factors = held.filled(factors)
-    keep_all = fit(copied, len(members), keep_bytes)
-    # Vectors always: they are many, and so small that a launch for each module's would be all they cost.
-    kept = perturbed_copies([s for s in _slots(copied) if keep_all or s.weight.ndim < 2], members, tuned.kernels)
-    grouping = Grouping(members, kept, tuned.kernels, pass_bytes(tuned))
+    key = key_of(tuned, members, keep_bytes, held is None)
+    shared = tuned.shared.pop(key, None)  # a context inside this one has its own
+    if shared is not None and shared.fits():
+        shared.move_to(members)
+    else:
+        shared = Shared(tuned, members, keep_bytes, held is None)
     with ExitStack() as stack:
         for part in _called_parts(model):
-            handle = part.register_forward_pre_hook(grouping.see_rows, prepend=True, with_kwargs=True)
+            handle = part.register_forward_pre_hook(shared.grouping.see_rows, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
-        for owner, slot, correct in corrected:
-            factors_here = factors[id(slot.weight)]
-            forward = corrected_forward(grouping, owner, slot, correct, factors_here, may_copy=held is None)
-            stack.enter_context(patched(owner, forward))
-        for owner, slots in copied:
-            stack.enter_context(patched(owner, grouping.forward_of(owner, slots)))
-        for module in tuned.tables:
-            stack.enter_context(patched(module, grouping.table_of(module), "compute_bias"))
+        stack.enter_context(shared.shown(held))
         yield
+    if shared.lasts:
+        tuned.shared[key] = shared
 
 
 def _called_parts(model: Any) -> list[nn.Module]:
@@ -101,20 +89,6 @@ def _called_parts(model: Any) -> list[nn.Module]:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return [model, model.get_encoder(), model.get_decoder()]
     return [model]
-
-
-def _slots(owners: Iterable[Owner]) -> list[Slot]:
-    return [slot for _, slots in owners for slot in slots]
-
-
-def fit(owners: Iterable[Owner], members: int, keep_bytes: int) -> bool:
-    """Whether copies of all weights of these owners, at so many members, may be kept."""
-    return bytes_of(slot.weight for slot in _slots(owners)) * members <= keep_bytes
-
-
-def pass_bytes(tuned: Tuned) -> int:
-    """Return the bytes up to which a module's copies at several members are made in one pass."""
-    return bytes_of(tuned.weights.values()) // SCRATCH_SHARE
 
 
 def update_(model: nn.Module, update: Update, *, tuned: Tuned | None = None) -> None:
@@ -163,22 +137,33 @@ def updates_(model: nn.Module, updates: Sequence[Update], *, tuned: Tuned | None
         if tuned.limits:
             raise ValueError("an anchor pulls on all weights, and limits let some rest")
     check_blocks(tuned, updates)
-    names_of: dict[int | None, list[str]] = {}
-    for name in tuned.weights:
-        names_of.setdefault(tuned.blocks.get(name), []).append(name)
-    for block, names in names_of.items():
-        _updates_of_block_(tuned, names, own_updates(updates, block))
+    for block, parts in _weights_by_block(tuned).items():
+        own = own_updates(updates, block)
+        if tuned.limits:
+            for update in own:
+                update_limited_(tuned, [name for name in tuned.weights if tuned.blocks.get(name) == block], update)
+        elif own:
+            for kernel, weights in parts:
+                bases = [tuned.base[weight] for weight, _ in weights] if tuned.base else None
+                kernel.replay_all_(weights, own, bases)
 
 
-def _updates_of_block_(tuned: Tuned, names: Sequence[str], updates: Sequence[Update]) -> None:
-    if tuned.limits:
-        for update in updates:
-            update_limited_(tuned, names, update)
-    elif updates:
-        pairs = ((tuned.weights[name], tuned.streams[name]) for name in names)
-        for kernel, weights in by_kernel(pairs, tuned.kernels):
-            bases = [tuned.base[weight] for weight, _ in weights] if tuned.base else None
-            kernel.replay_all_(weights, updates, bases)
+_Weights = list[tuple[torch.Tensor, int]]
+
+
+def _weights_by_block(tuned: Tuned) -> dict[int | None, list[tuple[Any, _Weights]]]:
+    """The weights of each block with their streams, by kernel. Found once, as long as they stay on their devices: a GPU
+    has nothing to do between the scores of a step and its update."""
+    devices = [weight.device for weight in tuned.weights.values()]
+    known = tuned.shared.get("updates")
+    if known is None or known[0] != devices:
+        found: dict[int | None, _Weights] = {}
+        for name, weight in tuned.weights.items():
+            found.setdefault(tuned.blocks.get(name), []).append((weight, tuned.streams[name]))
+        parts = {block: list(by_kernel(weights, tuned.kernels)) for block, weights in found.items()}
+        known = tuned.shared["updates"] = devices, parts
+    by_block: dict[int | None, list[tuple[Any, _Weights]]] = known[1]
+    return by_block
 
 
 def anchored(tuned: Tuned) -> Tuned:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from zoreward.members.blocks import slots_by_members
-from zoreward.members.hooked import has_other_forward, place_of, plain_forward_of
+from zoreward.members.hooked import has_other_forward, plain_forward_of
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
-from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of
+from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of, has_triton
 from zoreward.records import InputError, Member
+
+if TYPE_CHECKING:
+    from zoreward.members.low_rank import Factors
 
 
 class Grouping:
     """The rows of the call in flight, and whose turn it is.
+
+    Attributes:
+        members: M members.
+        factors: weight's id → its factors at each member, of the weights whose modules' outputs are corrected.
+        rows, tokens: of the call in flight.
+        current: the member whose rows a surrounding owner is at work on, or None.
 
     Args:
         members: M members.
@@ -34,12 +43,17 @@ class Grouping:
         kernels: Kernels,
         scratch_bytes: int,
     ):
-        self._members = members
+        self.members = members
+        self.factors: dict[int, Factors] = {}
         self._kept = kept
         self._kernels = kernels
         self._scratch_bytes = scratch_bytes
         self.rows = self.tokens = 0
-        self.current: int | None = None  # the member whose rows a surrounding owner is at work on
+        self.current: int | None = None
+
+    def take(self, members: Sequence[Member], kept: Mapping[int, list[torch.Tensor]]) -> None:
+        """Take other members, as many, and the copies of the same weights at them."""
+        self.members, self._kept = members, kept
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -53,10 +67,10 @@ class Grouping:
         named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None]
         tensors = (value for value in (*named, *args, *kwargs.values()) if isinstance(value, torch.Tensor))
         first = next(tensors, None)
-        if first is None or first.ndim == 0 or first.shape[0] % len(self._members):
+        if first is None or first.ndim == 0 or first.shape[0] % len(self.members):
             rows = None if first is None or first.ndim == 0 else first.shape[0]
             raise InputError(
-                f"a call with {rows} rows cannot be shared by {len(self._members)} members",
+                f"a call with {rows} rows cannot be shared by {len(self.members)} members",
                 hint="Give each member the same number of rows, one member after the other.",
             )
         self.rows = first.shape[0]
@@ -65,27 +79,31 @@ class Grouping:
     def forward_of(self, owner: nn.Module, slots: tuple[Slot, ...]) -> Callable[..., Any]:
         """Return a forward of `owner` that runs once a member, on its rows and with copies of the slots' weights."""
         plain_forward = plain_forward_of(owner)
-        is_linear = type(owner).forward is nn.Linear.forward and not has_other_forward(owner)
-        is_linear = is_linear and all(slot.holder is owner for slot in slots)
+        plain = not has_other_forward(owner) and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
+        is_linear = plain and type(owner).forward is nn.Linear.forward
+        is_norm = plain and type(owner).forward is nn.LayerNorm.forward and not made and has_triton()
         product = thin_product(owner, slots, self._kept) if not made else None
         at_once = members_at_once(made, self._scratch_bytes)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.current is not None:
-                [copies] = self._copies_of(slots, made, self.current, 1)
-                with filled(slots, lambda slot: copies[id(slot.weight)]):
+                copies = self._copies_of(slots, made, self.current, 1)
+                with filled(slots, lambda slot: copies[id(slot.weight)][0]):
                     return plain_forward(*args, **kwargs)
             if product and len(args) == 1 and args[0].ndim > 1 and args[0].shape[0] in self.lengths:
                 return product(args[0])
             if is_linear and self._can_write_into(args, kwargs):
                 return self._linear(owner, slots, made, at_once, args[0])
+            if is_norm and self._can_write_into(args, kwargs) and (y := self._norm(owner, slots, args[0])) is not None:
+                return y
             outputs = []
             try:
-                for first in range(0, len(self._members), at_once):
-                    for member, copies in enumerate(self._copies_of(slots, made, first, at_once), first):
+                for first in range(0, len(self.members), at_once):
+                    copies = self._copies_of(slots, made, first, at_once)
+                    for member in range(first, min(first + at_once, len(self.members))):
                         self.current = member
-                        with filled(slots, lambda slot: copies[id(slot.weight)]):  # noqa: B023 (called at once)
+                        with filled(slots, lambda slot: copies[id(slot.weight)][member - first]):  # noqa: B023 (at once)
                             outputs.append(plain_forward(*self._part(args), **self._part(kwargs)))
                     copies = {}  # given back before the next are made
             finally:
@@ -104,7 +122,7 @@ class Grouping:
                 return line
             lines = []
             try:
-                for member in range(len(self._members)):
+                for member in range(len(self.members)):
                     self.current = member
                     lines.append(plain_table(*args, **kwargs))
             finally:
@@ -115,8 +133,8 @@ class Grouping:
         return compute_bias
 
     def _can_write_into(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a linear layer's outputs can be written side by side at once, which spares joining them."""
-        if len(args) != 1 or kwargs or len(self._members) == 1 or torch.is_grad_enabled():
+        """Whether a layer's outputs at all members can be written side by side at once, which spares joining them."""
+        if len(args) != 1 or kwargs or len(self.members) == 1 or torch.is_grad_enabled():
             return False
         x = args[0]
         return x.is_cuda and x.ndim > 1 and x.shape[0] in self.lengths and not torch.is_autocast_enabled("cuda")
@@ -126,29 +144,47 @@ class Grouping:
     ) -> torch.Tensor:
         """What F.linear computes, member by member."""
         y = x.new_empty(*x.shape[:-1], owner.out_features)
-        inputs = x.reshape(len(self._members), -1, x.shape[-1]).unbind()
-        outputs = y.view(len(self._members), -1, y.shape[-1]).unbind()
-        own = {slot.key: id(slot.weight) for slot in slots}
-        plain = {"weight": owner.weight, "bias": owner.bias}
-        for first in range(0, len(self._members), at_once):
-            for member, copies in enumerate(self._copies_of(slots, made, first, at_once), first):
-                weight, bias = (copies[own[key]] if key in own else plain[key] for key in ("weight", "bias"))
+        inputs = x.reshape(len(self.members), -1, x.shape[-1]).unbind()
+        outputs = y.view(len(self.members), -1, y.shape[-1]).unbind()
+        keys = {slot.key: id(slot.weight) for slot in slots}
+        for first in range(0, len(self.members), at_once):
+            copies = self._copies_of(slots, made, first, at_once)
+            count = min(at_once, len(self.members) - first)
+            weights = copies[keys["weight"]] if "weight" in keys else [owner.weight] * count
+            biases = copies[keys["bias"]] if "bias" in keys else [owner.bias] * count
+            for member, (weight, bias) in enumerate(zip(weights, biases, strict=True), first):
                 if bias is None:
                     torch.mm(inputs[member], weight.t(), out=outputs[member])
                 else:
                     torch.addmm(bias, inputs[member], weight.t(), out=outputs[member])
-            copies = {}  # given back before the next are made
+            del copies, weights, biases, weight, bias  # given back before the next are made
         return y
+
+    def _norm(self, owner: Any, slots: tuple[Slot, ...], x: torch.Tensor) -> torch.Tensor | None:
+        """What F.layer_norm computes over the last dimension; None where it is to be done member by member."""
+        from zoreward.kernels.norm import layer_norm
+
+        keys = {slot.key: id(slot.weight) for slot in slots}
+        weights, biases = (
+            self._kept[keys[name]] if name in keys else one if one is None else [one] * len(self.members)
+            for name, one in (("weight", owner.weight), ("bias", owner.bias))
+        )
+        if owner.normalized_shape != x.shape[-1:]:
+            return None
+        return layer_norm(x, weights, biases, owner.eps, len(self.members))
 
     def _copies_of(
         self, slots: tuple[Slot, ...], made: tuple[Slot, ...], first: int, count: int
-    ) -> list[dict[int, torch.Tensor]]:
+    ) -> dict[int, list[torch.Tensor]]:
         """The slots' weights at some members, by the weight's id; those of `made` are made now."""
-        members = self._members[first : first + count]
-        copies = perturbed_copies(made, members, self._kernels)
-        ids = [id(slot.weight) for slot in slots]
-        kept = {key: self._kept[key][first : first + count] for key in ids if key not in copies}
-        return [{key: (copies.get(key) or kept[key])[m] for key in ids} for m in range(len(members))]
+        whole = first == 0 and count >= len(self.members)
+        members = self.members if whole else self.members[first : first + count]
+        copies = perturbed_copies(made, members, self._kernels) if made else {}
+        for slot in slots:
+            key = id(slot.weight)
+            if key not in copies:
+                copies[key] = self._kept[key] if whole else self._kept[key][first : first + count]
+        return copies
 
     def _part(self, value: Any) -> Any:
         """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
@@ -160,7 +196,7 @@ class Grouping:
             if value.ndim == 0 or value.shape[0] not in self.lengths:
                 return value
             assert self.current is not None
-            share = value.shape[0] // len(self._members)
+            share = value.shape[0] // len(self.members)
             return value[self.current * share : (self.current + 1) * share]
         if type(value) in (tuple, list):
             return type(value)(self._part(item) for item in value)
@@ -171,7 +207,7 @@ class Grouping:
         if len(outputs) == 1:
             return first
         if isinstance(first, torch.Tensor):
-            share = self.rows // len(self._members)
+            share = self.rows // len(self.members)
             if first.shape[0] == 1 != share:  # from a position table that was called with one line for all rows
                 outputs = [output.expand(share, *output.shape[1:]) for output in outputs]
             return torch.cat(outputs)
@@ -227,18 +263,3 @@ def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> It
     finally:
         for slot in filled:
             slot.holder._parameters[slot.key] = slot.weight
-
-
-@contextmanager
-def patched(owner: nn.Module, function: Callable[..., Any], name: str | None = None) -> Iterator[None]:
-    """Let `owner` run another forward, or another method, until the context ends."""
-    name = name or place_of(owner)
-    before = owner.__dict__.get(name)
-    owner.__dict__[name] = function
-    try:
-        yield
-    finally:
-        if before is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = before

@@ -8,50 +8,55 @@ from contextlib import AbstractContextManager
 import torch
 
 from zoreward.members.grouping import filled, perturbed_copies
-from zoreward.members.tuned import Tuned
+from zoreward.members.tuned import Kernels, Slot
 from zoreward.records import Member
 
 
 class HeldCopies:
-    """Copies of all tuned weights of a model at M members.
+    """Copies of tuned weights at M members.
 
     Args:
-        tuned: the weights.
+        slots: where the weights hang.
+        kernels: by device.
 
     Attributes:
+        copies: weight's id → its copies at each member.
         moves: how often they went elsewhere, because their number or the weights' shapes were others.
     """
 
-    def __init__(self, tuned: Tuned):
+    def __init__(self, slots: Sequence[Slot], kernels: Kernels):
+        self.copies: dict[int, list[torch.Tensor]] = {}
         self.moves = 0
-        self._slots, self._kernels = list(tuned.slots), tuned.kernels
+        self._slots, self._kernels = list(slots), kernels
+        self._weights = {id(slot.weight): slot.weight for slot in slots}
         # With a limit a copy is another tensor than the kernel's, with blocks a kernel's tensors change by turns.
-        self._in_place = not tuned.limits and not tuned.blocks
-        self._held: dict[int, list[torch.Tensor]] = {}
+        self._in_place = all(slot.limit is None and slot.block is None for slot in slots)
 
     @torch.no_grad()
     def fill(self, members: Sequence[Member]) -> None:
         """Make the copies those of these members, in the old place if there are as many."""
         if not self._fit(len(members)):
             self.moves += 1
-            self._held = perturbed_copies(self._slots, members, self._kernels)
+            self.copies = perturbed_copies(self._slots, members, self._kernels)
         elif self._in_place:
-            perturbed_copies(self._slots, members, self._kernels, self._held)
+            perturbed_copies(self._slots, members, self._kernels, self.copies)
         else:
             fresh = perturbed_copies(self._slots, members, self._kernels)
-            torch._foreach_copy_(_flat(self._held), [copy for key in self._held for copy in fresh[key]])
+            torch._foreach_copy_(_flat(self.copies), [copy for key in self.copies for copy in fresh[key]])
 
     def _fit(self, count: int) -> bool:
         """Whether the copies are those of the weights as they are now, at as many members."""
-        weights = {id(slot.weight): slot.weight for slot in self._slots}
-        return self._held.keys() == weights.keys() and all(
-            len(copies) == count and copies[0].shape == weights[key].shape and copies[0].dtype == weights[key].dtype
-            for key, copies in self._held.items()
+        return self.copies.keys() == self._weights.keys() and all(
+            len(copies) == count
+            and copies[0].shape == (weight := self._weights[key]).shape
+            and copies[0].dtype == weight.dtype
+            and copies[0].device == weight.device
+            for key, copies in self.copies.items()
         )
 
     def shown(self, member: int) -> AbstractContextManager[None]:
         """Show the model as one of the members, by its place, as long as the context lasts."""
-        return filled(self._slots, lambda slot: self._held[id(slot.weight)][member])
+        return filled(self._slots, lambda slot: self.copies[id(slot.weight)][member])
 
 
 def _flat(copies: dict[int, list[torch.Tensor]]) -> list[torch.Tensor]:

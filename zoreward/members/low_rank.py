@@ -161,7 +161,7 @@ def needs_copies(tuned: Tuned, members: Sequence[Member]) -> bool:
 
 
 def corrected_forward(
-    grouping: Grouping, owner: nn.Module, slot: Slot, correct: Correction, factors: Factors, *, may_copy: bool = True
+    grouping: Grouping, owner: nn.Module, slot: Slot, correct: Correction, *, may_copy: bool = True
 ) -> Callable[..., Any]:
     """Return a forward of `owner` for the rows of all members at once.
 
@@ -174,10 +174,14 @@ def corrected_forward(
     """
     plain_forward = plain_forward_of(owner)
     by_copies = grouping.forward_of(owner, (slot,))
+    key = id(slot.weight)
     m, n = slot.weight.shape
-    enough_tokens = (1 + len(factors.a)) * m * n // (2 * m + n) if correct is _linear and may_copy else sys.maxsize
+    enough_tokens = (
+        (1 + len(grouping.members)) * m * n // (2 * m + n) if correct is _linear and may_copy else sys.maxsize
+    )
 
     def corrected(plain: Plain, x: torch.Tensor) -> torch.Tensor:
+        factors = grouping.factors[key]
         a, b = factors.a, factors.b
         if x.is_cuda:
             large = x.numel() > enough_tokens * n and x.numel() // len(a) * m > HIDES_LAUNCHES

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zoreward.members.context import KEEP_BYTES, fit, pass_bytes
+from zoreward.members.context import KEEP_BYTES
 from zoreward.members.grouping import members_at_once
 from zoreward.members.low_rank import split
+from zoreward.members.shared import fit, is_low_rank, pass_bytes
 from zoreward.members.tuned import Tuned, bytes_of
 from zoreward.records import Member
 
@@ -34,8 +35,7 @@ def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEE
     owners = tuned.shown_by(members)
     if len(members) == 1 and fit(owners, 1, keep_bytes):
         return bytes_of(slot.weight for _, slots in owners for slot in slots)
-    low_rank = any(members) and all(term.rank for member in members for term in member)
-    corrected, copied = split(owners) if low_rank else ([], owners)
+    corrected, copied = split(owners) if is_low_rank(members) else ([], owners)
     columns = len(members) * max((sum(term.rank for term in member) for member in members), default=0)
     matrices = {id(slot.weight): slot.weight for _, slot, _ in corrected}.values()
     factors = columns * sum(sum(weight.shape) * weight.element_size() for weight in matrices)

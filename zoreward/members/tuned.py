@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -55,6 +55,7 @@ class Tuned:
         base: weight → a copy of it before any update; empty where no update has an anchor.
         tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
+        shared: what a context or an update leaves to the next one; see `zoreward.members.shared`.
     """
 
     weights: dict[str, nn.Parameter]
@@ -66,6 +67,7 @@ class Tuned:
     base: dict[torch.Tensor, torch.Tensor] = field(default_factory=dict, repr=False)
     tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
+    shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def slots(self) -> Iterator[Slot]:

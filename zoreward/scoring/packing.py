@@ -45,7 +45,7 @@ class Packer:
 
     def __init__(self, reader: Reader, *, replays: bool = True):
         self._reader, self._replays = reader, replays
-        self._copies = HeldCopies(reader.tuned)
+        self._copies = _no_copies(reader)
         self._passes: OrderedDict[tuple[int, ...], _Pass] = OrderedDict()
         self._read: tuple[int, ...] = ()
         self._bytes = bytes_of(reader.model.parameters())
@@ -106,8 +106,12 @@ class Packer:
         """Leave this model to the plain way from now on, and say so."""
         self.problem = problem
         self._passes.clear()
-        self._copies = HeldCopies(self._reader.tuned)
+        self._copies = _no_copies(self._reader)
         logging.get_logger(__name__).warning("Answers are read without CUDA graphs: %s.", problem.splitlines()[0])
+
+
+def _no_copies(reader: Reader) -> HeldCopies:
+    return HeldCopies(list(reader.tuned.slots), reader.tuned.kernels)
 
 
 def packed(lengths: Sequence[int], width: int) -> list[list[int]]:
