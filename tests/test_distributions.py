@@ -29,6 +29,7 @@ import reference
 from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, from_patterns, make_weight, patterns
 from zoreward import noise
 from zoreward.kernels import cpu, portable
+from zoreward.kernels.subspaces import Keeping
 from zoreward.records import DISTRIBUTIONS, Term, Update
 
 SIGMAS = 5
@@ -406,12 +407,14 @@ def test_factors_equal_the_reference(kernel):
     matrices = [(torch.empty(5, 3, device=device), 7), (torch.empty(2, 41, device=device), 2**32 - 1)]
     terms = [Term(1, 1.0, 1, distribution=name) for name in ALL]
     terms += [Term(1, 1.0, 3, b_seed=8, distribution=name) for name in OTHERS]
-    for (weight, stream), pairs in zip(matrices, functions.factors_all(matrices, terms), strict=True):
-        for term, pair in zip(terms, pairs, strict=True):
-            for factor, size, seed, purpose in zip(pair, weight.shape, term.seeds, PURPOSES[1:], strict=True):
-                expected = reference.entries(seed, stream, range(size * term.rank), purpose, term.distribution)
-                assert_same(patterns(factor.cpu()), expected.view(np.uint32), "float32")
-                assert factor.shape == (size, term.rank)
+    lines = (Keeping(functions) if functions in (cpu, portable) else functions).factor_lines(matrices, terms)
+    sides = [(weight.shape[side], stream, side) for side in (0, 1) for weight, stream in matrices]
+    by_side = lines.cpu().split([size for size, _, _ in sides])
+    for (size, stream, side), own in zip(sides, by_side, strict=True):
+        for term, factor in zip(terms, own.split([term.rank for term in terms], dim=1), strict=True):
+            seed, purpose = term.seeds[side], PURPOSES[1 + side]
+            expected = reference.entries(seed, stream, range(size * term.rank), purpose, term.distribution)
+            assert_same(patterns(factor.contiguous()), expected.view(np.uint32), "float32")
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -90,7 +90,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     def counted_factors(slots, members, kernels):
         found = factors(slots, members, kernels)
-        sizes.append(sum(bytes_of((pair.a, pair.b)) for pair in found.values()))
+        sizes.append(bytes_of(pair.whole for pair in found.values()))
         return found
 
     for module in (grouping, context, held):

@@ -157,3 +157,8 @@ class Keeping:
         """See `zoreward.kernels.cpu.factors_all`."""
         pairs: list[list[Factors]] = self._functions.factors_all(weights, terms, self._subspaces)
         return pairs
+
+    def factor_lines(self, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]) -> torch.Tensor:
+        """Return a of all matrices, one below the other, then b of all; the terms' ranks side by side: float32."""
+        pairs = self.factors_all(weights, terms)
+        return torch.cat([torch.cat([own[t][side] for side in (0, 1) for own in pairs]) for t in range(len(terms))], 1)

@@ -27,12 +27,22 @@ class Factors:
     """Σ coefficient · z of one matrix W (m, n) at each member, as a·bᵀ; cast to the dtype of W once.
 
     Args:
-        a: (M, m, R), R the ranks of a member's terms together; times coefficient/√r. Zeros where a member has fewer.
-        b: (M, n, R). Both may be parts of larger tensors: each member's part lies in one piece.
+        whole: (M, ·, R), R the ranks of a member's terms together: lines of the factors of all matrices of a dtype.
+        lines: where those of a begin, m, where those of b begin, n.
     """
 
-    a: torch.Tensor
-    b: torch.Tensor
+    whole: torch.Tensor
+    lines: tuple[int, int, int, int]
+
+    @property
+    def a(self) -> torch.Tensor:
+        """(M, m, R), times coefficient/√r; zeros where a member has fewer ranks. Each member's lies in one piece."""
+        return self.whole.narrow(1, self.lines[0], self.lines[1])
+
+    @property
+    def b(self) -> torch.Tensor:
+        """(M, n, R). Each member's lies in one piece."""
+        return self.whole.narrow(1, self.lines[2], self.lines[3])
 
 
 class HeldFactors:
@@ -49,17 +59,21 @@ class HeldFactors:
     @torch.no_grad()
     def filled(self, fresh: dict[int, Factors]) -> dict[int, Factors]:
         """Return factors with the numbers of `fresh`, in the old place if they fit there."""
-        new, old = _tensors(fresh), _tensors(self._held)
-        if self._held.keys() == fresh.keys() and [t.shape for t in new] == [t.shape for t in old]:
-            torch._foreach_copy_(old, new)
+        new, old = _places(fresh), _places(self._held)
+        if new == old:
+            torch._foreach_copy_(_wholes(self._held), _wholes(fresh))
         else:
             self.moves += 1
             self._held = fresh
         return self._held
 
 
-def _tensors(factors: dict[int, Factors]) -> list[torch.Tensor]:
-    return [tensor for pair in factors.values() for tensor in (pair.a, pair.b)]
+def _wholes(factors: dict[int, Factors]) -> list[torch.Tensor]:
+    return list({id(own.whole): own.whole for own in factors.values()}.values())
+
+
+def _places(factors: dict[int, Factors]) -> list[Any]:
+    return [(key, own.lines, own.whole.shape, own.whole.dtype) for key, own in factors.items()]
 
 
 @torch.no_grad()
@@ -94,21 +108,18 @@ def _factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels)
         # Not made on the device: that would wait until it has done all it was asked to.
         columns = torch.tensor([[column for column, _ in some] for some in used]).to(device, non_blocking=True)
         scales = torch.tensor([[scale for _, scale in some] for some in used]).to(device, non_blocking=True)
-        pairs = kernel.factors_all(weights, terms)
         # All matrices at once: one by one, they would cost a GPU some ten launches each.
-        a_all, b_all = (
-            torch.cat([torch.cat([own[t][side] for own in pairs]) for t in range(len(terms))], dim=1)[:, columns]
-            for side in (0, 1)
-        )
-        sides = (a_all * scales).transpose(0, 1), b_all.transpose(0, 1)
-        for dtype in {weight.dtype for weight, _ in weights}:
-            a_some, b_some = (
-                side.to(dtype).contiguous().split([weight.shape[n] for weight, _ in weights], dim=1)
-                for n, side in enumerate(sides)
-            )
-            for (weight, _), a, b in zip(weights, a_some, b_some, strict=True):
-                if weight.dtype == dtype:
-                    found[id(weight)] = Factors(a, b)
+        lines = kernel.factor_lines(weights, terms)[:, columns]
+        sides = [weight.shape for weight, _ in weights]
+        b_place = sum(m for m, _ in sides)
+        lines[:b_place] *= scales
+        wholes = {
+            dtype: lines.to(dtype).transpose(0, 1).contiguous() for dtype in {weight.dtype for weight, _ in weights}
+        }
+        a_place = 0
+        for (weight, _), (m, n) in zip(weights, sides, strict=True):
+            found[id(weight)] = Factors(wholes[weight.dtype], (a_place, m, b_place, n))
+            a_place, b_place = a_place + m, b_place + n
     return found
 
 
