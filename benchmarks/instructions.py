@@ -23,9 +23,10 @@ WEIGHTS = ("like", "base", "out")
 NUMBERS = {"members": "i32", "updates": "i32", "kind": "i32", "apart": "i64"}
 
 
-def compiled(kernel: triton.JITFunction, block: int, **constants: object) -> bytes:
-    """A kernel for bfloat16 and the `normal` distribution, as machine code."""
-    constants |= {"BF16": True, "QUADS": True, "DISTRIBUTION": 0, "NATIVE": True, "BLOCK": block, "UNIT": gpu.UNIT}
+def compiled(kernel: triton.JITFunction, unit: int, **constants: object) -> bytes:
+    """A kernel for bfloat16, the `normal` distribution and tensors of whole blocks, as machine code."""
+    constants |= {"BF16": True, "WHOLE": True, "QUADS": True, "DISTRIBUTION": 0, "NATIVE": True}
+    constants |= {"BLOCK": gpu.BLOCK, "UNIT": unit}
     names = kernel.arg_names
     types = POINTERS | NUMBERS | dict.fromkeys(WEIGHTS, "*u16")
     signature = {name: types.get(name, "constexpr") for name in names}
@@ -58,15 +59,15 @@ def longest_loop(code: bytes) -> list[str]:
 
 def main() -> None:
     kernels = {
-        "update, one term": (triton_kernels.update, gpu.BLOCK, {"ONE": True, "LOW_RANK": 0}),
-        "update, one low-rank term": (triton_kernels.update, gpu.BLOCK, {"ONE": True, "LOW_RANK": 1}),
-        "one perturbed copy": (triton_kernels.perturb, gpu.BLOCK, {"ONE": True, "LOW_RANK": 0, "ALIKE": 1}),
-        "both copies of a couple": (triton_kernels.perturb, gpu.BLOCK, {"ONE": True, "LOW_RANK": 0, "ALIKE": 2}),
+        "update, one term": (triton_kernels.update, gpu.UPDATE_UNIT, {"ONE": True, "LOW_RANK": 0}),
+        "update, one low-rank term": (triton_kernels.update, gpu.UPDATE_UNIT, {"ONE": True, "LOW_RANK": 1}),
+        "one perturbed copy": (triton_kernels.perturb, gpu.COPY_UNIT, {"ONE": True, "LOW_RANK": 0, "ALIKE": 1}),
+        "both copies of a couple": (triton_kernels.perturb, gpu.COPY_UNIT, {"ONE": True, "LOW_RANK": 0, "ALIKE": 2}),
     }
     print(f"{'an element of':<28}instructions  products")
-    for name, (kernel, block, constants) in kernels.items():
-        loop = longest_loop(compiled(kernel, block, **constants))
-        elements = block // (32 * gpu.WARPS)
+    for name, (kernel, unit, constants) in kernels.items():
+        loop = longest_loop(compiled(kernel, unit, **constants))
+        elements = gpu.BLOCK // (32 * gpu.WARPS)
         products = sum(one.startswith(("IMAD.WIDE", "IMAD.HI")) or one == "IMAD" for one in loop)
         print(f"{name:<28}{len(loop) / elements:>12.1f}{products / elements:>10.1f}")
 

@@ -23,7 +23,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from conftest import random_model
-from zoreward.kernels import cpu
+from zoreward.kernels import cpu, tables
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members import Tuned, grouping, in_blocks, low_rank, members_at, tuned_weights, updates_
 from zoreward.members.grouping import perturbed_copies
@@ -151,6 +151,24 @@ def test_blocks_of_many_short_lines(columns):
     cpu.update_all_(expected, update)
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
     assert pattern(got[1][0]) != pattern(tensors[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_of_whole_blocks_have_a_launch_of_their_own(kernels, dtype, monkeypatch):
+    monkeypatch.setattr(tables, "ONE_LAUNCH", 0)
+    edges = torch.tensor([0.0, -0.0, 1e-6, -6e-8, 6.1e-5, 65504.0, float("inf"), float("nan")])
+    numbers = torch.cat([edges.repeat(32), torch.randn(768, generator=torch.Generator().manual_seed(0)) * 0.02])
+    tensors = [(numbers.repeat(2).view(32, 64).to(dtype), 5), (numbers[:1023].to(dtype), 6), (numbers.to(dtype), 7)]
+    for terms in ((Term(3, 1e-5),), (Term(3, 1e-5, 1),), (Term(3, 1e-5, 1), Term(4, 1e-5))):
+        got = [(tensor.to(DEVICE, copy=True), stream) for tensor, stream in tensors]
+        expected = [(tensor.clone(), stream) for tensor, stream in tensors]
+        for copies, others in zip(kernels.perturb_all(got, (terms,)), cpu.perturb_all(expected, (terms,)), strict=True):
+            assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in others]
+        kernels.update_all_(got, Update(0.0, terms, 8))
+        cpu.update_all_(expected, Update(0.0, terms, 8))
+        assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
+        moved = (expected[0][0] != tensors[0][0]).double().mean()
+        assert 0.01 < moved < 1.0 and len(next(iter(kernels._groups(got)[0].tables.values())).parts) == 2
 
 
 def test_sums_beyond_the_largest_number_and_roundings_beyond_it(kernels):

@@ -17,13 +17,15 @@ from zoreward import noise
 from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
 from zoreward.kernels.subspaces import Subspaces, matrices_of
+from zoreward.kernels.tables import Table, table_of
 from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term, Update
 
 # Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
 BLOCK, WARPS = 2048, 4
-# Elements of a program. Fewer make it wait more often for where its weights lie, more leave the last programs alone:
-# 16384 do an update of 5120 x 5120 weights at 0.63 of a copy's speed on an H100, 8192 at 0.69.
-UNIT = 8192
+# Elements of a program. Copies of a 5120 x 5120 matrix at two members come to 0.99 of a copy's speed on an H100 with
+# 4096, 0.95 with 8192: fewer programs leave the last ones alone. 2048 add 0.01, and their lists take a device twice the
+# memory. Updates have more to load before they begin: 0.92 with 16384, 0.89 with 8192, 0.87 with 4096.
+COPY_UNIT, UPDATE_UNIT = 4096, 16384
 # Elements between whose multiples the copies lie: 512 bytes in half precision, as torch's own allocator aligns.
 ALIGN = 256
 # Sets of tensors that are remembered: more than a model has modules.
@@ -35,26 +37,6 @@ Weight = tuple[torch.Tensor, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
-    """Tensors as the kernels see them; see `triton_kernels`.
-
-    Args:
-        lines: int64 (tensors, fields), on the device.
-        units: int32, the number of the tensor that each unit belongs to.
-        tails: int32, the numbers of the tensors that do not end with a whole block.
-    """
-
-    lines: torch.Tensor
-    units: torch.Tensor
-    tails: torch.Tensor
-
-    @property
-    def parts(self) -> list[tuple[torch.Tensor, bool]]:
-        """What is launched: units, and tails."""
-        return [(units, tail) for units, tail in ((self.units, False), (self.tails, True)) if len(units)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """The tensors of one dtype among those of a call.
 
@@ -63,7 +45,8 @@ class Group:
         weights: the tensors, and their streams.
         copied: tensors whose elements do not lie in order or on a boundary, and the copies to work on.
         like: the tensor from which addresses count.
-        table: where they lie; None for float64, and where there are no elements.
+        lines: of their table; None for float64, and where there are no elements.
+        tables: elements of a unit → the table; made when it is needed.
         views: shape, strides and first element of each tensor's copy, among the copies at one member.
         size: the elements of the copies at one member.
         matrices: those of two dimensions.
@@ -74,7 +57,8 @@ class Group:
     weights: list[Weight]
     copied: list[tuple[torch.Tensor, torch.Tensor]]
     like: torch.Tensor
-    table: Table | None
+    lines: list[list[int]] | None
+    tables: dict[int, Table]
     views: list[tuple[torch.Size, tuple[int, ...], int]]
     size: int
     matrices: list[Weight]
@@ -98,13 +82,14 @@ class Kernels:
 
     Args:
         block: elements of a block, a power of 2 from 1,024 on.
-        unit: elements of a unit, a power of 2 and a multiple of `block`.
+        unit: elements of a program, a power of 2 and a multiple of `block`; by default one size for copies, and one
+            for updates.
     """
 
-    def __init__(self, block: int = BLOCK, unit: int = UNIT) -> None:
-        self._unit = unit
+    def __init__(self, block: int = BLOCK, unit: int | None = None) -> None:
+        self._copy_unit, self._update_unit = unit or COPY_UNIT, unit or UPDATE_UNIT
         native = not triton.knobs.runtime.interpret and torch.version.cuda is not None
-        options = {"BLOCK": block, "UNIT": unit, "NATIVE": native, "num_warps": WARPS, "enable_fp_fusion": False}
+        options = {"BLOCK": block, "NATIVE": native, "num_warps": WARPS, "enable_fp_fusion": False}
         self._options: dict[str, Any] = options
         self._known: dict[Any, Known] = {}
         self._factor_tables: dict[Any, tuple[Table, int]] = {}
@@ -152,10 +137,10 @@ class Kernels:
             some = [bases[number] for number in group.numbers] if bases else None
             if group.like.dtype == torch.float64 or len(distributions) > 1:
                 portable.replay_all_(group.weights, updates, some, self._subspaces)
-            elif group.table is not None:
+            elif group.lines is not None:
                 # The one allocation, from its beginning: the first copy may be of a tensor without elements.
                 base = some[0].as_strided((group.size,), (1,), 0) if some else group.like
-                self._replay(group, group.table, updates, base, scripts.number_of(distributions))
+                self._replay(group, updates, base, scripts.number_of(distributions))
 
     @torch.no_grad()
     def factor_lines(self, weights: Sequence[Weight], terms: Sequence[Term]) -> torch.Tensor:
@@ -183,19 +168,20 @@ class Kernels:
             list(copies.as_strided((len(members), *shape), (group.size, *strides), place).unbind())
             for shape, strides, place in group.views
         ]
-        if group.table is not None and members:
+        if group.lines is not None and members:
             terms = [term for member in members for term in member if term.rank]
             factors, begins = self._factors(group, terms)
             script, alike, distributions = self._script_of_members(members, begins, like.device)
             if len(distributions) > 1:
                 return portable.perturb_all(group.weights, members, views, self._subspaces)
+            table = self._table(group, self._copy_unit)
             with launched_on(like.device):
-                for units, tail in group.table.parts:
+                for units, whole in table.parts:
                     triton_kernels.perturb[(len(units),)](
-                        group.table.lines, units, script, len(members), _stored(like), _stored(copies), group.size,
-                        factors, BF16=like.dtype == torch.bfloat16, TAIL=tail, ALIKE=alike, ONE=len(members) == alike,
+                        table.lines, units, script, len(members), _stored(like), _stored(copies), group.size, factors,
+                        BF16=like.dtype == torch.bfloat16, WHOLE=whole, ALIKE=alike, ONE=len(members) == alike,
                         LOW_RANK=scripts.rank_of(terms), QUADS=group.quads,
-                        DISTRIBUTION=scripts.number_of(distributions), **self._options,
+                        DISTRIBUTION=scripts.number_of(distributions), UNIT=self._copy_unit, **self._options,
                     )  # fmt: skip
         return views
 
@@ -215,9 +201,7 @@ class Kernels:
             self._couple = members, device, *found
         return found
 
-    def _replay(
-        self, group: Group, table: Table, updates: Sequence[Update], base: torch.Tensor, distribution: int
-    ) -> None:
+    def _replay(self, group: Group, updates: Sequence[Update], base: torch.Tensor, distribution: int) -> None:
         like = group.like
         terms = [term for update in updates for term in update.terms if term.rank]
         factors, begins = self._factors(group, terms)
@@ -227,12 +211,13 @@ class Kernels:
         for line in lines:
             kind |= line[3]
         script = self._script(lines, like.device)
+        table = self._table(group, self._update_unit)
         with launched_on(like.device):
-            for units, tail in table.parts:
+            for units, whole in table.parts:
                 triton_kernels.update[(len(units),)](
                     table.lines, units, script, len(updates), kind, _stored(like), _stored(base), factors,
-                    BF16=like.dtype == torch.bfloat16, TAIL=tail, ONE=one, LOW_RANK=scripts.rank_of(terms),
-                    QUADS=group.quads, DISTRIBUTION=distribution, **self._options,
+                    BF16=like.dtype == torch.bfloat16, WHOLE=whole, ONE=one, LOW_RANK=scripts.rank_of(terms),
+                    QUADS=group.quads, DISTRIBUTION=distribution, UNIT=self._update_unit, **self._options,
                 )  # fmt: skip
         for weight, copy in group.copied:
             if any(update.moves(weight.ndim) for update in updates):
@@ -268,12 +253,12 @@ class Kernels:
                 for term, begin in zip(terms, begins, strict=True)
                 if (term.rank, term.distribution) == (rank, distribution) and term.basis_seed is None
             ]
-            if lines and table.units.numel():
+            for units, _ in table.parts if lines else ():
                 script = self._script(lines, device)
                 with launched_on(device):
-                    triton_kernels.factor_entries[(len(table.units), len(lines))](
-                        table.lines, table.units, script, drawn, DISTRIBUTION=DISTRIBUTIONS.index(distribution),
-                        **self._options,
+                    triton_kernels.factor_entries[(len(units), len(lines))](
+                        table.lines, units, script, drawn, DISTRIBUTION=DISTRIBUTIONS.index(distribution),
+                        UNIT=self._copy_unit, **self._options,
                     )  # fmt: skip
         if not any(term.basis_seed is not None for term in terms):
             return drawn, begins, size
@@ -323,11 +308,11 @@ class Kernels:
             views.append((flat.shape, flat.stride(), place))
             place += -(-flat.numel() // ALIGN) * ALIGN
             factors += room + scripts.padded(columns)
-        table = self._table(lines, like.device, apart=True) if place and like.dtype != torch.float64 else None
+        known = lines if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
         quads = all(weight.shape[1] % 4 == 0 for weight, _ in matrices)
-        return Group(numbers, weights, copied, like, table, views, place, matrices, quads)
+        return Group(numbers, weights, copied, like, known, {}, views, place, matrices, quads)
 
     def _table_of_factors(
         self, weights: Sequence[Weight], rank: int, device: torch.device, in_lines: bool
@@ -347,24 +332,14 @@ class Kernels:
                 place += length if in_lines else scripts.padded(length)
             if len(self._factor_tables) >= MOST_KNOWN:
                 self._factor_tables.clear()
-            self._factor_tables[key] = self._table(lines, device), place
+            self._factor_tables[key] = table_of(lines, 1, self._copy_unit, device), place
         return self._factor_tables[key]
 
-    def _table(self, lines: list[list[int]], device: torch.device, apart: bool = False) -> Table:
-        """Tensors on the device. `apart`: what is behind their last whole block belongs to no unit."""
-        owners: list[int] = []
-        tails: list[int] = []
-        block = self._options["BLOCK"]
-        for number, line in enumerate(lines):
-            line[3] = len(owners)
-            size = line[1] // block * block if apart else line[1]
-            owners += [number] * -(-size // self._unit)
-            tails += [number] if size < line[1] else []
-        values, units, rest = (
-            torch.tensor(some, dtype=dtype).to(device, non_blocking=True)
-            for some, dtype in ((lines, torch.int64), (owners, torch.int32), (tails, torch.int32))
-        )
-        return Table(values, units, rest)
+    def _table(self, group: Group, unit: int) -> Table:
+        assert group.lines is not None
+        if unit not in group.tables:
+            group.tables[unit] = table_of(group.lines, self._options["BLOCK"], unit, group.like.device)
+        return group.tables[unit]
 
     def _script(self, lines: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
         """The script on the device; the last one is remembered, because the modules of a model share theirs."""
