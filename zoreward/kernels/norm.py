@@ -1,7 +1,7 @@
 """`nn.LayerNorm` at several members in one Triton launch, each row with the weights of its member.
 
 One member's rows after the other would take a launch each, and one more to join them, which reads and writes all rows
-once again: of a step of OPT-13B with 16 rows of 400 tokens on an H100, that was 7.5 of 576 ms.
+once again: 231 µs for 12,800 rows of 5,120 at two members on an H100, where this takes 101 and a copy 93.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import triton.language as tl
 
 from zoreward.kernels.launching import launched_on
 
-# Elements of a row, which a program holds at once.
-MOST = 1 << 15
+# Elements of a row, which a program holds at once, and those of a warp: 12,800 rows of 5,120 take 1.08 times as long as
+# a copy of them on an H100, with 512 it is 1.41.
+MOST, OF_A_WARP = 1 << 15, 2048
 
 
 @triton.jit(do_not_specialize=["rows", "weights_apart", "biases_apart"])
@@ -67,7 +68,7 @@ def layer_norm(
     with launched_on(x.device):
         _layer_norm[(rows,)](
             y, x, weights and weights[0], biases and biases[0], rows // members, *apart, eps, N=n, BLOCK=block,
-            num_warps=min(16, max(1, block // 512)),
+            num_warps=max(1, block // OF_A_WARP),
         )  # fmt: skip
     return y
 
