@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from conftest import FAMILIES, random_model
+from zoreward.cli.quickstart import MODEL
 from zoreward.records import Example, InputError, ObjectiveError, Term
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, checked_reader, evaluate, member_scores, reader_of
+from zoreward.scoring import candidate_logprobs, checked_reader, evaluate, load_model, member_scores, reader_of
 from zoreward.scoring.logprobs import sorted_batches
 
 
@@ -156,6 +157,16 @@ def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monke
     reader = checked_reader(model, 0, SHORT, members)
     assert reader.problem
     assert np.array_equal(candidate_logprobs(reader, SHORT, members), expected)
+
+
+def test_low_rank_members_of_a_tuned_model_share_a_pass_in_bfloat16():
+    model = load_model(MODEL, dtype="bfloat16", device="cpu")
+    members = tuple((Term(3, sign * 1e-2, 1),) for sign in (1, -1))
+    plain = reader_of(model, 0)
+    alone = np.concatenate([candidate_logprobs(plain, SHORT[:3], (member,)) for member in members])
+    difference = np.abs(alone - candidate_logprobs(plain, SHORT[:3], members)).max()
+    assert 5e-2 < difference < 0.2, "copies are rounded, corrections are not"
+    assert checked_reader(model, 0, SHORT[:3], members).grouped
 
 
 def test_a_model_without_an_attention_cache_is_read_whole():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import LogitsProcessor
 
-from zoreward.members import grouping_problem
+from zoreward.members import grouping_problem, rounding
 from zoreward.records import Example, Member
 from zoreward.scoring.decoding import Generation, Tokens, device_of, write
 from zoreward.scoring.logprobs import sorted_batches
@@ -138,25 +138,20 @@ def checked_generator(
     prompts = [example.prompt_tokens for example in examples[:4]]
     if not reader.pads:
         prompts = [prompts[0]] * len(prompts)
-    full = next(reader.model.parameters()).dtype in (torch.float32, torch.float64)
-    # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
-    tolerance = 1e-3 if full else 5e-2
     problem = grouping_problem(
         reader.model,
         members,
         lambda some: _forced_logprobs(reader, tokenizer, prompts, some),
         tuned=reader.tuned,
-        tolerance=tolerance,
+        tolerance=rounding(reader.model, members),
     )
     generator = HFGenerator(replace(reader, problem=problem), tokenizer, stepper=stepper)
     if generator.stepper is not None and generator.stepper.suits(members):
-        _check_steps(generator, prompts, members, tolerance)
+        _check_steps(generator, prompts, members)
     return generator
 
 
-def _check_steps(
-    generator: HFGenerator, prompts: Sequence[Tokens], members: Sequence[Member], tolerance: float
-) -> None:
+def _check_steps(generator: HFGenerator, prompts: Sequence[Tokens], members: Sequence[Member]) -> None:
     """Compare what the generator's own steps give with what `generate` gives."""
     reader, stepper = generator.reader, generator.stepper
     assert stepper is not None
@@ -164,7 +159,7 @@ def _check_steps(
     own = _forced_logprobs(reader, generator.tokenizer, prompts, members, stepper)
     stepper.forget()
     difference = float((plain.double() - own.double()).abs().max())
-    if stepper.problem is None and not difference <= tolerance:
+    if stepper.problem is None and not difference <= rounding(reader.model):
         stepper.give_up(f"log-probabilities differ by {difference:.1e}")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at
+from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at, rounding
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.pairs import pair_logits
@@ -44,24 +44,21 @@ def checked_reader(
         packer: tried too; by default one with graphs where the model is on a GPU.
     """
     reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
-    full = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    # Log-probabilities of the same rows in another batch: some 1e-5 apart in float32, some 1e-2 in half precision.
-    tolerance = 1e-3 if full else 5e-2
     problem = grouping_problem(
         reader.model,
         members,
         lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
         tuned=reader.tuned,
-        tolerance=tolerance,
+        tolerance=rounding(model, members),
     )
     reader = replace(reader, problem=problem)
     if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
         packer = Packer(reader)
-    return replace(reader, packer=_checked_packer(packer, reader, examples, members, tolerance))
+    return replace(reader, packer=_checked_packer(packer, reader, examples, members))
 
 
 def _checked_packer(
-    packer: Packer | None, reader: Reader, examples: Sequence[Example], members: Sequence[Member], tolerance: float
+    packer: Packer | None, reader: Reader, examples: Sequence[Example], members: Sequence[Member]
 ) -> Packer | None:
     """Compare what the packer reads with what is read without it; None if it is of no use here."""
     if packer is None or not packer.suits(examples, members, reader.rows):
@@ -72,7 +69,7 @@ def _checked_packer(
         if own is None:
             return None
         difference = float(np.abs(np.nan_to_num(plain, neginf=0.0) - np.nan_to_num(own, neginf=0.0)).max())
-        if not difference <= tolerance:
+        if not difference <= rounding(reader.model):
             packer.give_up(f"log-probabilities differ by {difference:.1e}")
             return None
     return packer
