@@ -16,7 +16,7 @@ from zoreward.members.adapters import (
     task_type,
 )
 from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_blocks, in_each_block
-from zoreward.members.check import grouping_problem, rounding
+from zoreward.members.check import grouping_problem, tolerance_of
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
 from zoreward.members.heads import draw_head_, first_spread, head_names, new_names
@@ -62,11 +62,11 @@ __all__ = [
     "needs_copies",
     "new_names",
     "quiet_peft",
-    "rounding",
     "scratch_bytes",
     "smallest",
     "subspace_bytes",
     "task_type",
+    "tolerance_of",
     "tuned_weights",
     "update_",
     "updates_",

@@ -32,7 +32,7 @@ def grouping_problem(
         score: runs the model under the given members, with `members_at`, on real rows; a tensor whose first dimension
             is the member.
         tuned: `tuned_weights(model)`, if it is at hand.
-        tolerance: largest difference that counts as rounding; see `rounding`.
+        tolerance: largest difference that counts as rounding; see `tolerance_of`.
     """
     tuned = tuned or tuned_weights(model)
     owners = tuned.shown_by(members)
@@ -57,7 +57,7 @@ def grouping_problem(
     return None if difference <= tolerance else f"scores differ by {difference:.1e}"
 
 
-def rounding(model: nn.Module, members: Sequence[Member] = ()) -> float:
+def tolerance_of(model: nn.Module, members: Sequence[Member] = ()) -> float:
     """Return by how much log-probabilities of the same rows may differ without a reason but rounding.
 
     Another batch moves them by some 1e-5 in float32, by some 1e-2 in half precision. Of a low-rank member alone the

@@ -152,8 +152,10 @@ _Weights = list[tuple[torch.Tensor, int]]
 
 
 def _weights_by_block(tuned: Tuned) -> dict[int | None, list[tuple[Any, _Weights]]]:
-    """The weights of each block with their streams, by kernel. Found once, as long as they stay on their devices: a GPU
-    has nothing to do between the scores of a step and its update."""
+    """The weights of each block with their streams, by kernel.
+
+    Found once, as long as they stay on their devices: between the scores of a step and its update a GPU waits.
+    """
     devices = [weight.device for weight in tuned.weights.values()]
     known = tuned.shared.get("updates")
     if known is None or known[0] != devices:

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 class Grouping:
     """The rows of the call in flight, and whose turn it is.
 
-    Attributes:
-        members: M members.
-        factors: weight's id → its factors at each member, of the weights whose modules' outputs are corrected.
-        rows, tokens: of the call in flight.
-        current: the member whose rows a surrounding owner is at work on, or None.
-
     Args:
         members: M members.
         kept: weight's id → its copies at each member, of the weights whose copies are kept.
         kernels: make the copies of the others, a module at a time.
         scratch_bytes: as many members' copies of a module are made in one pass as fit this many bytes, or one's.
+
+    Attributes:
+        members: M members.
+        factors: weight's id → its factors at each member, of the weights whose modules' outputs are corrected.
+        rows, tokens: of the call in flight.
+        current: the member whose rows a surrounding owner is at work on, or None.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import LogitsProcessor
 
-from zoreward.members import grouping_problem, rounding
+from zoreward.members import grouping_problem, tolerance_of
 from zoreward.records import Example, Member
 from zoreward.scoring.decoding import Generation, Tokens, device_of, write
 from zoreward.scoring.logprobs import sorted_batches
@@ -143,7 +143,7 @@ def checked_generator(
         members,
         lambda some: _forced_logprobs(reader, tokenizer, prompts, some),
         tuned=reader.tuned,
-        tolerance=rounding(reader.model, members),
+        tolerance=tolerance_of(reader.model, members),
     )
     generator = HFGenerator(replace(reader, problem=problem), tokenizer, stepper=stepper)
     if generator.stepper is not None and generator.stepper.suits(members):
@@ -159,7 +159,7 @@ def _check_steps(generator: HFGenerator, prompts: Sequence[Tokens], members: Seq
     own = _forced_logprobs(reader, generator.tokenizer, prompts, members, stepper)
     stepper.forget()
     difference = float((plain.double() - own.double()).abs().max())
-    if stepper.problem is None and not difference <= rounding(reader.model):
+    if stepper.problem is None and not difference <= tolerance_of(reader.model):
         stepper.give_up(f"log-probabilities differ by {difference:.1e}")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at, rounding
+from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at, tolerance_of
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.pairs import pair_logits
@@ -49,7 +49,7 @@ def checked_reader(
         members,
         lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
         tuned=reader.tuned,
-        tolerance=rounding(model, members),
+        tolerance=tolerance_of(model, members),
     )
     reader = replace(reader, problem=problem)
     if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
@@ -69,7 +69,7 @@ def _checked_packer(
         if own is None:
             return None
         difference = float(np.abs(np.nan_to_num(plain, neginf=0.0) - np.nan_to_num(own, neginf=0.0)).max())
-        if not difference <= rounding(reader.model):
+        if not difference <= tolerance_of(reader.model):
             packer.give_up(f"log-probabilities differ by {difference:.1e}")
             return None
     return packer
