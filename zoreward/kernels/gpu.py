@@ -7,7 +7,6 @@ there are. float64 weights, which nobody tunes in earnest, are left to `portable
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from zoreward import noise
 from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
 from zoreward.kernels.subspaces import Subspaces, matrices_of
-from zoreward.kernels.tables import Table, table_of
+from zoreward.kernels.tables import Group, Known, Table, Weight, table_of
 from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term, Update
 
 # Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
@@ -30,49 +29,6 @@ COPY_UNIT, UPDATE_UNIT = 4096, 16384
 ALIGN = 256
 # Sets of tensors that are remembered: more than a model has modules.
 MOST_KNOWN = 4096
-
-
-Weight = tuple[torch.Tensor, int]
-"""A tensor and its stream."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """The tensors of one dtype among those of a call.
-
-    Args:
-        numbers: which they are.
-        weights: the tensors, and their streams.
-        copied: tensors whose elements do not lie in order or on a boundary, and the copies to work on.
-        like: the tensor from which addresses count.
-        lines: of their table; None for float64, and where there are no elements.
-        tables: elements of a unit → the table; made when it is needed.
-        views: shape, strides and first element of each tensor's copy, among the copies at one member.
-        size: the elements of the copies at one member.
-        matrices: those of two dimensions.
-        quads: whether the lines of all matrices are multiples of four elements.
-    """
-
-    numbers: list[int]
-    weights: list[Weight]
-    copied: list[tuple[torch.Tensor, torch.Tensor]]
-    like: torch.Tensor
-    lines: list[list[int]] | None
-    tables: dict[int, Table]
-    views: list[tuple[torch.Size, tuple[int, ...], int]]
-    size: int
-    matrices: list[Weight]
-    quads: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """The groups of some tensors, and where these were then."""
-
-    weights: tuple[torch.Tensor, ...]
-    addresses: list[int]
-    shapes: list[torch.Size]
-    groups: list[Group]
 
 
 class Kernels:

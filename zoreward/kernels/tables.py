@@ -15,6 +15,10 @@ import torch
 ONE_LAUNCH = 1 << 28
 
 
+Weight = tuple[torch.Tensor, int]
+"""A tensor and its stream."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """Tensors on a device.
@@ -27,6 +31,45 @@ class Table:
 
     lines: torch.Tensor
     parts: list[tuple[torch.Tensor, bool]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The tensors of one dtype among those of a call.
+
+    Args:
+        numbers: which they are.
+        weights: the tensors, and their streams.
+        copied: tensors whose elements do not lie in order or on a boundary, and the copies to work on.
+        like: the tensor from which addresses count.
+        lines: of their table; None for float64, and where there are no elements.
+        tables: elements of a unit → the table; made when it is needed.
+        views: shape, strides and first element of each tensor's copy, among the copies at one member.
+        size: the elements of the copies at one member.
+        matrices: those of two dimensions.
+        quads: whether the lines of all matrices are multiples of four elements.
+    """
+
+    numbers: list[int]
+    weights: list[Weight]
+    copied: list[tuple[torch.Tensor, torch.Tensor]]
+    like: torch.Tensor
+    lines: list[list[int]] | None
+    tables: dict[int, Table]
+    views: list[tuple[torch.Size, tuple[int, ...], int]]
+    size: int
+    matrices: list[Weight]
+    quads: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """The groups of some tensors, and where these were then."""
+
+    weights: tuple[torch.Tensor, ...]
+    addresses: list[int]
+    shapes: list[torch.Size]
+    groups: list[Group]
 
 
 def table_of(lines: Sequence[Sequence[int]], block: int, unit: int, device: torch.device) -> Table:
