@@ -23,6 +23,7 @@ from transformers import (
 from zoreward.data import PAIRS
 from zoreward.members import members_at
 from zoreward.records import InputError, Member, ObjectiveError
+from zoreward.scoring.devices import repeated
 from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.pairs import on_the_right
 from zoreward.scoring.reader import Reader
@@ -112,7 +113,7 @@ def write(
     else:
         padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
         mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
-        ids, seen = (torch.tensor(lines, device=device_of(reader)).repeat(len(members), 1) for lines in (padded, mask))
+        ids, seen = (repeated(lines, len(members), device_of(reader)) for lines in (padded, mask))
     processors = [*processors, *_draws(settings, rows, width)]
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import nn
 
@@ -99,3 +101,14 @@ def is_spread(model: nn.Module) -> bool:
     False
     """
     return len({weight.device for weight in model.parameters()}) > 1
+
+
+def repeated(lines: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
+    """Return lines of one length on a device, once for each member: int64 (M·lines, length).
+
+    Not made there, and not waited for: that would wait until the device has done all it was asked to, as the update of
+    the step before.
+    """
+    import torch
+
+    return torch.tensor(lines).to(device, non_blocking=True).repeat(members, 1)

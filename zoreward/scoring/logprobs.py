@@ -15,6 +15,7 @@ from torch import nn
 from zoreward.data import PAIRS, WHOLE
 from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at, tolerance_of
 from zoreward.records import Example, Member, ObjectiveError
+from zoreward.scoring.devices import repeated
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.pairs import pair_logits
 from zoreward.scoring.reader import Reader, reader_of
@@ -281,7 +282,7 @@ def forward(
         return _forward_by_length(reader, sequences, members, keep), None
     device = next(reader.model.parameters()).device
     padded = [(reader.pad_token_id,) * (max(lengths) - len(tokens)) + tuple(tokens) for tokens in sequences]
-    ids = _repeated(padded, members, device)
+    ids = repeated(padded, members, device)
     mask = _left_mask(sequences, members, device)
     kwargs = _known(
         reader,
@@ -314,19 +315,14 @@ def _known(reader: Reader, **kwargs: Any) -> dict[str, Any]:
 def _left_mask(sequences: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
     length = max(map(len, sequences))
     mask = [[0] * (length - len(tokens)) + [1] * len(tokens) for tokens in sequences]
-    return _repeated(mask, members, device)
+    return repeated(mask, members, device)
 
 
 def _padded(lists: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
     """Right-padded with zeros, once for each member: int64 (M·len(lists), longest)."""
     width = max(map(len, lists))
     filled = [list(items) + [0] * (width - len(items)) for items in lists]
-    return _repeated(filled, members, device)
-
-
-def _repeated(lines: list[Any], members: int, device: torch.device) -> torch.Tensor:
-    # Not made on the device: that would wait until it has done all it was asked to, as the update of the step before.
-    return torch.tensor(lines).to(device, non_blocking=True).repeat(members, 1)
+    return repeated(filled, members, device)
 
 
 def _log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:

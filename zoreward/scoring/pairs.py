@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoreward.records import InputError
+from zoreward.scoring.devices import repeated
 
 if TYPE_CHECKING:
     from zoreward.scoring.reader import Reader
@@ -41,7 +42,7 @@ def on_the_right(
     width = max(map(len, sequences))
     padded = [[*tokens, *[filling] * (width - len(tokens))] for tokens in sequences]
     mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in sequences]
-    return tuple(torch.tensor(lines, device=device).repeat(members, 1) for lines in (padded, mask))  # type: ignore[return-value]
+    return repeated(padded, members, device), repeated(mask, members, device)
 
 
 def pair_logits(

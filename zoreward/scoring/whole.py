@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from zoreward.records import Example
+from zoreward.scoring.devices import repeated
 from zoreward.scoring.reader import Reader
 
 
@@ -38,7 +39,7 @@ def _padded_logits(reader: Reader, rows: Sequence[Example], members: int) -> tor
 
     def filled(lists: Sequence[Sequence[int]], filling: int) -> torch.Tensor:
         padded = [[*own, *[filling] * (width - len(own))] for own in lists]
-        return torch.tensor(padded, device=device).repeat(members, 1)
+        return repeated(padded, members, device)
 
     given: dict[str, Any] = {"attention_mask": filled([(1,) * len(row.prompt_tokens) for row in rows], 0)}
     if any(row.types for row in rows):
