@@ -76,14 +76,13 @@ class Shared:
         grouping = self.grouping
         factors = member_factors(self._factored, grouping.members, self._kernels) if self._factored else {}
         grouping.factors = factors if held is None else held.filled(factors)
-        before = self._own_methods()
         try:
             for module, name, shown in self._changes:
                 module.__dict__[name] = shown
             yield
         finally:
             grouping.factors = {}
-            for (module, name, _), method in zip(self._changes, before, strict=True):
+            for (module, name, _), method in zip(self._changes, self._found, strict=True):
                 if method is None:
                     module.__dict__.pop(name, None)
                 else:
