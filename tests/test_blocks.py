@@ -29,7 +29,6 @@ from zoreward.members import (
     adapted,
     anchored,
     by_layer,
-    grouping_problem,
     in_all_blocks,
     in_blocks,
     in_each_block,
@@ -37,6 +36,7 @@ from zoreward.members import (
     lora_config,
     members_at,
     scratch_bytes,
+    self_check,
     smallest,
     tuned_weights,
     update_,
@@ -310,12 +310,12 @@ def test_what_runs_a_member_at_a_time_in_the_trial_does_so_in_every_block():
 
     def score(members):
         with torch.no_grad(), members_at(model, members, tuned=tuned):
-            return model(x.repeat(len(members), 1)).view(len(members), -1)
+            return model(x.repeat(len(members), 1)).view(len(members), len(x), -1)
 
     couple = ((Term(1, 0.5, block=0),), (Term(1, -0.5, block=0),))
-    assert grouping_problem(model, in_all_blocks(couple), score, tuned=tuned) is None
+    assert self_check(model, in_all_blocks(couple), score, tuned=tuned).problem is None
     for members in in_each_block(tuned, couple):
-        assert grouping_problem(model, members, score, tuned=tuned) is None, members
+        assert self_check(model, members, score, tuned=tuned).problem is None, members
 
 
 @pytest.mark.parametrize("members", [DENSE, LOW], ids=["dense", "low-rank"])

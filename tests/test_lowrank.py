@@ -27,7 +27,7 @@ from zoreward import noise
 from zoreward.journal import Journal
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
-from zoreward.members import grouping_problem, members_at, tuned_weights, update_
+from zoreward.members import members_at, self_check, tuned_weights, update_
 from zoreward.records import InputError, StepRecord, Term, Update
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -360,7 +360,7 @@ def test_a_layer_called_with_neither_rows_nor_tokens_is_refused():
 
 def score(net: nn.Module, members, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), members_at(net, members):
-        return net(x.repeat(len(members), *[1] * (x.ndim - 1))).reshape(len(members), -1)
+        return net(x.repeat(len(members), *[1] * (x.ndim - 1))).reshape(len(members), len(x), -1)
 
 
 def test_self_check_finds_a_weight_that_is_also_read_by_the_parent():
@@ -373,7 +373,7 @@ def test_self_check_finds_a_weight_that_is_also_read_by_the_parent():
             return self.first(x) @ self.first.weight
 
     net, x = Reads(), torch.randn(2, 3)
-    assert "differ" in str(grouping_problem(net, POPULATION, lambda some: score(net, some, x)))
+    assert "differ" in str(self_check(net, POPULATION, lambda some: score(net, some, x)).problem)
 
 
 def test_self_check_leaves_weights_in_peace_that_no_term_moves():
@@ -386,8 +386,8 @@ def test_self_check_leaves_weights_in_peace_that_no_term_moves():
             return self.first(x) * self.norm.weight  # read without a call
 
     net, x = Unused(), torch.randn(2, 3)
-    assert grouping_problem(net, POPULATION, lambda some: score(net, some, x)) is None
-    assert grouping_problem(net, ((), (Term(1, 0.1),)), lambda some: score(net, some, x)) is not None
+    assert self_check(net, POPULATION, lambda some: score(net, some, x)).problem is None
+    assert self_check(net, ((), (Term(1, 0.1),)), lambda some: score(net, some, x)).problem is not None
 
 
 def test_corrected_outputs_are_those_of_weights_made_by_the_formula():

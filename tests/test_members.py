@@ -17,7 +17,7 @@ from torch import nn
 
 import reference
 from conftest import random_model
-from zoreward.members import grouping_problem, members_at, tuned_weights, update_
+from zoreward.members import members_at, self_check, tuned_weights, update_
 from zoreward.members.grouping import Grouping
 from zoreward.records import InputError, Term, Update
 
@@ -141,7 +141,7 @@ def test_a_length_that_happens_to_be_divisible_is_not_cut():
 
 def score(net: nn.Module, members, x: torch.Tensor, *args) -> torch.Tensor:
     with torch.no_grad(), members_at(net, members, keep_bytes=0):
-        return net(x.repeat(len(members), 1), *args).reshape(len(members), -1)
+        return net(x.repeat(len(members), 1), *args).reshape(len(members), len(x), -1)
 
 
 def test_self_check_finds_a_module_whose_weight_is_read_by_its_parent():
@@ -155,7 +155,7 @@ def test_self_check_finds_a_module_whose_weight_is_read_by_its_parent():
 
     net = Reads()
     x = torch.randn(1, 3)
-    problem = grouping_problem(net, MEMBERS[:2], lambda some: score(net, some, x))
+    problem = self_check(net, MEMBERS[:2], lambda some: score(net, some, x)).problem
     assert problem == "child is used without being called"
 
 
@@ -170,9 +170,9 @@ def test_self_check_finds_rows_that_mix():
             return y - y.mean(0)
 
     net, x = Centred(), torch.randn(2, 3)
-    assert "differ" in str(grouping_problem(net, MEMBERS[:2], lambda some: score(net, some, x)))
+    assert "differ" in str(self_check(net, MEMBERS[:2], lambda some: score(net, some, x)).problem)
     plain = nn.Linear(3, 2)
-    assert grouping_problem(plain, MEMBERS[:2], lambda some: score(plain, some, x)) is None
+    assert self_check(plain, MEMBERS[:2], lambda some: score(plain, some, x)).problem is None
 
 
 def test_rows_that_the_members_do_not_divide_are_refused():

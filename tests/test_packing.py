@@ -131,7 +131,7 @@ def test_a_model_that_reads_packed_rows_otherwise_is_found_out() -> None:
     good.__class__ = Sociable
     packer = Packer(reader_of(good, 0), replays=False)
     assert checked_reader(good, 0, examples, MEMBERS[:2], packer=packer).packer is None
-    assert "log-probabilities differ" in packer.problem
+    assert "logits differ" in packer.problem
 
 
 def test_an_error_inside_leaves_the_rows_to_the_plain_way() -> None:

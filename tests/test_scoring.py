@@ -165,7 +165,7 @@ def test_low_rank_members_of_a_tuned_model_share_a_pass_in_bfloat16():
     plain = reader_of(model, 0)
     alone = np.concatenate([candidate_logprobs(plain, SHORT[:3], (member,)) for member in members])
     difference = np.abs(alone - candidate_logprobs(plain, SHORT[:3], members)).max()
-    assert 5e-2 < difference < 0.2, "copies are rounded, corrections are not"
+    assert 2e-2 < difference < 0.2, "copies are rounded, corrections are not"
     assert checked_reader(model, 0, SHORT[:3], members).grouped
 
 

@@ -160,7 +160,7 @@ def test_a_model_whose_steps_differ_is_found_out_and_left_to_generate(tokenizer,
     good.__class__ = Counting
     stepper = Stepper(reader, replays=False)
     checked = checked_generator(reader, tokenizer, examples, POPULATION[:2], stepper=stepper)
-    assert "log-probabilities differ" in stepper.problem and checked.reader.problem is None
+    assert "logits differ" in stepper.problem and checked.reader.problem is None
     calls.clear()
     assert written(checked, max_new_tokens=4) == written(HFGenerator(reader, tokenizer), max_new_tokens=4)
     assert not calls

@@ -16,9 +16,10 @@ from zoreward.members.adapters import (
     task_type,
 )
 from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_blocks, in_each_block
-from zoreward.members.check import grouping_problem, tolerance_of
+from zoreward.members.check import SelfCheck, self_check
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
+from zoreward.members.float32 import Float32Layer, float32_layer
 from zoreward.members.heads import draw_head_, first_spread, head_names, new_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
@@ -31,8 +32,10 @@ from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 __all__ = [
     "KEEP_BYTES",
     "PREFIX_TOKENS",
+    "Float32Layer",
     "HeldCopies",
     "HeldFactors",
+    "SelfCheck",
     "Slot",
     "Tuned",
     "adapted",
@@ -48,7 +51,7 @@ __all__ = [
     "config_of",
     "draw_head_",
     "first_spread",
-    "grouping_problem",
+    "float32_layer",
     "has_adapter",
     "has_prefix",
     "head_names",
@@ -63,10 +66,10 @@ __all__ = [
     "new_names",
     "quiet_peft",
     "scratch_bytes",
+    "self_check",
     "smallest",
     "subspace_bytes",
     "task_type",
-    "tolerance_of",
     "tuned_weights",
     "update_",
     "updates_",

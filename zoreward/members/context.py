@@ -75,7 +75,7 @@ def members_at(
     else:
         shared = Shared(tuned, members, keep_bytes, held is None)
     with ExitStack() as stack:
-        for part in _called_parts(model):
+        for part in called_parts(model):
             handle = part.register_forward_pre_hook(shared.grouping.see_rows, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(shared.shown(held))
@@ -84,7 +84,7 @@ def members_at(
         tuned.shared[key] = shared
 
 
-def _called_parts(model: Any) -> list[nn.Module]:
+def called_parts(model: Any) -> list[nn.Module]:
     """The modules that are called with rows: the model; also its encoder, which `generate` calls alone, and decoder."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return [model, model.get_encoder(), model.get_decoder()]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoreward.members.blocks import slots_by_members
-from zoreward.members.hooked import has_other_forward, plain_forward_of
+from zoreward.members.hooked import gives_float32, has_other_forward, plain_forward_of
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of, has_triton
@@ -81,7 +81,7 @@ class Grouping:
         plain_forward = plain_forward_of(owner)
         plain = not has_other_forward(owner) and all(slot.holder is owner for slot in slots)
         made = tuple(slot for slot in slots if id(slot.weight) not in self._kept)
-        is_linear = plain and type(owner).forward is nn.Linear.forward
+        is_linear = plain and type(owner).forward is nn.Linear.forward and not gives_float32(owner)
         is_norm = plain and type(owner).forward is nn.LayerNorm.forward and not made and has_triton()
         product = thin_product(owner, slots, self._kept) if not made else None
         at_once = members_at_once(made, self._scratch_bytes)

@@ -23,6 +23,12 @@ def plain_forward_of(module: nn.Module) -> Callable[..., Any]:
 
 
 def has_other_forward(module: nn.Module) -> bool:
-    """Whether somebody has given the module another forward than that of its class."""
+    """Whether somebody else has given the module another forward than that of its class."""
     own = module.__dict__.get(place_of(module))
-    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+    known = own is None or gives_float32(module) or getattr(own, "__func__", None) is type(module).forward
+    return not known
+
+
+def gives_float32(module: nn.Module) -> bool:
+    """Whether a half-precision layer gives float32 at the moment; see `zoreward.members.float32`."""
+    return getattr(module.__dict__.get(place_of(module)), "gives_float32", False)

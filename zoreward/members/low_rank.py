@@ -258,7 +258,7 @@ def _product(
     owner: Any, plain: Plain, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, transposed: bool
 ) -> torch.Tensor:
     weight: torch.Tensor = owner.weight.mT if transposed else owner.weight
-    if a.shape[-1] == 1 and _fused(x, weight):
+    if a.shape[-1] == 1 and _fused(x, weight) and not getattr(plain, "gives_float32", False):
         from zoreward.kernels.correction import corrected
 
         y = corrected(x.view(-1, x.shape[-1]), weight, owner.bias, a.squeeze(-1), b.squeeze(-1))

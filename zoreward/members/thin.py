@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from zoreward.members.hooked import has_other_forward
+from zoreward.members.hooked import gives_float32, has_other_forward
 from zoreward.members.tuned import Slot
 
 # A matrix whose shorter side is at most this: its product takes less time than its launch, and its copies lie side by
@@ -32,7 +32,7 @@ def thin_product(owner: nn.Module, slots: Sequence[Slot], kept: Mapping[int, lis
     weight = owner._parameters.get("weight")
     if type(owner).forward is not nn.Linear.forward or has_other_forward(owner) or len(holds) != len(slots):
         return None
-    if weight is None or min(weight.shape) > THIN or holds.get("weight") is not weight:
+    if weight is None or min(weight.shape) > THIN or holds.get("weight") is not weight or gives_float32(owner):
         return None
     bias = owner._parameters.get("bias")
     weights_T = torch.stack(kept[id(weight)]).mT

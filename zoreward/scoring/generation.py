@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import LogitsProcessor
 
-from zoreward.members import grouping_problem, tolerance_of
+from zoreward.members import SelfCheck, self_check
 from zoreward.records import Example, Member
 from zoreward.scoring.decoding import Generation, Tokens, device_of, write
 from zoreward.scoring.logprobs import sorted_batches
@@ -138,45 +138,41 @@ def checked_generator(
     prompts = [example.prompt_tokens for example in examples[:4]]
     if not reader.pads:
         prompts = [prompts[0]] * len(prompts)
-    problem = grouping_problem(
-        reader.model,
-        members,
-        lambda some: _forced_logprobs(reader, tokenizer, prompts, some),
-        tuned=reader.tuned,
-        tolerance=tolerance_of(reader.model, members),
+    check = self_check(
+        reader.model, members, lambda some: _forced_logits(reader, tokenizer, prompts, some), tuned=reader.tuned
     )
-    generator = HFGenerator(replace(reader, problem=problem), tokenizer, stepper=stepper)
-    if generator.stepper is not None and generator.stepper.suits(members):
-        _check_steps(generator, prompts, members)
+    generator = HFGenerator(replace(reader, problem=check.problem), tokenizer, stepper=stepper)
+    if generator.stepper is not None and generator.stepper.suits(check.members):
+        _check_steps(generator, prompts, check)
     return generator
 
 
-def _check_steps(generator: HFGenerator, prompts: Sequence[Tokens], members: Sequence[Member]) -> None:
+def _check_steps(generator: HFGenerator, prompts: Sequence[Tokens], check: SelfCheck) -> None:
     """Compare what the generator's own steps give with what `generate` gives."""
-    reader, stepper = generator.reader, generator.stepper
+    reader, stepper, members = generator.reader, generator.stepper, check.members
     assert stepper is not None
-    plain = _forced_logprobs(reader, generator.tokenizer, prompts, members)
-    own = _forced_logprobs(reader, generator.tokenizer, prompts, members, stepper)
+    plain = _forced_logits(reader, generator.tokenizer, prompts, members)
+    by_steps = _forced_logits(reader, generator.tokenizer, prompts, members, stepper)
     stepper.forget()
-    difference = float((plain.double() - own.double()).abs().max())
-    if stepper.problem is None and not difference <= tolerance_of(reader.model):
-        stepper.give_up(f"log-probabilities differ by {difference:.1e}")
+    if stepper.problem is None and (problem := check.agree(by_steps, plain)):
+        stepper.give_up(problem)
 
 
-def _forced_logprobs(
+def _forced_logits(
     reader: Reader,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tokens],
     members: Sequence[Member],
     stepper: Stepper | None = None,
 ) -> torch.Tensor:
-    """Mean log-probability of four given tokens, written one after the other through the cache: (M, N)."""
+    """The logits before each of four given tokens, written one after the other through the cache: (M, N · 4, V)."""
     forced, settings = _Forced(prompts[0][-1]), Generation(max_new_tokens=4)  # one read, one as it is, two replayed
     write(
         reader, tokenizer, prompts, range(len(prompts)), members, settings, processors=[forced], ends=False,
         stepper=stepper,
     )  # fmt: skip
-    return torch.stack(forced.logprobs).mean(dim=0).view(len(members), -1)
+    logits = torch.stack(forced.logits, dim=1)
+    return logits.view(len(members), -1, logits.shape[-1])
 
 
 def _by_length(batch: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
@@ -190,14 +186,14 @@ def _halves(group: range, rows: list[int]) -> list[tuple[range, list[int]]]:
 
 
 class _Forced(LogitsProcessor):
-    """Lets every row write one given token, and keeps its log-probability."""
+    """Lets every row write one given token, and keeps the logits before it."""
 
     def __init__(self, token: int):
         self._token = token
-        self.logprobs: list[torch.Tensor] = []
+        self.logits: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.logprobs.append(scores.log_softmax(-1)[:, self._token].cpu())
+        self.logits.append(scores.float().cpu().clone())  # they may be written over
         forced = torch.full_like(scores, float("-inf"))
         forced[:, self._token] = 0
         return forced

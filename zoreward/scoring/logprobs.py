@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import KEEP_BYTES, Tuned, grouping_problem, members_at, tolerance_of
+from zoreward.members import KEEP_BYTES, SelfCheck, Tuned, members_at, self_check
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.devices import repeated
 from zoreward.scoring.packing import Packer
@@ -45,33 +45,39 @@ def checked_reader(
         packer: tried too; by default one with graphs where the model is on a GPU.
     """
     reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
-    problem = grouping_problem(
-        reader.model,
-        members,
-        lambda some: torch.from_numpy(candidate_logprobs(reader, examples, some)).nan_to_num(neginf=0.0),
-        tuned=reader.tuned,
-        tolerance=tolerance_of(model, members),
-    )
-    reader = replace(reader, problem=problem)
+    check = self_check(reader.model, members, lambda some: _logits_of(reader, examples, some), tuned=reader.tuned)
+    reader = replace(reader, problem=check.problem)
     if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
         packer = Packer(reader)
-    return replace(reader, packer=_checked_packer(packer, reader, examples, members))
+    return replace(reader, packer=_checked_packer(packer, reader, examples, check))
+
+
+def _logits_of(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> torch.Tensor:
+    """The logits that answers are read from under one member or two, in the same batches of rows: (M, rows, V)."""
+    seen: list[torch.Tensor] = []
+
+    def look(logits: torch.Tensor) -> None:
+        seen.append(logits.float().cpu().view(len(members), -1, logits.shape[-1]))
+
+    own = replace(reader, tokens=reader.tokens * len(members) // 2, look=look)
+    candidate_logprobs(own, examples, members)
+    return torch.cat(seen, dim=1)
 
 
 def _checked_packer(
-    packer: Packer | None, reader: Reader, examples: Sequence[Example], members: Sequence[Member]
+    packer: Packer | None, reader: Reader, examples: Sequence[Example], check: SelfCheck
 ) -> Packer | None:
     """Compare what the packer reads with what is read without it; None if it is of no use here."""
+    members = check.members
     if packer is None or not packer.suits(examples, members, reader.rows):
         return None
-    plain = candidate_logprobs(reader, examples, members)
+    plain = torch.from_numpy(candidate_logprobs(reader, examples, members))
     for _ in range(2):  # as it is, then replayed
-        own = packer.logprobs(examples, members)
-        if own is None:
+        logprobs = packer.logprobs(examples, members)
+        if logprobs is None:
             return None
-        difference = float(np.abs(np.nan_to_num(plain, neginf=0.0) - np.nan_to_num(own, neginf=0.0)).max())
-        if not difference <= tolerance_of(reader.model):
-            packer.give_up(f"log-probabilities differ by {difference:.1e}")
+        if problem := check.agree(torch.from_numpy(logprobs), plain):
+            packer.give_up(problem)
             return None
     return packer
 
@@ -82,7 +88,8 @@ def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Memb
     longest = [examples[n] for n in sorted_batches(costs, reader.tokens // len(members), reader.rows)[0]]
     while True:
         try:
-            with torch.no_grad(), members_at(reader.model, members, tuned=reader.tuned):
+            shown = members_at(reader.model, members, tuned=reader.tuned)
+            with torch.no_grad(), reader.logits_in_float32(), shown:
                 list(_batch_logprobs(reader, longest, len(members)))
             return reader
         except torch.OutOfMemoryError:
@@ -125,7 +132,8 @@ def candidate_logprobs(
     keep_bytes = KEEP_BYTES if reader.grouped else sys.maxsize
     first = 0
     for group in groups:
-        with members_at(reader.model, group, tuned=reader.tuned, keep_bytes=keep_bytes):
+        shown = members_at(reader.model, group, tuned=reader.tuned, keep_bytes=keep_bytes)
+        with reader.logits_in_float32(), shown:
             batches = sorted_batches(costs, reader.tokens // len(group), reader.rows)
             while batches:
                 batch = batches.pop(0)
@@ -205,6 +213,7 @@ def _after_prompt(
         logits_RV = whole_logits(reader, rows, members)
     else:
         logits_RV = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)[0][:, -1]
+    reader.look(logits_RV)
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     table = _log_softmax_at(logits_RV, _padded(firsts, members, logits_RV.device))
     for n, c in places:
@@ -217,6 +226,7 @@ def _decoded(
     """Prompts through the encoder, candidates through the decoder."""
     answers = [(n, rows[n].candidate_tokens[c]) for n, c in places]
     logits_RTV = pair_logits(reader, [row.prompt_tokens for row in rows], answers, members)
+    reader.look(logits_RTV[:, 0])
     targets = _padded([answer for _, answer in answers], members, logits_RTV.device)
     table = _log_softmax_at(logits_RTV, targets.unsqueeze(-1))
     for r, place in enumerate(places):
@@ -232,6 +242,7 @@ def _whole(
     sequences = [(*rows[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
     keep = max(map(len, answers))
     logits_RTV, _ = forward(reader, sequences, members, keep=keep)
+    reader.look(logits_RTV[:, -1])
     # Sequences end on the right, so answers are filled up on the left.
     targets = [(0,) * (keep - len(answer)) + answer for answer in answers]
     table = _log_softmax_at(logits_RTV[:, -keep:], _padded(targets, members, logits_RTV.device).unsqueeze(-1))
@@ -246,6 +257,7 @@ def _with_cache(
     """The prompt once, then its candidates on copies of its cache."""
     prompts = [row.prompt_tokens for row in rows]
     logits_RTV, cache = forward(reader, prompts, members, keep=1, use_cache=True)
+    reader.look(logits_RTV[:, -1])
     device = logits_RTV.device
     firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
     first = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, device))
@@ -262,6 +274,7 @@ def _with_cache(
         position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=device),
     )
     logits_RTV = reader.model(input_ids=inputs, past_key_values=cache, use_cache=True, **kwargs).logits
+    reader.look(logits_RTV[:, 0])
     rest = _log_softmax_at(logits_RTV, _padded([tail[1:] for tail in tails], members, device).unsqueeze(-1))
 
     row_of = {place: r for r, place in enumerate(long)}

@@ -217,7 +217,7 @@ class _Pass:
         def last_tokens(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             return (args[0].flatten(0, 1).index_select(0, self._last).unsqueeze(0), *args[1:])
 
-        with self._copies.shown(member):
+        with self._copies.shown(member), self._reader.logits_in_float32():
             handle = head.register_forward_pre_hook(last_tokens)
             try:
                 logits = model(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import Tuned, called_model, has_prefix, tuned_weights
+from zoreward.members import Float32Layer, Tuned, called_model, float32_layer, has_prefix, head_names, tuned_weights
 from zoreward.records import InputError
 from zoreward.scoring.heads import kind_of
 from zoreward.scoring.loading import Kind
@@ -52,6 +54,8 @@ class Reader:
         packer: what reads answers of one token in a way of its own, where it can.
         kind: of the model; see `model_kind`.
         start: what an encoder–decoder's decoder reads in front of every answer.
+        head: the last layer of a model in half precision, which gives float32 where answers are read.
+        look: called with the logits from which answers are read, (M · rows, V), before they become log-probabilities.
     """
 
     model: nn.Module
@@ -66,11 +70,17 @@ class Reader:
     packer: Packer | None = None
     kind: Kind = "causal"
     start: tuple[int, ...] = ()
+    head: Float32Layer | None = None
+    look: Callable[[torch.Tensor], None] = lambda logits: None
 
     @property
     def grouped(self) -> bool:
         """Whether all members share a forward pass; otherwise they are read one at a time."""
         return self.problem is None
+
+    def logits_in_float32(self) -> AbstractContextManager[None]:
+        """Let the model's logits be float32 whatever its dtype, as long as the context lasts."""
+        return self.head.shown() if self.head else nullcontext()
 
 
 def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None, tokens: int | None = None) -> Reader:
@@ -95,16 +105,28 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
     if kind in WHOLE:
         pad_token_id = _own_padding(model, pad_token_id) if kind == "classifier" else pad_token_id
-        return Reader(model, tuned, pad_token_id, accepts, False, pads_on_right(model, pad_token_id), tokens, kind=kind)
+        pads = pads_on_right(model, pad_token_id)
+        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, head=_head_of(model, kind))
     if kind == PAIRS:
         if has_prefix(model):
             raise InputError(f"{type(model).__name__} takes no prefix", hint="Take tune=lora.")
         start = start_tokens(model)
         pads = pads_source(model, pad_token_id, start)
-        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, start=start)
+        head = _head_of(model, kind)
+        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, start=start, head=head)
     check_causal(model)
     pads = pads_exactly(model, pad_token_id)
-    return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens)
+    head = _head_of(model, kind)
+    return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens, head=head)
+
+
+def _head_of(model: Any, kind: Kind) -> Float32Layer | None:
+    """The last layer, where it can give float32: a classifier's is the last of its own with an output for each class."""
+    if kind != "classifier":
+        return float32_layer(model.get_output_embeddings())
+    own, classes = {name.rpartition(".")[0] for name in head_names(model)}, model.config.num_labels
+    layers = [layer for name, layer in model.named_modules() if name in own]
+    return float32_layer(next((one for one in reversed(layers) if getattr(one, "out_features", None) == classes), None))
 
 
 def _own_padding(model: nn.Module, pad_token_id: int) -> int:
