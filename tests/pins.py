@@ -1,7 +1,7 @@
 """Which releases of its libraries the project is developed with: `make lock`; and the oldest: `make test-floors`.
 
-    python tests/pins.py lock constraints.txt        # pin what is installed beside this Python
-    python tests/pins.py floors torch==2.13.0        # print the oldest releases, but for another torch
+python tests/pins.py lock constraints.txt        # pin what is installed beside this Python
+python tests/pins.py floors torch==2.13.0        # print the oldest releases, but for another torch
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "zoreward" / "neighbours.py"
 HEADER = """\
-# What `make test` and `make check` run with, written by `make lock`. As constraints: what is not needed is not installed.
+# What `make test` and `make check` run with; written by `make lock`. What of it is not needed is not installed.
 # Of torch any build and patch will do. What its builds for CUDA bring along, they pin themselves.
 """
 # Builds of torch differ in these. Triton comes with some of them, each with its own.
