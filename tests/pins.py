@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "zoreward" / "neighbours.py"
 HEADER = """\
 # What `make test` and `make check` run with; written by `make lock`. What of it is not needed is not installed.
-# Of torch any build and patch will do. What its builds for CUDA bring along, they pin themselves.
+# Of torch any build and patch will do; what its builds for CUDA bring along, they pin themselves, an older Triton too.
 """
-# Builds of torch differ in these. Triton comes with some of them, each with its own.
-FREE = re.compile(r"zoreward.*|triton|nvidia-.*|cuda-.*")
+# Builds of torch bring their own of these.
+FREE = re.compile(r"zoreward.*|setuptools|nvidia-.*|cuda-.*")
 
 
 def normal(name: str) -> str:
@@ -35,12 +35,14 @@ def pins(installed: dict[str, str]) -> list[str]:
     """Return a line for each installed distribution that is to be pinned.
 
     >>> pins({"rich": "15.0.0", "torch": "2.13.0+cpu", "nvidia-nccl-cu13": "2.28", "triton": "3.9.0"})
-    ['rich==15.0.0', 'torch==2.13.*']
+    ['rich==15.0.0', 'torch==2.13.*', 'triton<=3.9.0']
     """
     lines = []
     for name, version in sorted(installed.items()):
         if name == "torch":
             lines.append(f"torch=={'.'.join(version.split('.')[:2])}.*")
+        elif name == "triton":
+            lines.append(f"triton<={version}")
         elif not FREE.fullmatch(name):
             lines.append(f"{name}=={version}")
     return lines

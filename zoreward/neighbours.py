@@ -13,7 +13,7 @@ TESTED = {
     "datasets": "5.2.0",
     "evaluate": "0.4.6",
     "numpy": "2.4.6",
-    "packaging": "26.3",
+    "packaging": "26.4",
     "peft": "0.21.2",
     "psutil": "7.2.2",
     "pyyaml": "6.0.4",
