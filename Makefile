@@ -7,19 +7,39 @@ UV ?= $(shell command -v uv 2>/dev/null)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The newest releases of all libraries, and the oldest, each in an environment of its own that is made anew each time.
+NEWEST := .venv-newest
+FLOORS := .venv-floors
+PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-faults check fmt mutants quickstart quickstart-check
+.PHONY: help test test-faults test-newest test-floors lock check fmt mutants quickstart quickstart-check
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One worker a core, each with one thread: tests are many and small.
 test: $(READY) ## Run the tests and the examples in docstrings; more for pytest in ARGS, e.g. ARGS="-m slow -k replay"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
 
 test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py $(ARGS)
+
+test-newest: ## The same tests with the newest libraries; what we call that is deprecated is an error
+	rm -rf $(NEWEST)
+	$(call environment,$(NEWEST),)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) -p deprecations $(ARGS)
+
+test-floors: ## The same tests with the oldest libraries that pyproject.toml takes; others in PINS="torch==2.13.0"
+	rm -rf $(FLOORS)
+	mkdir $(FLOORS)
+	$(PYTHON) tests/pins.py floors $(PINS) >$(FLOORS)/constraints.txt
+	$(call environment,$(FLOORS),--constraint $(FLOORS)/constraints.txt)
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python $(PYTEST) $(ARGS)
+
+lock: ## Pin what `make test-newest` ran with last: constraints.txt, and zoreward's table of what is tested
+	@test -x $(NEWEST)/bin/python || { echo 'First: make test-newest'; exit 1; }
+	$(NEWEST)/bin/python tests/pins.py lock constraints.txt
 
 check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between rooms
 	$(BIN)/ruff format --check .
@@ -40,15 +60,22 @@ quickstart: $(READY) ## Watch a tiny model get better by forward passes alone; m
 quickstart-check: $(READY) ## See that it does so with seeds 0 to 4
 	$(BIN)/python benchmarks/quickstart/check.py $(ARGS)
 
-# Set up again only when pyproject.toml has changed.
-$(READY): pyproject.toml
-ifeq ($(UV),)
-	$(PYTHON) -m venv $(VENV)
-	# Older pips do not know dependency groups.
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar off --editable . --group dev
-else
-	$(UV) venv --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python --editable . --group dev
-endif
+# Set up again only when pyproject.toml or the pinned set has changed.
+$(READY): pyproject.toml constraints.txt
+	$(call environment,$(VENV),--constraint constraints.txt)
 	@touch $@
+
+# Make an environment in folder $(1) with the project in it; $(2): more for the installer.
+ifeq ($(UV),)
+define environment
+	$(PYTHON) -m venv $(1)
+	@# Older pips do not know dependency groups.
+	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(1)/bin/python -m pip install --progress-bar off --editable . --group dev $(2)
+endef
+else
+define environment
+	$(UV) venv --allow-existing --python $(PYTHON) $(1)
+	$(UV) pip install --python $(1)/bin/python --editable . --group dev $(2)
+endef
+endif

@@ -17,6 +17,7 @@ from zoreward.cli import running
 from zoreward.members import (
     adapted,
     bytes_of,
+    cache_of,
     context,
     grouping,
     held,
@@ -138,7 +139,7 @@ def test_scratch_of_a_model_without_values_is_the_same(folder: Path) -> None:
 def test_the_cache_is_that_of_the_model(family: str) -> None:
     model = random_model(family).to(torch.bfloat16)
     with torch.no_grad():
-        cache = model(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True))
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert cache_bytes(model, 3 * 7) == real
 

@@ -14,6 +14,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from conftest import random_model
 from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
 from zoreward.members import by_layer, in_blocks, members_at, tuned_weights, update_
+from zoreward.members.cache_name import library_name
 from zoreward.records import ObjectiveError, Term, Update
 from zoreward.scoring import Generation, HFGenerator, Stepper, checked_generator, reader_of
 from zoreward.scoring.stepping import LENGTHS
@@ -151,10 +152,11 @@ def test_a_model_whose_steps_differ_is_found_out_and_left_to_generate(tokenizer,
     assert checked.stepper.problem is None and calls == [True]
 
     class Counting(type(good)):
-        def forward(self, *args, past_key_values=None, **kwargs):
-            output = super().forward(*args, past_key_values=past_key_values, **kwargs)
-            if past_key_values is not None:  # a position of its own making, from the length of the cache
-                output.logits = output.logits + past_key_values.get_seq_length() * torch.linspace(0, 1, 32)
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            cache = kwargs.get(library_name())
+            if cache is not None:  # a position of its own making, from the length of the cache
+                output.logits = output.logits + cache.get_seq_length() * torch.linspace(0, 1, 32)
             return output
 
     good.__class__ = Counting

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from zoreward.cli.bench import bench_command
+from zoreward.cli.doctor import show_health
 from zoreward.cli.errors import UsageError, one_line, report
 from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
@@ -18,6 +19,7 @@ from zoreward.cli.replay import replay_command
 from zoreward.cli.task import with_objective
 from zoreward.cli.tasks import show_tasks
 from zoreward.cli.tune import tune_command
+from zoreward.neighbours import newer_than_tested
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
 
@@ -91,6 +93,7 @@ def _app(words: list[str]) -> typer.Typer:
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)
+    app.command("doctor")(show_health)
     app.command("bench", help=_HELP["bench"], context_settings=settings)(bench_command())
     app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
     app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
@@ -102,6 +105,8 @@ def _version(wanted: bool) -> None:
         from zoreward import __version__
 
         print(f"zoreward {__version__}")
+        if line := newer_than_tested():
+            print(line, file=sys.stderr)
         raise typer.Exit
 
 

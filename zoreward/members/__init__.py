@@ -16,6 +16,7 @@ from zoreward.members.adapters import (
     task_type,
 )
 from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_blocks, in_each_block
+from zoreward.members.cache_name import cache_argument, cache_of
 from zoreward.members.check import SelfCheck, self_check
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
@@ -43,6 +44,8 @@ __all__ = [
     "anchored",
     "by_layer",
     "bytes_of",
+    "cache_argument",
+    "cache_of",
     "called_model",
     "check_blocks",
     "check_merge",

@@ -56,7 +56,7 @@ class SelfCheck:
     members: tuple[Member, ...]
 
     def agree(self, logits: torch.Tensor, others: torch.Tensor) -> str | None:
-        """Say how far two ways of reading the same members on the same rows are apart; None if it is no more than noise.
+        """Say how far two ways of reading the same members on the same rows are apart; None if that is only noise.
 
         Args:
             logits: (M, rows, V).

@@ -1,4 +1,4 @@
-"""A language model's head in half precision whose logits are float32: rounded to bfloat16, a logit of 20 moves by 0.06."""
+"""A half-precision model's last layer with outputs in float32: rounded to bfloat16, a logit of 20 moves by 0.06."""
 
 from __future__ import annotations
 

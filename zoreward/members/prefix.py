@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from zoreward import noise
+from zoreward.members.cache_name import CACHE_NAMES, cache_argument, cache_of
 from zoreward.members.quiet import quiet_peft
 from zoreward.records import InputError
 
@@ -40,7 +42,7 @@ def with_prefix(model: nn.Module, seed: int) -> PeftModel:
     device = next(model.parameters()).device
     words = noise.words(seed, noise.stream_of("prefix"), 0, PREFIX_TOKENS, noise.FIRST_WEIGHTS)
     tokens = torch.tensor([[int(word) % size for word in words]], device=device)
-    cache = getattr(model(input_ids=tokens, use_cache=True), "past_key_values", None)
+    cache = cache_of(model(input_ids=tokens, use_cache=True))
     layers = getattr(cache, "layers", [])
     problem = InputError(f"{name} takes no prefix: its cache is not plain attention's", hint="Take tune=lora.")
     if not layers or config.model_type in ODD or not all(hasattr(layer, "keys") for layer in layers):
@@ -104,14 +106,16 @@ class _Prefix:
         if args:  # only ids are given by position
             kwargs["input_ids"], args = args[0], args[1:]
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        given = [name for name in CACHE_NAMES if kwargs.get(name) is not None]
+        name = given[0] if given else cache_argument(inspect.signature(module.forward).parameters)
+        cache, mask = kwargs.get(name), kwargs.get("attention_mask")
         if cache is None or cache.get_seq_length() == 0:
             cache = cache if cache is not None else DynamicCache(config=module.config)
             self._fill(cache, ids.shape[0], module.dtype)
             cache.zoreward_prefix = True
         elif not hasattr(cache, "zoreward_prefix"):
             return args, kwargs  # PEFT's own forward has seen to it all
-        kwargs["past_key_values"] = cache
+        kwargs[name] = cache
         if mask is not None:
             seen = 1 if mask.ndim == 2 or mask.dtype == torch.bool else 0  # else it is added to the logits
             room = mask.new_full((*mask.shape[:-1], self._tokens), seen)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import KEEP_BYTES, SelfCheck, Tuned, members_at, self_check
+from zoreward.members import KEEP_BYTES, SelfCheck, Tuned, cache_argument, cache_of, members_at, self_check
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.devices import repeated
 from zoreward.scoring.packing import Packer
@@ -273,7 +273,8 @@ def _with_cache(
         attention_mask=torch.cat([prompt_mask, mask_R], dim=1),
         position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=device),
     )
-    logits_RTV = reader.model(input_ids=inputs, past_key_values=cache, use_cache=True, **kwargs).logits
+    kwargs[cache_argument(reader.accepts)] = cache
+    logits_RTV = reader.model(input_ids=inputs, use_cache=True, **kwargs).logits
     reader.look(logits_RTV[:, 0])
     rest = _log_softmax_at(logits_RTV, _padded([tail[1:] for tail in tails], members, device).unsqueeze(-1))
 
@@ -304,7 +305,7 @@ def forward(
         logits_to_keep=keep,
     )
     output = reader.model(input_ids=ids, use_cache=use_cache, **kwargs)
-    return output.logits, getattr(output, "past_key_values", None)
+    return output.logits, cache_of(output)
 
 
 def _forward_by_length(reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int) -> torch.Tensor:

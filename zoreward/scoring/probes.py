@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.members import cache_of
 from zoreward.records import InputError
 
 # Shares of the logits' own spread. Rounding moves them by some 1e-6 (float32) and 1e-2 (half precision); a model that
@@ -80,7 +81,7 @@ def shares_prefix(model: nn.Module) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     ids = torch.tensor([_tokens(model)], device=_device(model))
-    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    cache = cache_of(model(input_ids=ids, use_cache=True))
     return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 

@@ -121,7 +121,7 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
 
 
 def _head_of(model: Any, kind: Kind) -> Float32Layer | None:
-    """The last layer, where it can give float32: a classifier's is the last of its own with an output for each class."""
+    """The last layer, where it can give float32; a classifier's is the last one with an output for each class."""
     if kind != "classifier":
         return float32_layer(model.get_output_embeddings())
     own, classes = {name.rpartition(".")[0] for name in head_names(model)}, model.config.num_labels

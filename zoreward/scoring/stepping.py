@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.utils import logging
 
-from zoreward.members import HeldFactors, has_prefix, members_at, needs_copies
+from zoreward.members import HeldFactors, cache_argument, cache_of, has_prefix, members_at, needs_copies
 from zoreward.records import Member
 from zoreward.scoring.devices import is_spread
 
@@ -225,7 +225,7 @@ class _Desk:
         width = ids.shape[1]
         if self._length < width + new_tokens:
             self._make(read, -(-(width + new_tokens) // LENGTHS) * LENGTHS)
-        for layer, new in zip(self._cache.layers, read.past_key_values.layers, strict=True):
+        for layer, new in zip(self._cache.layers, cache_of(read).layers, strict=True):
             layer.keys[:, :, :width], layer.values[:, :, :width] = new.keys, new.values
         self.ids[:, :width] = ids
         self._place.fill_(width)
@@ -252,7 +252,7 @@ class _Desk:
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lost = torch.zeros((), dtype=torch.bool, device=device)
         self.logits = torch.empty_like(read.logits[:, -1])
-        layers = [_Layer(old.keys, old.values, length, self._place) for old in read.past_key_values.layers]
+        layers = [_Layer(old.keys, old.values, length, self._place) for old in cache_of(read).layers]
         self._bias = layers[0].keys.new_zeros(rows, 1, 1, length)
         self._cache = Cache(layers=layers)  # type: ignore[arg-type]
 
@@ -260,13 +260,14 @@ class _Desk:
         """Read the token that was taken last; leaves the logits of the next."""
         self._bias.index_fill_(3, self._place, 0.0)
         self._position += 1
+        cache = {cache_argument(self._reader.accepts): self._cache}
         with _Attention():
             read = self._reader.model(
                 input_ids=self.ids.index_select(1, self._place),
                 attention_mask=self._bias,
                 position_ids=self._position,
-                past_key_values=self._cache,
                 use_cache=True,
+                **cache,
             )
         self._place += 1
         self.logits.copy_(read.logits[:, -1])

@@ -1,0 +1,600 @@
+"""Contract under test: that of our neighbours. What we use of theirs without a promise still is as we take it to be.
+
+Each test says which name of which library has changed, and where it is used; `make test-newest` runs them with what was
+released last. `test_each_contract_can_be_broken` breaks some and sees that they notice.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers as hf
+import typer
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import cache_utils, trainer_callback
+
+import zoreward
+import zoreward_objectives
+from conftest import random_model
+from zoreward.members.cache_name import cache_of, library_name
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "safetensors", "sklearn", "torch", "transformers")
+LIBRARIES += ("trl", "typer")
+IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 3]])
+
+
+def holds(true: bool, told: str) -> None:
+    """Fail with a sentence, and nothing else, unless `true`."""
+    if not true:
+        pytest.fail(told, pytrace=False)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def imported_names() -> list[tuple[str, str, str]]:
+    """(file, module, name) for each name of a neighbour that our code imports, wherever in a file."""
+    folders = [Path(inspect.getfile(package)).parent for package in (zoreward, zoreward_objectives)]
+    found = set()
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in LIBRARIES:
+                found |= {(path.name, node.module, alias.name) for alias in node.names}
+    return sorted(found)
+
+
+def missing_names(names: list[tuple[str, str, str]]) -> list[str]:
+    """A sentence for each of them that is not there."""
+    told = []
+    for file, module, name in names:
+        try:
+            if not hasattr(importlib.import_module(module), name):
+                importlib.import_module(f"{module}.{name}")
+        except ImportError:
+            told.append(f"{module}.{name} is gone; {file} imports it")
+    return told
+
+
+def test_every_name_that_is_imported_is_there() -> None:
+    names = imported_names()
+    assert ("stepping.py", "transformers.cache_utils", "StaticLayer") in names
+    told = missing_names(names)
+    holds(not told, "\n".join(told))
+
+
+def test_a_name_that_is_gone_is_told() -> None:
+    names = [("a.py", "transformers.cache_utils", "NoSuchLayer"), ("b.py", "torch.no_such", "it")]
+    names += [("c.py", "torch", "nn")]
+    assert missing_names(names) == [
+        "transformers.cache_utils.NoSuchLayer is gone; a.py imports it",
+        "torch.no_such.it is gone; b.py imports it",
+    ]
+
+
+# --- transformers: the cache -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_cache_is_layers_of_keys_and_values() -> None:
+    where = "(scoring/probes.py, scoring/logprobs.py, scoring/stepping.py, members/prefix.py)"
+    cache = cache_of(random_model("llama")(input_ids=IDS, use_cache=True))
+    holds(isinstance(cache, hf.DynamicCache), f"a model's cache is a {type(cache).__name__}, no DynamicCache {where}")
+    kinds = {type(layer) for layer in cache.layers}
+    holds(kinds == {cache_utils.DynamicLayer}, f"layers of plain attention are no DynamicLayer: {kinds} {where}")
+    shapes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers}
+    holds(
+        shapes == {((2, 2, 4, 8), (2, 2, 4, 8))},
+        f"keys and values of a layer are not (rows, heads, tokens, width): {shapes} {where}",
+    )
+    before = [layer.keys.clone() for layer in cache.layers]
+    cache.reorder_cache(torch.tensor([1, 1, 0]))
+    same = all(torch.equal(layer.keys, old[[1, 1, 0]]) for layer, old in zip(cache.layers, before, strict=True))
+    holds(same, "Cache.reorder_cache does not repeat rows as they are numbered (scoring/logprobs.py)")
+
+
+def test_a_cache_can_be_begun_with_a_prefix() -> None:
+    where = "(members/prefix.py)"
+    cache = hf.DynamicCache(config=random_model("llama").config)
+    holds(cache.get_seq_length() == 0, f"a new cache has a length of {cache.get_seq_length()}, not 0 {where}")
+    for number in range(2):
+        cache.update(torch.ones(3, 2, 5, 8), torch.ones(3, 2, 5, 8), number)
+    holds(cache.get_seq_length() == 5, f"DynamicCache.update(keys, values, layer) does not append tokens {where}")
+    cache.zoreward_prefix = True
+    holds(cache.zoreward_prefix, f"a cache takes no attribute {where}")
+
+
+def test_a_sliding_window_has_layers_of_its_own() -> None:
+    layers = hf.DynamicCache(config=random_model("mistral").config).layers
+    kinds = {type(layer) for layer in layers}
+    told = f"layers with a sliding window are plain: {kinds}; their rows would be cut wrongly (scoring/probes.py)"
+    holds(bool(layers) and cache_utils.DynamicLayer not in kinds, told)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_a_step_reads_and_writes_a_cache_of_ours(family: str) -> None:
+    """A `Cache` of `StaticLayer`s that are our own, with a mask and positions that are given."""
+    from zoreward.scoring.stepping import _Layer
+
+    model = random_model(family)
+    read = model(input_ids=IDS[:, :3], use_cache=True)
+    place = torch.tensor([3])
+    layers = [_Layer(layer.keys, layer.values, 6, place) for layer in cache_of(read).layers]
+    for layer, old in zip(layers, cache_of(read).layers, strict=True):
+        layer.keys[:, :, :3], layer.values[:, :, :3] = old.keys, old.values
+    bias = torch.full((2, 1, 1, 6), torch.finfo(torch.float32).min)
+    bias[..., :4] = 0
+    cache = {library_name(): cache_utils.Cache(layers=layers)}
+    positions = torch.tensor([[3], [3]])
+    found = model(input_ids=IDS[:, 3:], attention_mask=bias, position_ids=positions, use_cache=True, **cache).logits
+    expected = model(input_ids=IDS).logits[:, 3:]
+    told = f"Cache(layers=…) of StaticLayers is not read as given, with a mask of four dimensions: {family}"
+    # The same float32 products in other batches: 48 · 2^-24 a layer, logits of size 30.
+    holds(bool((found - expected).abs().max() < 1e-3), f"{told} (scoring/stepping.py, scoring/packing.py)")
+    holds(
+        bool(layers[0].keys[:, :, 3].any()), f"{family} does not write into its cache by update (scoring/stepping.py)"
+    )
+
+
+@torch.no_grad()
+def test_generate_hands_the_cache_over_by_name() -> None:
+    model, names = random_model("llama"), []
+    model.register_forward_pre_hook(lambda module, args, kwargs: names.append(set(kwargs)), with_kwargs=True)
+    model.generate(IDS, max_new_tokens=2, do_sample=False)
+    told = f"generate does not hand the cache over as {library_name()!r}, but {names}: a prefix is lost"
+    holds(all(library_name() in given for given in names), f"{told} (members/prefix.py)")
+
+
+@torch.no_grad()
+def test_attention_calls_torch_with_three_tensors() -> None:
+    calls: list[tuple[int, set[str], bool]] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is F.scaled_dot_product_attention:
+                calls.append((len(args), set(kwargs or {}), bool((kwargs or {}).get("is_causal"))))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        bias = torch.zeros(2, 1, 4, 4).masked_fill_(~torch.ones(4, 4).tril().bool(), torch.finfo(torch.float32).min)
+        random_model("llama")(input_ids=IDS, attention_mask=bias, use_cache=False)
+    known = {"attn_mask", "scale", "dropout_p", "is_causal"}
+    told = (
+        "models call scaled_dot_product_attention otherwise than (q, k, v, attn_mask=, scale=, dropout_p=, is_causal=)"
+    )
+    right = bool(calls) and all(count == 3 and names <= known and not causal for count, names, causal in calls)
+    holds(right, f"{told}: {calls}; steps in float32 lose their fast attention (scoring/stepping.py)")
+
+
+# --- transformers: modules -------------------------------------------------------------------------------------------
+
+
+def test_conv1d_multiplies_by_its_weight_as_it_is_stored() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    layer, x = Conv1D(3, 5), torch.randn(2, 5)
+    right = layer.weight.shape == (5, 3) and torch.allclose(layer(x), x @ layer.weight + layer.bias, atol=1e-6)
+    holds(right, "Conv1D is no longer x·W + bias with W (inputs, outputs) (members/low_rank.py)")
+
+
+def test_a_table_of_positions_is_looked_up_by_torch() -> None:
+    seen: list[Any] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is F.embedding:
+                seen.append(args[1])
+            return function(*args, **(kwargs or {}))
+
+    model = random_model("opt")
+    with Watch(), torch.no_grad():
+        model(input_ids=IDS)
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    right = len(tables) == 2 and all(any(table is weight for weight in seen) for table in tables)
+    holds(right, "embeddings are not looked up by F.embedding(ids, weight, …) (members/low_rank.py)")
+
+
+def test_t5_makes_its_bias_in_a_method_of_its_own() -> None:
+    model, calls = random_model("t5"), []
+
+    def counted(plain: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: calls.append(plain) or plain(*args, **kwargs)
+
+    for module in model.modules():
+        if hasattr(type(module), "compute_bias"):
+            module.__dict__["compute_bias"] = counted(module.compute_bias)
+    with torch.no_grad():
+        model(input_ids=IDS, decoder_input_ids=IDS)
+    told = "T5's attention makes no table by compute_bias: members would share one (members/tuned.py, grouping.py)"
+    holds(len(calls) >= 2, told)
+
+
+def test_names_of_a_body_begin_with_its_prefix() -> None:
+    for family in ("llama", "gpt2", "bert"):
+        model = random_model(family)
+        body = f"{model.base_model_prefix}."
+        told = f"no weight of {family} begins with base_model_prefix={body!r}: heads are not told apart"
+        holds(any(name.startswith(body) for name, _ in model.named_parameters()), f"{told} (members/heads.py)")
+
+
+def test_a_loaded_model_says_what_was_missing(tiny_model_dir: Path) -> None:
+    load = hf.AutoModelForSequenceClassification.from_pretrained
+    _, told = load(tiny_model_dir, num_labels=2, output_loading_info=True)
+    right = told["missing_keys"] == {"score.weight"} and isinstance(told["missing_keys"], set)
+    right = right and isinstance(told.get("mismatched_keys", set()), set)
+    holds(right, f"output_loading_info has no sets missing_keys and mismatched_keys: {told} (scoring/loading.py)")
+
+
+def test_bert_is_in_the_table_of_masked_models() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    right = MASKED.get("bert") == "BertForMaskedLM" and "llama" not in MASKED
+    holds(right, "MODEL_FOR_MASKED_LM_MAPPING_NAMES no longer maps a type to a class's name (scoring/loading.py)")
+
+
+def test_an_adapter_s_config_is_found(tmp_path: Path) -> None:
+    from transformers.utils.peft_utils import find_adapter_config_file as find
+
+    right = find(str(tmp_path)) is None
+    (tmp_path / "adapter_config.json").write_text("{}")
+    right = right and find(str(tmp_path)) == str(tmp_path / "adapter_config.json")
+    holds(right, "find_adapter_config_file(folder) gives no path, or no None (scoring/checkpoints.py)")
+
+
+# --- transformers: the trainer ---------------------------------------------------------------------------------------
+
+
+def overridden() -> list[str]:
+    """The methods of `transformers.Trainer` that our trainers have in their place."""
+    ours = [vars(kind) for kind in ZOTrainer.__mro__ if kind.__module__.startswith("zoreward.")]
+    return sorted(
+        {name for names in ours for name in names if callable(getattr(hf.Trainer, name, None))}
+        - {"__init__", "__doc__"}
+    )
+
+
+def names_called_by(owner: type) -> set[str]:
+    """All names that the code of a class's methods asks of an object."""
+    methods = [inspect.unwrap(method) for method in vars(owner).values() if inspect.isfunction(method)]
+    return {name for method in methods for name in method.__code__.co_names}
+
+
+def test_the_trainer_calls_the_methods_that_ours_replace() -> None:
+    names = overridden()
+    assert {"_save_checkpoint", "_load_best_model", "training_step", "_get_grad_norm"} <= set(names)
+    called = names_called_by(hf.Trainer)
+    from_outside = {"train", "resume"}
+    told = [f"Trainer's own loop no longer calls {name}" for name in names if name not in called | from_outside]
+    holds(not told, f"{'; '.join(told)} (trainer/loop.py, trainer/resumable.py)")
+
+
+HOOKS = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_save_checkpoint", "_determine_best_metric")
+HOOKS += ("_load_best_model", "_get_grad_norm", "_get_learning_rate", "training_step", "floating_point_ops", "log")
+HOOKS += ("create_optimizer", "evaluate", "save_model", "set_initial_training_values", "get_train_dataloader")
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_trainer_s_methods_take_what_ours_take(name: str) -> None:
+    theirs = getattr(hf.Trainer, name, None)
+    holds(theirs is not None, f"Trainer.{name} is gone (trainer/loop.py, trainer/resumable.py)")
+    ours = inspect.signature(getattr(ZOTrainer, name)).parameters
+    taken = list(inspect.signature(theirs).parameters)
+    told = f"Trainer.{name} takes {taken}, ours takes {list(ours)} (trainer/loop.py, trainer/resumable.py)"
+    holds(list(ours)[: len(taken)] == taken or {"args", "kwargs"} <= set(ours), told)
+
+
+def test_other_hooks_that_are_replaced_are_listed() -> None:
+    assert {name for name in overridden() if name.startswith("_")} <= set(HOOKS)
+
+
+def test_a_resumed_run_knows_its_steps(tmp_path: Path) -> None:
+    args = ZOConfig(str(tmp_path), use_cpu=True, max_steps=7, per_device_train_batch_size=2)
+    trainer = hf.Trainer(nn.Linear(1, 1), args, train_dataset=[{"x": 0.0}] * 6)
+    values = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    told = "Trainer.set_initial_training_values no longer has steps of an epoch second and all steps last"
+    holds(values[1] == 3 and values[-1] == 7, f"{told}: {values} (trainer/resumable.py)")
+    holds(trainer._train_batch_size == 2, "Trainer._train_batch_size is not the batch size (trainer/resumable.py)")
+    state = trainer_callback.TrainerState(train_batch_size=2, max_steps=7)
+    state.compute_steps(args, 7)
+    state.global_step = 4
+    state.save_to_json(str(tmp_path / "trainer_state.json"))
+    again = trainer_callback.TrainerState.load_from_json(str(tmp_path / "trainer_state.json"))
+    right = again.global_step == 4 and again.logging_steps == state.logging_steps == args.logging_steps
+    holds(right, "TrainerState does not come back from its file, or compute_steps sets no steps (trainer/resumable.py)")
+
+
+def test_early_stopping_counts_scores_that_are_no_better() -> None:
+    callback = hf.EarlyStoppingCallback(2)
+    args = SimpleNamespace(greater_is_better=True)
+    for best, score in ((None, 0.5), (0.5, 0.4), (0.5, 0.5)):
+        callback.check_metric_value(args, SimpleNamespace(best_metric=best), None, score)
+    counted = callback.early_stopping_patience_counter, callback.early_stopping_patience
+    told = "EarlyStoppingCallback.check_metric_value no longer counts in early_stopping_patience_counter"
+    holds(counted == (2, 2), f"{told}: {counted} (trainer/past.py)")
+
+
+def test_the_default_flow_says_what_is_due(tmp_path: Path) -> None:
+    args = ZOConfig(str(tmp_path), use_cpu=True, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=2)
+    state, due = trainer_callback.TrainerState(max_steps=4), []
+    state.compute_steps(args, 4)
+    for state.global_step in (1, 2):
+        control = trainer_callback.TrainerControl()
+        trainer_callback.DefaultFlowCallback().on_step_end(args, state, control)
+        due.append((control.should_log, control.should_evaluate))
+    told = f"DefaultFlowCallback no longer says by should_log and should_evaluate what is due: {due}"
+    holds(due == [(False, False), (True, True)], f"{told} (trainer/past.py)")
+
+
+def test_the_number_of_gpus_can_be_set(tmp_path: Path) -> None:
+    args = ZOConfig(str(tmp_path), use_cpu=True)
+    assert args.n_gpu == 0
+    args._n_gpu = 3
+    holds(args.n_gpu == 3, "TrainingArguments.n_gpu does not read _n_gpu: a spread model is copied (trainer/ready.py)")
+
+
+# --- accelerate and torch --------------------------------------------------------------------------------------------
+
+
+def test_accelerate_keeps_a_module_s_forward_and_reads_it_at_each_call() -> None:
+    from zoreward.members.hooked import has_other_forward, place_of
+
+    layer = nn.Linear(2, 2)
+    add_hook_to_module(layer, AlignDevicesHook(io_same_device=True))
+    where = "(members/hooked.py, members/shared.py)"
+    kept = layer.__dict__.get("_old_forward")
+    holds(kept is not None, f"accelerate no longer keeps a module's forward as _old_forward {where}")
+    right = place_of(layer) == "_old_forward" and not has_other_forward(layer)
+    holds(right, f"what accelerate keeps as _old_forward is not the method of the class {where}")
+    layer.__dict__["_old_forward"] = lambda x: x + 41
+    holds(
+        bool((layer(torch.ones(1, 2)) == 42).all()), f"accelerate's hook does not read _old_forward at a call {where}"
+    )
+
+
+def test_a_module_reads_weights_and_forward_where_we_hang_them() -> None:
+    layer, x = nn.Linear(2, 2, bias=False), torch.ones(1, 2)
+    layer._parameters["weight"] = torch.full((2, 2), 3.0)  # type: ignore[assignment]
+    holds(bool((layer(x) == 6).all()), "nn.Module does not read its weights from _parameters (members/grouping.py)")
+    layer.__dict__["forward"] = lambda x: x + 1
+    holds(bool((layer(x) == 2).all()), "nn.Module does not call a forward of its own __dict__ (members/shared.py)")
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.LayerNorm(2), nn.Embedding(2, 2)], ids=str)
+def test_plain_layers_have_the_forward_of_their_class(layer: nn.Module) -> None:
+    kind = type(layer)
+    right = "forward" in vars(kind) and "forward" not in layer.__dict__
+    holds(
+        right, f"{kind.__name__} has a forward of another class: fast ways are lost (members/grouping.py, low_rank.py)"
+    )
+
+
+def test_models_are_made_of_plain_layers() -> None:
+    for family in ("llama", "opt", "qwen3"):
+        kinds = {type(module).forward for module in random_model(family).modules()}
+        holds(nn.Linear.forward in kinds, f"{family} has no plain nn.Linear: members are copied (members/low_rank.py)")
+
+
+def test_foreach_copy_fills_tensors_where_they_are() -> None:
+    places, values = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 2.0)]
+    addresses = [place.data_ptr() for place in places]
+    torch._foreach_copy_(places, values)
+    right = all(map(torch.equal, places, values)) and addresses == [place.data_ptr() for place in places]
+    holds(right, "torch._foreach_copy_(to, from) does not copy in place (members/held.py, low_rank.py, kernels/gpu.py)")
+
+
+def test_hooks_of_a_module_can_be_looked_at() -> None:
+    layer, hook = nn.Linear(1, 1), lambda module, args, kwargs: None
+    layer.register_forward_pre_hook(hook, with_kwargs=True)
+    right = hook in layer._forward_pre_hooks.values()
+    holds(right, "nn.Module._forward_pre_hooks does not hold the hooks themselves (members/prefix.py)")
+
+
+def test_tensors_made_of_others_say_so() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    right = hasattr(TwoTensor, "__tensor_flatten__") and not hasattr(nn.Parameter(torch.ones(1)), "__tensor_flatten__")
+    holds(right, "__tensor_flatten__ no longer tells quantised weights from plain ones (members/tuned.py)")
+
+
+# --- PEFT ------------------------------------------------------------------------------------------------------------
+
+
+def adapted_model(**options: Any) -> Any:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "embed_tokens"], **options)
+    return peft.get_peft_model(random_model("llama"), config)
+
+
+def test_lora_s_weights_go_by_their_names() -> None:
+    names = [name for name, weight in adapted_model().named_parameters() if weight.requires_grad]
+    told = f"LoRA's weights are no longer named .lora_A., .lora_B., .lora_embedding_A., .lora_embedding_B.: {names}"
+    for part in (".lora_A.default.", ".lora_B.default.", ".lora_embedding_A.", ".lora_embedding_B."):
+        holds(any(part in name for name in names), f"{told} (members/adapters.py)")
+    holds(all(name.startswith("base_model.model.") for name in names), f"PEFT's prefix of names: {names} (noise.py)")
+
+
+def test_layers_of_an_adapter_say_what_is_at_work() -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in adapted_model().modules() if isinstance(module, BaseTunerLayer)]
+    right = bool(layers) and all(
+        layer.merged is False and layer.disable_adapters is False and list(layer.active_adapters) == ["default"]
+        for layer in layers
+    )
+    holds(right, "BaseTunerLayer has other merged, disable_adapters or active_adapters (members/adapters.py)")
+
+
+def test_what_an_adapter_s_file_holds_are_its_own_weights() -> None:
+    model = adapted_model()
+    state = model.state_dict(keep_vars=True)
+    held = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name="default", save_embedding_layers=False)
+    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    told = "get_peft_model_state_dict gives copies, or more than an adapter (members/adapters.py)"
+    holds({id(weight) for weight in held.values()} == trained, told)
+
+
+def test_a_prefix_is_an_embedding_of_keys_and_values() -> None:
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = peft.get_peft_model(random_model("opt"), config)
+    encoder, own = model.prompt_encoder[model.active_adapter], model.active_peft_config
+    shape = tuple(encoder.embedding.weight.shape)
+    heads, width = own.num_attention_heads, random_model("opt").config.hidden_size
+    right = shape == (5, own.num_layers * 2 * width) and (own.num_layers, heads, own.num_virtual_tokens) == (2, 4, 5)
+    holds(right and not encoder.prefix_projection, f"a prefix's weight has another shape: {shape} (members/prefix.py)")
+    right = isinstance(model.get_base_model(), hf.OPTForCausalLM) and own.peft_type.value == "PREFIX_TUNING"
+    holds(right, "PeftModel.get_base_model or PeftConfig.peft_type are others (members/adapters.py)")
+
+
+# --- Typer and the rest ----------------------------------------------------------------------------------------------
+
+
+def small_app() -> tuple[Any, list[Any]]:
+    """A command, and what it saw each time it was called."""
+    app, seen = typer.Typer(add_completion=False), list[Any]()
+
+    def callback(context: typer.Context, count: int = 1, other: int = 2) -> int:
+        sources = [context.get_parameter_source(name) for name in ("count", "other")]
+        seen.append(([source and source.name for source in sources], context.find_root().obj))
+        return count
+
+    settings = {"token_normalize_func": lambda word: {"many": "count"}.get(word, word)}
+    app.callback()(lambda: None)
+    app.command("run", context_settings=settings)(callback)
+    return typer.main.get_command(app), seen
+
+
+def test_typer_gives_the_exit_code_back_and_says_where_a_value_is_from() -> None:
+    command, seen = small_app()
+    code = command.main(args=["run", "--count", "3"], prog_name="x", standalone_mode=False, obj=("words",))
+    told = "Typer's main(standalone_mode=False) does not return what the command returns (cli/__init__.py)"
+    holds(code == 3, told)
+    told = (
+        f"context.get_parameter_source or find_root().obj are others: {seen} (cli/options.py, cli/task.py, cli/tune.py)"
+    )
+    holds(seen == [(["COMMANDLINE", "DEFAULT"], ("words",))], told)
+    code = command.main(args=["run", "--many", "4"], prog_name="x", standalone_mode=False)
+    holds(code == 4, "token_normalize_func does not give flags their aliases (cli/options.py)")
+
+
+def test_typer_s_usage_errors_have_one_base() -> None:
+    from zoreward.cli.errors import UsageError
+
+    command, _ = small_app()
+    told = "Typer's usage errors are no longer of the base of BadParameter, with a ctx and format_message"
+    for words in (["run", "--no-such"], ["run", "--count", "x"], ["no-such"]):
+        try:
+            command.main(args=words, prog_name="x", standalone_mode=False)
+            caught: Any = None
+        except Exception as error:
+            caught = error
+        right = isinstance(caught, UsageError) and caught.format_message() and caught.ctx.command_path.startswith("x")
+        holds(bool(right), f"{told}: {caught!r} (cli/errors.py)")
+
+
+def test_safetensors_keeps_what_is_said_of_a_file_under_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file({"w": torch.ones(2)}, path, {"format": "ours"})
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + size])
+    told = f"a safetensors file is no longer a length, JSON with __metadata__, and the tensors: {head}"
+    right = head.get("__metadata__") == {"format": "ours"} and head["w"]["data_offsets"] == [0, 8]
+    holds(right and head["w"]["dtype"] == "F32", f"{told} (journal/trajectory.py, journal/snapshot.py)")
+    text = json.dumps({"__metadata__": {"a": "b"}, "w": head["w"]}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with safe_open(path, "pt") as file:
+        right = file.metadata() == {"a": "b"} and torch.equal(file.get_tensor("w"), torch.ones(2))
+    holds(
+        right, "safetensors does not read a head that is written by hand (journal/trajectory.py, journal/snapshot.py)"
+    )
+
+
+def test_a_dataset_that_is_not_there_has_an_error_of_its_own() -> None:
+    from datasets import exceptions
+
+    told = "datasets has no DatasetNotFoundError: a wrong name is told as something else (data/hub.py)"
+    holds(hasattr(exceptions, "DatasetNotFoundError"), told)
+
+
+# --- that they can fail ----------------------------------------------------------------------------------------------
+
+
+def kept_nowhere(module: nn.Module, hook: Any) -> nn.Module:
+    return module
+
+
+BREAKS: dict[str, tuple[Callable[..., None], str, Any]] = {
+    "a layer of another class": (
+        test_a_cache_is_layers_of_keys_and_values,
+        "transformers.cache_utils.DynamicLayer",
+        type("Other", (), {}),
+    ),
+    "rows are not repeated": (
+        test_a_cache_is_layers_of_keys_and_values,
+        "transformers.cache_utils.Cache.reorder_cache",
+        lambda self, rows: None,
+    ),
+    "nothing is appended": (
+        test_a_cache_can_be_begun_with_a_prefix,
+        "transformers.cache_utils.DynamicLayer.get_seq_length",
+        lambda self: 0,
+    ),
+    "accelerate keeps nothing": (
+        test_accelerate_keeps_a_module_s_forward_and_reads_it_at_each_call,
+        f"{__name__}.add_hook_to_module",
+        kept_nowhere,
+    ),
+    "a hook is called otherwise": (
+        test_the_trainer_calls_the_methods_that_ours_replace,
+        f"{__name__}.names_called_by",
+        lambda owner: {"training_step"},
+    ),
+    "nothing is copied": (
+        test_foreach_copy_fills_tensors_where_they_are,
+        "torch._foreach_copy_",
+        lambda to, given: None,
+    ),
+    "patience is not counted": (
+        test_early_stopping_counts_scores_that_are_no_better,
+        "transformers.EarlyStoppingCallback.check_metric_value",
+        lambda *args: None,
+    ),
+    "copies of weights": (
+        test_what_an_adapter_s_file_holds_are_its_own_weights,
+        "peft.get_peft_model_state_dict",
+        lambda model, state_dict, **options: {name: weight.clone() for name, weight in state_dict.items()},
+    ),
+    "no base of usage errors": (
+        test_typer_s_usage_errors_have_one_base,
+        "zoreward.cli.errors.UsageError",
+        typer.Exit,
+    ),
+    "no exit code": (
+        test_typer_gives_the_exit_code_back_and_says_where_a_value_is_from,
+        f"{__name__}.small_app",
+        lambda: (SimpleNamespace(main=lambda **options: 0), []),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_each_contract_can_be_broken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract, place, other = BREAKS[name]
+    monkeypatch.setattr(place, other)
+    with pytest.raises(pytest.fail.Exception, match=r"\(.*\.py.*\)"):
+        contract()
