@@ -49,11 +49,17 @@ class SelfCheck:
         noise: by how much logits of one and the same member move when its rows are batched in another way, as a root
             mean square over the vocabulary; at least a few roundings. Faster ways of reading are held to it.
         members: those that were tried last; their directions may be larger than those that were given.
+        error: by how much logits move where members share a pass.
+        effect: by how much logits of the two members differ.
+        spread: the standard deviation of all logits.
     """
 
     problem: str | None
     noise: float
     members: tuple[Member, ...]
+    error: float = 0.0
+    effect: float = 0.0
+    spread: float = 0.0
 
     def agree(self, logits: torch.Tensor, others: torch.Tensor) -> str | None:
         """Say how far two ways of reading the same members on the same rows are apart; None if that is only noise.
@@ -97,45 +103,44 @@ def self_check(
     members = tuple(members[:2])
     try:
         with _counted_calls(tuned.shown_by(members)) as calls:
-            alone = torch.cat([logits_of((member,)) for member in members])
+            alone = _alone(members, logits_of)
         unread = _read_without_a_call(model, tuned, members, calls, logits_of)
-        if unread:
-            return SelfCheck(f"{unread} is used without being called", 0.0, members)
-        return _compared(model, members, alone, logits_of)
-    except InputError:
-        raise
+        differ = _differ(alone) or not alone.isfinite().all()
+        larger = alone if differ else _alone(_times(members, 1 / torch.finfo(alone.dtype).eps), logits_of)
     except Exception as error:
-        return SelfCheck(f"{type(error).__name__}: {error}", 0.0, members)
+        return _failed(members, error)
+    if unread:
+        return SelfCheck(f"{unread} is used without being called", 0.0, members)
+    if not differ:
+        _refuse_members_that_are_alike(next(model.parameters()).dtype, _differ(larger))
+    try:
+        return _compared(model, members, alone, logits_of)
+    except Exception as error:
+        return _failed(members, error)
 
 
 def _compared(model: nn.Module, members: tuple[Member, ...], alone: torch.Tensor, logits_of: LogitsOf) -> SelfCheck:
     dtype = next(model.parameters()).dtype
-    if distance(*alone.unbind()) == 0 and alone.isfinite().all():
-        larger = tuple(_times(member, 1 / torch.finfo(dtype).eps) for member in members)
-        _refuse_what_does_not_differ(dtype, *torch.cat([logits_of((member,)) for member in larger]).unbind())
-    problem, noise = None, 0.0
     for _ in range(TRIES):
         together, twice = logits_of(members), logits_of((members[0], members[0]))
         error, effect = distance(together, alone), distance(*alone.unbind())
-        noise = max(distance(twice, alone[:1].expand_as(twice)), LEAST_ROUNDINGS * _rounding(alone, dtype))
-        spread = float(alone.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).double().std())
-        if noise > max(_most_floor(model) * spread, LEAST_ROUNDINGS * _rounding(alone, dtype)):
-            problem = f"the same rows give logits that differ by {noise:.1e} in another batch"
-            return SelfCheck(problem, noise, members)
-        if not error <= MOST_FLOORS * noise:
-            problem = (
-                f"logits differ by {error:.1e}, where rounding moves them by {noise:.1e} "
-                f"and the members by {effect:.1e}"
+        spread = float(_bounded(alone).std())
+        least = LEAST_ROUNDINGS * _rounding(alone, dtype)
+        check = SelfCheck(None, max(distance(twice, alone[:1].expand_as(twice)), least), members, error, effect, spread)
+        if check.noise > max(_most_floor(model) * spread, least):
+            return replace(
+                check, problem=f"the same rows give logits that differ by {check.noise:.1e} in another batch"
             )
-            return SelfCheck(problem, noise, members)
+        if not error <= MOST_FLOORS * check.noise:
+            return replace(check, problem=f"{check.agree(together, alone)} and the members by {effect:.1e}")
         if error <= MOST_OF_EFFECT * effect:
-            return SelfCheck(None, noise, members)
+            return check
         # Twice what would do, if the effect grows as the direction does.
-        scale = 2.0 ** math.ceil(math.log2(2 * error / (MOST_OF_EFFECT * max(effect, noise / 16))))
-        members = tuple(_times(member, scale) for member in members)
-        alone = torch.cat([logits_of((member,)) for member in members])
+        scale = 2.0 ** math.ceil(math.log2(2 * error / (MOST_OF_EFFECT * max(effect, check.noise / 16))))
+        members = _times(members, scale)
+        alone = _alone(members, logits_of)
     problem = f"logits differ by {error:.1e}, which is much beside the {effect:.1e} by which the members differ"
-    return SelfCheck(problem, noise, members)
+    return replace(check, problem=problem)
 
 
 def distance(logits: torch.Tensor, others: torch.Tensor) -> float:
@@ -166,19 +171,31 @@ def _most_floor(model: nn.Module) -> float:
     return MOST_FLOOR if full and not getattr(model, "is_quantized", False) else MOST_HALF_FLOOR
 
 
-def _times(member: Member, scale: float) -> Member:
-    return tuple(replace(term, coefficient=term.coefficient * scale) for term in member)
+def _alone(members: Sequence[Member], logits_of: LogitsOf) -> torch.Tensor:
+    return torch.cat([logits_of((member,)) for member in members])
 
 
-def _refuse_what_does_not_differ(dtype: torch.dtype, logits: torch.Tensor, others: torch.Tensor) -> None:
-    if torch.equal(logits, others):
+def _differ(alone: torch.Tensor) -> bool:
+    return distance(*alone.unbind()) > 0
+
+
+def _times(members: Sequence[Member], scale: float) -> tuple[Member, ...]:
+    return tuple(tuple(replace(term, coefficient=term.coefficient * scale) for term in member) for member in members)
+
+
+def _failed(members: tuple[Member, ...], error: Exception) -> SelfCheck:
+    return SelfCheck(f"{type(error).__name__}: {error}", 0.0, members)
+
+
+def _refuse_members_that_are_alike(dtype: torch.dtype, larger_ones_differ: bool) -> None:
+    if larger_ones_differ:
         raise InputError(
-            "the tuned weights change nothing of what the model gives for these rows",
-            hint="Tune other weights (--tune), or take rows that make use of them.",
+            f"members do not differ: eps is below what {str(dtype).removeprefix('torch.')} can show",
+            hint="Raise --eps, or take --dtype float32.",
         )
     raise InputError(
-        f"members do not differ: eps is below what {str(dtype).removeprefix('torch.')} can show",
-        hint="Raise --eps, or take --dtype float32.",
+        "the tuned weights change nothing of what the model gives for these rows",
+        hint="Tune other weights (--tune), or take rows that make use of them.",
     )
 
 

@@ -141,7 +141,7 @@ def checked_generator(
     check = self_check(
         reader.model, members, lambda some: _forced_logits(reader, tokenizer, prompts, some), tuned=reader.tuned
     )
-    generator = HFGenerator(replace(reader, problem=check.problem), tokenizer, stepper=stepper)
+    generator = HFGenerator(replace(reader, problem=check.problem, check=check), tokenizer, stepper=stepper)
     if generator.stepper is not None and generator.stepper.suits(check.members):
         _check_steps(generator, prompts, check)
     return generator

@@ -46,7 +46,7 @@ def checked_reader(
     """
     reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
     check = self_check(reader.model, members, lambda some: _logits_of(reader, examples, some), tuned=reader.tuned)
-    reader = replace(reader, problem=check.problem)
+    reader = replace(reader, problem=check.problem, check=check)
     if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
         packer = Packer(reader)
     return replace(reader, packer=_checked_packer(packer, reader, examples, check))

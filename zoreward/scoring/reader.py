@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import Float32Layer, Tuned, called_model, float32_layer, has_prefix, head_names, tuned_weights
+from zoreward.members import (
+    Float32Layer,
+    SelfCheck,
+    Tuned,
+    called_model,
+    float32_layer,
+    has_prefix,
+    head_names,
+    tuned_weights,
+)
 from zoreward.records import InputError
 from zoreward.scoring.heads import kind_of
 from zoreward.scoring.loading import Kind
@@ -50,6 +59,7 @@ class Reader:
         pads: whether padding leaves the scores as they are; otherwise only rows of one length share a forward pass.
         tokens: tokens of one forward pass, padding included, all members together.
         rows: rows of one forward pass; None: as many as `tokens` allows.
+        check: what became of the trial of members that share a forward pass; None before.
         problem: why members cannot share a forward pass; None if they can.
         packer: what reads answers of one token in a way of its own, where it can.
         kind: of the model; see `model_kind`.
@@ -67,6 +77,7 @@ class Reader:
     tokens: int
     rows: int | None = None
     problem: str | None = None
+    check: SelfCheck | None = None
     packer: Packer | None = None
     kind: Kind = "causal"
     start: tuple[int, ...] = ()

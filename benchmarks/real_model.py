@@ -1,0 +1,154 @@
+"""Does a real model in half precision keep the fast paths, and what does a step cost?
+
+    python benchmarks/real_model.py --model SMOLLM2 --sst2 SST2 --output runs/real --check
+
+SMOLLM2 is an instruction-tuned model with a chat template, SST2 a folder with train.jsonl (sentence, label).
+
+First the self-check, for every dtype, family of directions and kind of scoring: by how much logits move when a member's
+rows are batched in another way (its noise, and as a share of the logits' spread), and what was given up, if anything.
+Then `zoreward tune` as it is typed: a reward function from a file on 32 members × 16 chat prompts × 8 tokens, and
+accuracy on 64 rows of SST-2. Seconds a step are those of a long run less those of a short one. `--check` exits 1 where
+a fast path was given up, or a step of the reward took more than half a second on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoreward.data import load_rows, render, render_prompts
+from zoreward.members import tuned_weights
+from zoreward.records import Member, Term
+from zoreward.scoring import checked_generator, checked_reader, load_model, load_tokenizer, reader_of
+
+TOPICS = "tea soup rain chess bread maps bees salt wool ice paint jazz trees trains clocks kites".split()
+GIVEN_UP = ("one at a time", "without CUDA graphs")
+MOST_SECONDS = 0.5
+
+REWARD = '''
+def short_answer(completions, topic, **columns):
+    """A short text that names its topic."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [0.5 * (name in text) - abs(len(text) - 40) / 40 for text, name in zip(texts, topic)]
+'''
+
+
+def main() -> None:
+    """Measure, print and write down."""
+    options = parsed()
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_inputs(output)
+    checks = [one for dtype in options.dtypes for one in self_checks(options, dtype)]
+    for one in checks:
+        print(json.dumps(one), flush=True)
+    steps = [] if options.no_steps else [reward_steps(options), choice_steps(options)]
+    for one in steps:
+        print(json.dumps(one), flush=True)
+    (output / "real_model.json").write_text(json.dumps({"checks": checks, "steps": steps}, indent=1))
+    lost = [one for one in checks + steps if one["given_up"]]
+    slow = [one for one in steps[:1] if torch.cuda.is_available() and not one["seconds_a_step"] <= MOST_SECONDS]
+    if options.check and (lost or slow):
+        sys.exit(f"given up: {lost}; too slow: {slow}")
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--sst2", required=True)
+    parser.add_argument("--output", default="runs/real")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--no-steps", action="store_true", help="the self-check alone")
+    parser.add_argument("--check", action="store_true")
+    return parser.parse_args()
+
+
+def write_inputs(output: Path) -> None:
+    """Write the chat prompts and the reward function."""
+    asked = [{"prompt": [{"role": "user", "content": f"Write one line about {one}."}], "topic": one} for one in TOPICS]
+    (output / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (output / "reward.py").write_text(REWARD)
+
+
+def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
+    """Run the self-check on choices and texts, with dense and low-rank members."""
+    model, tokenizer = load_model(options.model, dtype=dtype), load_tokenizer(options.model)
+    tuned, pad = tuned_weights(model), tokenizer.pad_token_id or 0
+    rows = load_rows(f"{options.sst2}/train.jsonl", limit=8)
+    answers = {"template": "{sentence} It was", "choices": [" terrible", " great"], "label": "label"}
+    examples = render(rows, tokenizer, needs="choices", max_length=None, **answers)
+    chats = render_prompts(load_rows(Path(options.output, "prompts.jsonl"), limit=4), tokenizer)
+    found = []
+    for rank, eps in ((0, 1e-3), (1, 1e-2)):
+        members: tuple[Member, ...] = tuple((Term(7, sign * eps, rank),) for sign in (1, -1))
+        start = time.perf_counter()
+        reader = checked_reader(model, pad, examples, members, tuned=tuned)
+        packer = "" if reader.packer is None else reader.packer.problem or ""
+        given_up = reader.problem or packer
+        if rank == 0 and torch.cuda.is_available() and reader.packer is None:
+            given_up = given_up or "no graphs"
+        kind = {"dtype": dtype, "rank": rank, "eps": eps}
+        seconds = round(time.perf_counter() - start, 2)
+        found.append({**kind, "needs": "choices", "given_up": given_up, "seconds": seconds, **told(reader)})
+        start = time.perf_counter()
+        generator = checked_generator(reader_of(model, pad, tuned=tuned), tokenizer, chats, members)
+        given_up = generator.reader.problem or (generator.stepper and generator.stepper.problem) or ""
+        seconds = round(time.perf_counter() - start, 2)
+        found.append({**kind, "needs": "texts", "given_up": given_up, "seconds": seconds, **told(generator.reader)})
+    return found
+
+
+def told(reader: Any) -> dict[str, Any]:
+    """Return what the self-check measured."""
+    check = reader.check
+    return {name: float(f"{getattr(check, name):.3g}") for name in ("error", "noise", "effect", "spread")}
+
+
+def reward_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the steps of a reward function from a file."""
+    output = Path(options.output)
+    words = [
+        *("tune", f"{output}/reward.py:short_answer", "--data", f"{output}/prompts.jsonl", "--num-directions", "16"),
+        *("--batch-size", "16", "--max-new-tokens", "8"),
+    ]
+    return timed("reward", words, options)
+
+
+def choice_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the steps of accuracy on SST-2."""
+    words = [
+        *("tune", "accuracy", "--data", f"{options.sst2}/train.jsonl", "--batch-size", "64"),
+        *("--template", "{sentence} It was", "--choice", " terrible", "--choice", " great", "--label", "label"),
+    ]
+    return timed("choices", words, options)
+
+
+def timed(name: str, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Return seconds a step, and what the command said that it gave up."""
+    seconds, errors, peak = [], "", None
+    for steps in (3, 3 + options.steps):
+        command = [sys.executable, "-m", "zoreward", *words, "--model", options.model, "--dtype", "bfloat16", "--json"]
+        command += ["--steps", str(steps), "--output", f"{options.output}/{name}-{steps}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        Path(options.output, f"{name}-{steps}.log").write_text(done.stderr)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stderr}")
+        summary = json.loads(done.stdout.splitlines()[-1])
+        seconds.append(summary["seconds"])
+        peak, errors = summary.get("peak_gb"), errors + done.stderr
+    lines = [line for line in errors.splitlines() if any(words in line for words in GIVEN_UP)]
+    a_step = (seconds[1] - seconds[0]) / options.steps
+    return {"run": name, "given_up": " ".join(lines), "seconds_a_step": round(a_step, 4), "peak_gb": peak}
+
+
+if __name__ == "__main__":
+    main()
