@@ -178,6 +178,16 @@ def test_texts_of_grouped_members_are_those_of_one_at_a_time(family: str, noise:
             assert_same_text(tokens, *slow_greedy(other, prompt))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("noise", MEMBERS)
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODER_DECODER])
+def test_members_share_a_pass_in_half_precision(family: str, noise: str, dtype: torch.dtype, tokenizer) -> None:
+    model = model_of(family).to(dtype)
+    members = MEMBERS[noise][:2]
+    assert checked_reader(model, 0, EXAMPLES, members).problem is None
+    assert checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members).reader.problem is None
+
+
 @pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize("family", ALONE)
 def test_what_cannot_be_grouped_is_found_out_and_scored_one_at_a_time(family: str, noise: str, tokenizer) -> None:
