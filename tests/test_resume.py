@@ -19,6 +19,7 @@ from zoreward.methods import METHODS
 from zoreward.records import InputError, ObjectiveError, StorageError
 from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer.comparing import refuse_other_run
 from zoreward.trainer.keeper import Keeper
 
 GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
@@ -255,6 +256,16 @@ def left(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("left")
     killed(folder, tokenizer, 3)
     return folder
+
+
+def test_a_run_whose_limits_were_other_ones_is_refused(tmp_path, tokenizer):
+    """A tensor of zeros had the limit 0 before it had none."""
+    killed(tmp_path, tokenizer, 1, share=0.5)
+    header, *_ = lines(tmp_path)
+    now = {**header, "limits": {name: limit / 2 for name, limit in header["limits"].items()}}
+    refuse_other_run("run", header, header)
+    with pytest.raises(InputError, match="lets other weights rest"):
+        refuse_other_run("run", header, now)
 
 
 @pytest.mark.parametrize("case", REFUSED)
