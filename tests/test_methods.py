@@ -27,6 +27,7 @@ from zoreward.kernels import cpu
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
 from zoreward.noise import streams
 from zoreward.records import DISTRIBUTIONS, Direction, InputError, Member, StepRecord, Term, Update
+from zoreward.trainer.options import defaults_of
 
 Weights = reference.Weights
 Loss = Callable[[Weights, Sequence[int]], float]
@@ -606,6 +607,38 @@ def test_what_a_method_does_not_take_is_refused(name, options, error, hint):
     with pytest.raises(InputError, match=error) as caught:
         make_method(name, **options)
     assert caught.value.hint and hint in caught.value.hint
+
+
+# ε and rate by hand: the paper's, or MeZO's for OPT, times 10 and 100 for LoRA and 100 and 10,000 for a prefix where a
+# step is a slope long; else times what ours for text are, 5e-2 / 1e-2 and 2e-2 / 3e-3, 1e-1 / 1e-2 and 1e-2 / 3e-3.
+ROOT = 2**0.5
+BY_WHAT = {
+    ("spsa", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("spsa", "text"): [(1e-2, 3e-3), (5e-2, 2e-2), (1e-1, 1e-2)],
+    ("momentum", "text"): [(1e-2, 3e-3), (5e-2, 2e-2), (1e-1, 1e-2)],
+    ("svrg", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("svrg", "text"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("sparse", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("bcd", "text"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("subzero", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("lozo", "answers"): [(1e-3 * ROOT, 1e-6), (1e-2 * ROOT, 1e-4), (1e-1 * ROOT, 1e-2)],
+    ("lozo-m", "text"): [(1e-3 * ROOT, 1e-6), (1e-2 * ROOT, 1e-4), (1e-1 * ROOT, 1e-2)],
+    ("sign", "answers"): [(1e-3, 2e-5), (5e-3, 2e-5 * 20 / 3), (1e-2, 2e-5 * 10 / 3)],
+    ("es", "text"): [(1e-3, 5e-4), (5e-3, 5e-4 * 20 / 3), (1e-2, 5e-4 * 10 / 3)],
+    ("fzoo", "answers"): [(1e-4, 5e-5), (5e-4, 5e-5 * 20 / 3), (1e-3, 5e-5 * 10 / 3)],
+    ("eggroll", "text"): [(1e-2, 3e-3), (5e-2, 2e-2), (1e-1, 1e-2)],
+}
+
+
+@pytest.mark.parametrize(("method", "needs"), BY_WHAT)
+def test_defaults_are_relative_to_what_is_tuned(method, needs):
+    for what, expected in zip(("full", "lora", "prefix"), BY_WHAT[method, needs], strict=True):
+        defaults = defaults_of(method, needs, what)
+        assert (defaults["eps"], defaults["learning_rate"]) == pytest.approx(expected, rel=1e-11), what
+    own = METHODS[method].defaults
+    assert own.items() <= defaults_of(method, needs, "full").items(), "of all weights they are the paper's"
+    rest = own.keys() - {"eps", "learning_rate"}
+    assert {name: defaults[name] for name in rest} == {name: own[name] for name in rest}
 
 
 def test_a_dense_term_has_no_factor():

@@ -21,8 +21,8 @@ class Named:
     Args:
         kind: what is made.
         fixed: what makes it this method.
-        defaults: options of a run (fields of `ZOArguments`, and `learning_rate`) that the user may change. What is
-            missing here depends on the objective.
+        defaults: options of a run (fields of `ZOArguments`, and `learning_rate`) that the user may change, for all
+            weights of a model. What is missing here depends on the objective.
         source: author, year, arXiv.
     """
 
@@ -130,3 +130,13 @@ def takes(method: Named, option: str) -> bool:
     (True, False)
     """
     return option in {one.name for one in fields(method.kind)}
+
+
+def steps_by_slope(method: Named) -> bool:
+    """Whether a method's steps are as long as the slopes of the score, unless the user has it normalise them.
+
+    >>> steps_by_slope(named("svrg")), steps_by_slope(named("sign")), steps_by_slope(named("eggroll"))
+    (True, False, False)
+    """
+    normalize = {**method.defaults, **method.fixed}.get("normalize", "none")
+    return method.kind in (SPSA, SVRG) and normalize == "none"
