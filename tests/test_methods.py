@@ -27,7 +27,7 @@ from zoreward.kernels import cpu
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
 from zoreward.noise import streams
 from zoreward.records import DISTRIBUTIONS, Direction, InputError, Member, StepRecord, Term, Update
-from zoreward.trainer.options import defaults_of
+from zoreward.trainer.options import ZOConfig, defaults_of
 
 Weights = reference.Weights
 Loss = Callable[[Weights, Sequence[int]], float]
@@ -433,6 +433,29 @@ def test_es_and_fzoo_take_their_papers_steps():
         assert gap(ours, found) < CLOSE, name
 
 
+@pytest.mark.parametrize("rows", [8, 20])
+def test_one_row_that_turned_makes_no_full_step(rows):
+    """Of scores that are counts of rows a spread below half a row counts as half a row; of others as it is."""
+    base = 5 / rows
+    one_turned = [base + 1 / rows, base, *[base] * 14]  # of 8 couples, one row of one member
+    all_turned = [base + sign * count / rows for count in (1, 2, 1, 3, 1, 2, 2, 1) for sign in (1, -1)]
+    half = 0.5 / rows
+    for scores in (one_turned, all_turned, [score + 0.01 / rows for score in one_turned]):
+        values, counted = np.array(scores), abs(scores[1] - base) < 1e-12 or scores is all_turned
+        d = values[::2] - values[1::2]
+        least = half if counted else 1e-4
+        w = d / max(np.sqrt((d**2).mean()), least)
+        z = (values - values.mean()) / max(values.std(), least)
+        gains = (values[1:] - values[0]) / max(values[1:].std(ddof=1), least)
+        options = {"num_directions": 8, "rows": rows}
+        assert SPSA(normalize="rms", **options).weights(scores) == pytest.approx(w)
+        assert SPSA(normalize="zscore", **options).weights(scores) == pytest.approx((z[::2] - z[1::2]) / 2)
+        assert make_method("es", num_directions=16, rows=rows).weights(scores) == pytest.approx(z)
+        assert make_method("fzoo", num_directions=15, rows=rows).weights(scores) == pytest.approx(gains)
+    assert SPSA(normalize="rms", **options).weights(one_turned) == pytest.approx([2.0, *[0.0] * 7])
+    assert SPSA(normalize="rms", num_directions=8).weights(one_turned) == pytest.approx([8**0.5, *[0.0] * 7])
+
+
 def test_eggroll_weighs_antithetic_low_rank_members_by_their_z_scores():
     weights, found = start(), [start()]
     for step in range(4):
@@ -579,6 +602,9 @@ def test_a_trajectory_is_refused_where_a_term_does_not_follow(name, tmp_path):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+BEYOND = (0.0, 1e-60, 1e-13, -1e-3, 1e7, 1e60, float("inf"))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "hint"),
     [
@@ -601,12 +627,31 @@ def test_a_trajectory_is_refused_where_a_term_does_not_follow(name, tmp_path):
         ("momentum", {"momentum": 1.0}, "momentum must be", ""),
         ("momentum", {"window": 1}, "window must be at least 2", ""),
         ("spsa", {"more_every": -1}, "more_every must be at least 0", ""),
+        *(("spsa", {"eps": eps}, "eps must lie between 1e-12 and 1e.06", "leave it out") for eps in BEYOND),
+        ("spsa", {"eps": float("nan")}, "eps must lie", ""),
+        ("fzoo", {"num_directions": 10**8}, "num_directions must be at most 1,048,576, not 100000000", "default"),
+        ("svrg", {"num_directions": 2**20 + 1}, "num_directions must be at most", ""),
+        ("lozo", {"rank": 10**5}, "rank must be at most 4,096", ""),
+        ("lozo", {"rank": 2, "refresh": 10**26}, "refresh must be at most", ""),
+        ("momentum", {"window": 10**6}, "window must be at most 1,024", ""),
+        ("svrg", {"full_every": 10**26}, "full_every must be at most", ""),
+        ("svrg", {"full_rate": 1e60}, "full_rate must lie between 0 and", ""),
+        ("es", {"lr": 1e60}, "lr must lie between 0 and", ""),
+        ("spsa", {"weight_decay": -0.5}, "weight_decay must lie between 0 and", ""),
+        ("spsa", {"anchor": float("inf")}, "anchor must lie between 0 and", ""),
     ],
 )
 def test_what_a_method_does_not_take_is_refused(name, options, error, hint):
     with pytest.raises(InputError, match=error) as caught:
         make_method(name, **options)
     assert caught.value.hint and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 10**26}, {"num_train_epochs": 1e30}, {"num_train_epochs": math.nan}])
+def test_a_run_without_an_end_is_refused(changes):
+    with pytest.raises(InputError, match="is more than any run does") as refused:
+        ZOConfig("run", use_cpu=True, **changes)
+    assert "1,099,511,627,776" in refused.value.hint
 
 
 # ε and rate by hand: the paper's, or MeZO's for OPT, times 10 and 100 for LoRA and 100 and 10,000 for a prefix where a

@@ -109,7 +109,7 @@ def make_method(name: str, **options: Any) -> Method:
     found = named(name)
     given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
-        if not takes(found, option) or found.fixed.get(option, value) != value:
+        if not takes(found, option) or (option in found.fixed and found.fixed[option] != value):
             others = [other for other, one in METHODS.items() if takes(one, option) and option not in one.fixed]
             raise InputError(
                 f"{option} has no use with method {name}",
@@ -120,7 +120,8 @@ def make_method(name: str, **options: Any) -> Method:
     try:
         return found.kind(**{**given, **found.fixed})
     except ValueError as error:
-        raise InputError(str(error), hint=getattr(error, "hint", "Change the option of that name.")) from None
+        hint = getattr(error, "hint", f"Change that option, or leave it out: {name} has a default.")
+        raise InputError(str(error), hint=hint) from None
 
 
 def takes(method: Named, option: str) -> bool:

@@ -221,9 +221,12 @@ class ZOTrainer(ResumableTrainer):
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
-        if self._journal is not None and metric_key_prefix == "eval" and eval_dataset is None:
+        by_our_rows = metric_key_prefix == "eval" and eval_dataset is None
+        if self._journal is not None and by_our_rows:
             self._write_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if by_our_rows and not self.state.global_step:
+            self.state.best_metric = self.keeper.first_score = scored.score
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -10,6 +10,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, steps_by_slope, takes
+from zoreward.methods.directions import MAX_STEPS
 from zoreward.records import InputError
 from zoreward.registry import Patience
 from zoreward.scoring import Generation
@@ -64,6 +65,10 @@ class ZOConfig(ZOArguments, TrainingArguments):
     seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
 
     def __post_init__(self) -> None:
+        for option in ("max_steps", "num_train_epochs"):
+            if not getattr(self, option) <= MAX_STEPS:  # NaN neither
+                message = f"{option}={getattr(self, option)} is more than any run does"
+                raise InputError(message, hint=f"It is at most {MAX_STEPS:,}.")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             self.max_steps = 1000
         # transformers demands checkpoints where there are evaluations; the journal has every step.
@@ -214,9 +219,9 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     if takes_turns(args):
         _check_turns(args)
         blocks = blocks or args.blocks or LEAST_BLOCKS
-    anneal_every = args.anneal_every
+    anneal_every, batch = args.anneal_every, args.per_device_train_batch_size * args.gradient_accumulation_steps
     if args.method == "svrg" and anneal_every is None:
-        anneal_every = -(-rows // (args.per_device_train_batch_size * args.gradient_accumulation_steps))
+        anneal_every = -(-rows // batch)
     return make_method(
         args.method,
         eps=args.eps,
@@ -227,6 +232,7 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
         seed=args.seed,
         rank=(args.rank or 1) if args.noise == "low-rank" else 0,
         anneal_every=anneal_every,
+        rows=min(rows, batch),
         blocks=blocks,
         **{name: getattr(args, name) for name in METHOD_OPTIONS},
     )
