@@ -26,9 +26,11 @@ from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.memory import scratch_bytes, subspace_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.quiet import quiet_peft
+from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
 __all__ = [
+    "ENOUGH",
     "KEEP_BYTES",
     "PREFIX_TOKENS",
     "HeldCopies",
@@ -55,6 +57,8 @@ __all__ = [
     "in_all_blocks",
     "in_blocks",
     "in_each_block",
+    "least_eps",
+    "left_of_directions",
     "limited",
     "lora_config",
     "members_at",

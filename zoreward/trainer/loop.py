@@ -42,7 +42,7 @@ from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
-from zoreward.trainer.ready import ready_model
+from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
 
@@ -123,7 +123,7 @@ class ZOTrainer(ResumableTrainer):
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
         adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
-        args = completed(args, needs, adapter=adapter)
+        eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
         self.head = checked_head(model, args, list(train_dataset or ()))
@@ -144,8 +144,12 @@ class ZOTrainer(ResumableTrainer):
             model, args, peft_config, query, needs, train_examples, adapter=adapter, head=self.head
         )
         self.ready = ready_model(model, self.head, args, peft_config)
+        args.eps = eps_that_shows(self.ready.tuned, args, given=eps_given)
         self.method = method_of(args, rows=len(train_examples), blocks=len(set(self.ready.tuned.blocks.values())))
+        query = self.method.ask(self.method_state)
         self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query)
+        if self.scorer.problem and args.noise == "low-rank":
+            eps_that_shows(self.ready.tuned, args, given=True, one_at_a_time=True)
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:
