@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from zoreward.journal import Journal
-from zoreward.members import in_all_blocks, merged_copy, update_
+from zoreward.members import check_merged, in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord
 from zoreward.registry import Source, patient
@@ -237,12 +237,17 @@ class ZOTrainer(ResumableTrainer):
         """Save the model, or the adapter where one is tuned, and the tokenizer; see `transformers.Trainer.save_model`.
 
         With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter.
+
+        Raises:
+            InputError: the merged model gives something else than the model with its adapter; nothing is saved.
         """
         if not self.args.merge or _internal_call:
             super().save_model(output_dir, _internal_call)
             return
         folder = output_dir or self.args.output_dir
-        merged_copy(self.model).save_pretrained(folder)
+        merged: Any = merged_copy(self.model)
+        check_merged(self.model, merged, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
+        merged.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
 
     def _bound(self, kl: float) -> None:
