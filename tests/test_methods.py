@@ -272,6 +272,25 @@ def test_lozo_is_the_published_method(rank, nu):
         assert gap(ours, lozo(11, rank, nu + 1, 0.1)) > 100 * CLOSE
 
 
+@pytest.mark.parametrize(("rank", "rate"), [(2, 0.05), (4, 0.02)])
+def test_lozo_at_its_rank_times_the_rate_takes_the_steps_of_the_released_code(rank, rate):
+    """optsuite/LOZO moves by lr·g·U·Vᵀ, where the paper has 1/r: here in float64, for the matrix alone."""
+    weights, found = start(), [start()]
+    numbers, eps = reference.streams(weights)["matrix"], EPS
+    for step in range(6):
+        seeds = (seed_of(step), seed_of(step - step % 3))
+        u, v = (
+            reference.normal(seed, numbers, range(size * rank), purpose).reshape(size, rank).astype(float)
+            for seed, size, purpose in zip(seeds, (3, 4), (reference.FACTOR_A, reference.FACTOR_B), strict=True)
+        )
+        z = {"matrix": u @ v.T, "vector": np.zeros(4)}
+        above, below = (loss(moved(weights, (sign * eps, z)), batch(step)) for sign in (1, -1))
+        weights = moved(weights, (-rate * (above - below) / (2 * eps), z))
+        found.append(weights)
+    ours = make_method("lozo", eps=1e-3 * math.sqrt(rank), lr=rank * rate, seed=7, rank=rank, refresh=3)
+    assert gap(run(ours, 6), found) < 20 * CLOSE
+
+
 def test_lozo_m_is_the_published_method_while_v_lasts():
     ours = run(make_method("lozo-m", eps=1e-3, lr=0.1, seed=7, rank=2, refresh=20, momentum=0.8, window=100), 11)
     assert gap(ours, lozo(11, 2, 20, 0.1, beta=0.8)) < 10 * CLOSE
@@ -446,12 +465,14 @@ def test_one_row_that_turned_makes_no_full_step(rows):
         least = half if counted else 1e-4
         w = d / max(np.sqrt((d**2).mean()), least)
         z = (values - values.mean()) / max(values.std(), least)
-        gains = (values[1:] - values[0]) / max(values[1:].std(ddof=1), least)
+        others = np.array([scores[0], *scores[2:]])
+        gains = (others - scores[1]) / max(others.std(ddof=1), least)
         options = {"num_directions": 8, "rows": rows}
         assert SPSA(normalize="rms", **options).weights(scores) == pytest.approx(w)
         assert SPSA(normalize="zscore", **options).weights(scores) == pytest.approx((z[::2] - z[1::2]) / 2)
         assert make_method("es", num_directions=16, rows=rows).weights(scores) == pytest.approx(z)
-        assert make_method("fzoo", num_directions=15, rows=rows).weights(scores) == pytest.approx(gains)
+        fzoo = make_method("fzoo", num_directions=15, rows=rows)
+        assert fzoo.weights([scores[1], *others.tolist()]) == pytest.approx(gains)
     assert SPSA(normalize="rms", **options).weights(one_turned) == pytest.approx([2.0, *[0.0] * 7])
     assert SPSA(normalize="rms", num_directions=8).weights(one_turned) == pytest.approx([8**0.5, *[0.0] * 7])
 
@@ -468,6 +489,25 @@ def test_eggroll_weighs_antithetic_low_rank_members_by_their_z_scores():
         found.append(weights)
     ours = make_method("eggroll", eps=1e-3, lr=0.01, seed=7, num_directions=3, rank=1, normalize="zscore", floor=1e-12)
     assert gap(run(ours, 4), found) < CLOSE
+
+
+@pytest.mark.parametrize(("rank", "count"), [(1, 3), (2, 4)])
+def test_eggroll_at_another_rate_takes_the_step_of_the_released_code(rank, count):
+    """HyperscaleES: fitness over √(var + 1e-5), factors times σ, their mean times √(members) to SGD; in float64."""
+    weights, size, sigma, rate = start(), 2 * count, EPS, 0.7
+    z = [low_rank(weights, seed_of(0, k), rank) for k in range(count)]
+    members = [(sign * sigma, one) for one in z for sign in (1, -1)]
+    scores = np.array([-40 * loss(moved(weights, member), batch(0)) for member in members])
+    fitness = (scores - scores.mean()) / np.sqrt(scores.var() + 1e-5)
+    steps = [(rate * math.sqrt(size) * f * c / size, one) for f, (c, one) in zip(fitness, members, strict=True)]
+    theirs = moved(weights, *steps)
+    ours = make_method("eggroll", eps=1e-3, seed=7, num_directions=count, rank=rank, normalize="zscore", floor=1e-12)
+    shrunk = scores.std() / math.sqrt(scores.var() + 1e-5)
+    update, _ = ours.tell(
+        ours.init(), ours.ask(ours.init()), scores.tolist(), lr=rate * sigma * math.sqrt(size) * shrunk
+    )
+    assert gap([at(weights, update.terms)], [theirs]) < 1e-9
+    assert 0.1 < shrunk < 0.999, "the 1e-5 makes a difference"
 
 
 def test_members_and_update_move_along_entries_of_the_methods_distribution():

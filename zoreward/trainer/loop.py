@@ -29,6 +29,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
+    check_batches,
     check_quantised,
     checked_head,
     made_examples,
@@ -137,6 +138,7 @@ class ZOTrainer(ResumableTrainer):
         train_examples = made_examples(train_dataset, *settings)
         self.method = method_of(args, rows=len(train_examples))
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
+        check_batches(args, len(train_examples))
         warn_about_context(train_examples, args.shots if needs != "completions" else 0)
         self.method_state = self.method.init()
         query = self.method.ask(self.method_state)
@@ -147,9 +149,7 @@ class ZOTrainer(ResumableTrainer):
         args.eps = eps_that_shows(self.ready.tuned, args, given=eps_given)
         self.method = method_of(args, rows=len(train_examples), blocks=len(set(self.ready.tuned.blocks.values())))
         query = self.method.ask(self.method_state)
-        self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query)
-        if self.scorer.problem and args.noise == "low-rank":
-            eps_that_shows(self.ready.tuned, args, given=True, one_at_a_time=True)
+        self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query, args)
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:
@@ -166,13 +166,17 @@ class ZOTrainer(ResumableTrainer):
             callbacks=[*(callbacks or ()), self.keeper],
         )
 
-    def _checked_scorer(self, tokenizer: Any, generation: Any, examples: list[Example], query: Query) -> Scorer:
+    def _checked_scorer(
+        self, tokenizer: Any, generation: Any, examples: list[Example], query: Query, args: ZOConfig
+    ) -> Scorer:
         """The scorer, tried on some rows with the members of the first step; says if they cannot share a pass."""
         model, tuned, rows = self.ready.model, self.ready.tuned, examples[:TRIAL_ROWS]
         members = in_all_blocks(query.members)
         scorer = checked_scorer(model, tokenizer, self.objective, generation, rows, members, tuned=tuned)
         if scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", scorer.problem)
+            if args.noise == "low-rank":  # so each is rounded, after all
+                eps_that_shows(tuned, args, given=True, one_at_a_time=True)
         return scorer
 
     def _stand_at_base(self) -> None:
