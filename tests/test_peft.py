@@ -409,6 +409,19 @@ def test_merged_is_a_copy_with_the_adapter_in_its_weights(tmp_path):
         assert (random_model("llama")(tokens).logits - model(tokens).logits).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("method", "eps", "rate"), [("sparse", 1e-2, 1e-4), ("bcd", 1e-2, 1e-4), ("es", 5e-3, 1e-2 / 3)]
+)
+def test_a_method_on_an_adapter_has_its_radius_and_rate(method, eps, rate, tmp_path, tokenizer):
+    args = ZOConfig(str(tmp_path), use_cpu=True, tune="lora", method=method, **PROMPT)
+    model = random_model("llama")
+    run = ZOTrainer(model, objective="accuracy", args=args, train_dataset=ROWS, processing_class=tokenizer)
+    assert (run.method.eps, run.method.lr) == (pytest.approx(eps), pytest.approx(rate))
+    limits = run.ready.tuned.limits
+    assert bool(limits) == (method == "sparse")
+    assert all((limit > 1e38) == (".lora_B." in name) for name, limit in limits.items())
+
+
 TIED = [
     ("llama-tied", ["embed_tokens", "lm_head", "q_proj"], None),
     ("llama-tied", ["lm_head"], None),

@@ -199,8 +199,8 @@ def merged_copy(model: PeftModel) -> nn.Module:
     whole = copy.deepcopy(model, memo=copies)
     _untie_(whole)
     merged: Any = whole.merge_and_unload()
-    ends = [getattr(merged, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
-    if None not in ends and len({id(end.weight) for end in ends}) == 2:
+    ends = [end for end in _ends(merged) if end is not None]
+    if len({id(end.weight) for end in ends}) == 2:
         merged.config.tie_word_embeddings = False
         merged.config.get_text_config().tie_word_embeddings = False
     whole_model: nn.Module = merged
@@ -228,8 +228,7 @@ def check_merge(model: nn.Module) -> None:
     holders = _holders(model)
     tied = {key for key, count in holders.items() if count > 1}
     changed = {id(weight) for layer in _changed_layers(model) for weight in layer._parameters.values()}
-    inner: Any = called_model(model)
-    ends = [getattr(inner, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    ends = _ends(called_model(model))
     embedding = {id(weight) for end in ends if end is not None for weight in end.parameters()}
     if tied & changed and not (len(tied) == 1 and holders[min(tied)] == 2 and tied <= embedding):
         raise InputError(
@@ -270,6 +269,11 @@ def check_merged(model: nn.Module, merged: nn.Module, tokens: Sequence[int]) -> 
             f"the merged model's logits are off by {difference:.2%} of their spread; rounding explains {least:.2%}",
             hint="Leave merge out. The run is whole: zoreward replay RUN --model BASE --output FOLDER has the adapter.",
         )
+
+
+def _ends(model: Any) -> list[Any]:
+    """A model's embedding and its output layer; None for one that it does not have."""
+    return [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
 
 
 def _holders(model: nn.Module) -> Counter[int]:

@@ -43,8 +43,6 @@ _MAY_CHANGE = (
     "restore_callback_states_from_checkpoint",
     "enable_jit_checkpoint",
 )
-# What a method did before it had an option of this name.
-_BEFORE = {"rows": 0}
 _LENGTH = ("max_steps", "num_train_epochs")
 _HINT = "Resume it with what it began with (config.yaml), or start another run in a new folder."
 
@@ -88,7 +86,7 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
     now = json.loads(json.dumps(now, default=str))
     _compare(folder, "objective", then.get("objective"), now.get("objective"))
     for part in ("options", "method", "config", "adapter"):
-        _compare_all(folder, part, (_BEFORE if part == "method" else {}) | (then.get(part) or {}), now.get(part) or {})
+        _compare_all(folder, part, then.get(part) or {}, now.get(part) or {})
     _compare(folder, "dtype", then.get("dtype"), now.get("dtype"))
     for name, rows in (then.get("rows") or {}).items():
         if rows is not None and rows != now["rows"].get(name):
@@ -104,6 +102,8 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
 
 def _compare_all(folder: str, part: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     for name in sorted(then.keys() | now.keys()):
+        if part == "method" and name == "rows":  # those of a batch, which is compared with the other options
+            continue
         if part == "config" and (name.startswith(_MAY_CHANGE) or (name in _LENGTH and not _length_matters(then))):
             continue
         _compare(folder, name, then.get(name), now.get(name))

@@ -42,7 +42,7 @@ class Keeper(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and tell the loop of the score before step 1, unless it takes that itself."""
         self._last = time.perf_counter()
-        if state.best_metric is None and self.first_score is not None and not args.eval_on_start:
+        if self.first_score is not None and state.best_metric is None and not args.eval_on_start:
             state.best_metric = self.first_score
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -96,6 +96,7 @@ def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: 
     Raises:
         InputError: no entry of the weights differs between members.
     """
+    assert args.eps is not None
     rank = (args.rank or 1) if args.noise == "low-rank" else 0
     if rank and not one_at_a_time:
         return args.eps
