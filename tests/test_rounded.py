@@ -121,3 +121,22 @@ def test_members_that_are_all_the_same_are_refused(tmp_path, tokenizer):
         with pytest.raises(InputError, match="no weight differs between members") as refused:
             ZOTrainer(model, objective="accuracy", args=args, train_dataset=ROWS, processing_class=tokenizer)
         assert "larger" in refused.value.hint and not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+def test_low_rank_members_together_are_not_rounded_and_one_alone_is():
+    model, count = layer(torch.bfloat16, 0.5), 8192
+    tuned, eps = tuned_weights(model), 1e-3
+    x = torch.randn(count, 32, generator=torch.Generator().manual_seed(2)).bfloat16()
+    members, alone = ((Term(3, eps, 1),), (Term(3, -eps, 1),)), []
+    z = torch.from_numpy(reference.low_rank(3, tuned.streams["weight"], (32, 32), 1)).double().flatten()
+    with torch.no_grad():
+        with members_at(model, members, tuned=tuned):
+            above, below = model(x.repeat(2, 1)).double().chunk(2)
+        for member in members:
+            with members_at(model, (member,), tuned=tuned):
+                alone.append(model.weight.detach().double().flatten())
+    # What the outputs differ by, as a matrix: over so many rows what rounds the outputs themselves averages out.
+    together = ((above - below).T @ x.double()).flatten()
+    assert torch.cosine_similarity(together, z, dim=0) > 0.95
+    assert torch.cosine_similarity(alone[0] - alone[1], z, dim=0) < 0.85
+    assert left_of_directions(tuned, eps, 1).cosine < 0.9
