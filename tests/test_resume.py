@@ -727,6 +727,18 @@ def test_patience_counts_from_the_score_before_step_1(
 
 
 @pytest.mark.parametrize(
+    ("metric", "first"), [("score", 0.5), ("eval_score", 0.5), ("eval_rows", 11.0), ("length", None)]
+)
+def test_the_first_best_is_that_of_what_the_best_step_goes_by(metric, first, tmp_path, tokenizer, monkeypatch):
+    with_scores(monkeypatch, {0: 0.5})
+    run = trainer(tmp_path / "run", tokenizer, metric_for_best_model=metric)
+    run.evaluate()
+    assert run.state.best_metric == run.keeper.first_score == first
+    run.evaluate(ROWS[:2])
+    assert run.keeper.first_score == first
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"eval_strategy": "no"}, "no scores to choose by"),

@@ -20,8 +20,9 @@ class Keeper(TrainerCallback):
     Attributes:
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
-        first_score: of the dev rows before step 1, where it is known: the first best one. transformers' loop, which
-            begins with a new state, would take the first score after a step for that, however low it is.
+        first_score: of the dev rows before step 1, where it is known, or what else the best step goes by: the first
+            best one. transformers' loop, which begins with a new state, would take the first after a step for that,
+            however low it is.
     """
 
     def __init__(self) -> None:

@@ -234,7 +234,8 @@ class ZOTrainer(ResumableTrainer):
             self._write_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if by_our_rows and not self.state.global_step:
-            self.state.best_metric = self.keeper.first_score = scored.score
+            by = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+            self.state.best_metric = self.keeper.first_score = metrics.get(by)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
