@@ -136,6 +136,7 @@ def test_other_fields_of_training_arguments(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(ZOTrainer, "train", train)
     words = ["--steps", "2", "--set", "data_seed=7", "--set", "dataloader_drop_last=true", "--device", "cpu"]
+    words += ["--batch-size", "4"]  # there are 12 rows
     assert main(["tune", "accuracy", *TUNE, *words]) == 1
     assert (seen["args"].data_seed, seen["args"].dataloader_drop_last, seen["args"].use_cpu) == (7, True, True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 import reference
 from conftest import random_model
 from test_lowrank import raw
+from zoreward.journal.lines import number
 from zoreward.members import limited, members_at, smallest, tuned_weights, update_, updates_
 from zoreward.methods import make_method
 from zoreward.records import Term, Update
@@ -27,8 +30,34 @@ def test_limits_are_percentiles_of_each_tensor():
     limits = smallest(tuned, 0.3)
     for name, weight in tuned.weights.items():
         sizes = np.sort(weight.detach().abs().numpy().ravel())
-        assert limits[name] == sizes[int(np.ceil(0.3 * sizes.size)) - 1], name
+        limit = sizes[int(np.ceil(0.3 * sizes.size)) - 1]
+        assert limits[name] == (limit if name != "1.bias" else torch.finfo(torch.float32).max), name
     assert smallest(tuned, 1.0)["2.weight"] == float(tuned.weights["2.weight"].detach().abs().max())
+
+
+@pytest.mark.parametrize("zeros", [5, 3, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tensor_whose_limit_would_be_0_is_tuned_as_a_whole(dtype, zeros):
+    """All zero, as LoRA's B; mostly zero, as a pruned one; and one with fewer zeros than small weights."""
+    layer = nn.Linear(5, 1, bias=False).to(dtype)
+    layer.weight.data.copy_(torch.tensor([0.0] * zeros + [0.5, -0.25, 2.0, 1.0][: 5 - zeros]))
+    tuned = tuned_weights(layer)
+    limits = smallest(tuned, 0.4)
+    assert json.loads(json.dumps(limits)) == limits and all(map(number, limits.values()))
+    tuned = limited(tuned, limits)
+    free, z = layer.weight.detach().clone(), {}
+    for step in range(4):
+        update_(layer, Update(0.0, (Term(step, 0.125),), step), tuned=tuned)
+        drawn = reference.normal(step, tuned.streams["weight"], range(5))
+        z[step] = torch.from_numpy(np.float32(0.125) * drawn)
+    if zeros < 2:  # the limit is that of the second smallest, 0.25
+        assert limits["weight"] == 0.25
+        assert layer.weight[0, 1] == 0.5 and layer.weight[0, 3] == 2.0
+        return
+    expected = free.double() + sum(step.double() for step in z.values())
+    # Four roundings, of numbers up to 4.
+    tolerance = 4 * 4 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-6
+    torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

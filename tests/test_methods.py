@@ -27,6 +27,7 @@ from zoreward.kernels import cpu
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
 from zoreward.noise import streams
 from zoreward.records import DISTRIBUTIONS, Direction, InputError, Member, StepRecord, Term, Update
+from zoreward.trainer.options import ZOConfig, defaults_of
 
 Weights = reference.Weights
 Loss = Callable[[Weights, Sequence[int]], float]
@@ -271,6 +272,25 @@ def test_lozo_is_the_published_method(rank, nu):
         assert gap(ours, lozo(11, rank, nu + 1, 0.1)) > 100 * CLOSE
 
 
+@pytest.mark.parametrize(("rank", "rate"), [(2, 0.05), (4, 0.02)])
+def test_lozo_at_its_rank_times_the_rate_takes_the_steps_of_the_released_code(rank, rate):
+    """optsuite/LOZO moves by lr·g·U·Vᵀ, where the paper has 1/r: here in float64, for the matrix alone."""
+    weights, found = start(), [start()]
+    numbers, eps = reference.streams(weights)["matrix"], EPS
+    for step in range(6):
+        seeds = (seed_of(step), seed_of(step - step % 3))
+        u, v = (
+            reference.normal(seed, numbers, range(size * rank), purpose).reshape(size, rank).astype(float)
+            for seed, size, purpose in zip(seeds, (3, 4), (reference.FACTOR_A, reference.FACTOR_B), strict=True)
+        )
+        z = {"matrix": u @ v.T, "vector": np.zeros(4)}
+        above, below = (loss(moved(weights, (sign * eps, z)), batch(step)) for sign in (1, -1))
+        weights = moved(weights, (-rate * (above - below) / (2 * eps), z))
+        found.append(weights)
+    ours = make_method("lozo", eps=1e-3 * math.sqrt(rank), lr=rank * rate, seed=7, rank=rank, refresh=3)
+    assert gap(run(ours, 6), found) < 20 * CLOSE
+
+
 def test_lozo_m_is_the_published_method_while_v_lasts():
     ours = run(make_method("lozo-m", eps=1e-3, lr=0.1, seed=7, rank=2, refresh=20, momentum=0.8, window=100), 11)
     assert gap(ours, lozo(11, 2, 20, 0.1, beta=0.8)) < 10 * CLOSE
@@ -432,6 +452,31 @@ def test_es_and_fzoo_take_their_papers_steps():
         assert gap(ours, found) < CLOSE, name
 
 
+@pytest.mark.parametrize("rows", [8, 20])
+def test_one_row_that_turned_makes_no_full_step(rows):
+    """Of scores that are counts of rows a spread below half a row counts as half a row; of others as it is."""
+    base = 5 / rows
+    one_turned = [base + 1 / rows, base, *[base] * 14]  # of 8 couples, one row of one member
+    all_turned = [base + sign * count / rows for count in (1, 2, 1, 3, 1, 2, 2, 1) for sign in (1, -1)]
+    half = 0.5 / rows
+    for scores in (one_turned, all_turned, [score + 0.01 / rows for score in one_turned]):
+        values, counted = np.array(scores), abs(scores[1] - base) < 1e-12 or scores is all_turned
+        d = values[::2] - values[1::2]
+        least = half if counted else 1e-4
+        w = d / max(np.sqrt((d**2).mean()), least)
+        z = (values - values.mean()) / max(values.std(), least)
+        others = np.array([scores[0], *scores[2:]])
+        gains = (others - scores[1]) / max(others.std(ddof=1), least)
+        options = {"num_directions": 8, "rows": rows}
+        assert SPSA(normalize="rms", **options).weights(scores) == pytest.approx(w)
+        assert SPSA(normalize="zscore", **options).weights(scores) == pytest.approx((z[::2] - z[1::2]) / 2)
+        assert make_method("es", num_directions=16, rows=rows).weights(scores) == pytest.approx(z)
+        fzoo = make_method("fzoo", num_directions=15, rows=rows)
+        assert fzoo.weights([scores[1], *others.tolist()]) == pytest.approx(gains)
+    assert SPSA(normalize="rms", **options).weights(one_turned) == pytest.approx([2.0, *[0.0] * 7])
+    assert SPSA(normalize="rms", num_directions=8).weights(one_turned) == pytest.approx([8**0.5, *[0.0] * 7])
+
+
 def test_eggroll_weighs_antithetic_low_rank_members_by_their_z_scores():
     weights, found = start(), [start()]
     for step in range(4):
@@ -444,6 +489,25 @@ def test_eggroll_weighs_antithetic_low_rank_members_by_their_z_scores():
         found.append(weights)
     ours = make_method("eggroll", eps=1e-3, lr=0.01, seed=7, num_directions=3, rank=1, normalize="zscore", floor=1e-12)
     assert gap(run(ours, 4), found) < CLOSE
+
+
+@pytest.mark.parametrize(("rank", "count"), [(1, 3), (2, 4)])
+def test_eggroll_at_another_rate_takes_the_step_of_the_released_code(rank, count):
+    """HyperscaleES: fitness over √(var + 1e-5), factors times σ, their mean times √(members) to SGD; in float64."""
+    weights, size, sigma, rate = start(), 2 * count, EPS, 0.7
+    z = [low_rank(weights, seed_of(0, k), rank) for k in range(count)]
+    members = [(sign * sigma, one) for one in z for sign in (1, -1)]
+    scores = np.array([-40 * loss(moved(weights, member), batch(0)) for member in members])
+    fitness = (scores - scores.mean()) / np.sqrt(scores.var() + 1e-5)
+    steps = [(rate * math.sqrt(size) * f * c / size, one) for f, (c, one) in zip(fitness, members, strict=True)]
+    theirs = moved(weights, *steps)
+    ours = make_method("eggroll", eps=1e-3, seed=7, num_directions=count, rank=rank, normalize="zscore", floor=1e-12)
+    shrunk = scores.std() / math.sqrt(scores.var() + 1e-5)
+    update, _ = ours.tell(
+        ours.init(), ours.ask(ours.init()), scores.tolist(), lr=rate * sigma * math.sqrt(size) * shrunk
+    )
+    assert gap([at(weights, update.terms)], [theirs]) < 1e-9
+    assert 0.1 < shrunk < 0.999, "the 1e-5 makes a difference"
 
 
 def test_members_and_update_move_along_entries_of_the_methods_distribution():
@@ -578,6 +642,9 @@ def test_a_trajectory_is_refused_where_a_term_does_not_follow(name, tmp_path):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+BEYOND = (0.0, 1e-60, 1e-13, -1e-3, 1e7, 1e60, float("inf"))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "hint"),
     [
@@ -600,12 +667,63 @@ def test_a_trajectory_is_refused_where_a_term_does_not_follow(name, tmp_path):
         ("momentum", {"momentum": 1.0}, "momentum must be", ""),
         ("momentum", {"window": 1}, "window must be at least 2", ""),
         ("spsa", {"more_every": -1}, "more_every must be at least 0", ""),
+        *(("spsa", {"eps": eps}, "eps must lie between 1e-12 and 1e.06", "leave it out") for eps in BEYOND),
+        ("spsa", {"eps": float("nan")}, "eps must lie", ""),
+        ("fzoo", {"num_directions": 10**8}, "num_directions must be at most 1,048,576, not 100000000", "default"),
+        ("svrg", {"num_directions": 2**20 + 1}, "num_directions must be at most", ""),
+        ("lozo", {"rank": 10**5}, "rank must be at most 4,096", ""),
+        ("lozo", {"rank": 2, "refresh": 10**26}, "refresh must be at most", ""),
+        ("momentum", {"window": 10**6}, "window must be at most 1,024", ""),
+        ("svrg", {"full_every": 10**26}, "full_every must be at most", ""),
+        ("svrg", {"full_rate": 1e60}, "full_rate must lie between 0 and", ""),
+        ("es", {"lr": 1e60}, "lr must lie between 0 and", ""),
+        ("spsa", {"weight_decay": -0.5}, "weight_decay must lie between 0 and", ""),
+        ("spsa", {"anchor": float("inf")}, "anchor must lie between 0 and", ""),
     ],
 )
 def test_what_a_method_does_not_take_is_refused(name, options, error, hint):
     with pytest.raises(InputError, match=error) as caught:
         make_method(name, **options)
     assert caught.value.hint and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 10**26}, {"num_train_epochs": 1e30}, {"num_train_epochs": math.nan}])
+def test_a_run_without_an_end_is_refused(changes):
+    with pytest.raises(InputError, match="is more than any run does") as refused:
+        ZOConfig("run", use_cpu=True, **changes)
+    assert "1,099,511,627,776" in refused.value.hint
+
+
+# ε and rate by hand: the paper's, or MeZO's for OPT, times 10 and 100 for LoRA and 100 and 10,000 for a prefix where a
+# step is a slope long; else times what ours for text are, 5e-2 / 1e-2 and 2e-2 / 3e-3, 1e-1 / 1e-2 and 1e-2 / 3e-3.
+ROOT = 2**0.5
+BY_WHAT = {
+    ("spsa", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("spsa", "text"): [(1e-2, 3e-3), (5e-2, 2e-2), (1e-1, 1e-2)],
+    ("momentum", "text"): [(1e-2, 3e-3), (5e-2, 2e-2), (1e-1, 1e-2)],
+    ("svrg", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("svrg", "text"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("sparse", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("bcd", "text"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("subzero", "answers"): [(1e-3, 1e-6), (1e-2, 1e-4), (1e-1, 1e-2)],
+    ("lozo", "answers"): [(1e-3 * ROOT, 1e-6), (1e-2 * ROOT, 1e-4), (1e-1 * ROOT, 1e-2)],
+    ("lozo-m", "text"): [(1e-3 * ROOT, 1e-6), (1e-2 * ROOT, 1e-4), (1e-1 * ROOT, 1e-2)],
+    ("sign", "answers"): [(1e-3, 2e-5), (5e-3, 2e-5 * 20 / 3), (1e-2, 2e-5 * 10 / 3)],
+    ("es", "text"): [(1e-3, 5e-4), (5e-3, 5e-4 * 20 / 3), (1e-2, 5e-4 * 10 / 3)],
+    ("fzoo", "answers"): [(1e-4, 5e-5), (5e-4, 5e-5 * 20 / 3), (1e-3, 5e-5 * 10 / 3)],
+    ("eggroll", "text"): [(1e-2, 3e-3), (5e-2, 2e-2), (1e-1, 1e-2)],
+}
+
+
+@pytest.mark.parametrize(("method", "needs"), BY_WHAT)
+def test_defaults_are_relative_to_what_is_tuned(method, needs):
+    for what, expected in zip(("full", "lora", "prefix"), BY_WHAT[method, needs], strict=True):
+        defaults = defaults_of(method, needs, what)
+        assert (defaults["eps"], defaults["learning_rate"]) == pytest.approx(expected, rel=1e-11), what
+    own = METHODS[method].defaults
+    assert own.items() <= defaults_of(method, needs, "full").items(), "of all weights they are the paper's"
+    rest = own.keys() - {"eps", "learning_rate"}
+    assert {name: defaults[name] for name in rest} == {name: own[name] for name in rest}
 
 
 def test_a_dense_term_has_no_factor():

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ from zoreward.members import (
     adapted,
     adapter_options,
     called_model,
+    check_merge,
+    check_merged,
     config_of,
     members_at,
     merged_copy,
@@ -404,6 +407,80 @@ def test_merged_is_a_copy_with_the_adapter_in_its_weights(tmp_path):
         # W + BA in one product instead of two: sums of 32 + 4 terms in another order, logits of size 30
         torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, rtol=0, atol=1e-3)
         assert (random_model("llama")(tokens).logits - model(tokens).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "eps", "rate"), [("sparse", 1e-2, 1e-4), ("bcd", 1e-2, 1e-4), ("es", 5e-3, 1e-2 / 3)]
+)
+def test_a_method_on_an_adapter_has_its_radius_and_rate(method, eps, rate, tmp_path, tokenizer):
+    args = ZOConfig(str(tmp_path), use_cpu=True, tune="lora", method=method, **PROMPT)
+    model = random_model("llama")
+    run = ZOTrainer(model, objective="accuracy", args=args, train_dataset=ROWS, processing_class=tokenizer)
+    assert (run.method.eps, run.method.lr) == (pytest.approx(eps), pytest.approx(rate))
+    limits = run.ready.tuned.limits
+    assert bool(limits) == (method == "sparse")
+    assert all((limit > 1e38) == (".lora_B." in name) for name, limit in limits.items())
+
+
+TIED = [
+    ("llama-tied", ["embed_tokens", "lm_head", "q_proj"], None),
+    ("llama-tied", ["lm_head"], None),
+    ("gpt2", ["wte"], None),
+    ("opt", ["embed_tokens", "lm_head"], None),
+    ("llama-tied", ["q_proj"], ["embed_tokens"]),
+    ("gpt2", ["c_attn"], ["lm_head"]),
+]
+
+
+def with_targets(family: str, targets: list[str], saved: list[str] | None = None) -> PeftModel:
+    model = adapted(random_model(family), LoraConfig(r=4, target_modules=targets, modules_to_save=saved), 3).eval()
+    update_(model, Update(0.0, (Term(1, 0.2),), 0))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*tie")
+@pytest.mark.parametrize(("family", "targets", "saved"), TIED)
+def test_tied_weights_are_two_in_a_merged_model_whose_adapter_changes_one_of_them(family, targets, saved, tmp_path):
+    model, tokens = with_targets(family, targets, saved), torch.randint(3, 30, (2, 7))
+    merged = merged_copy(model)
+    check_merged(model, merged, [5, 7, 9])
+    merged.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.tie_word_embeddings is False
+    with torch.no_grad():
+        expected = called_model(model)(tokens).logits
+        torch.testing.assert_close(loaded(tokens).logits, expected, rtol=0, atol=1e-3)
+        assert (random_model(family)(tokens).logits - expected).abs().max() > 0.1
+    untouched = merged_copy(with_targets("llama-tied", ["q_proj"]))
+    assert untouched.config.tie_word_embeddings is True
+    assert untouched.get_input_embeddings().weight is untouched.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "saved"),
+    [("t5", ["shared", "q"], None), ("bart", ["lm_head"], None), ("bert", ["query"], ["word_embeddings"])],
+)
+@pytest.mark.filterwarnings("ignore:.*tie")
+def test_weights_that_are_tied_to_several_are_not_merged(family, targets, saved):
+    with pytest.raises(InputError, match="tied to others") as refused:
+        check_merge(with_targets(family, targets, saved))
+    assert "target_modules" in refused.value.hint
+    check_merge(with_targets(family, targets[-1:] if family != "bart" else ["q_proj"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_merged_model_that_gives_something_else_is_noticed(dtype):
+    model = with_targets("llama-tied", ["q_proj", "v_proj", "up_proj"]).to(dtype)
+    merged = merged_copy(model)
+    check_merged(model, merged, [5, 7, 9, 11])
+    for name in ("model.layers.1.self_attn.v_proj.weight", "model.embed_tokens.weight"):
+        wrong = merged_copy(model)
+        wrong.get_parameter(name).data.mul_(1.5)
+        with pytest.raises(InputError, match="logits are off by"):
+            check_merged(model, wrong, [5, 7, 9, 11])
+    merged.get_parameter("model.norm.weight").data[0] = math.nan
+    with pytest.raises(InputError, match="off by nan"):
+        check_merged(model, merged, [5, 7, 9, 11])
 
 
 # --- a prefix --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from conftest import random_model
-from zoreward.journal import load_run
+from zoreward.journal import Journal, load_run
 from zoreward.methods import METHODS
 from zoreward.records import InputError, ObjectiveError, StorageError
 from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer.comparing import refuse_other_run
 from zoreward.trainer.keeper import Keeper
 
 GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
@@ -255,6 +257,35 @@ def left(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("left")
     killed(folder, tokenizer, 3)
     return folder
+
+
+def test_a_run_whose_limits_were_other_ones_is_refused(tmp_path, tokenizer):
+    """A tensor of zeros had the limit 0 before it had none."""
+    killed(tmp_path, tokenizer, 1, share=0.5)
+    header, *_ = lines(tmp_path)
+    now = {**header, "limits": {name: limit / 2 for name, limit in header["limits"].items()}}
+    refuse_other_run("run", header, header)
+    with pytest.raises(InputError, match="lets other weights rest"):
+        refuse_other_run("run", header, now)
+
+
+def test_a_run_from_before_half_a_row_was_the_least_spread_goes_on_as_it_began(tmp_path, tokenizer):
+    options = {"objective": "accuracy", "normalize": "zscore", "num_directions": 8, "max_steps": 4, "eps": 2e-3}
+    finished = trainer(tmp_path / "old", tokenizer, **options)
+    assert finished.method.rows == 8
+    finished.method = replace(finished.method, rows=0)
+    finished.train()
+    run = load_run(tmp_path / "old")
+    method = {name: value for name, value in run.header["method"].items() if name != "rows"}
+    with Journal(tmp_path / "new", {**run.header, "method": method}) as journal:
+        for record in list(run.records())[:2]:
+            journal.append(record)
+    resumed = trainer(tmp_path / "new", tokenizer, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(resumed), weights(finished))
+    newer = trainer(tmp_path / "newer", tokenizer, **options)
+    newer.train()
+    assert not same(weights(newer), weights(finished)), "here half a row makes a difference"
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -656,6 +687,55 @@ def test_early_stopping_counts_on_over_a_resume(kill, base, tmp_path, tokenizer,
     again.train(resume_from_checkpoint=True)  # finished
     assert again.kept_step == 4 and same(weights(again), weights(run))
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+BEFORE = [0.5, 0.4, 0.3, 0.6, 0.7]  # steps 1 and 2 are no better than the base
+TIES = [0.5, 0.5, 0.6, 0.5, 0.6]  # a tie is no better; step 2 is, 3 and 4 are not
+
+
+@pytest.mark.parametrize(
+    ("scores", "steps", "scored", "kill"),
+    [
+        (BEFORE, 2, "before", None),
+        (BEFORE, 2, "by the loop", 1),
+        (TIES, 4, "by the loop", None),
+        (TIES, 4, "before", 1),
+        ([0.1, 0.2, 0.1, 0.1, 0.9], 3, "before", None),
+    ],
+)
+def test_patience_counts_from_the_score_before_step_1(
+    scores, steps, scored, kill, base, tmp_path, tokenizer, monkeypatch
+):
+    with_scores(monkeypatch, dict(enumerate(scores)))
+    options = {**BEST, "max_steps": 4, "eval_on_start": scored == "by the loop"}
+
+    def made(*callbacks) -> ZOTrainer:
+        stop = EarlyStoppingCallback(2)
+        run = trainer(tmp_path / "run", tokenizer, model=base, callbacks=[stop, *callbacks], **options)
+        if scored == "before" and not (tmp_path / "run" / "journal.jsonl").exists():
+            run.evaluate()
+        return run
+
+    if kill:
+        with pytest.raises(Killed):
+            made(KillAfter(kill)).train()
+    run = made()
+    run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == steps
+    assert run.kept_step == scores.index(max(scores[: steps + 1]))
+    assert [score for _, score in load_run(tmp_path / "run").evaluations] == scores[: steps + 1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "first"), [("score", 0.5), ("eval_score", 0.5), ("eval_rows", 11.0), ("length", None)]
+)
+def test_the_first_best_is_that_of_what_the_best_step_goes_by(metric, first, tmp_path, tokenizer, monkeypatch):
+    with_scores(monkeypatch, {0: 0.5})
+    run = trainer(tmp_path / "run", tokenizer, metric_for_best_model=metric)
+    run.evaluate()
+    assert run.state.best_metric == run.keeper.first_score == first
+    run.evaluate(ROWS[:2])
+    assert run.keeper.first_score == first
 
 
 @pytest.mark.parametrize(

@@ -322,3 +322,35 @@ def test_while_a_run_lasts_pythons_collector_leaves_alone_what_was_there(tmp_pat
     finally:
         if not set_aside:
             gc.unfreeze()
+
+
+class Batches(TrainerCallback):
+    """The texts of each step's rows."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[str]] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.texts.append([example.row["text"] for example in self.run.last_rows])
+
+
+@pytest.mark.parametrize(("changes", "sizes"), [({}, [12, 12, 8] * 2), ({"dataloader_drop_last": True}, [12] * 4)])
+def test_batches_are_drawn_without_replacement_and_the_short_last_one_may_be_dropped(
+    changes, sizes, tmp_path, tokenizer
+):
+    seen = Batches()
+    changes = {"max_steps": len(sizes), "per_device_train_batch_size": 12, **changes}
+    seen.run = trainer(tmp_path, tokenizer, callbacks=[seen], **changes)
+    seen.run.train()
+    assert [len(texts) for texts in seen.texts] == sizes
+    per_epoch = len(sizes) // 2
+    for epoch in (seen.texts[:per_epoch], seen.texts[per_epoch:]):
+        texts = [text for texts in epoch for text in texts]
+        assert len(set(texts)) == len(texts) == sum(sizes) // 2
+    assert seen.texts[:per_epoch] != seen.texts[per_epoch:], "each epoch has an order of its own"
+
+
+def test_rows_that_make_no_full_batch_are_refused_where_the_short_one_is_dropped(tmp_path, tokenizer):
+    with pytest.raises(InputError, match="32 rows make no full batch of 40") as refused:
+        trainer(tmp_path, tokenizer, per_device_train_batch_size=40, dataloader_drop_last=True)
+    assert "dataloader_drop_last" in refused.value.hint

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.run import MAX_BLOCKS, MAX_RANK, Run, check_header
+from zoreward.journal.run import Run, check_header
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
+from zoreward.methods.directions import MAX_BLOCKS, MAX_RANK
 from zoreward.records import DISTRIBUTIONS, InputError, MissingFileError, StepRecord, Term, Update
 
 

@@ -10,14 +10,9 @@ from typing import Any
 
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
+from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_RANK, MAX_STEPS, MAX_WINDOW
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import DISTRIBUTIONS, InputError, StepRecord, Update, to_float32
-
-MAX_RANK = 4096
-MAX_DIRECTIONS = 1 << 20
-MAX_WINDOW = 1 << 10
-MAX_STEPS = 1 << 40
-MAX_BLOCKS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +134,7 @@ def _check_blocks(header: dict[str, Any]) -> None:
     method = header.get("method")
     count = method.get("blocks", 0) if isinstance(method, dict) else 0
     blocks = header.get("blocks", {})
-    sound = whole(count, MAX_BLOCKS) and isinstance(blocks, dict)
+    sound = whole(count, MAX_BLOCKS + 1) and isinstance(blocks, dict)
     sound = sound and all(whole(block, count) for block in blocks.values())
     sound = sound and set(blocks.values()) == set(range(count))
     if not (sound and blocks.keys() == (header["streams"].keys() if count else set())):
@@ -159,20 +154,20 @@ def directions(header: dict[str, Any]) -> Directions | None:
     if not isinstance(method, dict):
         return None
     seed, count, rank = method.get("seed"), method.get("num_directions"), method.get("rank", 0)
-    if not (whole(seed, 2**64) and whole(count, MAX_DIRECTIONS) and count and whole(rank, MAX_RANK + 1)):
+    if not (whole(seed, 2**64) and whole(count, MAX_DIRECTIONS + 1) and count and whole(rank, MAX_RANK + 1)):
         return None
     refresh, more, full = (
         method.get(name, less) for name, less in (("refresh", 1), ("more_every", 0), ("full_every", 0))
     )
-    if not (whole(refresh, MAX_STEPS) and refresh and whole(more, MAX_STEPS) and whole(full, MAX_STEPS)):
+    if not (whole(refresh, MAX_STEPS + 1) and refresh and whole(more, MAX_STEPS + 1) and whole(full, MAX_STEPS + 1)):
         return None
     momentum, window = method.get("momentum", 0.0), method.get("window", 1)
-    if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW) and window):
+    if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW + 1) and window):
         return None
     if type(subspace := method.get("subspace", False)) is not bool or (subspace and not rank):
         return None
     blocks, block_every = method.get("blocks", 0), method.get("block_every", 1)
-    if not (whole(blocks, MAX_BLOCKS) and whole(block_every, MAX_STEPS) and block_every):
+    if not (whole(blocks, MAX_BLOCKS + 1) and whole(block_every, MAX_STEPS + 1) and block_every):
         return None
     if (distribution := method.get("distribution", "normal")) not in DISTRIBUTIONS:
         return None

@@ -8,6 +8,7 @@ from zoreward.members.adapters import (
     adapter_options,
     called_model,
     check_merge,
+    check_merged,
     check_no_adapter,
     config_of,
     has_adapter,
@@ -28,9 +29,11 @@ from zoreward.members.low_rank import HeldFactors, needs_copies
 from zoreward.members.memory import scratch_bytes, subspace_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.quiet import quiet_peft
+from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
 __all__ = [
+    "ENOUGH",
     "KEEP_BYTES",
     "PREFIX_TOKENS",
     "Float32Layer",
@@ -49,6 +52,7 @@ __all__ = [
     "called_model",
     "check_blocks",
     "check_merge",
+    "check_merged",
     "check_no_adapter",
     "check_tune",
     "config_of",
@@ -61,6 +65,8 @@ __all__ = [
     "in_all_blocks",
     "in_blocks",
     "in_each_block",
+    "least_eps",
+    "left_of_directions",
     "limited",
     "lora_config",
     "members_at",

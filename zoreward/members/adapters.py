@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,6 +185,9 @@ def adapter_weights(model: nn.Module) -> set[int]:
 def merged_copy(model: PeftModel) -> nn.Module:
     """Return a copy of the whole model on the CPU, with its adapter merged into the weights.
 
+    Weights that are tied, as those of an embedding and an output layer may be, are two where one of them has an
+    adapter's part of its own; the copy's config then says so.
+
     Raises:
         InputError: the adapter is a prefix.
     """
@@ -192,19 +196,98 @@ def merged_copy(model: PeftModel) -> nn.Module:
     copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
     for weight in model.parameters():
         copies[id(weight)] = nn.Parameter(copies[id(weight)], requires_grad=False)
-    merged: nn.Module = copy.deepcopy(model, memo=copies).merge_and_unload()
-    return merged
+    whole = copy.deepcopy(model, memo=copies)
+    _untie_(whole)
+    merged: Any = whole.merge_and_unload()
+    ends = [end for end in _ends(merged) if end is not None]
+    if len({id(end.weight) for end in ends}) == 2:
+        merged.config.tie_word_embeddings = False
+        merged.config.get_text_config().tie_word_embeddings = False
+    whole_model: nn.Module = merged
+    return whole_model
+
+
+def _untie_(model: nn.Module) -> None:
+    """Give each layer that changes a weight of its own, where another layer has the same: it is to change alone."""
+    holders = _holders(model)
+    for layer in _changed_layers(model):
+        for key, weight in layer._parameters.items():
+            if weight is not None and holders[id(weight)] > 1:
+                layer._parameters[key] = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def check_merge(model: nn.Module) -> None:
     """Find out whether a model's adapter can be merged.
 
     Raises:
-        InputError: it is a prefix.
+        InputError: it is a prefix; or of a weight that is tied in a way that a saved model cannot take apart.
     """
     peft_config: Any = model.peft_config
     if any(_kind(config) == "PREFIX_TUNING" for config in peft_config.values()):
         raise InputError("a prefix cannot be merged into the weights", hint="Leave merge out.")
+    holders = _holders(model)
+    tied = {key for key, count in holders.items() if count > 1}
+    changed = {id(weight) for layer in _changed_layers(model) for weight in layer._parameters.values()}
+    ends = _ends(called_model(model))
+    embedding = {id(weight) for end in ends if end is not None for weight in end.parameters()}
+    if tied & changed and not (len(tied) == 1 and holders[min(tied)] == 2 and tied <= embedding):
+        raise InputError(
+            "the adapter changes a weight that is tied to others, and they cannot be saved apart",
+            hint="Leave merge out, or leave embeddings and the output layer out of target_modules and modules_to_save.",
+        )
+
+
+@torch.no_grad()
+def check_merged(model: nn.Module, merged: nn.Module, tokens: Sequence[int]) -> None:
+    """Find out whether a merged model gives what the model with its adapter gives, up to rounding.
+
+    Of n modules each rounds its output once, in both, to 2^-p of its size, and so does each merged weight: as
+    independent errors they add to √n · 2^-p of the logits' spread. Twice that may differ, and 1e-4 at least.
+
+    Args:
+        model: with its adapter.
+        merged: the copy.
+        tokens: of a row.
+
+    Raises:
+        InputError: they differ by more.
+    """
+    whole: Any = called_model(model)
+    inputs = {"input_ids": torch.tensor([list(tokens)])}
+    if getattr(whole.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = torch.tensor([[whole.config.decoder_start_token_id or 0]])
+    logits = []
+    for one in (whole, merged):
+        device = next(one.parameters()).device
+        logits.append(one(**{name: ids.to(device) for name, ids in inputs.items()}).logits.double().cpu())
+    spread = float(logits[0].std(correction=0)) or 1.0
+    difference = float((logits[1] - logits[0]).square().mean().sqrt()) / spread
+    dtype = max(merged.parameters(), key=torch.Tensor.numel).dtype
+    least = max(1e-4, len(list(merged.modules())) ** 0.5 * torch.finfo(dtype).eps)
+    if not difference <= least:  # NaN neither
+        raise InputError(
+            f"the merged model's logits are off by {difference:.2%} of their spread; rounding explains {least:.2%}",
+            hint="Leave merge out. The run is whole: zoreward replay RUN --model BASE --output FOLDER has the adapter.",
+        )
+
+
+def _ends(model: Any) -> list[Any]:
+    """A model's embedding and its output layer; None for one that it does not have."""
+    return [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+
+
+def _holders(model: nn.Module) -> Counter[int]:
+    """In how many modules each weight hangs, by its id."""
+    weights = (weight for module in model.modules() for weight in module._parameters.values())
+    return Counter(id(weight) for weight in weights if weight is not None)
+
+
+def _changed_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the base that are others once an adapter is merged."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return layers + [module.original_module for module in model.modules() if hasattr(module, "original_module")]
 
 
 def _kind(config: Any) -> str:

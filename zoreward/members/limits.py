@@ -11,20 +11,33 @@ import torch
 from zoreward.members.tuned import Tuned, by_kernel
 from zoreward.records import Update
 
+LARGEST = torch.finfo(torch.float32).max
+"""A limit beyond which no weight lies: a run's header has room for no larger number."""
+
 
 @torch.no_grad()
 def smallest(tuned: Tuned, share: float) -> dict[str, float]:
     """Return for each tensor the size up to which its weights are among the smallest: canonical name → limit.
 
+    A tensor of which so many weights are 0 has no limit but the largest number of its dtype, so it is tuned as a whole.
+    A limit of 0 would let each weight of an adapter's B, which begins at 0, move once and never again.
+
     Args:
         tuned: the weights.
         share: how many of a tensor's weights are, 0 < share ≤ 1, rounded up. Weights of the same size are all in.
+
+    >>> from zoreward.members import tuned_weights
+    >>> zeros = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = zeros.weight.data.zero_()
+    >>> smallest(tuned_weights(zeros), 0.5)["weight"] == torch.finfo(torch.float32).max
+    True
     """
-    found = {}
+    limits = {}
     for name, weight in tuned.weights.items():
-        size = weight.detach().abs().float().flatten()
-        found[name] = float(size.kthvalue(math.ceil(share * size.numel())).values) if size.numel() else 0.0
-    return found
+        sizes = weight.detach().abs().float().flatten()
+        limit = float(sizes.kthvalue(math.ceil(share * sizes.numel())).values) if sizes.numel() else 0.0
+        limits[name] = limit or min(torch.finfo(weight.dtype).max, LARGEST)
+    return limits
 
 
 def limited(tuned: Tuned, limits: Mapping[str, float]) -> Tuned:

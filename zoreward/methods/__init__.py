@@ -1,7 +1,7 @@
 """Methods: which members to ask for, and what to make of their scores. Scalars only; no model is known here."""
 
 from zoreward.methods.directions import Directions
-from zoreward.methods.names import METHODS, make_method, named, takes
+from zoreward.methods.names import METHODS, make_method, named, steps_by_slope, takes
 from zoreward.methods.population import Population
 from zoreward.methods.spsa import SPSA
 from zoreward.methods.steps import Method, SPSAState, state_after
@@ -19,5 +19,6 @@ __all__ = [
     "make_method",
     "named",
     "state_after",
+    "steps_by_slope",
     "takes",
 ]

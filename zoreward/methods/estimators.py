@@ -30,6 +30,15 @@ def halved(weights: Sequence[float]) -> list[float]:
     return [difference / 2 for difference in differences(weights)]
 
 
+def are_counts(scores: Sequence[float], rows: int) -> bool:
+    """Whether scores are means over so many rows of whole numbers, as accuracy is: nothing lies between two of them.
+
+    >>> are_counts([0.25, 0.5], rows=4), are_counts([0.25, 0.3], rows=4)
+    (True, False)
+    """
+    return all(abs(score * rows - round(score * rows)) < 1e-6 for score in scores)
+
+
 def over_rms(values: Sequence[float], floor: float) -> list[float]:
     """Return values over their root mean square: w_k = d_k / max(√(mean d²), floor).
 

@@ -21,8 +21,8 @@ class Named:
     Args:
         kind: what is made.
         fixed: what makes it this method.
-        defaults: options of a run (fields of `ZOArguments`, and `learning_rate`) that the user may change. What is
-            missing here depends on the objective.
+        defaults: options of a run (fields of `ZOArguments`, and `learning_rate`) that the user may change, for all
+            weights of a model. What is missing here depends on the objective.
         source: author, year, arXiv.
     """
 
@@ -109,7 +109,7 @@ def make_method(name: str, **options: Any) -> Method:
     found = named(name)
     given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
-        if not takes(found, option) or found.fixed.get(option, value) != value:
+        if not takes(found, option) or (option in found.fixed and found.fixed[option] != value):
             others = [other for other, one in METHODS.items() if takes(one, option) and option not in one.fixed]
             raise InputError(
                 f"{option} has no use with method {name}",
@@ -120,7 +120,8 @@ def make_method(name: str, **options: Any) -> Method:
     try:
         return found.kind(**{**given, **found.fixed})
     except ValueError as error:
-        raise InputError(str(error), hint=getattr(error, "hint", "Change the option of that name.")) from None
+        hint = getattr(error, "hint", f"Change that option, or leave it out: {name} has a default.")
+        raise InputError(str(error), hint=hint) from None
 
 
 def takes(method: Named, option: str) -> bool:
@@ -130,3 +131,13 @@ def takes(method: Named, option: str) -> bool:
     (True, False)
     """
     return option in {one.name for one in fields(method.kind)}
+
+
+def steps_by_slope(method: Named) -> bool:
+    """Whether a method's steps are as long as the slopes of the score, unless the user has it normalise them.
+
+    >>> steps_by_slope(named("svrg")), steps_by_slope(named("sign")), steps_by_slope(named("eggroll"))
+    (True, False, False)
+    """
+    normalize = {**method.defaults, **method.fixed}.get("normalize", "none")
+    return method.kind in (SPSA, SVRG) and normalize == "none"

@@ -22,8 +22,10 @@ class Population(Method):
 
     | estimator | members | w_k, of scores s_k at θ + ε z_k |
     |---|---|---|
-    | `zscore` | K | (s_k − mean s) / max(std s, floor): "ES at scale" |
-    | `base` | 1 + K | (s_k − s(θ)) / max(std s, floor), std² = Σ (s_k − mean s)² / (K − 1): FZOO's step |
+    | `zscore` | K | (s_k − mean s) / max(std s, least): "ES at scale" |
+    | `base` | 1 + K | (s_k − s(θ)) / max(std s, least), std² = Σ (s_k − mean s)² / (K − 1): FZOO's step |
+
+    with least = `floor`, or half a row where scores are counts (`least_spread`).
 
     For the same number of forward passes it tries twice the directions of SPSA and knows less about each. All members
     must be scored on the same rows.
@@ -65,5 +67,5 @@ class Population(Method):
     def weights(self, scores: Sequence[float]) -> list[float]:
         """Return w_K, by `estimator`."""
         if self.estimator == "zscore":
-            return z_scores(scores, self.floor)
-        return gains_over_std(scores[0], scores[1:], self.floor)
+            return z_scores(scores, self.least_spread(scores))
+        return gains_over_std(scores[0], scores[1:], self.least_spread(scores))

@@ -28,12 +28,13 @@ class SPSA(Method):
     | normalize | w_k, with d_k = s(θ + ε z_k) − s(θ − ε z_k) |
     |---|---|
     | `none` | g_k = d_k / 2ε |
-    | `rms` | d_k / max(rms of the K d, floor) |
-    | `zscore` | d_k / 2 max(std of the 2K scores, floor) |
+    | `rms` | d_k / max(rms of the K d, least) |
+    | `zscore` | d_k / 2 max(std of the 2K scores, least) |
     | `rank` | half the difference of the two ranks among the 2K scores, centred in [−½, ½] |
     | `sign` | the sign of d_k |
 
-    and a step without differences is left out. Wherever scores of different directions are compared (all but `none`
+    with least = `floor`, or half a row where scores are counts (`least_spread`), and a step without differences is left
+    out. Wherever scores of different directions are compared (all but `none`
     and `sign`), all members must be scored on the same rows.
 
     Other methods are settings of this one; docs/methods.md has the table.
@@ -68,9 +69,9 @@ class SPSA(Method):
     def weights(self, scores: Sequence[float]) -> list[float]:
         """Return w_K, by `normalize`."""
         if self.normalize == "rms":
-            return over_rms(differences(scores), self.floor)
+            return over_rms(differences(scores), self.least_spread(scores))
         if self.normalize == "zscore":
-            return halved(z_scores(scores, self.floor))
+            return halved(z_scores(scores, self.least_spread(scores)))
         if self.normalize == "rank":
             return halved(centred_ranks(scores))
         if self.normalize == "sign":

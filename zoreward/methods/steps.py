@@ -7,8 +7,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
-from zoreward.methods.directions import Directions, along
+from zoreward.methods.directions import (
+    MAX_BLOCKS,
+    MAX_DIRECTIONS,
+    MAX_RANK,
+    MAX_STEPS,
+    MAX_WINDOW,
+    Directions,
+    along,
+)
+from zoreward.methods.estimators import are_counts
 from zoreward.records import DISTRIBUTIONS, Distribution, InputError, Member, Query, StepRecord, Term, Update
+
+# Beyond these a float32 coefficient, or a slope over 2ε, is 0 or infinite, whatever the model.
+LEAST_EPS, MOST_EPS, MOST_RATE = 1e-12, 1e6, 1e6
+_BOUNDS = {
+    **{"num_directions": (1, MAX_DIRECTIONS), "rank": (0, MAX_RANK), "refresh": (1, MAX_STEPS)},
+    **{"more_every": (0, MAX_STEPS), "window": (2, MAX_WINDOW), "blocks": (0, MAX_BLOCKS)},
+    **{"block_every": (1, MAX_STEPS), "rows": (0, MAX_STEPS)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,7 @@ class Method(ABC):
     is a few numbers, so a run is resumed from its journal (`state_after`).
 
     Args:
-        eps: ε > 0, how far members stand from θ; rounded to float32, as the members' coefficients are.
+        eps: ε, from 1e-12 to 1e6, how far members stand from θ; rounded to float32, as the members' coefficients are.
         lr: learning rate ≥ 0.
         num_directions: K ≥ 1 directions a step, averaged.
         weight_decay: ≥ 0; spares tensors with fewer than two dimensions.
@@ -48,6 +65,8 @@ class Method(ABC):
         rank: 0 for dense directions; r > 0 for a·bᵀ/√r, which move matrices only.
         floor: a spread of scores below which a method that divides by it takes it for noise, and makes a smaller step.
             The default is ten times what float32 log-probabilities of the same rows differ by in other batches.
+        rows: of a step, of which it is half a row at least where scores are counts of rows: accuracy moves by 1/rows,
+            whatever the weights moved by, so one row that turned would make a full step. 0: not known.
         refresh: steps that share the factors b of their directions, or their subspace, ≥ 1; for directions of a rank.
         more_every: steps after which each step has one direction more; 0: never.
         momentum: β, 0 ≤ β < 1. The step is then along the mean of the directions of the last `window` steps, weighted
@@ -78,6 +97,7 @@ class Method(ABC):
     rank: int = 0
     _: KW_ONLY
     floor: float = 1e-4
+    rows: int = 0
     refresh: int = 1
     more_every: int = 0
     momentum: float = 0.0
@@ -89,23 +109,21 @@ class Method(ABC):
     distribution: Distribution = "normal"
 
     def __post_init__(self) -> None:
-        for name in ("eps", "floor"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        least_of = {"num_directions": 1, "refresh": 1, "more_every": 0, "window": 2, "blocks": 0, "block_every": 1}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not (self.lr >= 0 and self.weight_decay >= 0 and self.anchor >= 0):
-            raise ValueError("lr, weight_decay and anchor must not be negative")
-        if not all(map(math.isfinite, (self.lr, self.weight_decay, self.anchor))):
-            raise ValueError("lr, weight_decay and anchor must be finite")
+        if not LEAST_EPS <= self.eps <= MOST_EPS:  # NaN neither
+            raise ValueError(f"eps must lie between {LEAST_EPS:g} and {MOST_EPS:g}, not {self.eps}")
+        if not (self.floor > 0 and math.isfinite(self.floor)):
+            raise ValueError(f"floor must be positive, not {self.floor}")
+        for name, (least, most) in _BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                told = f"at least {least}" if getattr(self, name) < least else f"at most {most:,}"
+                raise ValueError(f"{name} must be {told}, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "anchor"):
+            if not 0 <= getattr(self, name) <= MOST_RATE:
+                raise ValueError(f"{name} must lie between 0 and {MOST_RATE:g}, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and less than 1, not {self.momentum}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie between 0 and 2^64 - 1, not {self.seed}")
-        if self.rank < 0:
-            raise ValueError(f"rank must be 0 (dense) or positive, not {self.rank}")
         if self.subspace and not self.rank:
             raise ValueError("a subspace is one of low-rank directions: rank must be positive, and noise low-rank")
         if self.distribution not in DISTRIBUTIONS:
@@ -173,6 +191,16 @@ class Method(ABC):
     @abstractmethod
     def weights(self, scores: Sequence[float]) -> list[float]:
         """Return w_K of the scores of `members`; all 0 where they do not differ."""
+
+    def least_spread(self, scores: Sequence[float]) -> float:
+        """Return what a spread of these scores is divided by at least.
+
+        >>> from zoreward.methods import SPSA
+        >>> SPSA(rows=16).least_spread([0.5, 0.5625]), SPSA(rows=16).least_spread([0.5, 0.51])
+        (0.03125, 0.0001)
+        """
+        counts = self.rows and are_counts(scores, self.rows)
+        return max(self.floor, 0.5 / self.rows) if counts else self.floor
 
     def _newest_share(self) -> float:
         """The newest step's share of a step with momentum: 1 / (1 + β + … + β^(window − 1))."""

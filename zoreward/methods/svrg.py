@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from zoreward.methods.directions import Directions, along
+from zoreward.methods.directions import MAX_STEPS, Directions, along
 from zoreward.methods.spsa import slopes
-from zoreward.methods.steps import Method, SPSAState, check_scores, couples, rounded
+from zoreward.methods.steps import MOST_RATE, Method, SPSAState, check_scores, couples, rounded
 from zoreward.records import InputError, Member, Query, Term, Update
 
 FALL, DIVISOR = 0.05, 5.0
@@ -92,10 +92,13 @@ class SVRG(Method):
     def _check(self) -> None:
         if self.full_every < 2:
             raise ValueError(f"full_every must be at least 2, not {self.full_every}: else every step scores all rows")
-        if not (self.full_rate >= 0 and math.isfinite(self.full_rate)):
-            raise ValueError(f"full_rate must not be negative, not {self.full_rate}")
+        if not 0 <= self.full_rate <= MOST_RATE:
+            raise ValueError(f"full_rate must lie between 0 and {MOST_RATE:g}, not {self.full_rate}")
         if self.anneal_every < 0:
             raise ValueError(f"anneal_every must be at least 0, not {self.anneal_every}")
+        for option in ("full_every", "anneal_every"):
+            if getattr(self, option) > MAX_STEPS:
+                raise ValueError(f"{option} must be at most {MAX_STEPS:,}, not {getattr(self, option)}")
         if name := next((name for name in ("weight_decay", "momentum", "anchor") if getattr(self, name)), None):
             raise ValueError(f"svrg takes no {name}: the way back to its anchor is made of this step's terms alone")
 

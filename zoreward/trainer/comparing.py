@@ -96,10 +96,14 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
     if then["fingerprint"] != now["fingerprint"]:
         name = str(then.get("model") or "")
         _refuse(folder, "began with other weights", f"It began with {name!r}, as it was then." if name else _HINT)
+    if then.get("limits") != now.get("limits"):  # of the same weights: another zoreward's
+        _refuse(folder, "lets other weights rest", "Take the zoreward that it began with, or start another run.")
 
 
 def _compare_all(folder: str, part: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     for name in sorted(then.keys() | now.keys()):
+        if part == "method" and name == "rows":  # those of a batch, which is compared with the other options
+            continue
         if part == "config" and (name.startswith(_MAY_CHANGE) or (name in _LENGTH and not _length_matters(then))):
             continue
         _compare(folder, name, then.get(name), now.get(name))

@@ -120,6 +120,18 @@ def warn_about_context(examples: Sequence[Example], shots: int) -> None:
         logger.warning("%d of %d prompts have room for fewer than %d demonstrations.", fewer, len(examples), shots)
 
 
+def check_batches(args: ZOConfig, rows: int) -> None:
+    """Find out whether there is a batch to tune on.
+
+    Raises:
+        InputError: the only one is short, and short ones are dropped.
+    """
+    size = args.per_device_train_batch_size
+    if args.dataloader_drop_last and rows < size:
+        hint = f"Leave dataloader_drop_last out, or take a batch of {rows} rows at most."
+        raise InputError(f"{rows} rows make no full batch of {size}, and others are dropped", hint=hint)
+
+
 def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
     """Return the objective that is given under one of two names; several make their weighted sum."""
     given = [value for value in (objective, reward_funcs) if value is not None]

@@ -20,10 +20,14 @@ class Keeper(TrainerCallback):
     Attributes:
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
+        first_score: of the dev rows before step 1, where it is known, or what else the best step goes by: the first
+            best one. transformers' loop, which begins with a new state, would take the first after a step for that,
+            however low it is.
     """
 
     def __init__(self) -> None:
         self.stopping = False
+        self.first_score: float | None = None
         self._last = 0.0
         self._took = 0.0
 
@@ -37,8 +41,10 @@ class Keeper(TrainerCallback):
         self._last, self._took = time.perf_counter(), seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and tell the loop of the score before step 1, unless it takes that itself."""
         self._last = time.perf_counter()
+        if self.first_score is not None and state.best_metric is None and not args.eval_on_start:
+            state.best_metric = self.first_score
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a snapshot, and for the end."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from zoreward.journal import Journal
-from zoreward.members import in_all_blocks, merged_copy, update_
+from zoreward.members import check_merged, in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord
 from zoreward.registry import Source, patient
@@ -29,6 +29,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.drift import check_drift, drift_of
 from zoreward.trainer.inputs import (
+    check_batches,
     check_quantised,
     checked_head,
     made_examples,
@@ -42,7 +43,7 @@ from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
-from zoreward.trainer.ready import ready_model
+from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
 
@@ -123,7 +124,7 @@ class ZOTrainer(ResumableTrainer):
         refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
         self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
         adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
-        args = completed(args, needs, adapter=adapter)
+        eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
         self.head = checked_head(model, args, list(train_dataset or ()))
@@ -137,6 +138,7 @@ class ZOTrainer(ResumableTrainer):
         train_examples = made_examples(train_dataset, *settings)
         self.method = method_of(args, rows=len(train_examples))
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
+        check_batches(args, len(train_examples))
         warn_about_context(train_examples, args.shots if needs != "completions" else 0)
         self.method_state = self.method.init()
         query = self.method.ask(self.method_state)
@@ -144,8 +146,10 @@ class ZOTrainer(ResumableTrainer):
             model, args, peft_config, query, needs, train_examples, adapter=adapter, head=self.head
         )
         self.ready = ready_model(model, self.head, args, peft_config)
+        args.eps = eps_that_shows(self.ready.tuned, args, given=eps_given)
         self.method = method_of(args, rows=len(train_examples), blocks=len(set(self.ready.tuned.blocks.values())))
-        self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query)
+        query = self.method.ask(self.method_state)
+        self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query, args)
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:
@@ -162,13 +166,17 @@ class ZOTrainer(ResumableTrainer):
             callbacks=[*(callbacks or ()), self.keeper],
         )
 
-    def _checked_scorer(self, tokenizer: Any, generation: Any, examples: list[Example], query: Query) -> Scorer:
+    def _checked_scorer(
+        self, tokenizer: Any, generation: Any, examples: list[Example], query: Query, args: ZOConfig
+    ) -> Scorer:
         """The scorer, tried on some rows with the members of the first step; says if they cannot share a pass."""
         model, tuned, rows = self.ready.model, self.ready.tuned, examples[:TRIAL_ROWS]
         members = in_all_blocks(query.members)
         scorer = checked_scorer(model, tokenizer, self.objective, generation, rows, members, tuned=tuned)
         if scorer.problem:
             logging.get_logger(__name__).warning("Members are scored one at a time: %s.", scorer.problem)
+            if args.noise == "low-rank":  # so each is rounded, after all
+                eps_that_shows(tuned, args, given=True, one_at_a_time=True)
         return scorer
 
     def _stand_at_base(self) -> None:
@@ -221,21 +229,30 @@ class ZOTrainer(ResumableTrainer):
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
-        if self._journal is not None and metric_key_prefix == "eval" and eval_dataset is None:
+        by_our_rows = metric_key_prefix == "eval" and eval_dataset is None
+        if self._journal is not None and by_our_rows:
             self._write_evaluation(self.state.global_step, scored.score)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if by_our_rows and not self.state.global_step:
+            by = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+            self.state.best_metric = self.keeper.first_score = metrics.get(by)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, or the adapter where one is tuned, and the tokenizer; see `transformers.Trainer.save_model`.
 
         With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter.
+
+        Raises:
+            InputError: the merged model gives something else than the model with its adapter; nothing is saved.
         """
         if not self.args.merge or _internal_call:
             super().save_model(output_dir, _internal_call)
             return
         folder = output_dir or self.args.output_dir
-        merged_copy(self.model).save_pretrained(folder)
+        merged: Any = merged_copy(self.model)
+        check_merged(self.model, merged, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
+        merged.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
 
     def _bound(self, kl: float) -> None:

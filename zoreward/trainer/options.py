@@ -9,7 +9,8 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 
 from zoreward.config import ZOArguments
-from zoreward.methods import Method, make_method, named, takes
+from zoreward.methods import Method, make_method, named, steps_by_slope, takes
+from zoreward.methods.directions import MAX_STEPS
 from zoreward.records import InputError
 from zoreward.registry import Patience
 from zoreward.scoring import Generation
@@ -64,6 +65,10 @@ class ZOConfig(ZOArguments, TrainingArguments):
     seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
 
     def __post_init__(self) -> None:
+        for option in ("max_steps", "num_train_epochs"):
+            if not getattr(self, option) <= MAX_STEPS:  # NaN neither
+                message = f"{option}={getattr(self, option)} is more than any run does"
+                raise InputError(message, hint=f"It is at most {MAX_STEPS:,}.")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             self.max_steps = 1000
         # transformers demands checkpoints where there are evaluations; the journal has every step.
@@ -112,16 +117,20 @@ def _with_warmup(schedule: Any) -> Any:
     return schedule
 
 
-# What depends on what the objective needs, where the method has no paper of its own. Measured for text on two models of
-# 12 M and 1.3 B parameters, with LoRA on the small one; the others are MeZO's (Malladi et al. 2023), a prefix for text
-# by analogy.
-_FOR_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
-_FOR_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
-# An adapter's weights are few, and stand behind those of the base: members must stand further off. MeZO's for answers.
-_LORA_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-2, "learning_rate": 1e-4}
-_LORA_FOR_TEXT = {**_FOR_TEXT, "eps": 5e-2, "learning_rate": 2e-2}
-_PREFIX_FOR_ANSWERS = {**_FOR_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2}
-_PREFIX_FOR_TEXT = {**_FOR_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2}
+# Defaults by what the objective needs and by what is tuned, of the methods that have no paper's own. Measured for text
+# on two models of 12 M and 1.3 B parameters, with LoRA on the small one; the others are MeZO's (Malladi et al. 2023), a
+# prefix for text by analogy. An adapter's weights are few, and stand behind those of the base: members must stand
+# further off.
+_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
+_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("answers", "full"): _ANSWERS,
+    ("answers", "lora"): {**_ANSWERS, "eps": 1e-2, "learning_rate": 1e-4},
+    ("answers", "prefix"): {**_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2},
+    ("text", "full"): _TEXT,
+    ("text", "lora"): {**_TEXT, "eps": 5e-2, "learning_rate": 2e-2},
+    ("text", "prefix"): {**_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2},
+}
 
 
 LEAST_BLOCKS = 2
@@ -144,12 +153,8 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     0.005
     """
     args, method = copy.copy(args), named(args.method)
-    answers, text = _FOR_ANSWERS, _FOR_TEXT
-    if adapter:
-        prefix = args.tune == "prefix"
-        answers = _PREFIX_FOR_ANSWERS if prefix else _LORA_FOR_ANSWERS
-        text = _PREFIX_FOR_TEXT if prefix else _LORA_FOR_TEXT
-    defaults = {**(text if needs == "completions" else answers), **method.defaults}
+    what = "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
+    defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", what)
     if not takes(method, "normalize") or "normalize" in method.fixed:
         defaults["normalize"] = None
     for name, value in defaults.items():
@@ -158,6 +163,34 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
         args.data_seed = args.seed
     return args
+
+
+def defaults_of(name: str, needs: str, what: str) -> dict[str, Any]:
+    """Return the defaults of a method, by what the objective needs and what is tuned.
+
+    A method's own ε and rate are those of its paper, for all weights of a model. For an adapter they are multiplied by
+    what MeZO's are: ε by 10 and the rate by 100 for LoRA, by 100 and 10,000 for a prefix. Those of a method whose steps
+    do not grow with the slope, because it divides by the spread of the scores or takes signs or ranks, by what ours for
+    text are, which do so too: by 5 and 6.7, by 10 and 3.3.
+
+    Args:
+        name: of the method.
+        needs: "answers" or "text".
+        what: "full", for weights of the model itself, "lora" or "prefix".
+
+    >>> sparse = defaults_of("sparse", "answers", "lora")
+    >>> sparse["eps"], sparse["learning_rate"], sparse["share"]
+    (0.01, 0.0001, 0.25)
+    """
+    method, defaults = named(name), dict(_DEFAULTS[needs, what])
+    own = dict(method.defaults)
+    if what != "full":
+        alike = "answers" if steps_by_slope(method) else "text"
+        for option in ("eps", "learning_rate"):
+            if option in own:
+                times = _DEFAULTS[alike, what][option] / _DEFAULTS[alike, "full"][option]
+                own[option] = float(f"{own[option] * times:.12g}")  # 1e-4, not 9.999999999999999e-05
+    return {**defaults, **own}
 
 
 def takes_turns(args: ZOConfig) -> bool:
@@ -186,9 +219,9 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     if takes_turns(args):
         _check_turns(args)
         blocks = blocks or args.blocks or LEAST_BLOCKS
-    anneal_every = args.anneal_every
+    anneal_every, batch = args.anneal_every, args.per_device_train_batch_size * args.gradient_accumulation_steps
     if args.method == "svrg" and anneal_every is None:
-        anneal_every = -(-rows // (args.per_device_train_batch_size * args.gradient_accumulation_steps))
+        anneal_every = -(-rows // batch)
     return make_method(
         args.method,
         eps=args.eps,
@@ -199,6 +232,7 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
         seed=args.seed,
         rank=(args.rank or 1) if args.noise == "low-rank" else 0,
         anneal_every=anneal_every,
+        rows=min(rows, batch),
         blocks=blocks,
         **{name: getattr(args, name) for name in METHOD_OPTIONS},
     )

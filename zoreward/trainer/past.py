@@ -15,12 +15,15 @@ from zoreward.records import StorageError
 
 
 def count_patience(callbacks: list[Any], args: Any, evaluations: tuple[tuple[int, float], ...]) -> bool:
-    """Have early stopping count what the journal has; return whether it stops the run."""
+    """Have early stopping count what the journal has; return whether it stops the run.
+
+    The score before step 1 is the first best one.
+    """
     stopped = False
     for callback in callbacks:
         if isinstance(callback, EarlyStoppingCallback):
             callback.early_stopping_patience_counter, best = 0, None
-            for score in [score for step, score in evaluations if step]:
+            for _, score in evaluations:
                 callback.check_metric_value(args, SimpleNamespace(best_metric=best), None, score)
                 best = score if best is None else max(best, score)
             stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience

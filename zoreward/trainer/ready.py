@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from zoreward.journal import Run, checked_base, fingerprint, weights_dtype
-from zoreward.members import Tuned, adapter_options, first_spread
+from zoreward.members import ENOUGH, Tuned, adapter_options, first_spread, least_eps, left_of_directions
 from zoreward.records import Example, InputError, ZorewardError
 from zoreward.registry import Objective
 from zoreward.scoring import Head, load_model, load_with_head
@@ -78,6 +79,44 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
     tuned = what_is_tuned(loaded, args)
     loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
     return Ready(loaded, tuned, head, dtype, start or source, start, made and not prefix, new_weights)
+
+
+def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: bool = False) -> float:
+    """Return the ε of a run: that of its options, or a larger one where rounding would hide the directions.
+
+    Says so if it would. Several low-rank members share the weights and their outputs are corrected, so nothing is
+    rounded.
+
+    Args:
+        tuned: the weights.
+        args: completed options.
+        given: whether the user gave ε, who keeps it.
+        one_at_a_time: whether low-rank members are scored so, each from weights of its own.
+
+    Raises:
+        InputError: no entry of the weights differs between members.
+    """
+    assert args.eps is not None
+    rank = (args.rank or 1) if args.noise == "low-rank" else 0
+    if rank and not one_at_a_time:
+        return args.eps
+    directions = (rank, args.distribution or "normal")
+    left = left_of_directions(tuned, args.eps, *directions)
+    if left.cosine >= ENOUGH:
+        return args.eps
+    eps = least_eps(tuned, args.eps, *directions)
+    better = left_of_directions(tuned, eps, *directions)
+    if given and not left.share:
+        message = f"no weight differs between members at eps={args.eps:g}: its dtype rounds them to the same number"
+        raise InputError(message, hint="Leave it out, or take a larger one: MeZO's is 1e-3.")
+    dtype = str(max(tuned.weights.values(), key=torch.Tensor.numel).dtype).removeprefix("torch.")
+    logging.get_logger(__name__).warning(
+        "Rounded to %s, members at ε %.3g differ in %.0f %% of the weights that a direction moves (cosine %.2f): "
+        "%s %.3g, where they differ in %.0f %% (%.2f).",
+        *(dtype, args.eps, 100 * left.share, left.cosine),
+        *("better is --eps" if given else "ε is raised to", eps, 100 * better.share, better.cosine),
+    )
+    return args.eps if given else eps
 
 
 def header_of(

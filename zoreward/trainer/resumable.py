@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -163,6 +164,8 @@ class ResumableTrainer(Trainer):
         if (found := reopen(folder)) is None:
             return 0
         self._journal, run = found
+        if run is not None and "rows" not in run.header["method"]:  # by a zoreward that divided by less than half a row
+            self.method = replace(self.method, rows=0)
         try:
             self.header = self._journal_header()
             if run is None or (not run.n_steps and not self._same_run(run)):
@@ -198,7 +201,9 @@ class ResumableTrainer(Trainer):
         self.method_state = state_after(self.method, run.records())
         self.last_step = run.record(run.n_steps - 1) if run.n_steps else None
         self.state, self.args.eval_on_start = state, self.args.eval_on_start and not run.n_steps
-        self.begun_with_a_score = any(step == 0 for step, _ in run.evaluations)
+        first_scores = [score for step, score in run.evaluations if step == 0]
+        self.begun_with_a_score = bool(first_scores)
+        self.keeper.first_score = first_scores[0] if first_scores else None
         stopped = count_patience(self.callback_handler.callbacks, self.args, run.evaluations)
         if run.n_steps:
             self._make_up(run, due(self.args, state, per_epoch))
@@ -227,7 +232,7 @@ class ResumableTrainer(Trainer):
         for step, score in run.evaluations:
             if step or self.args.eval_on_start:  # what is scored before the loop begins, it does not know
                 state.log_history.append({"eval_score": score, "epoch": step / per_epoch, "step": step})
-            if step and (state.best_metric is None or score > state.best_metric):
+            if state.best_metric is None or score > state.best_metric:
                 state.best_metric, state.best_global_step = score, step
         return state, per_epoch
 
