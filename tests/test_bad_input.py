@@ -306,7 +306,7 @@ TUNE_CASES = {
         "one class is no",
         "every",
     ),
-    "head: no such": ("accuracy", {"--head": "masked"}, "'masked' is not one of", "--help"),
+    "head: no such": ("accuracy", {"--head": "masked"}, "'masked' is not", "--help"),
     "masked: prefix": ("accuracy", FILLS | {"--tune": "prefix"}, "a masked model takes no prefix", "lora"),
     "masked: drift": ("accuracy", FILLS | {"--drift": True}, "nothing whose drift", "Leave drift"),
     "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),

@@ -1,14 +1,16 @@
-"""Contract under test: a deprecated call fails a test where it is ours, and only there."""
+"""Contract under test: a deprecated call fails a test where it is ours, and only there; no user is told of it."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 
 import pytest
 
 import deprecations
+from zoreward.cli.prepare import quiet_deprecations, quiet_transformers
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,37 @@ def test_a_call_is_told_where_it_is_ours(code: str, told: str, run) -> None:
 
 def test_a_call_of_somebody_else_is_not_ours(run) -> None:
     assert run("warns()", module="somebody") == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "category", "options", "told"),
+    [
+        ("torch.nn.modules.module", FutureWarning, [], False),
+        ("transformers", FutureWarning, [], False),
+        ("transformers.utils.generic", FutureWarning, ["error"], True),
+        ("transformers.modeling_utils", UserWarning, [], True),
+        ("torchvision.io", FutureWarning, [], True),
+        ("rewards", FutureWarning, [], True),
+    ],
+)
+def test_users_are_told_what_their_own_code_calls(module, category, options, told, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", options)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with quiet_deprecations():
+            warnings.warn_explicit("`old` is deprecated", category, "some.py", 1, module=module)
+    assert bool(seen) == told
+
+
+def test_users_are_not_told_of_old_names_in_the_code_of_models() -> None:
+    quiet_transformers()
+    logger, seen = logging.getLogger("transformers.utils.generic"), []
+    handler = logging.Handler()
+    handler.emit = seen.append
+    logger.addHandler(handler)
+    try:
+        for text in ("`past_key_values`/`cache_params` are deprecated. Use `cache` instead.", "something else"):
+            logger.warning(text)
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in seen] == ["something else"]

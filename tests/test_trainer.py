@@ -200,12 +200,16 @@ def test_half_precision_weights_move_by_less_than_half_an_ulp(tmp_path, tokenize
     assert 0 < moved.float().mean() < 0.5
 
 
+# transformers 5.24 gives it another name.
+SAVING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(ZOConfig, name))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"fp16": True}, "fp16"),
         ({"max_grad_norm": 1.0}, "max_grad_norm"),
-        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
+        ({SAVING: True}, SAVING),
     ],
 )
 def test_options_that_need_gradients_are_refused(tmp_path, changes, message):

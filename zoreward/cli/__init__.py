@@ -14,6 +14,7 @@ from zoreward.cli.errors import UsageError, one_line, report
 from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
 from zoreward.cli.options import canonical, escape
+from zoreward.cli.prepare import quiet_deprecations
 from zoreward.cli.quickstart import quickstart_command
 from zoreward.cli.replay import replay_command
 from zoreward.cli.task import with_objective
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(_app(words))
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         # `obj` is what a command finds at the root of its context: here the words as they were typed.
-        return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
+        with quiet_deprecations():
+            return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
     except ZorewardError as error:
         return report(error, help_at=words[:2])
     except UsageError as error:

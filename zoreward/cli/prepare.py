@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
+import sys
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, REWARD_FIELDS, RUN, option
@@ -12,9 +16,14 @@ from zoreward.records import InputError
 from zoreward.registry import Objective, Patience, get_objective, patient, weighted_sum
 
 if TYPE_CHECKING:
+    from logging import LogRecord
+
     from zoreward.scoring import Head
 
 Rows = list[dict[str, Any]]
+
+# Their deprecations are told to those who write the code that calls them: us, or each other.
+_LIBRARIES = "accelerate|datasets|evaluate|huggingface_hub|peft|sklearn|tokenizers|torch|transformers|trl"
 
 _KINDS = "a .jsonl, .json, .csv or .parquet file, or a Hub dataset"
 
@@ -193,8 +202,29 @@ def select_device(device: str | None) -> str | None:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' progress bars, and what it logs below a warning, off the terminal."""
+    """Keep transformers' progress bars, what it logs below a warning, and deprecations in it off the terminal."""
     from transformers.utils import logging
 
     logging.set_verbosity_warning()
     logging.disable_progress_bar()
+    # Code that comes with a model may ask outputs for names of older releases.
+    logging.get_logger("transformers.utils.generic").addFilter(_is_no_deprecation)
+
+
+def _is_no_deprecation(record: LogRecord) -> bool:
+    return "deprecated" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def quiet_deprecations() -> Iterator[None]:
+    """Keep deprecations that libraries tell at lines of their own off the terminal, unless Python was asked for them.
+
+    What a user's own code calls, where Python names its line, is still told.
+
+    >>> with quiet_deprecations():
+    ...     warnings.warn_explicit("`old` is deprecated", FutureWarning, "x.py", 1, module="torch.nn.modules.module")
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", category=FutureWarning, module=rf"({_LIBRARIES})(\.|$)")
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,10 +67,9 @@ def linear_probe(
     if len(present) < 2 or folds < 2:
         hint = "give it more rows to fit on"
         raise InputError("a linear probe needs two classes or more, and two rows of each", hint=hint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of defaults that newer versions will change
-        model = LogisticRegressionCV(max_iter=5000, cv=folds, scoring="accuracy", random_state=0)
-        fitted = model.fit(train, list(references))
+    newer = {"l1_ratios": (0.0,), "use_legacy_attributes": False}  # what the defaults will be; it fits the same
+    model = LogisticRegressionCV(max_iter=5000, cv=folds, scoring="accuracy", random_state=0, **newer)
+    fitted = model.fit(train, list(references))
     found = np.full((len(test), classes), -np.inf)
     found[:, present] = fitted.predict_log_proba(test)
     return found

@@ -15,6 +15,9 @@ from zoreward.records import InputError
 from zoreward.registry import Patience
 from zoreward.scoring import Generation
 
+# What trades time for the memory of a backward pass; transformers 5.24 gives it the first name, and v6 takes the other.
+_SAVING = ("activation_checkpointing", "gradient_checkpointing")
+
 
 @dataclass
 class ZOConfig(ZOArguments, TrainingArguments):
@@ -81,7 +84,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
         refusals = {
             "max_grad_norm": (self.max_grad_norm > 0, "There is no gradient to clip."),
             "fp16": (self.fp16, 'Load the weights in float16 instead: dtype="float16".'),
-            "gradient_checkpointing": (self.gradient_checkpointing, "There is no backward pass to save memory for."),
+            **{name: (getattr(self, name, False), "There is no backward pass to save memory for.") for name in _SAVING},
             "auto_find_batch_size": (self.auto_find_batch_size, "A batch that is too large is split by itself."),
             "ignore_data_skip": (self.ignore_data_skip, "A resume goes on with the rows that come next."),
         }
