@@ -107,7 +107,8 @@ class Packer:
         self.problem = problem
         self._passes.clear()
         self._copies = _no_copies(self._reader)
-        logging.get_logger(__name__).warning("Answers are read without CUDA graphs: %s.", problem.splitlines()[0])
+        told = "Answers are read without CUDA graphs (a small model's step takes some times as long): %s."
+        logging.get_logger(__name__).warning(told, problem.splitlines()[0])
 
 
 def _no_copies(reader: Reader) -> HeldCopies:

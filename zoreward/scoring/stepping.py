@@ -118,7 +118,8 @@ class Stepper:
     def give_up(self, problem: str) -> None:
         """Leave this model to `generate` from now on, and say so."""
         self.problem = problem
-        logging.get_logger(__name__).warning("Texts are written without CUDA graphs: %s.", problem.splitlines()[0])
+        told = "Texts are written without CUDA graphs (a small model's step takes some times as long): %s."
+        logging.get_logger(__name__).warning(told, problem.splitlines()[0])
 
     def forget(self) -> None:
         """Give back the memory of graphs and caches."""

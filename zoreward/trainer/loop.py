@@ -174,7 +174,8 @@ class ZOTrainer(ResumableTrainer):
         members = in_all_blocks(query.members)
         scorer = checked_scorer(model, tokenizer, self.objective, generation, rows, members, tuned=tuned)
         if scorer.problem:
-            logging.get_logger(__name__).warning("Members are scored one at a time: %s.", scorer.problem)
+            times = f"a step takes up to {len(query.members)} times as long"
+            logging.get_logger(__name__).warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
             if args.noise == "low-rank":  # so each is rounded, after all
                 eps_that_shows(tuned, args, given=True, one_at_a_time=True)
         return scorer
