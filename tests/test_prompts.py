@@ -123,7 +123,8 @@ def test_a_named_label_need_not_occur_in_the_rows(plain):
 
 def test_an_answer_may_contain_an_equals_sign(plain):
     rows = [{"sentence": "fine", "label": 1}]
-    assert choose(plain, rows, choices=["x=a", "y=b"])[0].candidates == ("x=a", "y=b")
+    assert choose(plain, rows, choices=["0=x=a", "1=y=b"])[0].candidates == ("x=a", "y=b")
+    assert choose(plain, [{"sentence": "fine", "label": "y=b"}], choices=["x=a", "y=b"])[0].reference == 1
     assert choose(plain, rows, choices=["0=a", "1=b=c"])[0].candidates == ("a", "b=c")
     # a choice without "=" settles it, whatever stands in the others
     assert choose(plain, rows, choices=["maybe", "1=b"])[0].candidates == ("maybe", "1=b")
@@ -167,18 +168,38 @@ def test_a_template_with_its_own_bos_has_one(with_bos_and_eos):
     assert short.prompt_tokens[0] == 0
 
 
-def test_a_merge_across_the_border_is_split_by_length():
+def test_a_token_across_the_border_is_scored_with_every_candidate():
     tokenizer = letters([("b", "c")])
-    # "ab" is a·b, "abcd" is a·bc·d: one token is left behind the prompt's two
+    # "ab" is a·b, "abcd" is a·bc·d, "abd" is a·b·d: they part behind a
     [example] = choose(tokenizer, [{"x": "ab", "label": 0}], "{x}", ["cd", "d"])
-    assert example.prompt_tokens == ids(tokenizer, "ab")
-    assert example.candidate_tokens == (ids(tokenizer, "d"), ids(tokenizer, "d"))
+    assert example.prompt_tokens == ids(tokenizer, "a")
+    assert example.candidate_tokens == (ids(tokenizer, "bcd"), ids(tokenizer, "bd"))
+    [single] = render([{"x": "ab"}], tokenizer, needs="likelihood", template="{x}", answer="c{x}")
+    assert (single.prompt_tokens, single.candidate_tokens) == (ids(tokenizer, "a"), (ids(tokenizer, "bcab"),))
 
 
-def test_a_candidate_merged_into_the_prompt_is_encoded_alone():
-    tokenizer = letters([("b", "c")])
-    [example] = choose(tokenizer, [{"x": "ab", "label": 0}], "{x}", ["c", "d"])
-    assert example.candidate_tokens == (ids(tokenizer, "c"), ids(tokenizer, "d"))
+def test_candidates_that_begin_alike_lose_nothing():
+    [example] = choose(letters([("c", "d")]), [{"x": "ab", "label": 0}], "{x}", ["cda", "cdb"])
+    assert example.prompt_tokens == ids(letters([("c", "d")]), "ab")
+    assert example.candidate_tokens == tuple(ids(letters([("c", "d")]), text) for text in ("cda", "cdb"))
+
+
+def test_a_prompt_that_an_answer_takes_in_begins_with_bos():
+    for front in ("<s>", ""):
+        tokenizer = letters([("b", "c")], front=front, bos_token="<s>")
+        [example] = choose(tokenizer, [{"x": "b", "label": 0}], "{x}", ["c", "d"])
+        assert example.prompt_tokens == (0,)
+        assert example.candidate_tokens == (ids(tokenizer, "bc"), ids(tokenizer, "bd"))
+    with pytest.raises(InputError, match="row 1: the prompt's first token is joined with the answer's"):
+        choose(letters([("b", "c")]), [{"x": "b", "label": 0}], "{x}", ["c", "d"])
+
+
+def test_a_shorter_prompt_is_cut_on_its_left_by_as_much():
+    tokenizer = letters([("b", "c")], front="<s>", bos_token="<s>")
+    [example] = choose(tokenizer, [{"x": "aaab", "label": 0}], "{x}", ["cd", "d"], max_length=5)
+    # <s>·a·a and bc·d, or b·d: one a of three had to go
+    assert (example.prompt_tokens, example.truncated) == ((0, *ids(tokenizer, "aa")), 1)
+    assert example.candidate_tokens == (ids(tokenizer, "bcd"), ids(tokenizer, "bd"))
 
 
 @pytest.mark.parametrize(

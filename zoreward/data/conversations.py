@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoreward.data.columns import columns_hint, columns_of
+from zoreward.data.columns import columns_hint, columns_of, is_conversation
 from zoreward.data.pairs import PAIRS, source_tokens
+from zoreward.data.rows import rows_of
 from zoreward.data.templates import fill
 from zoreward.data.tokens import _any_start, _front, encode
 from zoreward.records import Example, InputError, UnknownNameError
@@ -39,7 +40,7 @@ def render_prompts(
     of a plain prompt begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
 
     Args:
-        rows: at least one; a list of dicts or a `datasets.Dataset`.
+        rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will write.
         template: the prompt; a `str.format` template over the columns: `Question: {question} Answer:`.
         prompt: the column of the prompt, where there is no template.
@@ -65,7 +66,7 @@ def render_prompts(
     Source: rows and conversations as in TRL's "prompt-only" dataset formats; the last message as in its
     `apply_chat_template`.
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     if not rows:
         raise InputError("there are no rows", hint="give at least one row")
     if max_length is not None and max_length < 1:
@@ -105,7 +106,7 @@ def check_prompts(rows: Iterable[dict[str, Any]], *, template: str | None = None
     Traceback (most recent call last):
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     if template is not None:
         fill(template, rows, "--template")
     else:
@@ -141,15 +142,6 @@ def _prompts(
             raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no text", hint="drop such rows")
         prompts.append(_chat(tokenizer, value, number) if chat else _Prompt(value, None))
     return prompts
-
-
-def is_conversation(value: Any) -> bool:
-    """Whether a value is a list of messages, each with role and content."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
-    )
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], number: int) -> _Prompt:

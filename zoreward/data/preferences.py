@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoreward.data.columns import close_hint, columns_of, listed, values_of
-from zoreward.data.conversations import is_conversation
+from zoreward.data.columns import close_hint, columns_of, is_conversation, listed, values_of
 from zoreward.data.templates import fill
 from zoreward.data.texts import Prompt, Text
 from zoreward.records import InputError, UnknownNameError
@@ -139,15 +138,20 @@ def _check_answers(number: int, names: Sequence[str], answers: Sequence[Any], ch
 
 
 def _split(answers: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """What two texts, or two lists of messages, begin with alike; a space at its end goes to the answers.
+    """What two texts, or two lists of messages, begin with alike, and the rest of each.
 
-    >>> _split(["The sky is blue.", "The sky is green."])
-    ('The sky is', (' blue.', ' green.'))
+    Words stay whole: a text is cut behind its last white space, where there is any. A space there goes to the answers.
+
+    >>> _split(["The sky is blue.", "The sky is black."])
+    ('The sky is', (' blue.', ' black.'))
     """
     chosen, rejected = answers
     alike = [one == other for one, other in zip(chosen, rejected, strict=False)]
     # Where one text only goes on from the other, the shorter one keeps its last character.
     end = alike.index(False) if False in alike else len(alike) - 1
-    if end and chosen[end - 1] == " ":
-        end -= 1
+    if isinstance(chosen, str):
+        spaces = [i for i in range(end) if chosen[i].isspace()]
+        end = spaces[-1] + 1 if spaces else end
+        if end and chosen[end - 1] == " ":
+            end -= 1
     return chosen[:end], (chosen[end:], rejected[end:])

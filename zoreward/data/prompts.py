@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
+from zoreward.data.rows import rows_of
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
 from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
@@ -36,9 +37,10 @@ def render(
 ) -> list[Example]:
     """Every row as an `Example`: the prompt, the candidates, the index of the right one, and the tokens of all.
 
-    The tokens of prompt and candidate, one after the other, are those of the joined text, split where the prompt's
-    own tokens end. Spaces at the prompt's end are counted to the candidates, because most tokenizers join a space
-    with the word behind it. What the tokenizer puts in front of a text (BOS) stands in front of the prompt; what it
+    The tokens of prompt and candidate, one after the other, are those of the joined text. They part where the prompt's
+    own tokens end; where a token of some candidate's joined text spans that border, in front of this token, for all
+    candidates of the row. So what is scored is always the text that is read. Spaces at the prompt's end are counted to
+    the candidates, because most tokenizers join a space with the word behind it. What the tokenizer puts in front of a text (BOS) stands in front of the prompt; what it
     puts behind (EOS) is left out.
 
     Rows of preferences bring their own candidates: `chosen` and `rejected` (the right one is the first), or
@@ -52,21 +54,24 @@ def render(
     same candidates where there is a choice) gets the next of the draw instead.
 
     Args:
-        rows: at least one; a list of dicts or a `datasets.Dataset`.
+        rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will read the prompts.
         needs: `choices` or `likelihood`.
         prompt: the column of the prompt, for rows of preferences without a template.
         template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`,
             `{question|as_question}`.
         choices: for `choices`: two or more different answers, the answer for label 0 first. Labels that are no
-            numbers: `label=answer` each, in any order. Choices are read as `label=answer` where every one has an `=`
-            and a label of the rows stands in front of one of them.
+            numbers, or have names: `label=answer` each, or the labels themselves, in any order. Choices are read as
+            `label=answer` where every one has an `=` and a label of the rows stands in front of one of them.
         choice_column: instead of `choices`: the column that holds each row's own answers, a list of two or more
-            different strings. As many as the row likes.
-        label: for `choices`: the column of the right choice: an integer, a bool, "0" or "1", or a name. With
-            `choice_column` the index of the answer, or its text: strings are texts where every one is an answer of
-            its row, indices where every one is one; where both could be and disagree, that is an error. A list of
-            texts: several right answers, of which the first is asked for and the others are left out.
+            different strings, as many as the row likes; or a path to it, `choices[text]`. Of a column that holds
+            `{"text": […], "label": […]}`, or a list of such pairs, the texts are the answers, and the labels their
+            names.
+        label: for `choices`: the column of the right choice, or a path to it: an integer, a bool, "0" or "1", or a
+            name. With `choice_column` the name of the answer, where answers have names and every row's label is one;
+            else its index, or its text: strings are texts where every one is an answer of its row, indices where every
+            one is one; where both could be and disagree, that is an error. A list of texts: several right answers, of
+            which the first is asked for and the others are left out.
         answer: for `likelihood`: the right answer, a template like `template`; by default the right choice.
         max_length: tokens that the prompt and its longest candidate may have together. Where they have more, the
             demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
@@ -99,10 +104,11 @@ def render(
         >>> example.prompt_tokens, example.candidate_tokens
         ((0, 1, 2), ((3,), (4,)))
 
-    Source: the split follows `_encode_pair` of EleutherAI's lm-evaluation-harness, except that only spaces change
-    sides: newer tokenizers join a line break with the character before it ("?⏎"), not with the word behind it.
+    Source: the border is that of DPOTrainer of TRL 1.16 (`common_prefix_length`). Of spaces as in `_encode_pair` of
+    EleutherAI's lm-evaluation-harness, except that only spaces change sides: newer tokenizers join a line break with
+    the character before it ("?⏎"), not with the word behind it.
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
     if kind in WHOLE:
         texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
@@ -152,7 +158,7 @@ def check_columns(
         Traceback (most recent call last):
         zoreward.records.InputError: --template: no row has the column 'txt'
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
     if kind in WHOLE:
         whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
@@ -177,19 +183,13 @@ def _texts_and_shots(
     rows: list[dict[str, Any]], prompt: Prompt, shots: int, shot_rows: Iterable[dict[str, Any]] | None, seed: int
 ) -> tuple[list[Text], list[list[str]]]:
     texts = texts_of(rows, prompt)
-    pool = _pool(list(shot_rows), prompt, texts) if shots > 0 and shot_rows is not None else texts
+    pool = _pool(rows_of(shot_rows), prompt) if shots > 0 and shot_rows is not None else texts
     return texts, demonstrations(texts, pool, shots, seed)
 
 
-def _pool(rows: list[dict[str, Any]], prompt: Prompt, texts: list[Text]) -> list[Text]:
+def _pool(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
     """The rows for demonstrations as texts; their errors say that they are about these."""
     try:
-        pool = texts_of(rows, prompt)
+        return texts_of(rows, prompt)
     except ZorewardError as error:
         raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
-    if prompt.needs == "choices" and prompt.choices is not None and pool[0].candidates != texts[0].candidates:
-        raise InputError(
-            "rows for demonstrations: their labels are written in another way than those of the scored rows",
-            hint=f"column {prompt.label!r}: write numbers in both, or names in both",
-        )
-    return pool
