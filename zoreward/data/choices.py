@@ -80,7 +80,7 @@ def _keyed(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed:
             given = [shlex.quote(f"{number}={choice}") for number, choice in enumerate(choices)]
             raise InputError(
                 f"every choice has an '=', and what stands in front of it is no label: {listed(keys)}",
-                hint=f"labels in the rows: {_shown(labels)}; for answers with an '=' give --choice {given[0]} and so on",
+                hint=f"labels in the rows: {_shown(labels)}; for answers with an '=' give --choice {given[0]} …",
             )
     if len(words) == len(choices) and all(_word(value) in words for value in labels):
         return _Keyed([choice.strip() for choice in choices], list(choices), True)
@@ -160,9 +160,9 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
 def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Chosen]:
     """Each row's own candidates, from a column of lists, and the index of the right one.
 
-    The column may be a path, `choices[text]`. Where the answers have names beside them (`choices` is
-    `{"text": […], "label": ["A", "B", …]}`, or a list of such pairs), and every row's label is one of its names, a label
-    is a name.
+    The column may be a path, `choices[text]`. The answers may have names beside them: `choices` is
+    `{"text": […], "label": ["A", "B", …]}`, or a list of such pairs. Where every row's label is one of its names, a
+    label is a name.
 
     Otherwise a number or a bool in the column `label` is an index. Strings are read in one way for all rows: as texts
     where each is one of its row's answers, as indices where each is one ("0", "1", …). Where both could be and they
@@ -218,7 +218,7 @@ def _lettered(rows: list[dict[str, Any]], column: str) -> tuple[list[Any], list[
     beside = values_of(rows, parent, "answers", "--choice-column") if parent != column else found
     answers, names = [], []
     for own, whole in zip(found, beside, strict=True):
-        if isinstance(whole, list) and whole and all(isinstance(one, dict) and _PARTS <= one.keys() for one in whole):
+        if isinstance(whole, list) and whole and all(isinstance(one, dict) and one.keys() >= _PARTS for one in whole):
             whole = {part: [one[part] for one in whole] for part in _PARTS}
         parts = {part: _as_list(whole[part]) for part in _PARTS} if _is_lettered(whole) else {}
         fits = bool(parts) and len(parts["text"]) == len(parts["label"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoreward.data.columns import close_hint, columns_of, is_conversation, listed, values_of
+from zoreward.data.conversations import template_arguments
 from zoreward.data.templates import fill
 from zoreward.data.texts import Prompt, Text
 from zoreward.records import InputError, UnknownNameError
@@ -98,16 +99,32 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
     return found
 
 
-def preference_texts(judged: Sequence[Judged], tokenizer: PreTrainedTokenizerBase) -> list[Text]:
+def preference_texts(
+    judged: Sequence[Judged],
+    rows: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any],
+) -> list[Text]:
     """Rows of preferences as texts; conversations through the tokenizer's chat template.
+
+    Args:
+        judged: of the rows.
+        rows: with the columns `tools` and `chat_template_kwargs`, where they have some.
+        tokenizer: of the model.
+        template_kwargs: what the chat template is told besides.
 
     Raises:
         InputError: there are conversations and no chat template, or one does not fit it.
     """
-    return [Text(one.number, *_rendered(one, tokenizer), one.reference) for one in judged]
+    return [
+        Text(one.number, *_rendered(one, row, tokenizer, template_kwargs), one.reference)
+        for one, row in zip(judged, rows, strict=True)
+    ]
 
 
-def _rendered(one: Judged, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, ...]]:
+def _rendered(
+    one: Judged, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+) -> tuple[str, tuple[str, ...]]:
     if isinstance(one.prompt, str):
         return one.prompt, one.answers
     if tokenizer.chat_template is None:
@@ -119,8 +136,9 @@ def _rendered(one: Judged, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tup
     except ImportError as error:
         raise InputError("conversations as preferences need trl", hint="pip install trl") from error
     messages = {"prompt": one.prompt, **dict(zip(names, one.answers, strict=True))}
+    arguments = template_arguments(row, template_kwargs, one.number)
     try:
-        texts = apply_chat_template(messages, tokenizer)
+        texts = apply_chat_template(messages, tokenizer, **arguments)
     except Exception as error:  # a template raises what its author chose
         why = " ".join(str(error).split())
         raise InputError(f"row {one.number} does not fit the chat template: {why:.200}") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data.conversations import read_template_kwargs, refuse_template_kwargs
 from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.rows import rows_of
@@ -34,14 +35,15 @@ def render(
     seed: int = 0,
     kind: str = "causal",
     classes: Sequence[str] = (),
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> list[Example]:
     """Every row as an `Example`: the prompt, the candidates, the index of the right one, and the tokens of all.
 
     The tokens of prompt and candidate, one after the other, are those of the joined text. They part where the prompt's
     own tokens end; where a token of some candidate's joined text spans that border, in front of this token, for all
     candidates of the row. So what is scored is always the text that is read. Spaces at the prompt's end are counted to
-    the candidates, because most tokenizers join a space with the word behind it. What the tokenizer puts in front of a text (BOS) stands in front of the prompt; what it
-    puts behind (EOS) is left out.
+    the candidates, because most tokenizers join a space with the word behind it. What the tokenizer puts in front of a
+    text (BOS) stands in front of the prompt; what it puts behind (EOS) is left out.
 
     Rows of preferences bring their own candidates: `chosen` and `rejected` (the right one is the first), or
     `completion` and a label, true or false (one candidate; −1 is the index of the right one where the label is
@@ -85,6 +87,8 @@ def render(
             its classes are the candidates. The encoder of an `encoder-decoder` reads the prompt, with all that the
             tokenizer puts around it; the candidates are texts of their own, without spaces in front and without EOS.
         classes: names of a classifier's classes, in the order of its outputs.
+        chat_template_kwargs: for preferences that are conversations: what the chat template is told, as a dict or JSON.
+            A row's columns `tools` and `chat_template_kwargs` are told too, and win.
 
     Raises:
         InputError: an option is missing; a template, a choice or a label does not fit the rows; a candidate without
@@ -110,19 +114,22 @@ def render(
     """
     rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    told = read_template_kwargs(chat_template_kwargs)
     if kind in WHOLE:
+        refuse_template_kwargs(told)
         texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
         return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
     refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
-        judged = _judged(rows, asked, prompt, shots)
-        texts = preference_texts(judged, tokenizer)
+        judged = _judged(rows, asked, prompt, shots, told)
+        texts = preference_texts(judged, rows, tokenizer, told)
         chat = not isinstance(judged[0].prompt, str)
         all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
         return [
             Example(row, text.prompt, text.candidates, text.reference, *tokens)
             for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
         ]
+    refuse_template_kwargs(told)
     texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
     return [
         Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
@@ -147,6 +154,7 @@ def check_columns(
     seed: int = 0,
     kind: str = "causal",
     classes: Sequence[str] = (),
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> None:
     """Raise what `render` would raise about rows and options, without a tokenizer: before any model is loaded.
 
@@ -160,23 +168,31 @@ def check_columns(
     """
     rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    told = read_template_kwargs(chat_template_kwargs)
     if kind in WHOLE:
+        refuse_template_kwargs(told)
         whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
         return
     refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
-        _judged(rows, asked, prompt, shots)
+        _judged(rows, asked, prompt, shots, told)
     else:
+        refuse_template_kwargs(told)
         _texts_and_shots(rows, asked, shots, shot_rows, seed)
 
 
-def _judged(rows: list[dict[str, Any]], asked: Prompt, column: str, shots: int) -> list[Judged]:
+def _judged(
+    rows: list[dict[str, Any]], asked: Prompt, column: str, shots: int, template_kwargs: Mapping[str, Any]
+) -> list[Judged]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
     if shots:
         raise InputError("preferences take no demonstrations", hint="leave --shots out")
-    return judged_rows(rows, asked, column)
+    judged = judged_rows(rows, asked, column)
+    if isinstance(judged[0].prompt, str):
+        refuse_template_kwargs(template_kwargs)
+    return judged
 
 
 def _texts_and_shots(

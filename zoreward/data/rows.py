@@ -105,7 +105,7 @@ def _check_texts(rows: Iterable[Any], what: str) -> None:
         for column, value in row.items() if isinstance(row, dict) else ():
             if (text := _broken_text(value)) is not None:
                 raise InputError(
-                    f"{what} {number}: the column {column!r} holds half a character, {ascii(text):.80}",
+                    f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}",
                     hint="drop such rows; or write the whole character, or U+FFFD in its place",
                 )
 

@@ -74,9 +74,7 @@ def fields_of(template: str, option: str) -> list[str]:
     return fields
 
 
-def _fill_row(
-    template: str, fields: list[str], plain: list[str], row: dict[str, Any], where: str, option: str
-) -> str:
+def _fill_row(template: str, fields: list[str], plain: list[str], row: dict[str, Any], where: str, option: str) -> str:
     for field in fields:
         path = field.partition("|")[0]
         value = field_value(path, row, where, option)

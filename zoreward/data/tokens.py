@@ -103,7 +103,7 @@ def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenize
             raise InputError(
                 f"row {text.number}: the answers {spelled[tokens]!r:.80} and {candidate!r:.80} are the same tokens to "
                 f"this tokenizer ({names:.80}), so every model finds them equally likely",
-                hint="write them in words that it tells apart, or drop such rows",
+                hint="mind the space between prompt and answer; or write them in words that it tells apart, or drop such rows",
             )
         spelled[tokens] = candidate
 
@@ -121,9 +121,9 @@ def warn_of_unknown(texts: Sequence[Text], tokens: Sequence[Tokens], tokenizer: 
     if found:
         from transformers.utils import logging
 
-        others = f", as {len(found) - 1:,} more" if len(found) > 1 else ""
+        others = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
         logging.get_logger(__name__).warning_once(
-            f"The answer {found[0]!r:.80}{others}, holds what the tokenizer does not know: {name} is scored in its place."
+            f"The answer {found[0]!r:.80}{others} holds what the tokenizer does not know: {name} is scored instead."
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from zoreward.data import rows_of
 from zoreward.members import (
     PREFIX_TOKENS,
     Tuned,
@@ -59,7 +60,7 @@ def made_examples(
     head: Head,
 ) -> list[Example]:
     """Return the rows made ready for the model; see `examples_of`."""
-    rows = list(dataset) if dataset is not None else []
+    rows = rows_of(dataset) if dataset is not None else []
     if not rows:
         raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
     limit = length_limit(
@@ -84,6 +85,7 @@ def made_examples(
         shots=args.shots,
         shot_rows=shot_rows,
         seed=args.seed,
+        chat_template_kwargs=args.chat_template_kwargs,
     )
 
 

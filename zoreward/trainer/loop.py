@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
+from zoreward.data import rows_of
 from zoreward.journal import Journal
 from zoreward.members import in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
@@ -69,7 +70,7 @@ class ZOTrainer(ResumableTrainer):
             adapter the adapter is tuned.
         reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
         args: the options.
-        train_dataset: rows; a list of dicts or a `datasets.Dataset`.
+        train_dataset: rows; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         eval_dataset: rows to choose by.
         processing_class: the tokenizer; by default the model's own.
         reward_processing_classes: not supported yet; GRPOTrainer's argument.
@@ -126,15 +127,16 @@ class ZOTrainer(ResumableTrainer):
         args = completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
-        self.head = checked_head(model, args, list(train_dataset or ()))
+        train_rows = rows_of(train_dataset if train_dataset is not None else ())
+        self.head = checked_head(model, args, train_rows)
         check_quantised(model, args, adapter)
         tokenizer = processing_class or load_tokenizer(
             name_of(model), trust_remote_code=args.trust_remote_code, kind=self.head.kind
         )
         tokenizer = prepare_tokenizer(tokenizer, self.head.kind)
-        self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
+        self._shot_rows = rows_of(shot_dataset) if shot_dataset is not None else train_rows
         settings = (needs, args, tokenizer, model, self._shot_rows, self.head)
-        train_examples = made_examples(train_dataset, *settings)
+        train_examples = made_examples(train_rows, *settings)
         self.method = method_of(args, rows=len(train_examples))
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
         warn_about_context(train_examples, args.shots if needs != "completions" else 0)
