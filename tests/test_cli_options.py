@@ -23,7 +23,12 @@ def score_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_a_config_file_gives_defaults_and_the_command_line_wins(capsys: pytest.CaptureFixture[str]) -> None:
-    names = {"model": "model", "data": "train.jsonl", "template": "{sentence} it was", "choice": [" terrible", " great"]}
+    names = {
+        "model": "model",
+        "data": "train.jsonl",
+        "template": "{sentence} it was",
+        "choice": [" terrible", " great"],
+    }
     Path("own.yaml").write_text(yaml.safe_dump({**names, "steps": 3, "lr": 2e-3, "batch_size": 4, "eps": 0.1}))
     assert main(["tune", "accuracy", "--config", "own.yaml", "--steps", "2", "--output", "run"]) == 0
     written = yaml.safe_load(Path("run/config.yaml").read_text())

@@ -199,16 +199,28 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
                 hint="give the labels as integers, counted from 0",
             )
     references = indices if None in places and None not in indices else places
-    chosen: list[Chosen] = []
-    for number, (own, reference, value) in enumerate(zip(candidates, references, labels, strict=True), 1):
-        if reference is None:
-            raise InputError(
-                f"row {number}: the label {value!r} belongs to none of its {len(own)} answers",
-                hint=f"a label is 0 to {len(own) - 1}, or the text of an answer: {listed([repr(a) for a in own])}",
-            )
-        chosen.append((own, reference))
+    _check_references(references, labels, candidates, names)
+    chosen = [(own, place) for own, place in zip(candidates, references, strict=True) if place is not None]
     _warn_of_counting_from_one(chosen, names, label)
     return chosen
+
+
+def _check_references(
+    references: Sequence[int | None],
+    labels: Sequence[Any],
+    candidates: Sequence[tuple[str, ...]],
+    names: Sequence[list[str] | None],
+) -> None:
+    """Raise where a label belongs to no answer: about a row where it is no name either, if there is such a row."""
+    wrong = [number for number, reference in enumerate(references) if reference is None]
+    if wrong:
+        number = min(wrong, key=lambda number: str(labels[number]) in (names[number] or ()))
+        own, known = candidates[number], names[number]
+        named = f"one of the names {listed(known)}, " if known else ""
+        raise InputError(
+            f"row {number + 1}: the label {labels[number]!r} belongs to none of its {len(own)} answers",
+            hint=f"a label is {named}0 to {len(own) - 1}, or the text of an answer: {listed([repr(a) for a in own])}",
+        )
 
 
 def _lettered(rows: list[dict[str, Any]], column: str) -> tuple[list[Any], list[list[str] | None]]:

@@ -37,6 +37,7 @@ from zoreward.trainer.inputs import (
     one_objective,
     refuse_what_is_missing,
     tunes_adapter,
+    warn_about_classes,
     warn_about_context,
 )
 from zoreward.trainer.keeper import Keeper
@@ -140,6 +141,8 @@ class ZOTrainer(ResumableTrainer):
         self.method = method_of(args, rows=len(train_examples))
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
         warn_about_context(train_examples, args.shots if needs != "completions" else 0)
+        batch_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        warn_about_classes(self.objective, train_examples, batch_rows)
         self.method_state = self.method.init()
         query = self.method.ask(self.method_state)
         self.memory = checked_memory(
