@@ -93,7 +93,7 @@ def test_prompts_are_shown_and_nothing_is_loaded_or_written(
     for words in (["eval", "accuracy", *EVAL], ["tune", "accuracy", *TUNE]):
         assert main([*words, "--show-prompts"]) == 0
         out = capsys.readouterr().out
-        assert "a good film it was" in out and "→ 'great'" in out
+        assert "a good film it was" in out and "→ ' great'" in out
         assert out.count("row ") == 3
     assert not Path("run").exists()
 

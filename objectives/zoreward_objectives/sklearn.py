@@ -35,8 +35,9 @@ def sklearn_(
 ) -> Objective:
     """A scorer or a metric of scikit-learn: f1_macro, roc_auc, cohen_kappa_score, neg_log_loss and the like.
 
-    Classes are the choices, by index; probabilities are the softmax of the choices' mean log-probabilities per token. A
-    metric of probabilities, such as neg_log_loss, knows of all choices, also of those that a batch has no row of. Losses are negated and must be asked for as such: neg_log_loss, neg_hamming_loss.
+    Classes are the choices, by index; probabilities are the softmax of the choices' mean log-probabilities per token.
+    Metrics of probabilities that take labels, such as neg_log_loss, are given all choices, also those that no row of a
+    batch has. Losses are negated and must be asked for as such: neg_log_loss, neg_hamming_loss.
 
     Args:
         name: of a scorer (sklearn.metrics.get_scorer_names) or of a function of sklearn.metrics.

@@ -103,7 +103,7 @@ def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenize
             raise InputError(
                 f"row {text.number}: the answers {spelled[tokens]!r:.80} and {candidate!r:.80} are the same tokens to "
                 f"this tokenizer ({names:.80}), so every model finds them equally likely",
-                hint="mind the space between prompt and answer; or write them in words that it tells apart, or drop such rows",
+                hint="mind the space in front of an answer; or take words that it tells apart, or drop such rows",
             )
         spelled[tokens] = candidate
 

@@ -144,8 +144,8 @@ def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: 
     expected, enough = rows * count / len(examples), min(len(examples), -(-2 * len(examples) // count))
     if expected < 2:
         logging.get_logger(__name__).warning(
-            "A batch of %d rows holds %.2g of the rarest answer, %r, on average; the mean of %s over such batches is not "
-            "what it is on all rows. Take --batch-size %d or more.",
+            "A batch of %d rows holds %.2g of the rarest answer, %r, on average; the mean of %s over such batches is "
+            "not what it is on all rows. Take --batch-size %d or more.",
             rows, expected, examples[0].candidates[rarest], ", ".join(names), enough,
         )  # fmt: skip
 
