@@ -40,7 +40,7 @@ def values_of(rows: list[dict[str, Any]], column: str, what: str, option: str) -
         raise UnknownNameError(f"no row has the {what} column {name!r}", hint=hint)
     values = []
     for number, row in enumerate(rows, 1):
-        value = row.get(column) if name == column else field_value(column, row, f"row {number}", option)
+        value: Any = row.get(column) if name == column else field_value(column, row, f"row {number}", option)
         if is_missing(value):
             raise InputError(
                 f"row {number} has no {what} in column {column!r}{_as_nan(value)}", hint="drop such rows, or fill them"

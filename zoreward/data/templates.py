@@ -93,7 +93,7 @@ def _reads_as_text(value: Any) -> bool:
     >>> [_reads_as_text(value) for value in ("a", 1, 0.5, ["a"], {"a": 1}, b"a")]
     [True, True, True, False, False, False]
     """
-    if isinstance(value, bytes) or getattr(value, "ndim", 0):  # ndim: an array of numpy
+    if isinstance(value, bytes) or getattr(value, "ndim", 0) > 0:  # ndim: an array of numpy
         return False
     # Lists, dicts and objects that say nothing of the kind have `object.__str__`, which calls `repr`.
     return isinstance(value, numbers.Number) or type(value).__str__ is not object.__str__

@@ -193,7 +193,11 @@ def examples_of(
     if needs == "completions":
         # An encoder–decoder writes in a text of its own.
         room = max_length if max_length is None or head.kind == PAIRS else max_length - max_new_tokens
-        settings = {"template": template, "prompt": prompt, "chat_template_kwargs": chat_template_kwargs}
+        settings: dict[str, Any] = {
+            "template": template,
+            "prompt": prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         return render_prompts(rows, tokenizer, max_length=room, kind=head.kind, **settings)
     answers |= {"template": template, "prompt": prompt, "chat_template_kwargs": chat_template_kwargs}
     answers |= {"kind": head.kind, "classes": head.classes}
