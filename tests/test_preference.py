@@ -198,6 +198,15 @@ def test_an_implicit_prompt_is_what_both_begin_with_in_whole_words(chosen, rejec
     assert example.candidate_tokens[0] != example.candidate_tokens[1]
 
 
+PAIR_OF_TEXTS = {"chosen": "the film was good", "rejected": "the film was bad"}
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_missing_prompt_is_found_as_where_there_is_no_column(nothing, tokenizer):
+    rows = [{"prompt": "a film", **PAIR_OF_TEXTS}, {"prompt": nothing, **PAIR_OF_TEXTS}]
+    assert [one.prompt for one in rendered(rows, tokenizer)] == ["a film", "the film was"]
+
+
 def test_an_implicit_prompt_begins_that_of_trl():
     trl = pytest.importorskip("trl")
     for pair in ({"chosen": "the film was good", "rejected": "the film was bad"}, {"chosen": "a b", "rejected": "a c"}):

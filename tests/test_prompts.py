@@ -394,6 +394,13 @@ NAN = float("nan")
         ([GOOD, {"sentence": NAN, "label": 1}], {}, "row 2: {sentence} of --template is empty (NaN)", "fill them"),
         ([GOOD, {"sentence": "x", "label": NAN}], {}, "row 2 has no label in column 'label' (NaN)", "fill them"),
         ([{"a": {"b": np.float32("nan")}}], {"template": "{a[b]}"}, "{a[b]} of --template is empty (NaN)", "fill"),
+        (
+            [GOOD],
+            {"template": "{sentence} \udce9t\udce9"},
+            "--template '{sentence} \\udce9t\\udce9' holds half",
+            "UTF-8",
+        ),
+        ([GOOD], {"choices": [" a", " \ud83d"]}, "the choice ' \\ud83d' holds half a character", "UTF-8"),
         ([GOOD], {"choices": ["no=x", "yes=y"]}, "in front of it is no label: no, yes", "0=no=x"),
         ([GOOD], {"choices": [" great"]}, "one choice", "--choice"),
         ([GOOD], {"choices": " great"}, "one choice", "--choice"),

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoreward.data.columns import columns_of, listed, values_of
+from zoreward.data.columns import broken_text, columns_of, listed, values_of
 from zoreward.data.features import NamedLabel
 from zoreward.records import InputError
 
@@ -51,6 +51,8 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
     for choice in choices:
         if not isinstance(choice, str):
             raise InputError(f"the choice {choice!r} is no text", hint=f"put it in quotes: '{choice}'")
+        if broken_text(choice) is not None:
+            raise InputError(f"the choice {choice!a:.80} holds half a character", hint="write it in UTF-8")
     labels = values_of(rows, label, "label", "--label")
     keyed = _keyed(choices, labels)
     for what, texts in (("label", keyed.keys), ("answer", keyed.answers)):

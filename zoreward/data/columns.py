@@ -101,6 +101,23 @@ def is_conversation(value: Any) -> bool:
     )
 
 
+def broken_text(value: Any) -> str | None:
+    """The first text in a value that cannot be written as UTF-8.
+
+    >>> broken_text([{"content": "fine"}, {"content": "fine \\ud83d"}])
+    'fine \\ud83d'
+    """
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return value
+        return None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((text for part in parts if (text := broken_text(part)) is not None), None)
+
+
 def _as_nan(value: Any) -> str:
     return "" if value is None else " (NaN)"
 

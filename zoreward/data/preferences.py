@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoreward.data.columns import close_hint, columns_of, is_conversation, listed, values_of
+from zoreward.data.columns import close_hint, columns_of, is_conversation, is_missing, listed, values_of
 from zoreward.data.conversations import template_arguments
 from zoreward.data.templates import fill
 from zoreward.data.texts import Prompt, Text
@@ -87,7 +87,7 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
         if not isinstance(label, bool) and label not in (0, 1):
             hint = "write true for a good answer and false for a bad one"
             raise InputError(f"row {number}: the label {label!r:.60} is neither true nor false", hint=hint)
-        asked = filled[number - 1] if filled is not None else row.get(column)
+        asked = filled[number - 1] if filled is not None else None if is_missing(row.get(column)) else row[column]
         # A prompt column beside whole conversations is a copy of their beginning.
         if paired and filled is None and (asked is None or (chat and isinstance(asked, str))):
             asked, own = _split(own)

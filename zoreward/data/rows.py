@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoreward.data.columns import listed
+from zoreward.data.columns import broken_text, listed
 from zoreward.data.features import class_names, class_names_in, with_class_names
 from zoreward.data.hub import hub_rows
 from zoreward.records import InputError, MissingFileError
@@ -103,28 +103,11 @@ def _check_texts(rows: Iterable[Any], what: str) -> None:
     """
     for number, row in enumerate(rows, 1):
         for column, value in row.items() if isinstance(row, dict) else ():
-            if (text := _broken_text(value)) is not None:
+            if (text := broken_text(value)) is not None:
                 raise InputError(
                     f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}",
                     hint="drop such rows; or write the whole character, or U+FFFD in its place",
                 )
-
-
-def _broken_text(value: Any) -> str | None:
-    """The first text in a value that cannot be written as UTF-8.
-
-    >>> _broken_text([{"content": "fine"}, {"content": "fine \\ud83d"}])
-    'fine \\ud83d'
-    """
-    if isinstance(value, str):
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return value
-        return None
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((text for part in parts if (text := _broken_text(part)) is not None), None)
 
 
 def _is_hub_name(source: str) -> bool:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoreward.data.columns import column_in, columns_hint, columns_of, field_value, is_conversation, listed
+from zoreward.data.columns import broken_text, column_in, columns_hint, columns_of, field_value, is_conversation, listed
 from zoreward.data.filters import check_filters, filtered
 from zoreward.records import InputError
 
@@ -59,6 +59,8 @@ def fields_of(template: str, option: str) -> list[str]:
     >>> fields_of("{answers[0]} is {score:{width}} {{so}}", "--template")
     ['answers[0]', 'score', 'width']
     """
+    if broken_text(template) is not None:
+        raise InputError(f"{option} {template!a:.80} holds half a character", hint="write it in UTF-8")
     fields = []
     try:
         for _, field, spec, _ in string.Formatter().parse(template):
