@@ -376,6 +376,11 @@ def set_level(predictions, references) -> float:
         ("auc", [0] * 30 + [1] * 10, 7, "Take --batch-size 8 or more"),
         ("sklearn:f1_macro", [0] * 30 + [1] * 10, 7, "of f1_macro over"),
         (set_level, [0] * 30 + [1] * 10, 7, "of set_level over"),
+        ("sklearn:balanced_accuracy", [0] * 30 + [1] * 10, 7, "of balanced_accuracy over"),
+        ("sklearn:neg_log_loss", [0] * 30 + [1] * 10, 7, None),  # a mean over rows
+        ("sklearn:neg_brier_score", [0] * 30 + [1] * 10, 7, None),
+        ("sklearn:accuracy", [0] * 30 + [1] * 10, 7, None),
+        ("sklearn:accuracy_score", [0] * 30 + [1] * 10, 7, None),
         ("accuracy", [0] * 18 + [1] * 2, 4, None),
         ("neg-cross-entropy", [0] * 18 + [1] * 2, 4, None),
     ],

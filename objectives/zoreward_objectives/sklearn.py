@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from zoreward.registry import Objective
 
 _LOSSES = ("_loss", "_error", "_deviance")
+# Means over rows, though scikit-learn has one number for all.
+_MEANS = ("accuracy", "top_k_accuracy", "log_loss", "brier", "brier_score_loss", "hamming_loss", "zero_one_loss")
 # What a metric's second argument is called, and the methods of an estimator that give it, best first.
 _RESPONSES: dict[str, str | tuple[str, ...]] = {
     "y_proba": "predict_proba",
@@ -66,6 +68,9 @@ def sklearn_(
             return undefined
         return undefined if undefined is not None and value != value else value
 
+    if name.removeprefix("neg_").removesuffix("_score") in _MEANS:
+        # Who says that it returns a float is taken for a metric of a set, whose value on few rows is biased.
+        del score.__annotations__["return"]
     score.__name__ = name
     score.__doc__ = f"scikit-learn's {name}."
     _try(name, score)
