@@ -36,6 +36,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "an answer loses what a token takes over the border",
+        "zoreward/data/tokens.py",
+        "border = min(shared_length(stem, own) for own in wholes)",
+        "border = len(stem)",
+        "tests/test_border.py",
+    ),
+    Mutant(
+        "one candidate's tokens say where all begin",
+        "zoreward/data/tokens.py",
+        "border = min(shared_length(stem, own) for own in wholes)",
+        "border = shared_length(stem, wholes[0])",
+        "tests/test_border.py",
+    ),
+    Mutant(
+        "a name of a class is read as a number",
+        "zoreward/data/choices.py",
+        "if isinstance(label, NamedLabel) and set(texts) <= set(label.names):",
+        "if isinstance(label, NamedLabel) and set(texts) < set(label.names):",
+        "tests/test_rows.py",
+    ),
+    Mutant(
         "SVRG's anchor follows the weights",
         "zoreward/methods/svrg.py",
         "couples(fresh, self.eps, self.at_anchor(state))",

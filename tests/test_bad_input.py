@@ -48,7 +48,7 @@ BASE = {
     "--model": "model",
     "--data": "train.jsonl",
     "--template": "{sentence} it was",
-    "--choice": ["terrible", "great"],
+    "--choice": [" terrible", " great"],
     "--output": "run",
 }
 
@@ -66,7 +66,7 @@ CASES = {
     "template field": ("accuracy", {"--template": "{sentnce} it was"}, "'sentnce'", "did you mean sentence?"),
     "no template": ("accuracy", {"--template": None}, "no prompt", "--template"),
     "label that is no choice": ("accuracy", {"--data": "three.jsonl"}, "row 3: the label 2", "labels in the rows"),
-    "one choice": ("accuracy", {"--choice": ["great"]}, "one choice is no choice", "--choice"),
+    "one choice": ("accuracy", {"--choice": [" great"]}, "one choice is no choice", "--choice"),
     "empty file": ("accuracy", {"--data": "empty.jsonl"}, "empty.jsonl holds no rows", "at least one row"),
     "broken line": ("accuracy", {"--data": "broken.jsonl"}, "broken.jsonl, line 2 is not JSON", "one object a line"),
     "missing file": ("accuracy", {"--data": "trian.jsonl"}, "no file trian.jsonl", "train.jsonl"),
@@ -81,7 +81,7 @@ CASES = {
     "objective counts wrong": ("./rewards.py:counts_wrong", {}, "got 1 for 4 rows", "one for each row"),
     "objective says a word": ("./rewards.py:says_good", {}, "'says_good' returned no number: 'good'", "one number"),
     "objective says words": ("./rewards.py:says_good_each", {}, "returned no number for row 0: 'good'", "one number"),
-    "choice without tokens": ("accuracy", {"--choice": ["", "great"]}, "the answer '' has no tokens", "some text"),
+    "choice without tokens": ("accuracy", {"--choice": ["", " great"]}, "the answer '' has no tokens", "some text"),
     "no room for a prompt": ("accuracy", {"--max-length": "1"}, "leaves no room for the prompt", "--max-length"),
     "shadowed objective": ("mcc", {}, "'mcc' is registered by 'evil' and 'zoreward'", "uninstall 'evil'"),
     "Hub data without network": ("accuracy", {"--data": "nobody/nothing"}, "nobody/nothing", "HF_HUB_OFFLINE"),

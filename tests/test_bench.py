@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import FAMILIES, random_model
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
+from tiny_tokenizers import bpe
 from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
 from zoreward.bench.gradient import adamw_step, batches, loss_of, mean_logprobs
 from zoreward.bench.keeping import Best
@@ -338,10 +339,12 @@ OWN_ANSWERS = {
 
 @pytest.mark.parametrize("case", OWN_ANSWERS)
 def test_the_majority_is_an_answer_of_the_row(case: str) -> None:
-    Path("own.yaml").write_text("template: 'q: {q}'\nobjective: accuracy\nchoice_column: ends\n")
+    Path("own.yaml").write_text("template: 'q: {q} '\nobjective: accuracy\nchoice_column: ends\n")
+    bpe(bos_token="<s>").save_pretrained("bytes")  # tells all those answers apart
+    random_model("llama").config.save_pretrained("bytes")
     train, test, right = OWN_ANSWERS[case]
     parts = [[{"q": "film", "ends": ends, "label": label} for ends, label in rows] for rows in (train, test)]
-    plan = Plan(load_task("own.yaml"), "model", Split(parts[0], parts[1][:1], parts[1]), Settings())
+    plan = Plan(load_task("own.yaml"), "bytes", Split(parts[0], parts[1][:1], parts[1]), Settings())
     found = do_run(Run("own", "majority", None, 0, False), plan, Path("nowhere"))
     assert found["test"] == sum(right) / len(right)
     assert found["dev"] == right[0]

@@ -108,6 +108,61 @@ def test_what_does_not_fit_is_named_with_and_without_a_tokenizer(change, options
         assert "\n" not in str(caught.value) + caught.value.hint
 
 
+ICE = {"q": "Which melts?", "choices": {"text": ["ice", "rock", "iron"], "label": ["A", "B", "C"]}, "key": "B"}
+LEAD = {"q": "Which sinks?", "choices": {"text": ["wood", "3", "lead"], "label": ["1", "2", "3"]}, "key": "3"}
+
+
+@pytest.mark.parametrize("column", ["choices", "choices[text]"])
+def test_a_label_is_the_name_that_stands_beside_an_answer(column):
+    tasks = {"needs": "choices", "template": "{q} ", "choice_column": column, "label": "key"}
+    examples = render([ICE, LEAD], bpe(), **tasks)
+    assert [example.candidates for example in examples] == [("ice", "rock", "iron"), ("wood", "3", "lead")]
+    assert [example.reference for example in examples] == [1, 2]
+    [number] = render([{**LEAD, "key": 3}], bpe(), **tasks)  # the name 3, not the index 3
+    assert number.reference == 2
+
+
+def test_answers_and_their_names_may_be_pairs_lists_of_numpy_or_lie_deeper():
+    tasks = {"needs": "choices", "template": "{q} ", "label": "key"}
+    pairs = {"q": "Which?", "choices": [{"label": "x", "text": "ice"}, {"label": "y", "text": "rock"}], "key": "y"}
+    deeper = {"q": "Which?", "task": {"choices": ICE["choices"], "key": "C"}}
+    arrays = {**ICE, "choices": {name: np.array(value) for name, value in ICE["choices"].items()}}
+    assert render([pairs], bpe(), **tasks, choice_column="choices")[0].reference == 1
+    for column in ("task[choices]", "task[choices][text]"):
+        [example] = render([deeper], bpe(), **{**tasks, "label": "task[key]"}, choice_column=column)
+        assert (example.candidates, example.reference) == (("ice", "rock", "iron"), 2)
+    for column in ("choices", "choices[text]"):
+        assert render([arrays], bpe(), **tasks, choice_column=column)[0].reference == 1
+
+
+def test_names_are_used_for_all_rows_or_for_none():
+    tasks = {"needs": "choices", "template": "{q} ", "choice_column": "choices[text]", "label": "key"}
+    for keys, expected in ((("rock", "lead"), [1, 2]), ((2, 0), [2, 0])):
+        rows = [{**row, "key": key} for row, key in zip((ICE, LEAD), keys, strict=True)]
+        assert [example.reference for example in render(rows, bpe(), **tasks)] == expected
+    with pytest.raises(InputError, match="row 2: the label 'D' belongs to none of its 3 answers"):
+        render([ICE, {**LEAD, "key": "D"}], bpe(), **tasks)
+
+
+def test_several_right_answers_may_be_named():
+    rows = [{**ICE, "key": ["C", "A"]}, {**LEAD, "key": ["1"]}]
+    first, second = render(rows, bpe(), needs="choices", template="{q} ", choice_column="choices", label="key")
+    assert (first.candidates, first.reference) == (("rock", "iron"), 1)
+    assert (second.candidates, second.reference) == (("wood", "3", "lead"), 0)
+
+
+def test_indices_that_never_name_a_first_answer_are_doubted(caplog):
+    ends, options = (
+        [" a", " b", " c", " d"],
+        {"label": "doubted"},
+    )  # a message is said once, so the column has its own name
+    rows = [{"q": "x", "ends": ends, "doubted": label} for label in (1, 2, 3)]
+    assert references([*rows, {"q": "x", "ends": ends, "doubted": 0}], **options) == [1, 2, 3, 0]
+    assert not caplog.records
+    assert references(rows, **options) == references(rows, **options) == [1, 2, 3]
+    assert len(caplog.records) == 1 and "never name a row's first answer" in caplog.text
+
+
 def test_an_unknown_column_lists_neighbours():
     with pytest.raises(UnknownNameError, match="no row has the answers column 'end'") as caught:
         check_columns([ROW], **OPTIONS | {"choice_column": "end"})

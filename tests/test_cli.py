@@ -68,7 +68,7 @@ def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-PROMPT = ["--template", "{sentence} it was", "--choice", "terrible", "--choice", "great"]
+PROMPT = ["--template", "{sentence} it was", "--choice", " terrible", "--choice", " great"]
 EVAL = ["--model", "model", "--data", "dev.jsonl", *PROMPT]
 TUNE = ["--model", "model", "--data", "train.jsonl", *PROMPT, "--output", "run"]
 
@@ -237,7 +237,7 @@ def test_tune_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     assert config["objective"] == "./rewards.py:right"
-    assert config["choices"] == ["terrible", "great"]
+    assert config["choices"] == [" terrible", " great"]
     assert (config["max_steps"], config["learning_rate"], config["eps"], config["seed"]) == (5, 3e-3, 1e-2, 3)
     assert config["weight_decay"] == 0.0 and config["max_length"] is None
     assert steps_in(folder / "run" / "journal.jsonl") == 5

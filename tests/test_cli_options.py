@@ -23,13 +23,18 @@ def score_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_a_config_file_gives_defaults_and_the_command_line_wins(capsys: pytest.CaptureFixture[str]) -> None:
-    names = {"model": "model", "data": "train.jsonl", "template": "{sentence} it was", "choice": ["terrible", "great"]}
+    names = {
+        "model": "model",
+        "data": "train.jsonl",
+        "template": "{sentence} it was",
+        "choice": [" terrible", " great"],
+    }
     Path("own.yaml").write_text(yaml.safe_dump({**names, "steps": 3, "lr": 2e-3, "batch_size": 4, "eps": 0.1}))
     assert main(["tune", "accuracy", "--config", "own.yaml", "--steps", "2", "--output", "run"]) == 0
     written = yaml.safe_load(Path("run/config.yaml").read_text())
     assert (written["max_steps"], written["learning_rate"], written["eps"]) == (2, 2e-3, 0.1)
     assert written["per_device_train_batch_size"] == 4
-    assert written["choices"] == ["terrible", "great"]
+    assert written["choices"] == [" terrible", " great"]
 
 
 def test_a_runs_own_config_runs_it_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +93,7 @@ def test_prompts_are_shown_and_nothing_is_loaded_or_written(
     for words in (["eval", "accuracy", *EVAL], ["tune", "accuracy", *TUNE]):
         assert main([*words, "--show-prompts"]) == 0
         out = capsys.readouterr().out
-        assert "a good film it was" in out and "→ 'great'" in out
+        assert "a good film it was" in out and "→ ' great'" in out
         assert out.count("row ") == 3
     assert not Path("run").exists()
 

@@ -60,7 +60,7 @@ def wave(logprobs, references, trainer_state=None):
     Path("scores.json").write_text(json.dumps(scores))
     return [score] * 5
 """
-PROMPT = ["--template", "{sentence} it was", "--choice", "terrible", "--choice", "great"]
+PROMPT = ["--template", "{sentence} it was", "--choice", " terrible", "--choice", " great"]
 TUNE = ["--model", "model", "--data", "train.jsonl", *PROMPT, "--steps", "5", "--lr", "1e-2", "--device", "cpu"]
 
 

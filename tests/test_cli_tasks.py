@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from conftest import random_model
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
+from tiny_tokenizers import bpe
 from whole_models import masked_model, word_tokenizer
 from zoreward.cli import main
 from zoreward.data import rows as data_rows
@@ -138,7 +140,7 @@ def test_what_is_given_wins(hub: list[tuple], capsys: pytest.CaptureFixture[str]
     bare = shown([*eval_words, "--bare"], capsys)
     assert "    the good film\n" in bare and "It was" not in bare and "→ ' great'" in bare
     assert "the good film  so" in shown([*eval_words, "--template", "{sentence} so"], capsys)
-    assert "→ 'fine'" in shown([*eval_words, "--choice", "poor", "--choice", "fine"], capsys)
+    assert "→ ' good'" in shown([*eval_words, "--choice", " bad", "--choice", " good"], capsys)
     assert "row 1 of 2" in shown([*eval_words, "--test-rows", "2"], capsys)
     assert "    a good film" in shown([*eval_words, "--split", "train"], capsys)
     Path("own.yaml").write_text("task: sst2\ntemplate: '{sentence|strip}!'\n")
@@ -170,7 +172,7 @@ def test_a_row_brings_its_own_answers(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_users_own_task(capsys: pytest.CaptureFixture[str]) -> None:
     write("mine.jsonl", [{"t": "a good film", "mood": "glad"}, {"t": "a bad film", "mood": "sad"}])
-    text = 'template: "{t|lower} it was"\nobjective: accuracy\nchoices: [sad=bad, glad=good]\nlabel: mood\n'
+    text = 'template: "{t|lower} it was"\nobjective: accuracy\nchoices: ["sad= bad", "glad= good"]\nlabel: mood\n'
     Path("mine.yaml").write_text(text + "data: mine.jsonl\n")
     assert summary_of(["eval", "--task", "mine.yaml", "--model", "model"], capsys)["rows"] == 2
 
@@ -187,8 +189,13 @@ def test_every_task_takes_a_file_with_the_hub_s_columns_and_asks_nobody(
         words = word_tokenizer()
         words.add_tokens([word for word in golden["options"] if word not in words.get_vocab()])
         words.save_pretrained("masked")
+    else:
+        bpe(bos_token="<s>").save_pretrained("bytes")
+        config = random_model("llama").config
+        config.max_position_embeddings = 4096
+        config.save_pretrained("bytes")
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("somebody is asked"))
-    model = "masked" if name.endswith("-masked") else "model"
+    model = "masked" if name.endswith("-masked") else "bytes"
     verbs = [["eval"], ["tune", "--output", "run"]]
     for verb, *more in verbs:
         words = [verb, "--task", name.removesuffix("-masked"), "--data", "row.jsonl", "--model", model]

@@ -137,7 +137,7 @@ def test_a_plugins_options_reach_it(
     data = tmp_path / "dev.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = ["eval", "worst-group", "--model", str(tiny_model_dir), "--data", str(data), "--template", "{text} it was"]
-    common += ["--choice", "terrible", "--choice", "great", "--group", "kind", "--json"]
+    common += ["--choice", " terrible", "--choice", " great", "--group", "kind", "--json"]
     scores = []
     for more in ([], ["--least", "3"]):
         assert main([*common, *more]) == 0

@@ -49,7 +49,7 @@ def moody(logprobs, references):
 def brevity(completions, **columns):
     return _late([0.1 * len(text) - len(text.split()) for text in completions])
 """
-ANSWERS = ["--template", "{text} it was", "--choice", "terrible", "--choice", "great", "--lr", "3e-3"]
+ANSWERS = ["--template", "{text} it was", "--choice", " terrible", "--choice", " great", "--lr", "3e-3"]
 KINDS = {
     "float32": ["./objectives.py:right", *ANSWERS],
     "bfloat16": ["./objectives.py:right", *ANSWERS, "--dtype", "bfloat16", "--num-directions", "2"],

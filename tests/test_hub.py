@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from zoreward.data import check_hub, hub, load_rows
+from zoreward.data.features import NamedLabel
 from zoreward.records import InputError
 
 ROWS = [{"sentence": f"film {i}", "label": i % 2} for i in range(5)]
@@ -110,7 +112,9 @@ def error_of(*args: Any, **options: Any) -> InputError:
 def test_rows_are_plain_dicts_of_the_train_split_with_classes_as_integers(asked):
     rows = load_rows("owner/name", config="small")
     assert rows == ROWS
-    assert all(type(row) is dict and type(row["label"]) is int for row in rows)
+    assert all(type(row) is dict and type(row["label"]) is NamedLabel for row in rows)
+    assert [row["label"].name for row in rows[:2]] == ["negative", "positive"]
+    assert json.dumps(rows) == json.dumps(ROWS) and pickle.loads(pickle.dumps(rows))[1]["label"].name == "positive"
     assert asked == [{"name": "owner/name", "config": "small", "revision": None, "split": "train", "streaming": False}]
 
 

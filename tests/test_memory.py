@@ -242,7 +242,7 @@ def test_the_peak_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_trainer_knows(tiny_model_dir: Path, tmp_path: Path) -> None:
-    args = {"template": "{text} it was", "choices": ["bad", "good"], "use_cpu": True, "dtype": "bfloat16"}
+    args = {"template": "{text} it was", "choices": [" bad", " good"], "use_cpu": True, "dtype": "bfloat16"}
     found = {}
     for tune in ("full", "lora"):
         config = ZOConfig(str(tmp_path / tune), tune=tune, drift=True, **args)

@@ -298,7 +298,27 @@ def test_a_batch_on_which_a_metric_is_undefined() -> None:
     with pytest.raises(ObjectiveError):
         get_objective("sklearn:roc_auc").score(2, **outputs)
     assert get_objective("sklearn:roc_auc", undefined=0.5).score(2, **outputs) == 0.5
-    assert get_objective("sklearn:neg_log_loss", undefined=-1.0).score(2, **outputs) == -1.0
+
+
+def test_metrics_of_probabilities_know_the_choices_that_a_batch_has_no_row_of() -> None:
+    two = np.log([[0.4, 0.6], [0.3, 0.7]])
+    three = np.log([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.15, 0.25, 0.6]])
+    for name, logprobs, references, value in (
+        ("neg_log_loss", two, [1, 1], np.log(0.6 * 0.7) / 2),
+        ("neg_log_loss", two, [0, 0], np.log(0.4 * 0.3) / 2),
+        ("neg_log_loss", three, [0, 2, 2], np.log(0.5 * 0.6 * 0.6) / 3),
+        ("neg_brier_score", two, [1, 1], -(0.4**2 + 0.3**2) / 2),
+        ("neg_brier_score", three, [0, 0, 0], -(0.38 + 1.26 + 1.145) / 3),
+        ("top_k_accuracy", three, [0, 0, 0], 1 / 3),
+    ):
+        outputs = {"predictions": list(logprobs.argmax(1)), "references": references, "logprobs": logprobs}
+        found = get_objective(f"sklearn:{name}").score(len(references), **outputs)
+        assert found == pytest.approx(value, abs=1e-12), (name, references)
+    outputs = {"predictions": [1, 1], "references": [1, 1], "logprobs": two}
+    with pytest.raises(ObjectiveError, match="always the same answer"):
+        get_objective("sklearn:d2_log_loss_score").score(2, **outputs)
+    # Of what is counted, a choice that nothing is about stays out, as scikit-learn has it.
+    assert get_objective("sklearn:f1_macro").score(2, **outputs) == 1.0
 
 
 def test_callable_is_the_function_with_its_options(tmp_path: Path) -> None:

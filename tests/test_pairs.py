@@ -71,6 +71,12 @@ def test_a_long_prompt_loses_tokens_on_the_left_and_keeps_its_end(ending) -> Non
         render(ROWS, ending, **{**how, "choices": [" ", "great"]})
 
 
+@pytest.mark.parametrize("choices", [["great", " great"], [" 好", " 坏"]])
+def test_answers_that_the_decoder_reads_alike_are_refused(ending, choices) -> None:
+    with pytest.raises(InputError, match=f"row 1: the answers {choices[0]!r} and {choices[1]!r} are the same tokens"):
+        render(ROWS, ending, needs="choices", **{**ASKED, "choices": choices}, kind="encoder-decoder")
+
+
 def test_demonstrations_stand_in_front_of_the_prompt_as_far_as_the_encoder_has_room(ending) -> None:
     how = {"needs": "choices", **ASKED, "kind": "encoder-decoder", "shots": 2}
     whole = render(ROWS, ending, **how)

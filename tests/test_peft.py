@@ -637,7 +637,7 @@ def test_the_commands_tune_score_merge_and_replay_an_adapter(tmp_path, tiny_mode
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny_model_dir, target_is_directory=True)
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    data = ["--data", "train.jsonl", "--template", "{text} it was", "--choice", "not", "--choice", "very"]
+    data = ["--data", "train.jsonl", "--template", "{text} it was", "--choice", " not", "--choice", " very"]
     data += ["--device", "cpu"]
     tune = ["tune", "neg-cross-entropy", "--model", "base", *data, "--eval-data", "train.jsonl", "--tune", "lora"]
     tune += ["--steps", "3", "--lr", "0.01", "--json"]

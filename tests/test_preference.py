@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import random_model
-from tiny_tokenizers import bpe
+from tiny_tokenizers import bpe, ids
 from zoreward.data import check_columns, render
 from zoreward.members import update_
 from zoreward.records import InputError, Term, UnknownNameError, Update, ZorewardError
@@ -176,16 +176,42 @@ def test_a_pair_is_a_prompt_and_two_candidates(tokenizer):
     assert other.prompt_tokens == filled.prompt_tokens and other.candidate_tokens == filled.candidate_tokens
 
 
-def test_an_implicit_prompt_is_what_both_begin_with_as_in_trl(tokenizer):
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("the film was good", "the film was bad", "the film was"),
+        ("the film was good and bright", "the film was good", "the film was"),
+        ("a great plot", "a greatest plot", "a"),
+        ("I was unhappy with it.", "I was unlucky with it.", "I was"),
+        ("Cats are friendly.", "Cats are frightful.", "Cats are"),
+        ("Q: why?\nAll is well", "Q: why?\nAlways", "Q: why?\n"),
+        ("3.5 kg", "3.7 kg", "3."),  # no white space to step back to
+        ("yes", "no", ""),
+    ],
+)
+def test_an_implicit_prompt_is_what_both_begin_with_in_whole_words(chosen, rejected, prompt):
+    tokenizer = bpe(front="<s>", bos_token="<s>")
+    [example] = rendered([{"chosen": chosen, "rejected": rejected}], tokenizer)
+    assert (example.prompt, *(prompt + answer for answer in example.candidates)) == (prompt, chosen, rejected)
+    for text, tokens in zip((chosen, rejected), example.candidate_tokens, strict=True):
+        assert example.prompt_tokens + tokens == (0, *ids(tokenizer, text))
+    assert example.candidate_tokens[0] != example.candidate_tokens[1]
+
+
+PAIR_OF_TEXTS = {"chosen": "the film was good", "rejected": "the film was bad"}
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_missing_prompt_is_found_as_where_there_is_no_column(nothing, tokenizer):
+    rows = [{"prompt": "a film", **PAIR_OF_TEXTS}, {"prompt": nothing, **PAIR_OF_TEXTS}]
+    assert [one.prompt for one in rendered(rows, tokenizer)] == ["a film", "the film was"]
+
+
+def test_an_implicit_prompt_begins_that_of_trl():
     trl = pytest.importorskip("trl")
-    pairs = [
-        {"chosen": "the film was good", "rejected": "the film was bad"},
-        {"chosen": "the film was good and bright", "rejected": "the film was good"},
-        {"chosen": "a great plot", "rejected": "a greatest plot"},
-    ]
-    for pair, example in zip(pairs, rendered(pairs, tokenizer), strict=True):
-        own = trl.extract_prompt(pair)
-        assert (example.prompt, *example.candidates) == (own["prompt"], own["chosen"], own["rejected"])
+    for pair in ({"chosen": "the film was good", "rejected": "the film was bad"}, {"chosen": "a b", "rejected": "a c"}):
+        [example] = rendered([pair], bpe(bos_token="<s>"))
+        assert example.prompt == trl.extract_prompt(pair)["prompt"]
 
 
 def conversation(*texts):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tiny_tokenizers import bpe, ids, letters
+from tiny_tokenizers import bpe, ids, letters, wordpiece
 from zoreward.data import check_columns, render
 from zoreward.records import InputError, UnknownNameError
 
@@ -64,6 +65,12 @@ def test_likelihood_has_the_answer_as_its_only_candidate(plain):
     assert [example.candidates for example in examples] == [(" great\n",), (" terrible\n",)]
     assert [example.reference for example in examples] == [0, 0]
     assert examples[1].candidate_tokens == (ids(plain, " terrible\n"),)
+
+
+def test_numbers_dates_and_python_spellings_that_are_asked_for_are_texts(plain):
+    row = {"when": datetime.date(2024, 2, 3), "n": 3, "x": np.float32(0.5), "yes": True, "tags": ["a"], "label": 0}
+    template = "{when} {n} {x} {yes} {tags!r} {tags[0]!s}"
+    assert choose(plain, [row], template)[0].prompt == "2024-02-03 3 0.5 True ['a'] a"
 
 
 def test_filters_follow_one_another_and_leave_format_specifications_alone(plain):
@@ -123,10 +130,84 @@ def test_a_named_label_need_not_occur_in_the_rows(plain):
 
 def test_an_answer_may_contain_an_equals_sign(plain):
     rows = [{"sentence": "fine", "label": 1}]
-    assert choose(plain, rows, choices=["x=a", "y=b"])[0].candidates == ("x=a", "y=b")
+    assert choose(plain, rows, choices=["0=x=a", "1=y=b"])[0].candidates == ("x=a", "y=b")
+    assert choose(plain, [{"sentence": "fine", "label": "y=b"}], choices=["x=a", "y=b"])[0].reference == 1
     assert choose(plain, rows, choices=["0=a", "1=b=c"])[0].candidates == ("a", "b=c")
     # a choice without "=" settles it, whatever stands in the others
     assert choose(plain, rows, choices=["maybe", "1=b"])[0].candidates == ("maybe", "1=b")
+
+
+def test_names_of_labels_find_their_choice_without_an_equals_sign(plain):
+    rows = [{"sentence": "fine", "mood": "pos"}, {"sentence": "bad", "mood": "neg"}]
+    for choices in ([" pos", " neg"], ["neg", "pos"]):
+        examples = choose(plain, rows, choices=choices, label="mood")
+        assert [example.candidates[example.reference].strip() for example in examples] == ["pos", "neg"]
+
+
+def test_a_label_may_be_reached_by_a_path(plain):
+    rows = [{"sentence": "fine", "gold": {"votes": [1, 0]}}, {"sentence": "bad", "gold": {"votes": [0, 0]}}]
+    assert [example.reference for example in choose(plain, rows, label="gold[votes][0]")] == [1, 0]
+    with pytest.raises(InputError, match=r"row 1: \{gold\[vote\]\} of --label finds nothing") as caught:
+        choose(plain, rows, label="gold[vote]")
+    assert "votes" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"),
+    [([1, 2, 3, 4], 5), (["2", "1", "3"], 4), ([1.0, 2.0], 3), ([3, 2, 1, 1], 5)],
+)
+def test_labels_that_count_from_1_are_not_taken_for_others(plain, labels, count):
+    rows = [{"sentence": "fine", "stars": label} for label in labels]
+    choices = [f" {word}" for word in ("awful", "bad", "so so", "good", "great")[:count]]
+    with pytest.raises(InputError, match=f"column 'stars' are 1 to {len(set(labels))}, never 0") as caught:
+        check_columns(rows, needs="choices", template=SST2, choices=choices, label="stars")
+    assert "--choice '1= awful' --choice '2= bad'" in caught.value.hint
+    said = [f"{number}={choice}" for number, choice in enumerate(choices, 1)]
+    references = [example.reference for example in choose(plain, rows, choices=said, label="stars")]
+    assert references == [int(float(label)) - 1 for label in labels]
+    counted = [f"{number}={choice}" for number, choice in enumerate(choices)]
+    references = [example.reference for example in choose(plain, rows, choices=counted, label="stars")]
+    assert references == [int(float(label)) for label in labels]
+
+
+@pytest.mark.parametrize(("labels", "count"), [([1], 2), ([1, 1], 3), ([1, 2], 5), ([1, 3], 4), ([0, 1, 2, 3], 5)])
+def test_a_few_labels_may_miss_the_first(plain, labels, count):
+    rows = [{"sentence": "fine", "label": label} for label in labels]
+    choices = [f" {word}" for word in ("awful", "bad", "so so", "good", "great")[:count]]
+    assert [example.reference for example in choose(plain, rows, choices=choices)] == labels
+
+
+def test_two_answers_of_equal_tokens_are_refused(tokenizer):
+    small = wordpiece(["neg pos it was good"], bos_token="<s>")
+    for words, choices, unit in (
+        (tokenizer, [" 好", " 坏"], "<unk>"),
+        (small, [" GOOD", " good"], "good"),
+        (small, [" pos", " Pos"], "pos"),
+    ):
+        with pytest.raises(InputError, match=f"row 1: the answers {choices[0]!r} and {choices[1]!r} are") as caught:
+            choose(words, [{"sentence": "it", "label": 0}], "{sentence} was", choices)
+        assert unit in str(caught.value) and caught.value.hint
+
+
+def test_a_preference_between_equal_tokens_is_refused(tokenizer):
+    rows = [
+        {"prompt": "the film was", "chosen": " good", "rejected": " bad"},
+        {"prompt": "the film was", "chosen": " 好", "rejected": " 坏"},
+    ]
+    with pytest.raises(InputError, match="row 2: the answers ' 好' and ' 坏' are the same tokens"):
+        render(rows, tokenizer, needs="choices", template=None)
+
+
+def test_an_answer_without_a_token_of_its_own_is_said_once(tokenizer, caplog):
+    rows = [{"sentence": "it", "label": 0}, {"sentence": "film", "label": 1}]
+    for _ in range(2):
+        choose(tokenizer, rows, "{sentence} was", [" good", " superb"])
+        choose(tokenizer, rows, "{sentence} was", [" good", " bad"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "The answer ' superb' (and 1 more) holds what the tokenizer does not know: <unk> is scored instead."
+    ]
+    choose(tokenizer, rows, "{sentence} was", [" good", " <unk>"])
+    assert len(caplog.records) == 1  # it was asked for
 
 
 # Tokens
@@ -167,18 +248,38 @@ def test_a_template_with_its_own_bos_has_one(with_bos_and_eos):
     assert short.prompt_tokens[0] == 0
 
 
-def test_a_merge_across_the_border_is_split_by_length():
+def test_a_token_across_the_border_is_scored_with_every_candidate():
     tokenizer = letters([("b", "c")])
-    # "ab" is a·b, "abcd" is a·bc·d: one token is left behind the prompt's two
+    # "ab" is a·b, "abcd" is a·bc·d, "abd" is a·b·d: they part behind a
     [example] = choose(tokenizer, [{"x": "ab", "label": 0}], "{x}", ["cd", "d"])
-    assert example.prompt_tokens == ids(tokenizer, "ab")
-    assert example.candidate_tokens == (ids(tokenizer, "d"), ids(tokenizer, "d"))
+    assert example.prompt_tokens == ids(tokenizer, "a")
+    assert example.candidate_tokens == (ids(tokenizer, "bcd"), ids(tokenizer, "bd"))
+    [single] = render([{"x": "ab"}], tokenizer, needs="likelihood", template="{x}", answer="c{x}")
+    assert (single.prompt_tokens, single.candidate_tokens) == (ids(tokenizer, "a"), (ids(tokenizer, "bcab"),))
 
 
-def test_a_candidate_merged_into_the_prompt_is_encoded_alone():
-    tokenizer = letters([("b", "c")])
-    [example] = choose(tokenizer, [{"x": "ab", "label": 0}], "{x}", ["c", "d"])
-    assert example.candidate_tokens == (ids(tokenizer, "c"), ids(tokenizer, "d"))
+def test_candidates_that_begin_alike_lose_nothing():
+    [example] = choose(letters([("c", "d")]), [{"x": "ab", "label": 0}], "{x}", ["cda", "cdb"])
+    assert example.prompt_tokens == ids(letters([("c", "d")]), "ab")
+    assert example.candidate_tokens == tuple(ids(letters([("c", "d")]), text) for text in ("cda", "cdb"))
+
+
+def test_a_prompt_that_an_answer_takes_in_begins_with_bos():
+    for front in ("<s>", ""):
+        tokenizer = letters([("b", "c")], front=front, bos_token="<s>")
+        [example] = choose(tokenizer, [{"x": "b", "label": 0}], "{x}", ["c", "d"])
+        assert example.prompt_tokens == (0,)
+        assert example.candidate_tokens == (ids(tokenizer, "bc"), ids(tokenizer, "bd"))
+    with pytest.raises(InputError, match="row 1: the prompt's first token is joined with the answer's"):
+        choose(letters([("b", "c")]), [{"x": "b", "label": 0}], "{x}", ["c", "d"])
+
+
+def test_a_shorter_prompt_is_cut_on_its_left_by_as_much():
+    tokenizer = letters([("b", "c")], front="<s>", bos_token="<s>")
+    [example] = choose(tokenizer, [{"x": "aaab", "label": 0}], "{x}", ["cd", "d"], max_length=5)
+    # <s>·a·a and bc·d, or b·d: one a of three had to go
+    assert (example.prompt_tokens, example.truncated) == ((0, *ids(tokenizer, "aa")), 1)
+    assert example.candidate_tokens == (ids(tokenizer, "bcd"), ids(tokenizer, "bd"))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +347,8 @@ def test_rows_are_encoded_together(plain, monkeypatch):
 
 
 GOOD = {"sentence": "fine", "label": 1}
+CHAT = [{"role": "user", "content": "Is it fine?"}]
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +377,31 @@ GOOD = {"sentence": "fine", "label": 1}
         ([{"a": [1]}, {"a": []}], {"template": "{a[0]}"}, "row 2: {a[0]} of --template finds nothing", "holds []"),
         ([{"a": {"b": None}}], {"template": "{a[b]}"}, "row 1: {a[b]} of --template is empty", "fill them"),
         ([GOOD], {"template": "{sentence:d}"}, "row 1 does not fit --template", "':'"),
+        ([{"a": ["x"], "label": 0}], {"template": "{a} was"}, "row 1: {a} of --template is a list", "{a[0]}"),
+        ([{"a": {"b": "x"}}], {"template": "{a}"}, "row 1: {a} of --template is a dict", "{a[b]}"),
+        ([{"a": ("x",)}], {"template": "{a|strip}"}, "row 1: {a} of --template is a tuple", "{a[0]}"),
+        ([{"a": np.array(["x"])}], {"template": "{a}"}, "row 1: {a} of --template is a ndarray", "{a[0]}"),
+        ([{"a": b"x"}], {"template": "{a}"}, "row 1: {a} of --template is a bytes", "texts and numbers"),
+        ([{"a": object()}], {"template": "{a}"}, "row 1: {a} of --template is a object", "texts and numbers"),
+        ([{"a": CHAT}], {"template": "{a}"}, "row 1: {a} of --template is messages", "give --prompt a,"),
+        ([{"a": [CHAT]}], {"template": "{a[0]}"}, "{a[0]} of --template is messages", "{a[0][0][content]}"),
+        (
+            [GOOD | {"to": ["Hoesung Lee"]}],
+            {"needs": "likelihood", "answer": " {to}"},
+            "row 1: {to} of --answer is a list, not a text",
+            "{to[0]}",
+        ),
+        ([GOOD, {"sentence": NAN, "label": 1}], {}, "row 2: {sentence} of --template is empty (NaN)", "fill them"),
+        ([GOOD, {"sentence": "x", "label": NAN}], {}, "row 2 has no label in column 'label' (NaN)", "fill them"),
+        ([{"a": {"b": np.float32("nan")}}], {"template": "{a[b]}"}, "{a[b]} of --template is empty (NaN)", "fill"),
+        (
+            [GOOD],
+            {"template": "{sentence} \udce9t\udce9"},
+            "--template '{sentence} \\udce9t\\udce9' holds half",
+            "UTF-8",
+        ),
+        ([GOOD], {"choices": [" a", " \ud83d"]}, "the choice ' \\ud83d' holds half a character", "UTF-8"),
+        ([GOOD], {"choices": ["no=x", "yes=y"]}, "in front of it is no label: no, yes", "0=no=x"),
         ([GOOD], {"choices": [" great"]}, "one choice", "--choice"),
         ([GOOD], {"choices": " great"}, "one choice", "--choice"),
         ([GOOD], {"choices": [False, True]}, "the choice False is no text", "quotes"),

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zoreward.data import load_rows
+from tiny_tokenizers import bpe
+from zoreward.data import classes_of, load_rows, render, rows_of
+from zoreward.data.choices import class_choices
 from zoreward.records import InputError, MissingFileError
 
 ROWS = [{"sentence": 'slow, but "fine"\nat last', "label": 1}, {"sentence": "über\u2028bad", "label": 0}]
@@ -43,6 +46,117 @@ def test_parquet_keeps_types_and_adds_nothing_from_the_folders_name(tmp_path):
     rows = [{"sentence": "fine", "answers": ["a", "b"], "label": 1}, {"sentence": "bad", "answers": [], "label": None}]
     parquet.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     assert load_rows(folder / "rows.parquet") == rows
+
+
+def class_label_file(folder: Path, names: list[str], labels: list[int | None]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    features = {"sentence": {"dtype": "string", "_type": "Value"}, "label": {"names": names, "_type": "ClassLabel"}}
+    rows = [{"sentence": f"film {number}", "label": label} for number, label in enumerate(labels)]
+    info = {"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(info), folder / "named.parquet")
+    return folder / "named.parquet"
+
+
+def chosen(rows: Any, *choices: str) -> list[str]:
+    examples = render(rows, bpe(), needs="choices", template="{sentence} was", choices=list(choices))
+    return [example.candidates[example.reference] for example in examples]
+
+
+@pytest.mark.parametrize("source", ["parquet", "dataset"])
+def test_a_schemas_names_of_classes_name_choices(tmp_path, source):
+    def rows(names, labels):
+        if source == "parquet":
+            return load_rows(class_label_file(tmp_path, names, labels))
+        datasets = pytest.importorskip("datasets")
+        features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        columns = {"sentence": [f"film {number}" for number in range(len(labels))], "label": labels}
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    two = rows(["neg", "pos"], [1, 0])
+    assert [row["label"] for row in two] == [1, 0]
+    assert chosen(two, "neg= terrible", "pos= great") == [" great", " terrible"]
+    assert chosen(two, "pos= great", "neg= terrible") == [" great", " terrible"]
+    assert chosen(two, " pos", " neg") == [" pos", " neg"]
+    assert chosen(two, " terrible", " great") == [" great", " terrible"]  # in the order of the numbers
+    assert chosen(two, "1= great", "0= terrible") == [" great", " terrible"]
+    stars = rows(["1", "2", "3"], [0, 1])  # names that look like numbers are names where all keys are
+    assert chosen(stars, "1= bad", "2= so so", "3= good") == [" bad", " so so"]
+    assert chosen(stars, "0= bad", "1= so so", "2= good") == [" bad", " so so"]
+    three = rows(["no", "maybe", "yes"], [1, 2])  # 0 never occurs, but a schema counts from 0
+    assert chosen(three, " no", " maybe", " yes") == chosen(three, " yes", " no", " maybe") == [" maybe", " yes"]
+    with pytest.raises(InputError, match="is no label: bad, good") as caught:
+        chosen(two, "bad= terrible", "good= great")
+    assert "labels in the rows: 0 (neg), 1 (pos)" in caught.value.hint
+    with pytest.raises(InputError, match="row 2: the label 2 belongs to none") as caught:
+        chosen(three, "no= no", "maybe= maybe")
+    assert "0 (no), 1 (maybe), 2 (yes)" in caught.value.hint
+
+
+def test_a_models_classes_are_found_by_the_datasets_names(tmp_path):
+    rows = load_rows(class_label_file(tmp_path, ["neg", "pos"], [1, 0, 1]))
+    assert classes_of(rows, None, "label") == ("neg", "pos")
+    assert [index for _, index in class_choices(rows, ["POS", "NEG"], "label")] == [0, 1, 0]
+    assert [index for _, index in class_choices(rows, ["LABEL_0", "LABEL_1"], "label")] == [1, 0, 1]
+    stars = [{"label": number} for number in (1, 2, 3)]
+    with pytest.raises(InputError, match="are 1 to 3, never 0") as caught:
+        class_choices(stars, ["one star", "two", "three", "four"], "label")
+    assert "--choice '1=one star' --choice 2=two --choice" in caught.value.hint
+
+
+def test_what_is_no_number_of_a_class_stays_as_it_is(tmp_path):
+    rows = load_rows(class_label_file(tmp_path, ["neg", "pos"], [1, None, -1, 2]))
+    assert [type(row["label"]).__name__ for row in rows] == ["NamedLabel", "NoneType", "int", "int"]
+
+
+HALF = "fine \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "shown"),
+    [
+        ({"sentence": HALF}, "sentence", r"'fine \ud83d'"),
+        ({"label": 1, "ends": ["a", "\udc00b"]}, "ends", r"'\udc00b'"),
+        ({"prompt": [{"role": "user", "content": f"é {HALF}"}]}, "prompt", r"'\xe9 fine \ud83d'"),
+    ],
+)
+def test_half_a_character_is_named_by_its_row_and_column(tmp_path, row, column, shown):
+    path = write(tmp_path, "rows.jsonl", '{"sentence": "ü \\ud83d\\ude42"}\n' + json.dumps(row))
+    for attempt, where in ((lambda: load_rows(path), f"{path}, row 2"), (lambda: rows_of([{}, row]), "row 2")):
+        with pytest.raises(InputError) as caught:
+            attempt()
+        assert str(caught.value) == f"{where}: the column '{column}' holds half a character, {shown}"
+        assert "U+FFFD" in caught.value.hint
+    assert load_rows(path, limit=1) == [{"sentence": "ü 🙂"}]
+
+
+def test_a_data_frame_is_rows():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"sentence": ["film 0", "film 1"], "label": [1, 0]}, index=["x", "y"])
+    assert rows_of(frame) == [{"sentence": "film 0", "label": 1}, {"sentence": "film 1", "label": 0}]
+    assert chosen(frame, " bad", " good") == chosen(frame.to_dict("records"), " bad", " good") == [" good", " bad"]
+    for column, value in (("sentence", None), ("label", float("nan")), ("sentence", pd.NA)):
+        broken = frame.astype(object)
+        broken.loc["y", column] = value
+        with pytest.raises(InputError, match="row 2") as caught:
+            chosen(broken, " bad", " good")
+        assert column in str(caught.value)
+
+
+def test_splits_columns_and_names_are_no_rows():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"sentence": "fine", "label": 1}])
+    splits = datasets.DatasetDict({"train": rows, "test": rows})
+    for given, message, hint in (
+        (splits, "these are 2 splits or columns, not rows", "rows['train']; there are train, test"),
+        ({"sentence": ["fine"], "label": [1]}, "these are 2 splits or columns", "there are sentence, label"),
+        ("train.jsonl", "'train.jsonl' is the name of rows", "load_rows"),
+        (Path("train.csv"), "'train.csv' is the name of rows", "load_rows"),
+    ):
+        with pytest.raises(InputError) as caught:
+            render(given, bpe(), needs="choices", template="{sentence} was", choices=[" bad", " good"])
+        assert message in str(caught.value) and hint in caught.value.hint
 
 
 def test_rows_may_have_different_columns(tmp_path):

@@ -174,8 +174,8 @@ def test_shots_are_counted_only_where_there_are_some():
         (
             [{"sentence": "x", "label": "neg"}],
             {"shots": 1, "shot_rows": ROWS, "choices": ["neg= bad", "pos= good"]},
-            "rows for demonstrations: their labels are written in another way",
-            "'label'",
+            "rows for demonstrations: every choice has an '=', and what stands in front of it is no label: neg, pos",
+            "labels in the rows: 0, 1",
         ),
     ],
 )

@@ -145,7 +145,7 @@ def test_columns_are_made_one_after_the_other_and_rows_stay_as_they_were() -> No
         ({"x": {"of": "many[4]"}}, "row 1: {many[4]} of the column 'x' finds nothing", "['p']"),
         ({"x": {"text": "{each}", "each": "a"}}, "'a', which is no list here", ""),
         ({"x": {"of": "a", "values": {"v": 1}}}, "no value for 'w'", "known are v"),
-        ({"x": "{many|strip}"}, "the filter strip is for texts, not for a list", "':'"),
+        ({"x": "{many|strip}"}, "row 1: {many} of the column 'x' is a list, not a text", "{many[0]}"),
     ],
 )
 def test_columns_that_cannot_be_made(columns: dict, message: str, hint: str) -> None:

@@ -10,12 +10,14 @@ import torch
 from transformers import TrainerCallback
 
 from conftest import random_model
+from zoreward.data import render
 from zoreward.members import update_
 from zoreward.methods import SPSA
 from zoreward.records import InputError, ObjectiveError, Term, Update
 from zoreward.registry import get_objective
 from zoreward.scoring import evaluate, member_scores
 from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer.inputs import warn_about_classes
 
 GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
 ROWS = [
@@ -358,3 +360,68 @@ def test_rows_that_make_no_full_batch_are_refused_where_the_short_one_is_dropped
     with pytest.raises(InputError, match="32 rows make no full batch of 40") as refused:
         trainer(tmp_path, tokenizer, per_device_train_batch_size=40, dataloader_drop_last=True)
     assert "dataloader_drop_last" in refused.value.hint
+
+
+def test_a_run_takes_a_data_frame_and_refuses_splits(tmp_path, tokenizer):
+    pd, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    frame, settings = pd.DataFrame(ROWS), {"args": config(tmp_path), "processing_class": tokenizer}
+    run = ZOTrainer(
+        random_model("llama"), objective="accuracy", train_dataset=frame, eval_dataset=frame[::3], **settings
+    )
+    assert [example.row for example in run.train_dataset] == ROWS
+    assert run.evaluate()["eval_rows"] == len(ROWS[::3]) and run.evaluate(frame[:2])["eval_rows"] == 2
+    rows = datasets.Dataset.from_list(ROWS)
+    splits = datasets.DatasetDict({"train": rows, "test": rows})
+    for given in ({"train_dataset": splits}, {"train_dataset": ROWS, "eval_dataset": splits}):
+        with pytest.raises(InputError, match="these are 2 splits") as caught:
+            ZOTrainer(random_model("llama"), objective="accuracy", **given, **settings)
+        assert "train, test" in caught.value.hint
+
+
+def test_a_datasets_names_of_classes_name_choices_in_a_run(tmp_path, tokenizer):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_list(ROWS, features=features)
+    choices = ["yes= very", "no= not"]
+    result = evaluate(
+        random_model("llama"), "accuracy", rows, tokenizer=tokenizer, template="{text} it was", choices=choices
+    )
+    wanted = evaluate(random_model("llama"), "accuracy", ROWS, tokenizer=tokenizer, **PROMPT)
+    assert result.score == wanted.score and 0 < result.score < 1
+    run = ZOTrainer(
+        random_model("llama"),
+        objective="accuracy",
+        args=config(tmp_path, choices=choices),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    assert [example.candidates[example.reference] for example in run.train_dataset[:9:8]] == [" very", " very"]
+
+
+def set_level(predictions, references) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "batch", "said"),
+    [
+        ("f1", [0] * 9 + [1], 16, None),  # all rows in each batch
+        ("f1", [0] * 18 + [1] * 2, 10, "A batch of 10 rows holds 1 of the rarest answer, ' very', on average"),
+        ("mcc", [1] * 30 + [0] * 10, 4, "rarest answer, ' not', on average; the mean of mcc over such batches"),
+        ("mcc", [1] * 30 + [0] * 10, 8, None),
+        ("auc", [0] * 30 + [1] * 10, 7, "Take --batch-size 8 or more"),
+        ("sklearn:f1_macro", [0] * 30 + [1] * 10, 7, "of f1_macro over"),
+        (set_level, [0] * 30 + [1] * 10, 7, "of set_level over"),
+        ("sklearn:balanced_accuracy", [0] * 30 + [1] * 10, 7, "of balanced_accuracy over"),
+        ("sklearn:neg_log_loss", [0] * 30 + [1] * 10, 7, None),  # a mean over rows
+        ("sklearn:neg_brier_score", [0] * 30 + [1] * 10, 7, None),
+        ("sklearn:accuracy", [0] * 30 + [1] * 10, 7, None),
+        ("sklearn:accuracy_score", [0] * 30 + [1] * 10, 7, None),
+        ("accuracy", [0] * 18 + [1] * 2, 4, None),
+        ("neg-cross-entropy", [0] * 18 + [1] * 2, 4, None),
+    ],
+)
+def test_a_metric_of_batches_with_few_rows_of_an_answer_is_doubted(tokenizer, caplog, objective, rows, batch, said):
+    examples = render([{"text": "a film", "label": label} for label in rows], tokenizer, needs="choices", **PROMPT)
+    warn_about_classes(get_objective(objective), examples, batch)
+    assert said in caplog.text if said else not caplog.records

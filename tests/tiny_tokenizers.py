@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = [
@@ -21,17 +21,41 @@ def wrap(core: Tokenizer, *, front: str = "", behind: str = "", **names: str) ->
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
-def bpe(**options: str) -> PreTrainedTokenizerFast:
+def bpe(sentences: list[str] = SENTENCES, size: int = 320, **options: str) -> PreTrainedTokenizerFast:
     """Bytes joined to a few words, split as GPT-2 does; <s> has id 0, </s> id 1."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
-    core.train_from_iterator(SENTENCES * 3, trainer)
+    core.train_from_iterator(sentences * 3, trainer)
     return wrap(core, **options)
+
+
+def unigram(sentences: list[str] = SENTENCES, size: int = 200, **options: str) -> PreTrainedTokenizerFast:
+    """Pieces as SentencePiece makes them: a space becomes ▁ in front of the word, and a text begins with one."""
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=["<s>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator(sentences * 3, trainer)
+    return wrap(core, unk_token="<unk>", **options)
+
+
+def wordpiece(sentences: list[str] = SENTENCES, size: int = 200, **options: str) -> PreTrainedTokenizerFast:
+    """Small letters and pieces of words, as BERT reads; punctuation stands alone."""
+    core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=["<s>", "</s>", "<unk>"], show_progress=False)
+    core.train_from_iterator(sentences * 3, trainer)
+    return wrap(core, unk_token="<unk>", **options)
 
 
 def letters(merges: list[tuple[str, str]], **options: str) -> PreTrainedTokenizerFast:

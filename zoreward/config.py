@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -124,14 +124,24 @@ class ZOArguments:
     choice_column: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of choices: the column that holds each row's own answers, a list of strings. Spaces at "
-            "the end of the template are read with the answer, so 'Answer: ' fits answers that begin without one."
+            "help": "Instead of choices: the column that holds each row's own answers, a list of strings, or a path "
+            "to it: choices[text]. Spaces at the end of the template are read with the answer, so 'Answer: ' fits "
+            "answers that begin without one."
         },
     )
-    label: str = field(default="label", metadata={"help": "The column that holds the right choice."})
+    label: str = field(
+        default="label", metadata={"help": "The column that holds the right choice, or a path to it: answer[key]."}
+    )
     answer: str | None = field(
         default=None,
         metadata={"help": "The right answer, as a template: ' {answer}'. For objectives that need a likelihood."},
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What the chat template is told, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
+            "messages; their columns tools and chat_template_kwargs are told too."
+        },
     )
     shots: int = field(
         default=0,

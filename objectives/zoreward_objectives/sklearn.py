@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoreward import get_objective, objective
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from zoreward.registry import Objective
 
 _LOSSES = ("_loss", "_error", "_deviance")
+# Means over rows, though scikit-learn has one number for all.
+_MEANS = ("accuracy", "top_k_accuracy", "log_loss", "brier", "brier_score_loss", "hamming_loss", "zero_one_loss")
+# What a metric's second argument is called, and the methods of an estimator that give it, best first.
+_RESPONSES: dict[str, str | tuple[str, ...]] = {
+    "y_proba": "predict_proba",
+    "y_prob": "predict_proba",
+    "y_score": ("decision_function", "predict_proba"),
+}
 
 
 @objective("sklearn", needs="any")
@@ -29,7 +38,8 @@ def sklearn_(
     """A scorer or a metric of scikit-learn: f1_macro, roc_auc, cohen_kappa_score, neg_log_loss and the like.
 
     Classes are the choices, by index; probabilities are the softmax of the choices' mean log-probabilities per token.
-    Losses are negated and must be asked for as such: neg_log_loss, neg_hamming_loss.
+    Metrics of probabilities that take labels, such as neg_log_loss, are given all choices, also those that no row of a
+    batch has. Losses are negated and must be asked for as such: neg_log_loss, neg_hamming_loss.
 
     Args:
         name: of a scorer (sklearn.metrics.get_scorer_names) or of a function of sklearn.metrics.
@@ -58,6 +68,9 @@ def sklearn_(
             return undefined
         return undefined if undefined is not None and value != value else value
 
+    if name.removeprefix("neg_").removesuffix("_score") in _MEANS:
+        # Who says that it returns a float is taken for a metric of a set, whose value on few rows is biased.
+        del score.__annotations__["return"]
     score.__name__ = name
     score.__doc__ = f"scikit-learn's {name}."
     _try(name, score)
@@ -69,10 +82,12 @@ def _scorer(name: str, settings: dict[str, Any]) -> Callable[..., float]:
     from sklearn import metrics
 
     scorers = metrics.get_scorer_names()
-    if name in scorers and not settings:
-        return metrics.get_scorer(name)
-    negated = name.removeprefix("neg_")
+    short = name.removeprefix("neg_")
+    # Scorers have shorter names than the functions that they call: top_k_accuracy, neg_brier_score.
+    negated = next((full for full in (short, f"{short}_score", f"{short}_loss") if hasattr(metrics, full)), short)
     function = getattr(metrics, negated, None)
+    if name in scorers and not settings and not _wants_all_choices(function):
+        return metrics.get_scorer(name)
     if not callable(function) or isinstance(function, type) or negated.startswith(("get_", "check_", "make_")):
         import difflib
 
@@ -80,20 +95,36 @@ def _scorer(name: str, settings: dict[str, Any]) -> Callable[..., float]:
         near = difflib.get_close_matches(name, [*scorers, *functions, *(f"neg_{one}" for one in functions)])
         raise hinted(LookupError(f"scikit-learn has no scorer or metric {name!r}"), _or(near))
     loss = negated.endswith(_LOSSES)
-    if loss != (negated != name):
+    if loss != name.startswith("neg_"):
         other = f"neg_{negated}" if loss else negated
         raise hinted(LookupError(f"higher is better for every objective, so there is no {name!r}"), f"ask for {other}")
-    wants = _second_argument(function)
-    methods = {"y_proba": "predict_proba", "y_prob": "predict_proba", "y_score": ("decision_function", "predict_proba")}
-    return metrics.make_scorer(
-        function, response_method=methods.get(wants, "predict"), greater_is_better=not loss, **settings
-    )
+    method = _RESPONSES.get(_parameters(function)[1], "predict")
+    made = partial(metrics.make_scorer, function, response_method=method, greater_is_better=not loss, **settings)
+    if not _wants_all_choices(function):
+        return made()
+
+    def score(given: Any, logprobs: np.ndarray, references: np.ndarray) -> float:
+        if negated.startswith("d2_") and len(set(references)) == 1:  # it would divide by the rounding of 0
+            raise ValueError(f"{name} compares with always the same answer, which all rows of this batch have")
+        # Otherwise a batch in which a choice is missing would have fewer classes than probabilities.
+        return float(made(labels=range(logprobs.shape[1]))(given, logprobs, references))
+
+    return score
 
 
-def _second_argument(function: Callable[..., Any]) -> str:
+def _wants_all_choices(function: Callable[..., Any] | None) -> bool:
+    """Whether a metric of probabilities takes the classes that these belong to.
+
+    Others find the classes among the answers, and F1's `labels` would say of which ones the mean is taken.
+    """
+    names = _parameters(function) if callable(function) else ["", ""]
+    return "labels" in names and names[1] in _RESPONSES
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
     import inspect
 
-    return [*inspect.signature(function).parameters, "", ""][1]
+    return [*inspect.signature(function).parameters, "", ""]
 
 
 def _value(

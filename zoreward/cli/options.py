@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import enum
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -20,7 +21,10 @@ from zoreward.registry import Objective
 
 DATA, PROMPT, TEXT, TUNING, RUN = "Model and data", "Prompt", "Text that is written", "Tuning", "Run"
 OBJECTIVE = "Objective"
-PROMPT_FIELDS = ("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots")
+PROMPT_FIELDS = (
+    *("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots"),
+    "chat_template_kwargs",
+)
 TEXT_FIELDS = ("max_completion_length", "temperature", "top_p", "top_k", "stop")
 MODEL_FIELDS = ("dtype", "device_map", "trust_remote_code")
 REWARD_FIELDS = ("reward_timeout", "reward_retries", "reward_workers", "reward_cache")
@@ -107,7 +111,9 @@ def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
             panel = panels.get(field.name, TUNING)
             flag = _FLAGS.get(field.name, "")
             default = field.default if field.default is not dataclasses.MISSING else None
-            found.append(option(field.name, hints[field.name], field.metadata["help"], panel, flag, default=default))
+            kinds = [typing.get_origin(kind) for kind in typing.get_args(hints[field.name])]
+            kind = str | None if dict in kinds else hints[field.name]  # a dict is written as JSON
+            found.append(option(field.name, kind, field.metadata["help"], panel, flag, default=default))
     return found
 
 
@@ -202,7 +208,7 @@ def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[
         if name in found:
             raise InputError(f"{path} gives {key!r} twice, under two names", hint="keep one of them")
         if value is not None:
-            found[name] = value
+            found[name] = json.dumps(value) if isinstance(value, dict) else value
     return found
 
 

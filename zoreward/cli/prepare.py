@@ -145,7 +145,8 @@ def check_rows(
         ZorewardError: a template, a label or a choice does not fit.
     """
     if objective.needs == "completions":
-        check_prompts(rows, template=prompt["template"], prompt=prompt["prompt"])
+        names = ("template", "prompt", "chat_template_kwargs")
+        check_prompts(rows, **{name: prompt[name] for name in names})
     else:
         columns = {name: value for name, value in prompt.items() if name != "max_length"}
         if head is not None:

@@ -8,7 +8,7 @@ from zoreward.data.conversations import check_prompts, render_prompts
 from zoreward.data.hub import check_hub
 from zoreward.data.pairs import PAIRS
 from zoreward.data.prompts import check_columns, render
-from zoreward.data.rows import load_rows
+from zoreward.data.rows import load_rows, rows_of
 from zoreward.data.show import describe_prompts
 from zoreward.data.splits import Split, k_shot_rows, sample_rows, split_rows
 from zoreward.data.tasks import Task, list_tasks, load_task
@@ -34,6 +34,7 @@ __all__ = [
     "load_task",
     "render",
     "render_prompts",
+    "rows_of",
     "sample_rows",
     "split_rows",
     "without_content",

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from zoreward.data.columns import listed, values_of
+from zoreward.data.columns import broken_text, columns_of, listed, values_of
+from zoreward.data.features import NamedLabel
 from zoreward.records import InputError
 
 # Of a new head whose labels are numbers: beyond, they are something else, such as identifiers.
 MOST_CLASSES = 10_000
+# What a column of answers with names holds.
+_PARTS = {"text", "label"}
 
 Chosen = tuple[tuple[str, ...], int]
 """The candidates of a row, and the index of the right one."""
 
 
+class _Keyed(NamedTuple):
+    """Choices, and what is written in front of each.
+
+    Args:
+        keys: the label that each answer is for.
+        answers: the texts.
+        told: whether the user says which label each is for; otherwise they are for 0, 1, …
+    """
+
+    keys: list[str]
+    answers: list[str]
+    told: bool
+
+
 def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str) -> list[Chosen]:
     """The same candidates for every row, and for each the index of the right one.
 
+    Where the dataset knows the names of its labels, choices may be `name=answer`, or the names themselves.
+
     Raises:
-        InputError: fewer than two choices, two alike, or a label that belongs to none.
+        InputError: fewer than two choices, two alike, or a label that belongs to none; choices that look like
+            `label=answer` of other labels, or labels that seem to count from 1.
         UnknownNameError: no row has the column `label`.
 
     >>> fixed_choices([{"mood": "good"}], ["bad= sad", "good= happy"], "mood")
@@ -30,27 +51,60 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
     for choice in choices:
         if not isinstance(choice, str):
             raise InputError(f"the choice {choice!r} is no text", hint=f"put it in quotes: '{choice}'")
+        if broken_text(choice) is not None:
+            raise InputError(f"the choice {choice!a:.80} holds half a character", hint="write it in UTF-8")
     labels = values_of(rows, label, "label", "--label")
-    spelled = {spelling for value in labels for spelling in _spellings(value)}
-    keys, answers = [str(index) for index in range(len(choices))], list(choices)
-    pairs = [choice.partition("=") for choice in choices]
-    named = all(equals for _, equals, _ in pairs) and any(key in spelled for key, _, _ in pairs)
-    if named:
-        keys, answers = [key for key, _, _ in pairs], [text for _, _, text in pairs]
-    for what, texts in (("label", keys), ("answer", answers)):
+    keyed = _keyed(choices, labels)
+    for what, texts in (("label", keyed.keys), ("answer", keyed.answers)):
         for text in texts:
             if texts.count(text) > 1:
                 raise InputError(f"two choices have the {what} {text!r}", hint="every choice needs its own")
-    index = {key: i for i, key in enumerate(keys)}
-    references = [next((index[s] for s in _spellings(value) if s in index), -1) for value in labels]
-    if -1 in references:
-        wrong = references.index(-1)
-        known = listed(list(dict.fromkeys(map(repr, labels))))
-        hint = f"labels in the rows: {known}; choices are for {listed(keys)}{'' if named else '; or give label=answer'}"
-        raise InputError(
-            f"row {wrong + 1}: the label {labels[wrong]!r} belongs to none of the {len(choices)} choices", hint=hint
-        )
-    return [(tuple(answers), reference) for reference in references]
+    references = [_index(value, keyed.keys) for value in labels]
+    for number, (value, reference) in enumerate(zip(labels, references, strict=True), 1):
+        if reference is None:
+            hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
+            message = f"row {number}: the label {value!r} belongs to none of the {len(choices)} choices"
+            raise InputError(message, hint=hint if keyed.told else f"{hint}; or give label=answer")
+    if not keyed.told:
+        _refuse_counting_from_one(labels, keyed.answers, label)
+    return [(tuple(keyed.answers), reference) for reference in references if reference is not None]
+
+
+def _keyed(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed:
+    """Choices as `label=answer`, as the labels' own names, or in the order of the labels."""
+    pairs = [choice.partition("=") for choice in choices]
+    words = {one.strip() for one in choices}
+    if all(equals for _, equals, _ in pairs):
+        keys = [key for key, _, _ in pairs]
+        if any(key in spelled for spelled in map(_all_spellings, labels) for key in keys):
+            return _Keyed(keys, [text for _, _, text in pairs], True)
+        if not all(_word(value) in words for value in labels):
+            given = [shlex.quote(f"{number}={choice}") for number, choice in enumerate(choices)]
+            raise InputError(
+                f"every choice has an '=', and what stands in front of it is no label: {listed(keys)}",
+                hint=f"labels in the rows: {_shown(labels)}; for answers with an '=' give --choice {given[0]} …",
+            )
+    if len(words) == len(choices) and all(_word(value) in words for value in labels):
+        return _Keyed([choice.strip() for choice in choices], list(choices), True)
+    return _Keyed([str(index) for index in range(len(choices))], list(choices), False)
+
+
+def _refuse_counting_from_one(labels: Sequence[Any], answers: Sequence[str], column: str) -> None:
+    """Refuse numbers that seem to count from 1 where answers in their order are for 0, 1, …
+
+    They seem to where 1, 2, … occur without a gap, 0 does not, and three of them do or all but one of the answers.
+    """
+    if any(isinstance(value, NamedLabel) for value in labels):
+        return  # those of a schema count from 0
+    numbers = {int(_spellings(value)[0]) for value in labels}
+    highest, count = max(numbers), len(answers)
+    if numbers != set(range(1, highest + 1)) or highest < 2 or highest < min(3, count - 1):
+        return
+    said = " ".join(f"--choice {shlex.quote(f'{number}={answer}')}" for number, answer in enumerate(answers, 1))
+    raise InputError(
+        f"the labels in column {column!r} are 1 to {highest}, never 0, and the first of the {count} answers is for 0",
+        hint=f"say which label each is for: {said}; or 0=… for the first",
+    )
 
 
 def class_choices(rows: list[dict[str, Any]], classes: Sequence[str], label: str) -> list[Chosen]:
@@ -65,14 +119,15 @@ def class_choices(rows: list[dict[str, Any]], classes: Sequence[str], label: str
     """
     labels = values_of(rows, label, "label", "--label")
     numbers = [str(number) for number in range(len(classes))]
-    references = [next((p for p in (_place(v, classes), _place(v, numbers)) if p is not None), -1) for v in labels]
-    if -1 in references:
-        wrong = references.index(-1)
-        hint = f"the classes are {listed(classes)}; or give --choice once for each label, in their order"
-        raise InputError(
-            f"row {wrong + 1}: the label {labels[wrong]!r} is none of the {len(classes)} classes", hint=hint
-        )
-    return [(tuple(classes), reference) for reference in references]
+    named = [_class_index(value, classes) for value in labels]
+    references = [_index(v, numbers) if place is None else place for v, place in zip(labels, named, strict=True)]
+    for number, (value, reference) in enumerate(zip(labels, references, strict=True), 1):
+        if reference is None:
+            hint = f"the classes are {listed(classes)}; or give --choice once for each label, in their order"
+            raise InputError(f"row {number}: the label {value!r} is none of the {len(classes)} classes", hint=hint)
+    if set(named) == {None}:
+        _refuse_counting_from_one(labels, classes, label)
+    return [(tuple(classes), reference) for reference in references if reference is not None]
 
 
 def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label: str) -> tuple[str, ...]:
@@ -88,6 +143,8 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
     if choices is not None:
         return tuple(answer.strip() for answer in fixed_choices(rows, choices, label)[0][0])
     labels = values_of(rows, label, "label", "--label")
+    if all(isinstance(value, NamedLabel) for value in labels) and len(labels[0].names) > 1:
+        return tuple(labels[0].names)
     spelled = {_spellings(value)[0] for value in labels}
     if all(one.isdecimal() for one in spelled):
         if (largest := max(map(int, spelled))) >= MOST_CLASSES:
@@ -105,10 +162,14 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
 def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Chosen]:
     """Each row's own candidates, from a column of lists, and the index of the right one.
 
-    A number or a bool in the column `label` is an index. Strings are read in one way for all rows: as texts where each
-    is one of its row's answers, as indices where each is one ("0", "1", …). Where both could be and they disagree,
-    nothing is guessed. A list of labels names several right answers: the first of them is the right one, and the
-    others are left out of the candidates, so that nobody is scored against an answer that is right too.
+    The column may be a path, `choices[text]`. The answers may have names beside them: `choices` is
+    `{"text": […], "label": ["A", "B", …]}`, or a list of such pairs. Where every row's label is one of its names, a
+    label is a name.
+
+    Otherwise a number or a bool in the column `label` is an index. Strings are read in one way for all rows: as texts
+    where each is one of its row's answers, as indices where each is one ("0", "1", …). Where both could be and they
+    disagree, nothing is guessed. A list of labels names several right answers: the first of them is the right one, and
+    the others are left out of the candidates, so that nobody is scored against an answer that is right too.
 
     Raises:
         InputError: a row without a list of two or more different texts, or with a label that belongs to none of them;
@@ -119,15 +180,18 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
     [((' sat', ' ran', ' flew'), 2)]
     >>> row_choices([{"ends": [" sat", " ran", " flew"], "label": [" ran", " sat"]}], "ends", "label")
     [((' ran', ' flew'), 0)]
+    >>> row_choices([{"choices": {"text": [" ice", " rock"], "label": ["A", "B"]}, "key": "B"}], "choices", "key")
+    [((' ice', ' rock'), 1)]
     """
-    found = values_of(rows, column, "answers", "--choice-column")
+    found, names = _lettered(rows, column)
     labels = values_of(rows, label, "label", "--label")
+    labels = _without_names(labels, found, names)
     if any(isinstance(value, list | tuple) for value in labels):
         found, labels = _with_one_label(found, labels)
     candidates = [_answers(value, number, column) for number, value in enumerate(found, 1)]
-    indices = [_place(value, [str(i) for i in range(len(own))]) for value, own in zip(labels, candidates, strict=True)]
+    indices = [_index(value, [str(i) for i in range(len(own))]) for value, own in zip(labels, candidates, strict=True)]
     places = [
-        _place(value, own) if isinstance(value, str) else index
+        _index(value, own) if isinstance(value, str) else index
         for value, own, index in zip(labels, candidates, indices, strict=True)
     ]
     for number, (place, index, value) in enumerate(zip(places, indices, labels, strict=True), 1):
@@ -137,15 +201,76 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
                 hint="give the labels as integers, counted from 0",
             )
     references = indices if None in places and None not in indices else places
-    chosen: list[Chosen] = []
-    for number, (own, reference, value) in enumerate(zip(candidates, references, labels, strict=True), 1):
-        if reference is None:
-            raise InputError(
-                f"row {number}: the label {value!r} belongs to none of its {len(own)} answers",
-                hint=f"a label is 0 to {len(own) - 1}, or the text of an answer: {listed([repr(a) for a in own])}",
-            )
-        chosen.append((own, reference))
+    _check_references(references, labels, candidates, names)
+    chosen = [(own, place) for own, place in zip(candidates, references, strict=True) if place is not None]
+    _warn_of_counting_from_one(chosen, names, label)
     return chosen
+
+
+def _check_references(
+    references: Sequence[int | None],
+    labels: Sequence[Any],
+    candidates: Sequence[tuple[str, ...]],
+    names: Sequence[list[str] | None],
+) -> None:
+    """Raise where a label belongs to no answer: about a row where it is no name either, if there is such a row."""
+    wrong = [number for number, reference in enumerate(references) if reference is None]
+    if wrong:
+        number = min(wrong, key=lambda number: str(labels[number]) in (names[number] or ()))
+        own, known = candidates[number], names[number]
+        named = f"one of the names {listed(known)}, " if known else ""
+        raise InputError(
+            f"row {number + 1}: the label {labels[number]!r} belongs to none of its {len(own)} answers",
+            hint=f"a label is {named}0 to {len(own) - 1}, or the text of an answer: {listed([repr(a) for a in own])}",
+        )
+
+
+def _lettered(rows: list[dict[str, Any]], column: str) -> tuple[list[Any], list[list[str] | None]]:
+    """Each row's answers, and the names that stand beside them, as in `{"text": […], "label": […]}`."""
+    found = values_of(rows, column, "answers", "--choice-column")
+    parent = column if column in columns_of(rows) else column.removesuffix("[text]")
+    beside = values_of(rows, parent, "answers", "--choice-column") if parent != column else found
+    answers, names = [], []
+    for own, whole in zip(found, beside, strict=True):
+        if isinstance(whole, list) and whole and all(isinstance(one, dict) and one.keys() >= _PARTS for one in whole):
+            whole = {part: [one[part] for one in whole] for part in _PARTS}
+        parts = {part: _as_list(whole[part]) for part in _PARTS} if _is_lettered(whole) else {}
+        fits = bool(parts) and len(parts["text"]) == len(parts["label"])
+        answers.append(parts["text"] if fits and parent == column else own)
+        names.append([str(name) for name in parts["label"]] if fits else None)
+    return answers, names
+
+
+def _is_lettered(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(_as_list(value.get(part)), list) for part in _PARTS)
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _without_names(labels: list[Any], answers: list[Any], names: list[list[str] | None]) -> list[Any]:
+    """The labels as indices, or as lists of texts, where all of them are names that stand beside the answers."""
+    spelled = [[str(one) for one in (value if isinstance(value, list | tuple) else [value])] for value in labels]
+    if not all(known is not None and set(own) <= set(known) for own, known in zip(spelled, names, strict=True)):
+        return labels
+    found: list[Any] = []
+    for value, own, known, texts in zip(labels, spelled, names, answers, strict=True):
+        places = [known.index(name) for name in own] if known else []
+        found.append([texts[place] for place in places] if isinstance(value, list | tuple) else places[0])
+    return found
+
+
+def _warn_of_counting_from_one(chosen: Sequence[Chosen], names: Sequence[Any], label: str) -> None:
+    """Say so where no answer without a name is ever the first of its row: labels may count from 1."""
+    places = {place for own, place in chosen if len(own) > 2}
+    if None in names and len(places) > 2 and places == set(range(1, max(places) + 1)):
+        from transformers.utils import logging
+
+        logging.get_logger(__name__).warning_once(
+            f"The labels in column {label!r} never name a row's first answer: do they count from 1? They are read as "
+            "counted from 0."
+        )
 
 
 def _with_one_label(found: list[Any], labels: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -180,9 +305,23 @@ def _answers(value: Any, number: int, column: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _place(label: Any, texts: Sequence[str]) -> int | None:
-    """Where a label stands among texts; None where it does not."""
+def _index(label: Any, texts: Sequence[str]) -> int | None:
+    """Where a label stands among texts; None where it does not.
+
+    Where the dataset knows the names of its labels and all texts are names, a name is looked for, else a number.
+    """
+    if isinstance(label, NamedLabel) and set(texts) <= set(label.names):
+        return texts.index(label.name) if label.name in texts else None
     return next((texts.index(spelling) for spelling in _spellings(label) if spelling in texts), None)
+
+
+def _class_index(label: Any, classes: Sequence[str]) -> int | None:
+    """The same for a model's classes, whose names may be written in other letters than the dataset's."""
+    if isinstance(label, NamedLabel):
+        folded = [name.strip().casefold() for name in classes]
+        if set(folded) == {name.strip().casefold() for name in label.names}:
+            return folded.index(label.name.strip().casefold())
+    return _index(label, classes)
 
 
 def _spellings(label: Any) -> tuple[str, ...]:
@@ -196,3 +335,22 @@ def _spellings(label: Any) -> tuple[str, ...]:
     if isinstance(label, float) and label.is_integer():
         return (str(int(label)),)
     return (str(label),)
+
+
+def _all_spellings(label: Any) -> tuple[str, ...]:
+    """The same, and the names of all labels where the dataset knows them."""
+    return (*_spellings(label), *(label.names if isinstance(label, NamedLabel) else ()))
+
+
+def _word(label: Any) -> str | None:
+    """The name of a label that has one, or is one: a text that is no number."""
+    if isinstance(label, NamedLabel):
+        return label.name
+    return label.strip() if isinstance(label, str) and not label.strip().lstrip("+-").isdecimal() else None
+
+
+def _shown(labels: Sequence[Any]) -> str:
+    """The different labels, with their names where these are known."""
+    if isinstance(labels[0], NamedLabel):
+        return listed([f"{number} ({name})" for number, name in enumerate(labels[0].names)])
+    return listed(list(dict.fromkeys(map(repr, labels))))

@@ -1,8 +1,11 @@
-"""The names of columns, as errors list them."""
+"""Columns: their names, as errors list them, and what stands in them."""
 
 from __future__ import annotations
 
 import difflib
+import numbers
+import re
+import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,18 +20,106 @@ def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
 def values_of(rows: list[dict[str, Any]], column: str, what: str, option: str) -> list[Any]:
     """A column as a list, one value a row; numpy's scalars and arrays (datasets, pandas) become Python's.
 
+    Args:
+        rows: at least one.
+        column: its name; or a path into it, as templates write it: `choices[text]`, `answers[0]`.
+        what: the column is for.
+        option: that names the column.
+
     Raises:
-        UnknownNameError: no row has the column. `what` says what it is for, `option` how it is chosen.
+        UnknownNameError: no row has the column.
         InputError: a row has no value there.
+
+    >>> values_of([{"answer": {"key": "A"}}], "answer[key]", "label", "--label")
+    ['A']
     """
     columns = columns_of(rows)
-    if column not in columns:
-        hint = f"give {option}; {columns_hint(column, columns)}"
-        raise UnknownNameError(f"no row has the {what} column {column!r}", hint=hint)
+    name = column if column in columns else column_in(column)
+    if name not in columns:
+        hint = f"give {option}; {columns_hint(name, columns)}"
+        raise UnknownNameError(f"no row has the {what} column {name!r}", hint=hint)
+    values = []
     for number, row in enumerate(rows, 1):
-        if row.get(column) is None:
-            raise InputError(f"row {number} has no {what} in column {column!r}", hint="drop such rows, or fill them")
-    return [row[column].tolist() if hasattr(row[column], "tolist") else row[column] for row in rows]
+        value: Any = row.get(column) if name == column else field_value(column, row, f"row {number}", option)
+        if is_missing(value):
+            raise InputError(
+                f"row {number} has no {what} in column {column!r}{_as_nan(value)}", hint="drop such rows, or fill them"
+            )
+        values.append(value.tolist() if hasattr(value, "tolist") else value)
+    return values
+
+
+def column_in(field: str) -> str:
+    """The column that a field of a template, or a path, begins with: `a` of `a[b]|strip`."""
+    return re.split(r"[.\[|]", field, maxsplit=1)[0]
+
+
+def field_value(path: str, row: dict[str, Any], where: str, option: str) -> Any:
+    """What stands at `answers[0]` in a row.
+
+    Raises:
+        InputError: nothing stands there, or None, or NaN. `where` names the row, `option` the template.
+    """
+    column = column_in(path)
+    if column not in row:
+        raise InputError(f"{where} has no column {column!r}, which {option} names", hint=f"it has {listed(list(row))}")
+    try:
+        value, _ = string.Formatter().get_field(path, (), row)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: {{{path}}} of {option} finds nothing ({type(error).__name__}: {error})",
+            hint=f"the column {column!r} holds {row[column]!r:.80}",
+        ) from None
+    if is_missing(value):
+        raise InputError(
+            f"{where}: {{{path}}} of {option} is empty ({'None' if value is None else 'NaN'})",
+            hint="drop such rows, or fill them",
+        )
+    return value
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, or NaN, as pandas and numpy write it.
+
+    >>> is_missing(float("nan")), is_missing(0), is_missing("nan")
+    (True, False, False)
+    """
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' own, which answer no comparison
+        return True
+    return value is None or (isinstance(value, numbers.Real) and bool(value != value))
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, each with a role and a content, or tool calls in its place."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(message, dict) and "role" in message and not message.keys().isdisjoint(("content", "tool_calls"))
+            for message in value
+        )
+    )
+
+
+def broken_text(value: Any) -> str | None:
+    """The first text in a value that cannot be written as UTF-8.
+
+    >>> broken_text([{"content": "fine"}, {"content": "fine \\ud83d"}])
+    'fine \\ud83d'
+    """
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return value
+        return None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((text for part in parts if (text := broken_text(part)) is not None), None)
+
+
+def _as_nan(value: Any) -> str:
+    return "" if value is None else " (NaN)"
 
 
 def columns_hint(name: str, columns: Sequence[str]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoreward.data.columns import columns_hint, columns_of
+from zoreward.data.columns import columns_hint, columns_of, is_conversation
 from zoreward.data.pairs import PAIRS, source_tokens
+from zoreward.data.rows import rows_of
 from zoreward.data.templates import fill
 from zoreward.data.tokens import _any_start, _front, encode
 from zoreward.records import Example, InputError, UnknownNameError
@@ -30,22 +32,25 @@ def render_prompts(
     prompt: str = "prompt",
     max_length: int | None = None,
     kind: str = "causal",
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> list[Example]:
     """Every row as an `Example` without candidates: a prompt to write on from.
 
     A prompt is a template filled with the row, or what the row's column `prompt` holds: a text, or a conversation, a
     list of messages `{"role": …, "content": …}`. A conversation goes through the tokenizer's chat template and ends
-    where the assistant's turn begins; one whose last message is the assistant's goes on in that message. The tokens
-    of a plain prompt begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
+    where the assistant's turn begins; one whose last message is the assistant's goes on in that message. The columns
+    `tools` and `chat_template_kwargs` of such a row, as objects or JSON, are the template's too. The tokens of a plain
+    prompt begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
 
     Args:
-        rows: at least one; a list of dicts or a `datasets.Dataset`.
+        rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will write.
         template: the prompt; a `str.format` template over the columns: `Question: {question} Answer:`.
         prompt: the column of the prompt, where there is no template.
         max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts lose
             tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
         kind: of the model; the encoder of an `encoder-decoder` also reads what the tokenizer puts behind a plain text.
+        chat_template_kwargs: what the chat template is told, as a dict or JSON; a row's own win.
 
     Raises:
         InputError: a prompt is no text and no conversation, some are one and some the other, the tokenizer has no
@@ -65,13 +70,13 @@ def render_prompts(
     Source: rows and conversations as in TRL's "prompt-only" dataset formats; the last message as in its
     `apply_chat_template`.
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     if not rows:
         raise InputError("there are no rows", hint="give at least one row")
     if max_length is not None and max_length < 1:
         hint = "write fewer new tokens, or take a model with a longer context"
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
-    prompts = _prompts(rows, tokenizer, template, prompt)
+    prompts = _prompts(rows, tokenizer, template, prompt, read_template_kwargs(chat_template_kwargs))
     chat = prompts[0].messages is not None
     if kind == PAIRS:
         read = source_tokens([one.text for one in prompts], tokenizer, max_length, specials=not chat)
@@ -95,7 +100,13 @@ def render_prompts(
     return examples
 
 
-def check_prompts(rows: Iterable[dict[str, Any]], *, template: str | None = None, prompt: str = "prompt") -> None:
+def check_prompts(
+    rows: Iterable[dict[str, Any]],
+    *,
+    template: str | None = None,
+    prompt: str = "prompt",
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
+) -> None:
     """Raise what `render_prompts` would raise about a template or a column, without a tokenizer.
 
     Raises:
@@ -105,11 +116,72 @@ def check_prompts(rows: Iterable[dict[str, Any]], *, template: str | None = None
     Traceback (most recent call last):
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
     """
-    rows = list(rows)
+    rows = rows_of(rows)
+    given = read_template_kwargs(chat_template_kwargs)
     if template is not None:
         fill(template, rows, "--template")
+        refuse_template_kwargs(given)
     else:
         _check_column(rows, prompt)
+        if isinstance(rows[0].get(prompt), str):
+            refuse_template_kwargs(given)
+
+
+def read_template_kwargs(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """What a chat template is told beside the messages, from a dict or its JSON.
+
+    Raises:
+        InputError: it is neither.
+
+    >>> read_template_kwargs('{"enable_thinking": false}'), read_template_kwargs(None)
+    ({'enable_thinking': False}, {})
+    """
+    read = _from_json(given) if isinstance(given, str) else given
+    if read is None:
+        return {}
+    if not isinstance(read, Mapping):
+        hint = """it looks like --chat-template-kwargs '{"enable_thinking": false}'"""
+        raise InputError(f"--chat-template-kwargs {given!r:.80} is no JSON object", hint=hint)
+    return dict(read)
+
+
+def refuse_template_kwargs(given: Mapping[str, Any]) -> None:
+    """Refuse what a chat template is told where the prompts are texts, which go through none.
+
+    Raises:
+        InputError: something is given.
+    """
+    if given:
+        hint = "leave --chat-template-kwargs out, or give rows whose prompts are messages"
+        raise InputError("there are no conversations to which a chat template could be applied", hint=hint)
+
+
+def template_arguments(row: Mapping[str, Any], given: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What the chat template of a row is told: the columns `tools` and `chat_template_kwargs`, and what is `given`.
+
+    Raises:
+        InputError: a column holds something else.
+
+    Source: `DPOTrainer` and `apply_chat_template` of TRL 1.16: tools may be JSON, and no tools are None.
+
+    >>> template_arguments({"tools": '[{"type": "function"}]'}, {"enable_thinking": False}, 1)
+    {'tools': [{'type': 'function'}], 'enable_thinking': False}
+    """
+    read = {}
+    for column, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        value = row.get(column)
+        read[column] = _from_json(value) if isinstance(value, str) and value else value or None
+        if read[column] is not None and not isinstance(read[column], kind):
+            hint = f"it is a {kind.__name__} of what the chat template takes, or its JSON"
+            raise InputError(f"row {number}: the column {column!r} holds {value!r:.60}", hint=hint)
+    return {"tools": read["tools"], **given, **(read["chat_template_kwargs"] or {})}
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _check_column(rows: list[dict[str, Any]], column: str) -> None:
@@ -120,8 +192,14 @@ def _check_column(rows: list[dict[str, Any]], column: str) -> None:
 
 
 def _prompts(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str | None, column: str
+    rows: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    column: str,
+    template_kwargs: dict[str, Any],
 ) -> list[_Prompt]:
+    if template is not None or isinstance(rows[0].get(column), str):
+        refuse_template_kwargs(template_kwargs)
     if template is not None:
         return [_Prompt(text, None) for text in fill(template, rows, "--template")]
     _check_column(rows, column)
@@ -139,28 +217,25 @@ def _prompts(
             raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no prompt", hint=hint)
         if not chat and not isinstance(value, str):
             raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no text", hint="drop such rows")
-        prompts.append(_chat(tokenizer, value, number) if chat else _Prompt(value, None))
+        prompts.append(
+            _chat(tokenizer, value, number, template_arguments(row, template_kwargs, number))
+            if chat
+            else _Prompt(value, None)
+        )
     return prompts
 
 
-def is_conversation(value: Any) -> bool:
-    """Whether a value is a list of messages, each with role and content."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
-    )
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], number: int) -> _Prompt:
+def _chat(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], number: int, arguments: dict[str, Any]
+) -> _Prompt:
     if tokenizer.chat_template is None:
         hint = "take an instruction-tuned model, or write the prompts as text (--template)"
         raise InputError("the prompts are conversations, and this model's tokenizer has no chat template", hint=hint)
     goes_on = messages[-1]["role"] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        )
+        # The arguments last: they may say how the prompt is to end.
+        how = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on, **arguments}
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **how)
     except Exception as error:  # a template raises what its author chose
         why = " ".join(str(error).split())
         raise InputError(f"row {number} does not fit the chat template: {why:.200}") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoreward.data.columns import close_hint, columns_hint, columns_of, listed
-from zoreward.data.templates import column_in, field_value, fields_of, fill
+from zoreward.data.columns import close_hint, column_in, columns_hint, columns_of, field_value, listed
+from zoreward.data.templates import fields_of, fill
 from zoreward.records import InputError
 
 Row = dict[str, Any]

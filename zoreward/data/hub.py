@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zoreward.data.columns import close_hint, listed
+from zoreward.data.features import class_names, with_class_names
 from zoreward.records import InputError
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -40,7 +41,7 @@ def hub_rows(
     streaming = limit is not None and "[" not in split
     try:
         dataset = load_dataset(name, config, split=split, revision=revision, streaming=streaming)
-        return [dict(row) for row in itertools.islice(dataset, limit)]
+        return with_class_names(itertools.islice(dataset, limit), class_names(getattr(dataset, "features", None)))
     except Exception as error:  # datasets, huggingface_hub, the HTTP client and pyarrow raise their own
         raise _explained(error, name, config, split, revision) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zoreward.data.tokens import Tokens, encode, tokenize
+from zoreward.data.tokens import Tokens, check_candidates, encode, tokenize, warn_of_unknown
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -34,10 +34,13 @@ def tokens_of(
         InputError: a prompt or a candidate without tokens, or no room for it.
     """
     if kind != PAIRS:
-        return tokenize(texts, tokenizer, max_length, chat=chat, end=end)
-    sources = source_tokens([text.prompt.rstrip(" ") for text in texts], tokenizer, max_length, specials=not chat)
-    answers = answer_tokens(texts, tokenizer, max_length, end=end)
-    return [Tokens(prompt, own, cut) for (prompt, cut), own in zip(sources, answers, strict=True)]
+        found = tokenize(texts, tokenizer, max_length, chat=chat, end=end)
+    else:
+        sources = source_tokens([text.prompt.rstrip(" ") for text in texts], tokenizer, max_length, specials=not chat)
+        answers = answer_tokens(texts, tokenizer, max_length, end=end)
+        found = [Tokens(prompt, own, cut) for (prompt, cut), own in zip(sources, answers, strict=True)]
+    warn_of_unknown(texts, found, tokenizer)
+    return found
 
 
 def source_tokens(
@@ -81,21 +84,17 @@ def answer_tokens(
         end: the token of an answer without text.
 
     Raises:
-        InputError: a candidate without tokens, or with too many.
+        InputError: a candidate without tokens, with too many, or with those of another.
     """
     spelled = list(dict.fromkeys(candidate.lstrip(" ") for text in texts for candidate in text.candidates))
     tokens = dict(zip(spelled, encode(tokenizer, spelled), strict=True))
     found = []
     for text in texts:
-        own = []
-        for candidate in text.candidates:
-            answer = tuple(tokens[candidate.lstrip(" ")]) or (() if end is None else (end,))
-            if not answer:
-                message = f"row {text.number}: the answer {candidate!r} has no tokens"
-                raise InputError(message, hint="it needs some text")
+        own = [tuple(tokens[one.lstrip(" ")]) or (() if end is None else (end,)) for one in text.candidates]
+        check_candidates(text, own, tokenizer)
+        for candidate, answer in zip(text.candidates, own, strict=True):
             if max_length is not None and len(answer) > max_length:
                 message = f"row {text.number}: the answer {candidate!r:.80} has {len(answer)} tokens, not {max_length}"
                 raise InputError(message, hint="raise --max-length, or shorten the answer")
-            own.append(answer)
         found.append(tuple(own))
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoreward.data.columns import close_hint, columns_of, listed, values_of
-from zoreward.data.conversations import is_conversation
+from zoreward.data.columns import close_hint, columns_of, is_conversation, is_missing, listed, values_of
+from zoreward.data.conversations import template_arguments
 from zoreward.data.templates import fill
 from zoreward.data.texts import Prompt, Text
 from zoreward.records import InputError, UnknownNameError
@@ -87,7 +87,7 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
         if not isinstance(label, bool) and label not in (0, 1):
             hint = "write true for a good answer and false for a bad one"
             raise InputError(f"row {number}: the label {label!r:.60} is neither true nor false", hint=hint)
-        asked = filled[number - 1] if filled is not None else row.get(column)
+        asked = filled[number - 1] if filled is not None else None if is_missing(row.get(column)) else row[column]
         # A prompt column beside whole conversations is a copy of their beginning.
         if paired and filled is None and (asked is None or (chat and isinstance(asked, str))):
             asked, own = _split(own)
@@ -99,16 +99,32 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
     return found
 
 
-def preference_texts(judged: Sequence[Judged], tokenizer: PreTrainedTokenizerBase) -> list[Text]:
+def preference_texts(
+    judged: Sequence[Judged],
+    rows: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any],
+) -> list[Text]:
     """Rows of preferences as texts; conversations through the tokenizer's chat template.
+
+    Args:
+        judged: of the rows.
+        rows: with the columns `tools` and `chat_template_kwargs`, where they have some.
+        tokenizer: of the model.
+        template_kwargs: what the chat template is told besides.
 
     Raises:
         InputError: there are conversations and no chat template, or one does not fit it.
     """
-    return [Text(one.number, *_rendered(one, tokenizer), one.reference) for one in judged]
+    return [
+        Text(one.number, *_rendered(one, row, tokenizer, template_kwargs), one.reference)
+        for one, row in zip(judged, rows, strict=True)
+    ]
 
 
-def _rendered(one: Judged, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[str, ...]]:
+def _rendered(
+    one: Judged, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+) -> tuple[str, tuple[str, ...]]:
     if isinstance(one.prompt, str):
         return one.prompt, one.answers
     if tokenizer.chat_template is None:
@@ -120,8 +136,9 @@ def _rendered(one: Judged, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tup
     except ImportError as error:
         raise InputError("conversations as preferences need trl", hint="pip install trl") from error
     messages = {"prompt": one.prompt, **dict(zip(names, one.answers, strict=True))}
+    arguments = template_arguments(row, template_kwargs, one.number)
     try:
-        texts = apply_chat_template(messages, tokenizer)
+        texts = apply_chat_template(messages, tokenizer, **arguments)
     except Exception as error:  # a template raises what its author chose
         why = " ".join(str(error).split())
         raise InputError(f"row {one.number} does not fit the chat template: {why:.200}") from error
@@ -139,15 +156,20 @@ def _check_answers(number: int, names: Sequence[str], answers: Sequence[Any], ch
 
 
 def _split(answers: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """What two texts, or two lists of messages, begin with alike; a space at its end goes to the answers.
+    """What two texts, or two lists of messages, begin with alike, and the rest of each.
 
-    >>> _split(["The sky is blue.", "The sky is green."])
-    ('The sky is', (' blue.', ' green.'))
+    Words stay whole: a text is cut behind its last white space, where there is any. A space there goes to the answers.
+
+    >>> _split(["The sky is blue.", "The sky is black."])
+    ('The sky is', (' blue.', ' black.'))
     """
     chosen, rejected = answers
     alike = [one == other for one, other in zip(chosen, rejected, strict=False)]
     # Where one text only goes on from the other, the shorter one keeps its last character.
     end = alike.index(False) if False in alike else len(alike) - 1
-    if end and chosen[end - 1] == " ":
-        end -= 1
+    if isinstance(chosen, str):
+        spaces = [i for i in range(end) if chosen[i].isspace()]
+        end = spaces[-1] + 1 if spaces else end
+        if end and chosen[end - 1] == " ":
+            end -= 1
     return chosen[:end], (chosen[end:], rejected[end:])

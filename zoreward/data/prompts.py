@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.data.conversations import read_template_kwargs, refuse_template_kwargs
 from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
+from zoreward.data.rows import rows_of
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.texts import Prompt, Text, texts_of
 from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
@@ -33,13 +35,15 @@ def render(
     seed: int = 0,
     kind: str = "causal",
     classes: Sequence[str] = (),
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> list[Example]:
     """Every row as an `Example`: the prompt, the candidates, the index of the right one, and the tokens of all.
 
-    The tokens of prompt and candidate, one after the other, are those of the joined text, split where the prompt's
-    own tokens end. Spaces at the prompt's end are counted to the candidates, because most tokenizers join a space
-    with the word behind it. What the tokenizer puts in front of a text (BOS) stands in front of the prompt; what it
-    puts behind (EOS) is left out.
+    The tokens of prompt and candidate, one after the other, are those of the joined text. They part where the prompt's
+    own tokens end; where a token of some candidate's joined text spans that border, in front of this token, for all
+    candidates of the row. So what is scored is always the text that is read. Spaces at the prompt's end are counted to
+    the candidates, because most tokenizers join a space with the word behind it. What the tokenizer puts in front of a
+    text (BOS) stands in front of the prompt; what it puts behind (EOS) is left out.
 
     Rows of preferences bring their own candidates: `chosen` and `rejected` (the right one is the first), or
     `completion` and a label, true or false (one candidate; −1 is the index of the right one where the label is
@@ -52,21 +56,24 @@ def render(
     same candidates where there is a choice) gets the next of the draw instead.
 
     Args:
-        rows: at least one; a list of dicts or a `datasets.Dataset`.
+        rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will read the prompts.
         needs: `choices` or `likelihood`.
         prompt: the column of the prompt, for rows of preferences without a template.
         template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`,
             `{question|as_question}`.
         choices: for `choices`: two or more different answers, the answer for label 0 first. Labels that are no
-            numbers: `label=answer` each, in any order. Choices are read as `label=answer` where every one has an `=`
-            and a label of the rows stands in front of one of them.
+            numbers, or have names: `label=answer` each, or the labels themselves, in any order. Choices are read as
+            `label=answer` where every one has an `=` and a label of the rows stands in front of one of them.
         choice_column: instead of `choices`: the column that holds each row's own answers, a list of two or more
-            different strings. As many as the row likes.
-        label: for `choices`: the column of the right choice: an integer, a bool, "0" or "1", or a name. With
-            `choice_column` the index of the answer, or its text: strings are texts where every one is an answer of
-            its row, indices where every one is one; where both could be and disagree, that is an error. A list of
-            texts: several right answers, of which the first is asked for and the others are left out.
+            different strings, as many as the row likes; or a path to it, `choices[text]`. Of a column that holds
+            `{"text": […], "label": […]}`, or a list of such pairs, the texts are the answers, and the labels their
+            names.
+        label: for `choices`: the column of the right choice, or a path to it: an integer, a bool, "0" or "1", or a
+            name. With `choice_column` the name of the answer, where answers have names and every row's label is one;
+            else its index, or its text: strings are texts where every one is an answer of its row, indices where every
+            one is one; where both could be and disagree, that is an error. A list of texts: several right answers, of
+            which the first is asked for and the others are left out.
         answer: for `likelihood`: the right answer, a template like `template`; by default the right choice.
         max_length: tokens that the prompt and its longest candidate may have together. Where they have more, the
             demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
@@ -80,6 +87,8 @@ def render(
             its classes are the candidates. The encoder of an `encoder-decoder` reads the prompt, with all that the
             tokenizer puts around it; the candidates are texts of their own, without spaces in front and without EOS.
         classes: names of a classifier's classes, in the order of its outputs.
+        chat_template_kwargs: for preferences that are conversations: what the chat template is told, as a dict or JSON.
+            A row's columns `tools` and `chat_template_kwargs` are told too, and win.
 
     Raises:
         InputError: an option is missing; a template, a choice or a label does not fit the rows; a candidate without
@@ -99,24 +108,28 @@ def render(
         >>> example.prompt_tokens, example.candidate_tokens
         ((0, 1, 2), ((3,), (4,)))
 
-    Source: the split follows `_encode_pair` of EleutherAI's lm-evaluation-harness, except that only spaces change
-    sides: newer tokenizers join a line break with the character before it ("?⏎"), not with the word behind it.
+    Source: the border is that of DPOTrainer of TRL 1.16 (`common_prefix_length`). Of spaces as in `_encode_pair` of
+    EleutherAI's lm-evaluation-harness, except that only spaces change sides: newer tokenizers join a line break with
+    the character before it ("?⏎"), not with the word behind it.
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    told = read_template_kwargs(chat_template_kwargs)
     if kind in WHOLE:
+        refuse_template_kwargs(told)
         texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
         return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
     refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
-        judged = _judged(rows, asked, prompt, shots)
-        texts = preference_texts(judged, tokenizer)
+        judged = _judged(rows, asked, prompt, shots, told)
+        texts = preference_texts(judged, rows, tokenizer, told)
         chat = not isinstance(judged[0].prompt, str)
         all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
         return [
             Example(row, text.prompt, text.candidates, text.reference, *tokens)
             for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
         ]
+    refuse_template_kwargs(told)
     texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
     return [
         Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
@@ -141,6 +154,7 @@ def check_columns(
     seed: int = 0,
     kind: str = "causal",
     classes: Sequence[str] = (),
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> None:
     """Raise what `render` would raise about rows and options, without a tokenizer: before any model is loaded.
 
@@ -152,44 +166,46 @@ def check_columns(
         Traceback (most recent call last):
         zoreward.records.InputError: --template: no row has the column 'txt'
     """
-    rows = list(rows)
+    rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
+    told = read_template_kwargs(chat_template_kwargs)
     if kind in WHOLE:
+        refuse_template_kwargs(told)
         whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
         return
     refuse_mask(template, "a model that writes from left to right")
     if are_preferences(rows, asked):
-        _judged(rows, asked, prompt, shots)
+        _judged(rows, asked, prompt, shots, told)
     else:
+        refuse_template_kwargs(told)
         _texts_and_shots(rows, asked, shots, shot_rows, seed)
 
 
-def _judged(rows: list[dict[str, Any]], asked: Prompt, column: str, shots: int) -> list[Judged]:
+def _judged(
+    rows: list[dict[str, Any]], asked: Prompt, column: str, shots: int, template_kwargs: Mapping[str, Any]
+) -> list[Judged]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
     if shots:
         raise InputError("preferences take no demonstrations", hint="leave --shots out")
-    return judged_rows(rows, asked, column)
+    judged = judged_rows(rows, asked, column)
+    if isinstance(judged[0].prompt, str):
+        refuse_template_kwargs(template_kwargs)
+    return judged
 
 
 def _texts_and_shots(
     rows: list[dict[str, Any]], prompt: Prompt, shots: int, shot_rows: Iterable[dict[str, Any]] | None, seed: int
 ) -> tuple[list[Text], list[list[str]]]:
     texts = texts_of(rows, prompt)
-    pool = _pool(list(shot_rows), prompt, texts) if shots > 0 and shot_rows is not None else texts
+    pool = _pool(rows_of(shot_rows), prompt) if shots > 0 and shot_rows is not None else texts
     return texts, demonstrations(texts, pool, shots, seed)
 
 
-def _pool(rows: list[dict[str, Any]], prompt: Prompt, texts: list[Text]) -> list[Text]:
+def _pool(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
     """The rows for demonstrations as texts; their errors say that they are about these."""
     try:
-        pool = texts_of(rows, prompt)
+        return texts_of(rows, prompt)
     except ZorewardError as error:
         raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
-    if prompt.needs == "choices" and prompt.choices is not None and pool[0].candidates != texts[0].candidates:
-        raise InputError(
-            "rows for demonstrations: their labels are written in another way than those of the scored rows",
-            hint=f"column {prompt.label!r}: write numbers in both, or names in both",
-        )
-    return pool

@@ -6,10 +6,12 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoreward.data.columns import broken_text, listed
+from zoreward.data.features import class_names, class_names_in, with_class_names
 from zoreward.data.hub import hub_rows
 from zoreward.records import InputError, MissingFileError
 
@@ -29,7 +31,8 @@ def load_rows(
 
     A file's ending says what it is: `.jsonl` (one object a line; blank lines do not count), `.json` (a list of
     objects), `.csv` (with a header; comma, double quotes, UTF-8; values stay strings) or `.parquet` (needs pyarrow).
-    Rows need not have the same columns. A dataset's classes stay the integers that they are stored as.
+    Rows need not have the same columns. A dataset's classes stay the integers that they are stored as; where the
+    dataset or the Parquet file knows their names, the integers know them too (`NamedLabel`).
 
     Args:
         source: a file, or `owner/name` of a dataset on the Hub. What exists here is never asked for there; nor is what
@@ -41,8 +44,8 @@ def load_rows(
 
     Raises:
         MissingFileError: there is no such file.
-        InputError: an unknown ending, no rows, or something in the file that cannot be read; says where. A dataset
-            that cannot be had. `config`, `split` or `revision` with a file.
+        InputError: an unknown ending, no rows, or something in the file that cannot be read or is no whole text; says
+            where. A dataset that cannot be had. `config`, `split` or `revision` with a file.
 
     Example:
         >>> import tempfile
@@ -59,7 +62,52 @@ def load_rows(
         rows = _file_rows(Path(source), {"--data-config": config, "--split": split, "--revision": revision})[:limit]
     if not rows:
         raise InputError(f"{source} holds no rows", hint="give a file or a split with at least one row")
+    _check_texts(rows, f"{source}, row")
     return rows
+
+
+def rows_of(dataset: Any) -> list[Row]:
+    """The rows of whatever holds some: a list of dicts, a `datasets.Dataset`, a `pandas.DataFrame`.
+
+    A Dataset's numbers of classes know their names.
+
+    Raises:
+        InputError: it holds no rows: the splits of a `DatasetDict`, a dict of columns, a name; or a text in a row is
+            not whole.
+
+    >>> rows_of({"train": [], "test": []})
+    Traceback (most recent call last):
+    zoreward.records.InputError: these are 2 splits or columns, not rows
+    """
+    if isinstance(dataset, Mapping):
+        first = next(iter(dataset), "train")
+        hint = f"give one, rows[{first!r}]; there are {listed(list(dataset))}. Rows are a list of dicts, or a Dataset"
+        raise InputError(f"these are {len(dataset)} splits or columns, not rows", hint=hint)
+    if isinstance(dataset, str | bytes | Path):
+        hint = "read them first: zoreward.data.load_rows(…)"
+        raise InputError(f"{str(dataset)!r:.80} is the name of rows, not rows", hint=hint)
+    if type(dataset).__name__ == "DataFrame" and hasattr(dataset, "to_dict"):
+        dataset = dataset.to_dict("records")
+    if names := class_names(getattr(dataset, "features", None)):
+        dataset = with_class_names(dataset, names)
+    rows = list(dataset)
+    _check_texts(rows, "row")
+    return rows
+
+
+def _check_texts(rows: Iterable[Any], what: str) -> None:
+    """Raise if a text in a row holds half a character, as JSON's `\\ud83d` alone is: no tokenizer can read it.
+
+    Raises:
+        InputError: one does. `what` stands in front of the row's number.
+    """
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items() if isinstance(row, dict) else ():
+            if (text := broken_text(value)) is not None:
+                raise InputError(
+                    f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}",
+                    hint="drop such rows; or write the whole character, or U+FFFD in its place",
+                )
 
 
 def _is_hub_name(source: str) -> bool:
@@ -175,7 +223,8 @@ def _read_parquet(path: Path) -> list[Row]:
         ) from None
     try:
         with ParquetFile(path) as file:
-            rows: list[Row] = file.read().to_pylist()
+            names = class_names_in(file.schema_arrow.metadata)
+            rows = with_class_names(file.read().to_pylist(), names)
     except ArrowException as error:
         raise InputError(
             f"{path} is not a Parquet file: {' '.join(str(error).split())}", hint="write it anew"

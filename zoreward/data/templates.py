@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import numbers
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoreward.data.columns import columns_hint, columns_of, listed
+from zoreward.data.columns import broken_text, column_in, columns_hint, columns_of, field_value, is_conversation, listed
 from zoreward.data.filters import check_filters, filtered
 from zoreward.records import InputError
 
@@ -24,7 +24,9 @@ class _Filling(string.Formatter):
 def fill(template: str, rows: list[dict[str, Any]], option: str) -> list[str]:
     """The template filled with each row.
 
-    Behind a column, and behind a `|`, stands what is done to its text: one of `zoreward.data.filters.FILTERS`.
+    Behind a column, and behind a `|`, stands what is done to its text: one of `zoreward.data.filters.FILTERS`. A list,
+    a dict or another value that is no text is refused, because Python's spelling of it is hardly meant; `{answers!r}`
+    asks for just that.
 
     Raises:
         InputError: the template is malformed, names no column, or does not fit a row. `option` names the template.
@@ -43,7 +45,9 @@ def fill(template: str, rows: list[dict[str, Any]], option: str) -> list[str]:
     for field in fields:
         if (column := column_in(field)) not in columns:
             raise InputError(f"{option}: no row has the column {column!r}", hint=columns_hint(column, columns))
-    return [_fill_row(template, fields, row, f"row {number}", option) for number, row in enumerate(rows, 1)]
+    spelled = {field for _, field, _, conversion in string.Formatter().parse(template) if conversion}
+    plain = [field for field in fields if field not in spelled]
+    return [_fill_row(template, fields, plain, row, f"row {number}", option) for number, row in enumerate(rows, 1)]
 
 
 def fields_of(template: str, option: str) -> list[str]:
@@ -55,6 +59,8 @@ def fields_of(template: str, option: str) -> list[str]:
     >>> fields_of("{answers[0]} is {score:{width}} {{so}}", "--template")
     ['answers[0]', 'score', 'width']
     """
+    if broken_text(template) is not None:
+        raise InputError(f"{option} {template!a:.80} holds half a character", hint="write it in UTF-8")
     fields = []
     try:
         for _, field, spec, _ in string.Formatter().parse(template):
@@ -70,36 +76,38 @@ def fields_of(template: str, option: str) -> list[str]:
     return fields
 
 
-def column_in(field: str) -> str:
-    """The column that a field begins with: `a` of `a[b]|strip`."""
-    return re.split(r"[.\[|]", field, maxsplit=1)[0]
-
-
-def field_value(path: str, row: dict[str, Any], where: str, option: str) -> Any:
-    """What stands at `answers[0]` in a row.
-
-    Raises:
-        InputError: nothing stands there, or None. `where` names the row, `option` the template.
-    """
-    column = column_in(path)
-    if column not in row:
-        raise InputError(f"{where} has no column {column!r}, which {option} names", hint=f"it has {listed(list(row))}")
-    try:
-        value, _ = string.Formatter().get_field(path, (), row)
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{where}: {{{path}}} of {option} finds nothing ({type(error).__name__}: {error})",
-            hint=f"the column {column!r} holds {row[column]!r:.80}",
-        ) from None
-    if value is None:
-        raise InputError(f"{where}: {{{path}}} of {option} is empty (None)", hint="drop such rows, or fill them")
-    return value
-
-
-def _fill_row(template: str, fields: list[str], row: dict[str, Any], where: str, option: str) -> str:
+def _fill_row(template: str, fields: list[str], plain: list[str], row: dict[str, Any], where: str, option: str) -> str:
     for field in fields:
-        field_value(field.partition("|")[0], row, where, option)
+        path = field.partition("|")[0]
+        value = field_value(path, row, where, option)
+        if field in plain and not _reads_as_text(value):
+            kind = "messages" if is_conversation(value) else f"a {type(value).__name__}"
+            raise InputError(f"{where}: {{{path}}} of {option} is {kind}, not a text", hint=_part_hint(path, value))
     try:
         return _Filling().vformat(template, (), row)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} does not fit {option} {template!r}: {error}", hint="mind what follows ':'") from None
+
+
+def _reads_as_text(value: Any) -> bool:
+    """Whether `str` of a value is what a person would write for it.
+
+    >>> [_reads_as_text(value) for value in ("a", 1, 0.5, ["a"], {"a": 1}, b"a")]
+    [True, True, True, False, False, False]
+    """
+    if isinstance(value, bytes) or getattr(value, "ndim", 0) > 0:  # ndim: an array of numpy
+        return False
+    # Lists, dicts and objects that say nothing of the kind have `object.__str__`, which calls `repr`.
+    return isinstance(value, numbers.Number) or type(value).__str__ is not object.__str__
+
+
+def _part_hint(path: str, value: Any) -> str:
+    if is_conversation(value):
+        whole = f"leave the template out and give --prompt {path}, then they go through the chat template"
+        return f"{whole}; or name a part of them: {{{path}[0][content]}}"
+    if isinstance(value, dict):
+        keys = [str(key) for key in value]
+        return f"name one of its keys, {{{path}[{keys[0]}]}}; they are {listed(keys)}" if keys else "it is empty"
+    if hasattr(value, "__getitem__") and not isinstance(value, bytes):
+        return f"name one of its items: {{{path}[0]}}"
+    return "a template takes texts and numbers"

@@ -37,11 +37,17 @@ def tokenize(
 ) -> list[Tokens]:
     """The tokens of each text, the prompt cut on its left where it is too long; see `zoreward.data.render`.
 
+    Prompt and candidate together are the tokens of the joined text. They part where the first candidate's joined
+    tokens, or the prompt's own, differ from the others': a token that spans the border, such as `(-` of "(" and "-1",
+    is the candidates'.
+
     With `chat` the texts are a chat template's, which writes BOS itself. `end` is the token of an answer without text:
     who says nothing has ended.
 
     Raises:
-        InputError: a candidate without tokens, or one that leaves no room for the prompt.
+        InputError: a candidate without tokens, two with the same, or one that leaves no room for the prompt.
+
+    Source: where DPOTrainer of TRL 1.16 cuts, `common_prefix_length` of the prompt and of prompt and completion.
     """
     # the prompt without its trailing spaces, which are scored with the candidates
     stems = [text.prompt.rstrip(" ") for text in texts]
@@ -50,23 +56,16 @@ def tokenize(
     whole = dict(zip(joined, encode(tokenizer, joined), strict=True))
     front = [] if chat else _front(tokenizer, stems, stem_tokens)
     result = []
-    for text, stem, tokens in zip(texts, stems, stem_tokens, strict=True):
-        candidates = []
-        for candidate in text.candidates:
-            # empty where the tokenizer joins the candidate with the prompt's last token
-            own = whole[text.prompt + candidate][len(tokens) :]
-            candidates.append(tuple(own or encode(tokenizer, [text.prompt[len(stem) :] + candidate])[0]))
-            if not candidates[-1] and end is not None:
-                candidates[-1] = (end,)
-            if not candidates[-1]:
-                raise InputError(
-                    f"row {text.number}: the answer {candidate!r} has no tokens", hint="it needs some text"
-                )
-        head = front
+    for text, stem in zip(texts, stem_tokens, strict=True):
+        wholes = [whole[text.prompt + candidate] for candidate in text.candidates]
+        border = min(shared_length(stem, own) for own in wholes)
+        candidates = [tuple(own[border:]) or (() if end is None else (end,)) for own in wholes]
+        check_candidates(text, candidates, tokenizer)
+        tokens, head = stem[:border], front
         if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
             tokens = tokens[len(front) :]
         if not head and not tokens:
-            head = _any_start(tokenizer, text.number)
+            head = _any_start(tokenizer, text.number, empty=not stem)
         longest = max(range(len(candidates)), key=lambda i: len(candidates[i]))
         cut = _cut(len(head), len(tokens), len(candidates[longest]), max_length)
         if cut is None:
@@ -77,6 +76,55 @@ def tokenize(
             )
         result.append(Tokens((*head, *tokens[cut:]), tuple(candidates), cut))
     return result
+
+
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike.
+
+    >>> shared_length([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    shortest = min(len(one), len(other))
+    return next((i for i in range(shortest) if one[i] != other[i]), shortest)
+
+
+def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise where a text's candidates are not to be told apart by their tokens.
+
+    Raises:
+        InputError: one has no tokens, or two have the same.
+    """
+    spelled: dict[tuple[int, ...], str] = {}
+    for candidate, tokens in zip(text.candidates, candidates, strict=True):
+        if not tokens:
+            raise InputError(f"row {text.number}: the answer {candidate!r} has no tokens", hint="it needs some text")
+        if tokens in spelled:
+            names = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(tokens))))
+            raise InputError(
+                f"row {text.number}: the answers {spelled[tokens]!r:.80} and {candidate!r:.80} are the same tokens to "
+                f"this tokenizer ({names:.80}), so every model finds them equally likely",
+                hint="mind the space in front of an answer; or take words that it tells apart, or drop such rows",
+            )
+        spelled[tokens] = candidate
+
+
+def warn_of_unknown(texts: Sequence[Text], tokens: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say, once, that candidates hold what the tokenizer has no token for, so that another text is scored."""
+    name, unknown = tokenizer.unk_token, tokenizer.unk_token_id
+    found = [
+        candidate
+        for text, own in zip(texts, tokens, strict=True)
+        for candidate, ids in zip(text.candidates, own.candidates, strict=True)
+        # Not where the token is written out; nor where it stands for the end, which some tokenizers give the same one.
+        if unknown is not None and unknown in ids and candidate and str(name) not in candidate
+    ]
+    if found:
+        from transformers.utils import logging
+
+        others = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
+        logging.get_logger(__name__).warning_once(
+            f"The answer {found[0]!r:.80}{others} holds what the tokenizer does not know: {name} is scored instead."
+        )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], specials: bool = False) -> list[list[int]]:
@@ -98,13 +146,14 @@ def _front(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: list[li
     return []
 
 
-def _any_start(tokenizer: PreTrainedTokenizerBase, number: int) -> list[int]:
-    """One token for a model to begin with where the prompt has none."""
+def _any_start(tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True) -> list[int]:
+    """One token for a model to begin with where the prompt has none; not `empty` are prompts that answers take in."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return [token]
+    why = "the prompt has no tokens" if empty else "the prompt's first token is joined with the answer's"
     raise InputError(
-        f"row {number}: the prompt has no tokens, and the tokenizer has neither BOS nor EOS to begin with",
+        f"row {number}: {why}, and the tokenizer has neither BOS nor EOS to begin with",
         hint="drop such rows, or put some text into --template",
     )
 

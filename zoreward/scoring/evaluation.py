@@ -55,6 +55,7 @@ def evaluate(
     options: dict[str, Any] | None = None,
     base: PreTrainedModel | str | None = None,
     content_free: str | None = None,
+    chat_template_kwargs: dict[str, Any] | str | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
@@ -84,6 +85,7 @@ def evaluate(
         base: the model before it was tuned, for objectives that compare with it; with the same tokens.
         content_free: the prompt without what a row says, a text or a template: choices are then scored by how much
             likelier they become by the prompt; see `calibrated_logprobs`.
+        chat_template_kwargs: what the chat template is told, for prompts that are messages.
 
     Raises:
         ZorewardError: the rows, the template or the objective do not fit together.
@@ -118,6 +120,7 @@ def evaluate(
         shots=shots,
         shot_rows=shot_rows,
         seed=seed,
+        chat_template_kwargs=chat_template_kwargs,
     )
     free = None
     if content_free is not None:

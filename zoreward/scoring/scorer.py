@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,7 @@ def examples_of(
     template: str | None,
     prompt: str,
     head: Head | None = None,
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
     **answers: Any,
 ) -> list[Example]:
     """Return rows made ready for what an objective needs.
@@ -181,6 +182,7 @@ def examples_of(
         template: the prompt, with columns in braces.
         prompt: the column of the prompt, for `completions`, and without a template for preferences and classifiers.
         head: of the model; by default a causal one's.
+        chat_template_kwargs: what the chat template is told, for prompts that are messages.
         answers: the other arguments of `render`, which is for answers that are given.
 
     Raises:
@@ -191,8 +193,14 @@ def examples_of(
     if needs == "completions":
         # An encoder–decoder writes in a text of its own.
         room = max_length if max_length is None or head.kind == PAIRS else max_length - max_new_tokens
-        return render_prompts(rows, tokenizer, template=template, prompt=prompt, max_length=room, kind=head.kind)
-    answers |= {"template": template, "prompt": prompt, "kind": head.kind, "classes": head.classes}
+        settings: dict[str, Any] = {
+            "template": template,
+            "prompt": prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        return render_prompts(rows, tokenizer, max_length=room, kind=head.kind, **settings)
+    answers |= {"template": template, "prompt": prompt, "chat_template_kwargs": chat_template_kwargs}
+    answers |= {"kind": head.kind, "classes": head.classes}
     return render(rows, tokenizer, needs=needs, max_length=max_length, **answers)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from zoreward.data import rows_of
 from zoreward.members import (
     PREFIX_TOKENS,
     Tuned,
@@ -59,7 +62,7 @@ def made_examples(
     head: Head,
 ) -> list[Example]:
     """Return the rows made ready for the model; see `examples_of`."""
-    rows = list(dataset) if dataset is not None else []
+    rows = rows_of(dataset) if dataset is not None else []
     if not rows:
         raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
     limit = length_limit(
@@ -84,6 +87,7 @@ def made_examples(
         shots=args.shots,
         shot_rows=shot_rows,
         seed=args.seed,
+        chat_template_kwargs=args.chat_template_kwargs,
     )
 
 
@@ -130,6 +134,32 @@ def check_batches(args: ZOConfig, rows: int) -> None:
     if args.dataloader_drop_last and rows < size:
         hint = f"Leave dataloader_drop_last out, or take a batch of {rows} rows at most."
         raise InputError(f"{rows} rows make no full batch of {size}, and others are dropped", hint=hint)
+
+
+def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: int) -> None:
+    """Say where batches hold so few rows of the rarest answer that a score of the whole batch is biased.
+
+    Of a metric that is no mean over rows (F1, MCC, AUC), the mean over batches is not its value on all rows. Known are
+    such objectives by what they say they return: one `float`.
+
+    Args:
+        objective: what is tuned on.
+        examples: the rows to tune on.
+        rows: those of a batch.
+    """
+    parts = [part for _, part in objective.parts] or [objective]
+    names = [one.name for one in parts if signature(one.function).return_annotation in (float, "float")]
+    same = all(example.candidates == examples[0].candidates for example in examples)
+    if not names or objective.needs != "choices" or not same or rows >= len(examples):
+        return
+    [*_, (rarest, count)] = Counter(example.reference for example in examples).most_common()
+    expected, enough = rows * count / len(examples), min(len(examples), -(-2 * len(examples) // count))
+    if expected < 2:
+        logging.get_logger(__name__).warning(
+            "A batch of %d rows holds %.2g of the rarest answer, %r, on average; the mean of %s over such batches is "
+            "not what it is on all rows. Take --batch-size %d or more.",
+            rows, expected, examples[0].candidates[rarest], ", ".join(names), enough,
+        )  # fmt: skip
 
 
 def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:

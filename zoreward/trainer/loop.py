@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
+from zoreward.data import rows_of
 from zoreward.journal import Journal
 from zoreward.members import check_merged, in_all_blocks, merged_copy, update_
 from zoreward.noise import derive_seed
@@ -37,6 +38,7 @@ from zoreward.trainer.inputs import (
     one_objective,
     refuse_what_is_missing,
     tunes_adapter,
+    warn_about_classes,
     warn_about_context,
 )
 from zoreward.trainer.keeper import Keeper
@@ -70,7 +72,7 @@ class ZOTrainer(ResumableTrainer):
             adapter the adapter is tuned.
         reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
         args: the options.
-        train_dataset: rows; a list of dicts or a `datasets.Dataset`.
+        train_dataset: rows; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         eval_dataset: rows to choose by.
         processing_class: the tokenizer; by default the model's own.
         reward_processing_classes: not supported yet; GRPOTrainer's argument.
@@ -127,19 +129,22 @@ class ZOTrainer(ResumableTrainer):
         eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
         check_drift(args)
-        self.head = checked_head(model, args, list(train_dataset or ()))
+        train_rows = rows_of(train_dataset if train_dataset is not None else ())
+        self.head = checked_head(model, args, train_rows)
         check_quantised(model, args, adapter)
         tokenizer = processing_class or load_tokenizer(
             name_of(model), trust_remote_code=args.trust_remote_code, kind=self.head.kind
         )
         tokenizer = prepare_tokenizer(tokenizer, self.head.kind)
-        self._shot_rows = list(shot_dataset if shot_dataset is not None else train_dataset or ())
+        self._shot_rows = rows_of(shot_dataset) if shot_dataset is not None else train_rows
         settings = (needs, args, tokenizer, model, self._shot_rows, self.head)
-        train_examples = made_examples(train_dataset, *settings)
+        train_examples = made_examples(train_rows, *settings)
         self.method = method_of(args, rows=len(train_examples))
         eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
         check_batches(args, len(train_examples))
         warn_about_context(train_examples, args.shots if needs != "completions" else 0)
+        batch_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        warn_about_classes(self.objective, train_examples, batch_rows)
         self.method_state = self.method.init()
         query = self.method.ask(self.method_state)
         self.memory = checked_memory(
