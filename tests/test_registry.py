@@ -501,6 +501,8 @@ def test_a_column_with_the_name_of_an_init_option_goes_to_call() -> None:
         ([1, 0, 1, 0], 0.5),
         ((True, False, False, False), 0.25),
         ([1.0, None, 0.5, None], 0.75),
+        ([1.0, math.nan, 0.5, None], 0.75),
+        (torch.tensor([1.0, math.nan, 0.5, 0.0]), 0.5),
         (np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32), 2.5),
         (torch.tensor([1.0, 2.0, 3.0, 4.0]), 2.5),
         ([np.float64(1), torch.tensor(2.0), 3, None], 2.0),
@@ -517,10 +519,11 @@ def test_scores_that_count(result: Any, score: float) -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (math.nan, "returned nan$"),
+        (math.nan, "has no score on these 3 rows"),
         (-math.inf, "returned -inf$"),
-        ([0.0, 0.0, math.nan], "returned nan for row 2$"),
-        ([None, None, None], "left out all 3 rows"),
+        ([0.0, 0.0, math.inf], "returned inf for row 2$"),
+        ([None, None, None], "has no score on these 3 rows"),
+        ([None, math.nan, None], "has no score on these 3 rows"),
         ([1.0] * 5, "wrong number of scores: got 5 for 3 rows"),
         ([], "wrong number of scores: got 0 for 3 rows"),
         ("0.5", "returned no number: '0.5'"),

@@ -280,10 +280,23 @@ def test_a_reward_that_leaves_out_all_rows_counts_where_another_has_scored_them(
     assert (writing.score, writing.part_scores["math_reward_func"]) == (0.0, 0.0)
     assert math.isnan(writing.part_scores["coding_reward_func"])
     [poem] = [row for row in ROWS if row["task"] == "poetry"]
-    with pytest.raises(ObjectiveError, match="left out all 1 rows"):
-        score_writings(both, examples_of([poem]), [written("x")])
-    with pytest.raises(ObjectiveError, match="left out all 1 rows"):
-        score_writings(get_objective(math_reward_func), examples_of([poem]), [written("x")])
+    for objective in (both, get_objective(math_reward_func)):
+        [writing] = score_writings(objective, examples_of([poem]), [written("x")])
+        assert math.isnan(writing.score) and math.isnan(writing.part_scores["math_reward_func"])
+        assert writing.rewards["math_reward_func"] == (None,)
+
+
+def test_a_score_of_the_whole_batch_that_is_not_defined_counts_nothing_beside_one_that_is() -> None:
+    def corpus(completions):
+        return float("nan") if len(completions) < 3 else 2.0
+
+    def some(completions):
+        return [None, 1.0, 0.5][: len(completions)]
+
+    both = weighted_sum([get_objective(corpus), get_objective(some)], [0.1, 2.0])
+    rows = [{"prompt": "p"}] * 3
+    scores = [score_writings(both, examples_of(rows[:n]), [written(*"abc"[:n])])[0].score for n in (3, 2, 1)]
+    assert scores[:2] == pytest.approx([0.1 * 2.0 + 2.0 * 0.75, 2.0]) and math.isnan(scores[2])
 
 
 def test_a_score_of_the_whole_batch_adds_to_rewards_of_each_text() -> None:
@@ -305,7 +318,7 @@ def test_a_score_of_the_whole_batch_adds_to_rewards_of_each_text() -> None:
     ("returned", "message"),
     [
         ([1.0], "wrong number of scores: got 1 for 4 rows"),
-        ([1.0, float("nan"), 1.0, 1.0], "returned nan for row 1"),
+        ([1.0, float("inf"), 1.0, 1.0], "returned inf for row 1"),
         ([1.0, 1.0, "good", 1.0], "returned no number for row 2: 'good'"),
     ],
 )

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.methods import all_scored
 from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ class ProgressCallback(TrainerCallback):
         if self._best > -math.inf:
             parts.append(f"best dev {self._best:.4f}")
         if step:
-            parts.append(f"no signal {self._trainer.method_state.silent / step:.0%}")
+            state = self._trainer.method_state
+            unscored = f" ({state.unscored} without a score)" if state.unscored else ""
+            parts.append(f"no signal {state.silent / step:.0%}{unscored}")
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
             left = timedelta(seconds=round(pace * (steps - step)))
@@ -92,7 +95,8 @@ class ProgressCallback(TrainerCallback):
         self._seconds.append(time.perf_counter() - self._begun)
         if self._trainer.last_step is not None:
             scores = self._trainer.last_step.scores
-            self._scores.append(math.fsum(scores) / len(scores))
+            if all_scored(scores):
+                self._scores.append(math.fsum(scores) / len(scores))
         status = self.status(state.global_step, state.max_steps)
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
         every = self._trainer.args.completions_every
@@ -120,7 +124,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print a line where there is no terminal for a bar."""
-        if logs and "score" in logs:
+        if logs and "silent" in logs:
             told = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
             if self._bar.disable or told:
                 status = self.status(state.global_step, state.max_steps)

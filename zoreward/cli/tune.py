@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from zoreward.cli.errors import one_line, place_of
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
@@ -169,7 +169,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             except Exception as error:
                 return failed(error, words)
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
-    print(json.dumps(summary, ensure_ascii=False) if values["json"] else sentence_of(summary), file=out)
+    print(json_line(summary) if values["json"] else sentence_of(summary), file=out)
     return 0
 
 

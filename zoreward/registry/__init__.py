@@ -6,7 +6,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
     brevity = "my_package.rewards:brevity"
 """
 
-from zoreward.registry.calls import Returned, mean_score
+from zoreward.registry.calls import Returned, mean_score, no_score
 from zoreward.registry.decorator import objective
 from zoreward.registry.patience import Patience, left_behind, patient
 from zoreward.registry.places import place_of
@@ -26,6 +26,7 @@ __all__ = [
     "left_behind",
     "list_objectives",
     "mean_score",
+    "no_score",
     "objective",
     "patient",
     "place_of",

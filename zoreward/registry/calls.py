@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zoreward.registry.scores import Objective
 
 Returned = float | list[float | None]
-"""One number for a batch, or one for each row; None leaves a row out."""
+"""One number for a batch, NaN where it has no score; or one for each row, None where a row is left out."""
 
 
 class CallError(ObjectiveError):
@@ -129,25 +129,24 @@ def _event_loop(thread: str) -> asyncio.AbstractEventLoop:
     return loop
 
 
-def mean_score(name: str, returned: Returned) -> float:
-    """Return the mean of what an objective returned, without the rows that it left out.
+def mean_score(returned: Returned) -> float:
+    """Return the mean of what an objective returned, without the rows that it left out; NaN where it left out all.
 
-    Raises:
-        ObjectiveError: it left out all rows.
-
-    >>> mean_score("f", [1.0, None, 0.5]), mean_score("f", 0.25)
-    (0.75, 0.25)
+    >>> mean_score([1.0, None, 0.5]), mean_score(0.25), mean_score([None])
+    (0.75, 0.25, nan)
     """
     if not isinstance(returned, list):
         return returned
     scores = [score for score in returned if score is not None]
-    if not scores:
-        raise all_left_out(name, len(returned))
-    return math.fsum(scores) / len(scores)
+    return math.fsum(scores) / len(scores) if scores else math.nan
 
 
-def all_left_out(name: str, n_rows: int) -> ObjectiveError:
-    return ObjectiveError(f"objective {name!r} left out all {n_rows} rows: every score is None")
+def no_score(name: str, n_rows: int) -> ObjectiveError:
+    """Return the error that says that an objective has no score on rows that need one."""
+    return ObjectiveError(
+        f"objective {name!r} has no score on these {n_rows} rows: it returned None or NaN for all of them",
+        hint="Give rows that it scores.",
+    )
 
 
 def _failure(future: Future[Any]) -> BaseException | None:
@@ -198,7 +197,7 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
         rows: the numbers that these rows go by; by default from 0 on.
 
     Raises:
-        ObjectiveError: it is neither a finite number nor one for each row.
+        ObjectiveError: it is neither a number nor one for each row; or one of them is infinite.
     """
     as_always = type(result) is list and len(result) == n_rows
     if as_always and all(type(score) is float and math.isfinite(score) for score in result):
@@ -213,9 +212,15 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
             hint="return one number, or a list with one for each row",
         )
     return [
-        None if score is None else _number(name, score, f" for row {row}")
+        None if score is None else _number_or_none(name, score, f" for row {row}")
         for row, score in zip(rows or range(n_rows), result, strict=True)
     ]
+
+
+def _number_or_none(name: str, value: Any, where: str) -> float | None:
+    """The number; None for NaN, which is what a row that has no score has in TRL."""
+    number = _number(name, value, where)
+    return None if math.isnan(number) else number
 
 
 def _number(name: str, value: Any, where: str) -> float:
@@ -227,7 +232,7 @@ def _number(name: str, value: Any, where: str) -> float:
     if number is None:
         hint = "return one number, or a list with one for each row"
         raise ObjectiveError(f"objective {name!r} returned no number{where}: {short(value)}", hint=hint)
-    if not math.isfinite(number):
+    if math.isinf(number):
         raise ObjectiveError(f"objective {name!r} returned {number}{where}", hint="a score must be finite")
     return number
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from zoreward.records import Completion, Example, ObjectiveError, Writing
+from zoreward.records import Completion, Example, Writing
 from zoreward.registry import Objective, Returned, mean_score
 from zoreward.scoring.columns import columns_of
 
@@ -29,7 +29,7 @@ def score_writings(
         trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
 
     Raises:
-        ObjectiveError: the objective raised, or returned no score.
+        ObjectiveError: the objective raised, or returned what is no score.
     """
     if trainer_state is None:
         from transformers import TrainerState
@@ -75,18 +75,11 @@ def _writing(
     return Writing(
         completions=tuple(written),
         score=objective.combined(returned),
-        part_scores={name: part_score(name, found) for name, found in returned.items()},
+        part_scores={name: mean_score(found) for name, found in returned.items()},
         rewards=rewards,
         extra=notes.extra,
         metrics=notes.means(),
     )
-
-
-def part_score(name: str, returned: Returned) -> float:
-    try:
-        return mean_score(name, returned)
-    except ObjectiveError:  # another part has scored these rows, or the sum would have said so
-        return math.nan
 
 
 class Notes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
@@ -130,14 +132,22 @@ def checked_scorer(
         scorer = replace(scorer, generator=generator, reader=generator.reader)
         short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
         with running(model):
-            replace(scorer, generation=short).score(examples)
+            _tell_of_no_score(objective, replace(scorer, generation=short).score(examples), len(examples))
         return scorer
     with running(model):
         reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
     scorer = Scorer(reader, objective, tokenizer, None, generation)
     with running(model):
-        scorer.score(with_base(reader, examples) if objective.compares_with_base else examples)
+        rows = with_base(reader, examples) if objective.compares_with_base else examples
+        _tell_of_no_score(objective, scorer.score(rows), len(rows))
     return scorer
+
+
+def _tell_of_no_score(objective: Objective, scored: Sequence[Scored], n_rows: int) -> None:
+    if any(math.isnan(one.score) for one in scored):
+        logging.get_logger(__name__).warning(
+            "%r has no score on the first %d rows: a step on such rows moves nothing.", objective.name, n_rows
+        )
 
 
 @contextmanager

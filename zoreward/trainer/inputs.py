@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from zoreward.members import (
     tuned_weights,
     with_prefix,
 )
-from zoreward.records import Example, InputError
+from zoreward.records import Example, InputError, ObjectiveError
 from zoreward.registry import Objective, get_objective, weighted_sum
 from zoreward.scoring import (
     Head,
@@ -39,6 +41,7 @@ from zoreward.scoring import (
     length_limit,
     load_model,
     load_with_head,
+    with_base,
 )
 from zoreward.trainer.options import takes_turns
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from zoreward.scoring import Scorer
     from zoreward.trainer.options import ZOConfig
 
 
@@ -118,6 +122,38 @@ def warn_about_context(examples: Sequence[Example], shots: int) -> None:
         logger.warning("%d of %d prompts were cut on the left to fit the context.", truncated, len(examples))
     if fewer := sum(example.shots < shots for example in examples):
         logger.warning("%d of %d prompts have room for fewer than %d demonstrations.", fewer, len(examples), shots)
+
+
+# Share of batches of one class below which nothing is said of them.
+FEW = 1e-3
+# Rows that the objective is tried on.
+ONE_CLASS_ROWS = 8
+
+
+def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOConfig) -> None:
+    """Say so before step 1 where batches will have no score because all their rows have the same right choice."""
+    size = min(args.per_device_train_batch_size * args.gradient_accumulation_steps, len(examples))
+    counts = Counter(example.reference for example in examples)
+    share = sum(math.comb(count, size) for count in counts.values()) / math.comb(len(examples), size)
+    if scorer.objective.needs != "choices" or share < FEW:
+        return
+    most, _ = counts.most_common(1)[0]
+    rows = [example for example in examples if example.reference == most][: min(size, ONE_CLASS_ROWS)]
+    if scorer.objective.compares_with_base:
+        rows = with_base(scorer.reader, rows)
+    try:
+        [scored] = scorer.score(rows)
+    except ObjectiveError as error:
+        logging.get_logger(__name__).warning(
+            "About %.0f %% of the batches are of one class, which may end the run: %s.", 100 * share, error
+        )
+        return
+    if math.isnan(scored.score):
+        logging.get_logger(__name__).warning(
+            "%r has no score on rows of one class, as in about %.0f %% of the batches of %d rows: these steps move "
+            "nothing. A larger batch size leaves fewer of them.",
+            *(scorer.objective.name, 100 * share, size),
+        )
 
 
 def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:

@@ -36,7 +36,8 @@ class Window:
 
         `score`; `score/NAME` for each part of a weighted sum; what objectives logged. Where members wrote also: `best`,
         the best member's score, `spread`, the standard deviation between members, `length` in tokens, `distinct_2` over
-        all completions of a step, `differing`, the share of members whose texts are not the first's.
+        all completions of a step, `differing`, the share of members whose texts are not the first's. What no member has
+        is left out.
         """
         steps = [_of_step(scored) for scored in self._scored]
         self._scored.clear()
@@ -46,7 +47,7 @@ class Window:
         return found
 
     def _watch(self, found: dict[str, float]) -> None:
-        if "distinct_2" not in found:
+        if not {"distinct_2", "score"} <= found.keys():
             return
         first = self._first = self._first or found
         if found["score"] > first["score"] and found["distinct_2"] < COLLAPSE * first["distinct_2"]:
@@ -57,19 +58,27 @@ class Window:
 
 
 def _of_step(scored: Sequence[Scored]) -> dict[str, float]:
-    scores = [one.score for one in scored]
-    found = {"score": _mean(scores)}
+    scores = _known([one.score for one in scored])
+    found = {"score": _mean(scores)} if scores else {}
     if len(scored[0].part_scores) > 1:
-        found |= {f"score/{name}": _mean([one.part_scores[name] for one in scored]) for name in scored[0].part_scores}
+        parts = {name: _known([one.part_scores[name] for one in scored]) for name in scored[0].part_scores}
+        found |= {f"score/{name}": _mean(values) for name, values in parts.items() if values}
     written = [one for one in scored if isinstance(one, Writing)]
-    if written:
+    if written and scores:
         found["best"] = max(scores)
         found["spread"] = math.sqrt(_mean([(score - found["score"]) ** 2 for score in scores]))
+    if written:
         found |= statistics_of(written)
         found["differing"] = share_that_differs([[one.text for one in member.completions] for member in written])
     for name in dict.fromkeys(name for one in scored for name in one.metrics):
-        found[name] = _mean([one.metrics[name] for one in scored if name in one.metrics])
+        if values := _known([one.metrics[name] for one in scored if name in one.metrics]):
+            found[name] = _mean(values)
     return found
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    """Those that are a number."""
+    return [value for value in values if not math.isnan(value)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -78,7 +87,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def completion_rows(rows: Sequence[Example], scored: Sequence[Scored]) -> list[dict[str, Any]]:
     """Return a table of what members wrote, best members first: member, score, prompt, completion, rewards, extras."""
-    order = sorted(range(len(scored)), key=lambda m: -scored[m].score)
+    order = sorted(range(len(scored)), key=lambda m: math.inf if math.isnan(scored[m].score) else -scored[m].score)
     table = []
     for m in order:
         one = scored[m]
