@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import logging
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -222,16 +223,46 @@ def test_what_is_no_score_is_not_bad_luck() -> None:
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("error", [SystemExit, StopIteration, KeyError])
-def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException]) -> None:
+ENDS = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration, KeyError]
+
+
+@pytest.mark.parametrize("error", ENDS)
+@pytest.mark.parametrize(
+    "patience", [Patience(), Patience(timeout=SOON), Patience(retries=1, backoff=0.001), Patience(workers=2)]
+)
+def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException], patience: Patience) -> None:
     judge, _ = flaky(9, error)
 
     async def later(completions, log_metric):
         return judge(completions, log_metric)
 
     for reward in (judge, later):
-        with pytest.raises(ObjectiveError, match=f"{error.__name__}|RuntimeError.*StopIteration"):
-            scored(patient(get_objective(reward), Patience(timeout=SOON)), "ab")
+        for _ in range(2):  # the loops that await go on after the first
+            told = f"^objective '{reward.__name__}' raised ({error.__name__}|RuntimeError: .*StopIteration)"
+            with pytest.raises(ObjectiveError, match=told):
+                scored(patient(get_objective(reward), patience), "ab")
+
+
+def test_only_a_signal_is_the_user_s_wish_to_stop() -> None:
+    def pressed(completions):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)  # by then it is noticed
+        finally:
+            len(completions)
+        return [1.0]
+
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for own in (signal.default_int_handler, handler):
+            signal.signal(signal.SIGINT, own)
+            with pytest.raises(KeyboardInterrupt):
+                scored(get_objective(pressed), "a")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("patience", [Patience(), Patience(timeout=SOON)])

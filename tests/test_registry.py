@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -265,10 +266,78 @@ def test_names_of_callables() -> None:
 
 
 def test_what_is_no_objective() -> None:
-    with pytest.raises(InputError, match="3 is no objective"):
+    with pytest.raises(InputError, match="a value of type 'int' is no objective"):
         get_objective(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'hypot' has no readable parameters"):
         get_objective("math:hypot")
+
+
+def test_what_is_no_objective_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    for source in ("os:environ", os.environ, {"TOKEN": "hunter2"}):
+        with pytest.raises(InputError, match=r"^a value of type '(_Environ|dict)' is no objective$") as caught:
+            get_objective(source)  # type: ignore[arg-type]
+        assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+    @objective("maker", needs="any")
+    def maker() -> Any:
+        return os.environ
+
+    with pytest.raises(ObjectiveError, match=r"'maker' returned a value of type '_Environ'$"):
+        get_objective(maker)
+
+
+@pytest.mark.parametrize("ends", ["sys.exit()", "raise KeyboardInterrupt", "raise GeneratorExit('x')", "exit(3)"])
+def test_code_that_ends_the_process_when_it_is_loaded_is_an_error(ends: str, tmp_path: Path, plug: Plug) -> None:
+    path = tmp_path / "ends.py"
+    path.write_text(f"import sys\n{ends}\n")
+    with pytest.raises(
+        ObjectiveError, match=r"cannot be imported: (SystemExit|KeyboardInterrupt|GeneratorExit)"
+    ) as told:
+        get_objective(f"{path}:f")
+    assert told.value.hint == f"raised in {path}, line 2"
+    plug("acme", {"gone": "acme:f"}, f"import sys\n{ends}\n")
+    with pytest.raises(ObjectiveError, match=r"cannot be loaded: (SystemExit|KeyboardInterrupt|GeneratorExit)"):
+        get_objective("gone")
+
+    class Ends:
+        """Ends when it is made."""
+
+        def __init__(self, *, times: int = 1) -> None:
+            exec(f"import sys\n{ends}")
+
+        def __call__(self, completions: Any) -> list[float]:
+            return []
+
+    with pytest.raises(ObjectiveError, match=r"'Ends' cannot be made: (SystemExit|KeyboardInterrupt|GeneratorExit)"):
+        get_objective(Ends)
+
+
+@pytest.mark.parametrize("message", ["x" * 10_000_000, "red \x1b[31m\x07 \u202e", "\ud83d", "one\ntwo\r\nthree"])
+def test_what_an_objective_says_is_one_short_line_that_a_terminal_only_shows(message: str) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            return message
+
+    def f(predictions: Any) -> float:
+        raise Odd
+
+    with pytest.raises(ObjectiveError) as caught:
+        get_objective(f).score(1, predictions=[0])
+    assert str(caught.value).startswith("objective 'f' raised Odd: ")
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+def test_an_error_that_has_no_text_is_told_all_the_same() -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def f(predictions: Any) -> float:
+        raise Odd
+
+    with pytest.raises(ObjectiveError, match=r"^objective 'f' raised Odd: <Odd>$"):
+        get_objective(f).score(1, predictions=[0])
 
 
 def test_a_package_that_is_installed_meanwhile_is_found(plug: Plug, tmp_path: Path) -> None:
@@ -414,7 +483,7 @@ def test_function_of_a_file(tmp_path: Path) -> None:
     assert found.options == (Option("mode", Literal["a", "b"], "a", ""),)
     with pytest.raises(UnknownNameError, match="has no 'size'"):
         get_objective(f"{path}:size")
-    with pytest.raises(InputError, match="3 is no objective"):
+    with pytest.raises(InputError, match="a value of type 'int' is no objective"):
         get_objective(f"{path}:not_callable")
 
 
@@ -622,7 +691,7 @@ def test_a_maker_must_return_an_objective() -> None:
     def made():
         """Forget to."""
 
-    with pytest.raises(ObjectiveError, match="returned None for an objective"):
+    with pytest.raises(ObjectiveError, match="returned a value of type 'NoneType'"):
         get_objective(made)
 
 

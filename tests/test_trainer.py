@@ -181,8 +181,8 @@ def test_what_has_no_score_on_batches_of_one_class_says_so_before_the_first_step
     trainer(tmp_path, tokenizer, has_a_score, per_device_train_batch_size=12)
     assert "of one class" not in caplog.text
     trainer(tmp_path, tokenizer, has_a_score, per_device_train_batch_size=2)
-    # two of 16 rows, 8 of each class: the second is of the first's class in 7 of 15 cases
-    assert "'has_a_score' has no score on rows of one class, as in about 47 % of the batches of 2 rows" in caplog.text
+    # two of 32 rows, 16 of each class: the second is of the first's class in 15 of 31 cases
+    assert "'has_a_score' has no score on rows of one class, as in about 48 % of the batches of 2 rows" in caplog.text
 
 
 def test_dev_rows_without_a_score_are_an_error_before_the_first_step(tmp_path, tokenizer):

@@ -153,8 +153,8 @@ def good(completions, **columns):
 def too_few(completions, **columns):
     return [1.0]
 
-def is_nan(completions, **columns):
-    return [float("nan")] * len(completions)
+def is_infinite(completions, **columns):
+    return [float("inf")] * len(completions)
 
 def says(completions, **columns):
     return ["good"] * len(completions)
@@ -196,7 +196,7 @@ def test_the_command_tunes_and_tells(folder, capsys):
     ("changes", "error", "hint"),
     [
         ({"objective": "rewards.py:too_few"}, "got 1 for 4 rows", "one for each row"),
-        ({"objective": "rewards.py:is_nan"}, "returned nan for row 0", "finite"),
+        ({"objective": "rewards.py:is_infinite"}, "returned inf for row 0", "finite"),
         ({"objective": "rewards.py:says"}, "returned no number for row 0: 'good'", "one number"),
         ({"--data": "chat.jsonl"}, "has no chat template", "instruction-tuned"),
         ({"--data": "number.jsonl"}, "row 1", "a prompt is a text"),

@@ -19,7 +19,7 @@ from zoreward.cli.task import with_objective
 from zoreward.cli.tasks import show_tasks
 from zoreward.cli.tune import tune_command
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import describe_objective
+from zoreward.registry import describe_objective, place_of, printable
 
 _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        # Somebody's code has raised it: as an exit code it could be 0.
+        return report(ZorewardError(f"{type(error).__name__}: {printable(error)}", hint=place_of(error)), code=1)
 
 
 def _app(words: list[str]) -> typer.Typer:

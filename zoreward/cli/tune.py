@@ -166,7 +166,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                 found |= {} if rows.test is None else _test_score(trainer, at_end, rows, values)
             except KeyboardInterrupt:
                 return interrupted(trainer, values["output"], words)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return failed(error, words)
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
     print(json_line(summary) if values["json"] else sentence_of(summary), file=out)

@@ -9,7 +9,8 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 from zoreward.registry.calls import Returned, mean_score, no_score
 from zoreward.registry.decorator import objective
 from zoreward.registry.patience import Patience, left_behind, patient
-from zoreward.registry.places import place_of
+from zoreward.registry.places import is_ctrl_c, place_of
+from zoreward.registry.printable import printable
 from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
 from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
 
@@ -23,6 +24,7 @@ __all__ = [
     "Source",
     "describe_objective",
     "get_objective",
+    "is_ctrl_c",
     "left_behind",
     "list_objectives",
     "mean_score",
@@ -30,5 +32,6 @@ __all__ = [
     "objective",
     "patient",
     "place_of",
+    "printable",
     "weighted_sum",
 ]

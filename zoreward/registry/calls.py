@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError
 from zoreward.registry.names import neighbours
-from zoreward.registry.places import place_of
+from zoreward.registry.places import is_ctrl_c, place_of
+from zoreward.registry.printable import printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -78,7 +79,9 @@ def _call_each(calls: Sequence[Call]) -> list[Returned]:
         for (objective, _, _), arguments in zip(calls, given, strict=True):
             try:
                 results.append(objective.function(**arguments))
-            except Exception as error:
+            except BaseException as error:  # sys.exit() in an objective would end the run as if it had succeeded
+                if is_ctrl_c(error):
+                    raise
                 raise _raised(objective, error) from error
         waiting = [i for i, result in enumerate(results) if _is_waited_for(result)]
         for i in waiting:
@@ -125,7 +128,17 @@ def _event_loop(thread: str) -> asyncio.AbstractEventLoop:
     import threading
 
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name=thread, daemon=True).start()
+
+    def run() -> None:
+        ended = False
+        while not ended:
+            try:
+                loop.run_forever()
+                ended = True
+            except (SystemExit, KeyboardInterrupt):  # of a task, whose result it is; asyncio raises it here as well
+                pass
+
+    threading.Thread(target=run, name=thread, daemon=True).start()
     return loop
 
 
@@ -158,8 +171,7 @@ def _failure(future: Future[Any]) -> BaseException | None:
 def _raised(objective: Objective, error: BaseException) -> ObjectiveError:
     if isinstance(error, CallError):
         return error
-    message = f"objective {objective.name!r} raised {type(error).__name__}: {error}"
-    return ObjectiveError(message, hint=hint_of(error) or place_of(error))
+    return ObjectiveError(f"objective {objective.name!r} raised {named(error)}", hint=hint_of(error) or place_of(error))
 
 
 def _is_waited_for(result: Any) -> bool:
@@ -239,9 +251,21 @@ def _number(name: str, value: Any, where: str) -> float:
 
 def hint_of(error: BaseException) -> str:
     """Return what an exception says to do: its `hint`, or the notes that were added to it."""
-    return str(getattr(error, "hint", "") or " ".join(getattr(error, "__notes__", ())))
+    return printable(getattr(error, "hint", "") or " ".join(map(str, getattr(error, "__notes__", ()))))
+
+
+def named(error: BaseException) -> str:
+    """Return an exception as one line of bounded length: its type and what it says.
+
+    >>> named(ValueError("too cold"))
+    'ValueError: too cold'
+    """
+    return f"{type(error).__name__}: {printable(error)}"
 
 
 def short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return f"{text[:60]}…" if len(text) > 60 else text
+    """Return a value as it may stand in a sentence."""
+    try:
+        return printable(repr(value), 61)
+    except Exception:
+        return f"<{type(value).__name__}>"

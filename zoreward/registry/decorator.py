@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from zoreward.records import InputError
 from zoreward.registry.names import neighbours
+from zoreward.registry.printable import printable
 from zoreward.registry.scores import Needs, Objective, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,7 +78,9 @@ def objective(
 def describe(function: Any, key: str | None = None) -> Objective:
     """Read name, needs, options and help from a callable; `key` is its name where it has no decorator."""
     if not callable(function):
-        raise InputError(f"{function!r} is no objective", hint="an objective is a function, or a class with __call__")
+        kind = type(function).__name__  # and not its repr: that of os.environ holds secrets
+        message = f"a value of type {kind!r} is no objective"
+        raise InputError(message, hint="an objective is a function, or a class with __call__")
     plain = function
     while isinstance(plain, functools.partial):
         plain = plain.func
@@ -141,7 +144,9 @@ def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> 
     try:
         hints = typing.get_type_hints(holder, globalns=_globals(function))
     except Exception as error:
-        raise InputError(f"the type of an option of objective {name!r} cannot be resolved: {error}") from error
+        raise InputError(
+            f"the type of an option of objective {name!r} cannot be resolved: {printable(error)}"
+        ) from error
     lines = _argument_lines(doc)
     return tuple(Option(p.name, hints[p.name], p.default, lines.get(p.name, "")) for p in written)
 

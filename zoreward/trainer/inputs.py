@@ -125,7 +125,7 @@ def warn_about_context(examples: Sequence[Example], shots: int) -> None:
 
 
 # Share of batches of one class below which nothing is said of them.
-FEW = 1e-3
+FEW = 0.01
 # Rows that the objective is tried on.
 ONE_CLASS_ROWS = 8
 
