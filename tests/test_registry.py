@@ -6,8 +6,10 @@ import functools
 import importlib
 import math
 import os
+import pickle
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError
+from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
 from zoreward.registry import Option, describe_objective, get_objective, list_objectives, objective, weighted_sum
 
 if TYPE_CHECKING:
@@ -270,6 +272,17 @@ def test_what_is_no_objective() -> None:
         get_objective(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'hypot' has no readable parameters"):
         get_objective("math:hypot")
+
+
+@pytest.mark.parametrize("kind", [InputError, MissingFileError, ObjectiveError, UnknownNameError])
+def test_a_traceback_shows_the_hint(kind: type[ZorewardError]) -> None:
+    error = kind("there is none", hint="give one")
+    assert traceback.format_exception_only(error)[-2:] == [
+        f"zoreward.records.{kind.__name__}: there is none\n", "hint: give one\n"
+    ]  # fmt: skip
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.hint, again.__notes__) == ("there is none", "give one", ["hint: give one"])
+    assert not hasattr(kind("there is none"), "__notes__")
 
 
 def test_what_is_no_objective_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ class ZorewardError(Exception):
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # which Python shows below the message
 
 
 class InputError(ZorewardError, ValueError):

@@ -40,7 +40,7 @@ def show_objectives(
     for row in rows:
         low, high = row["range"] or ("", "")
         ends = f"{'−∞' if low is None else low} to {'∞' if high is None else high}" if row["range"] else ""
-        table.add_row(row["name"], row["needs"] or "?", ends, row["distribution"], escape(row["help"]))
+        table.add_row(*map(escape, (row["name"], row["needs"] or "?", ends, row["distribution"], row["help"])))
     Console().print(table)
     return 0
 

@@ -18,7 +18,7 @@ from zoreward.members import in_all_blocks, merged_copy, update_
 from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord
-from zoreward.registry import Source, no_score, patient
+from zoreward.registry import Source, no_score, patient, printable
 from zoreward.scoring import (
     Reader,
     Scorer,
@@ -295,8 +295,8 @@ class ZOTrainer(ResumableTrainer):
         if every and query.step % every == 0 and self.objective.needs == "completions":
             try:
                 save_completions(self.args.output_dir, query.step, rows, scored)
-            except OSError as error:  # the run does not need them
-                logging.get_logger(__name__).warning("Completions could not be written: %s.", error)
+            except Exception as error:  # the run does not need them
+                logging.get_logger(__name__).warning("Completions could not be written: %s.", printable(error))
         if all_scored(scores):
             self._loss = -math.fsum(scores) / len(scores)
         elif self.method_state.unscored == 1:
