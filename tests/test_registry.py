@@ -253,7 +253,7 @@ def test_a_class_that_refuses_its_options_speaks_for_itself() -> None:
         def __call__(self, logprobs: Any) -> float:
             return 0.0
 
-    with pytest.raises(InputError, match=r"^a path is missing$"):
+    with pytest.raises(InputError, match=r"(?m)^a path is missing$"):
         get_objective(Picky)
 
 
@@ -288,7 +288,7 @@ def test_a_traceback_shows_the_hint(kind: type[ZorewardError]) -> None:
 def test_what_is_no_objective_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "hunter2")
     for source in ("os:environ", os.environ, {"TOKEN": "hunter2"}):
-        with pytest.raises(InputError, match=r"^a value of type '(_Environ|dict)' is no objective$") as caught:
+        with pytest.raises(InputError, match=r"(?m)^a value of type '(_Environ|dict)' is no objective$") as caught:
             get_objective(source)  # type: ignore[arg-type]
         assert "hunter2" not in f"{caught.value} {caught.value.hint}"
 
@@ -296,7 +296,7 @@ def test_what_is_no_objective_is_not_printed(monkeypatch: pytest.MonkeyPatch) ->
     def maker() -> Any:
         return os.environ
 
-    with pytest.raises(ObjectiveError, match=r"'maker' returned a value of type '_Environ'$"):
+    with pytest.raises(ObjectiveError, match=r"(?m)'maker' returned a value of type '_Environ'$"):
         get_objective(maker)
 
 
@@ -349,7 +349,7 @@ def test_an_error_that_has_no_text_is_told_all_the_same() -> None:
     def f(predictions: Any) -> float:
         raise Odd
 
-    with pytest.raises(ObjectiveError, match=r"^objective 'f' raised Odd: <Odd>$"):
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'f' raised Odd: <Odd>$"):
         get_objective(f).score(1, predictions=[0])
 
 
@@ -368,7 +368,7 @@ def test_a_package_that_is_installed_meanwhile_is_found(plug: Plug, tmp_path: Pa
 
 def test_unknown_name_lists_neighbours_and_all_names(plug: Plug) -> None:
     plug("acme-one", {"rudeness": "acme_one:f", "rudenesses": "acme_one:g"})
-    with pytest.raises(UnknownNameError, match=r"^unknown objective 'rudenes'$") as caught:
+    with pytest.raises(UnknownNameError, match=r"(?m)^unknown objective 'rudenes'$") as caught:
         get_objective("rudenes")
     assert caught.value.hint.startswith("did you mean rudeness or rudenesses? Objectives: ")
     assert all(entry.name in caught.value.hint for entry in list_objectives())
@@ -621,7 +621,9 @@ def test_scores_that_count(result: Any, score: float) -> None:
     ],
 )
 def test_results_that_are_no_scores(result: Any, message: str) -> None:
-    with pytest.raises(ObjectiveError, match=f"objective 'fixed' {message}|objective 'fixed' returned the {message}"):
+    with pytest.raises(
+        ObjectiveError, match=f"(?m)objective 'fixed' {message}|objective 'fixed' returned the {message}"
+    ):
         scoring(result).score(3, predictions=[0] * 3)
 
 
@@ -629,7 +631,7 @@ def test_an_objective_that_raises() -> None:
     def f(predictions: Any) -> float:
         raise ValueError("too cold")
 
-    with pytest.raises(ObjectiveError, match=r"^objective 'f' raised ValueError: too cold$") as caught:
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'f' raised ValueError: too cold$") as caught:
         get_objective(f).score(1, predictions=[0])
     assert isinstance(caught.value.__cause__, ValueError)
 

@@ -152,12 +152,13 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             print(f"the run in {output} is finished")
             remove_snapshot(output)  # a kill may have come between the model and this
         else:
-            trainer, progress = _prepared(objective, rows, values)
+            with contextlib.chdir("."):  # a reward function may change it
+                trainer, progress = _prepared(objective, rows, values)
             chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
             write_config(output, resolved(source, {**values, **chosen}))
             start = time.perf_counter()
             try:
-                with finishing_steps(trainer), progress:
+                with contextlib.chdir("."), finishing_steps(trainer), progress:
                     trainer.train(resume_from_checkpoint=values["resume"])
                 if trainer.keeper.stopping:
                     return interrupted(trainer, values["output"], words)

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zoreward.registry.calls import CallError, hint_of, named, submit
+from zoreward.registry.calls import CallError, hint_of, named, own_arguments, submit
 from zoreward.registry.patience import THREAD
 from zoreward.registry.places import place_in, place_of
 
@@ -67,7 +67,8 @@ async def attempt(
     for number in range(1, tries + 1):
         notes = Notes()
         try:
-            return await _once(objective.function, {**arguments, **_loggers(notes, arguments)}, patience, turns), notes
+            own = own_arguments({**arguments, **_loggers(notes, arguments)})
+            return await _once(objective.function, own, patience, turns), notes
         except Exception as error:
             raised = error.__cause__ if isinstance(error, _Ended) and error.__cause__ else error
             failed = _told(objective.name, raised, patience, where)

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError
+from zoreward.registry.copies import own_copy, own_state
 from zoreward.registry.names import neighbours
 from zoreward.registry.places import is_ctrl_c, place_of
 from zoreward.registry.printable import printable
@@ -78,7 +79,7 @@ def _call_each(calls: Sequence[Call]) -> list[Returned]:
     try:
         for (objective, _, _), arguments in zip(calls, given, strict=True):
             try:
-                results.append(objective.function(**arguments))
+                results.append(objective.function(**own_arguments(arguments)))
             except BaseException as error:  # sys.exit() in an objective would end the run as if it had succeeded
                 if is_ctrl_c(error):
                     raise
@@ -197,6 +198,18 @@ def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, An
             message = f"objective {objective.name!r} asks for {parameter.name!r}, which is no column of the rows"
             raise UnknownNameError(message, hint=hint)
     return passed
+
+
+def own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of one call: copies, so that the next call has what this one had."""
+    own = {
+        name: own_copy(value) for name, value in arguments.items() if name not in ("trainer_state", "completion_ids")
+    }
+    if "trainer_state" in arguments:
+        own["trainer_state"] = own_state(arguments["trainer_state"])
+    if "completion_ids" in arguments:  # many, and all of them numbers
+        own["completion_ids"] = [ids[:] for ids in arguments["completion_ids"]]
+    return own
 
 
 def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = None) -> Returned:

@@ -75,8 +75,34 @@ def objective(
     return mark
 
 
-def describe(function: Any, key: str | None = None) -> Objective:
-    """Read name, needs, options and help from a callable; `key` is its name where it has no decorator."""
+def assume_completions(function: Callable[..., Any]) -> Objective:
+    """Return the objective that a function is where only rewards of completions are expected, as in TRL.
+
+    What does not say what it needs, but takes prompts or any keyword, is called with all that a reward is given.
+
+    >>> assume_completions(lambda prompts, **kwargs: [0.0 for _ in prompts]).needs
+    'completions'
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return describe(function)
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    told = not parameters.keys().isdisjoint(("completions", "completion_ids", "predictions", *_LOGPROBS))
+    return describe(function, assumed=None if told or not (open_ended or "prompts" in parameters) else "completions")
+
+
+def describe(function: Any, key: str | None = None, *, assumed: Needs | None = None) -> Objective:
+    """Read name, needs, options and help from a callable.
+
+    Args:
+        function: the callable.
+        key: its name where it has no decorator.
+        assumed: what it needs where it has no decorator; by default that is seen from its parameters.
+
+    Raises:
+        InputError: it is no objective.
+    """
     if not callable(function):
         kind = type(function).__name__  # and not its repr: that of os.environ holds secrets
         message = f"a value of type {kind!r} is no objective"
@@ -89,7 +115,7 @@ def describe(function: Any, key: str | None = None) -> Objective:
     doc = inspect.getdoc(plain) or ""
     stateful = isinstance(function, type)
     told = f"{doc}\n\n{inspect.getdoc(function.__init__)}" if stateful else doc
-    needs = spec.needs if spec else _needs(name, function, None)
+    needs = spec.needs if spec else _needs(name, function, assumed)
     return Objective(
         name=name,
         needs=needs,

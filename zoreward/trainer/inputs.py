@@ -44,6 +44,7 @@ from zoreward.scoring import (
     with_base,
 )
 from zoreward.trainer.options import takes_turns
+from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -156,19 +157,21 @@ def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOCo
         )
 
 
-def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
+def one_objective(objective: Any, reward_funcs: Any, processing_classes: Any, args: ZOConfig) -> Objective:
     """Return the objective that is given under one of two names; several make their weighted sum."""
-    given = [value for value in (objective, reward_funcs) if value is not None]
-    if len(given) != 1:
+    if (objective is None) == (reward_funcs is None):
         raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
-    sources = given[0] if isinstance(given[0], list | tuple) else [given[0]]
-    return weighted_sum([get_objective(source) for source in sources], weights)
+    if reward_funcs is not None:
+        return weighted_sum(rewards_of(reward_funcs, processing_classes, args), args.reward_weights)
+    if processing_classes is not None:
+        hint = "Give the reward model as reward_funcs, or leave them out."
+        raise InputError("reward_processing_classes are those of reward_funcs, and there are none", hint=hint)
+    sources = objective if isinstance(objective, list | tuple) else [objective]
+    return weighted_sum([get_objective(source) for source in sources], args.reward_weights)
 
 
-def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
+def refuse_what_is_missing(model: Any, args: ZOConfig, peft_config: Any) -> None:
     """Refuse what can be refused before anything is loaded."""
-    if reward_processing_classes is not None:
-        raise InputError("reward_processing_classes is not supported yet", hint="Leave it out.")
     if peft_config is not None and args.tune != "full":
         raise InputError(f"peft_config and tune={args.tune!r} say two things", hint="Leave one of them out.")
     if isinstance(peft_config, dict):

@@ -69,16 +69,17 @@ class ZOTrainer(ResumableTrainer):
     Args:
         model: a folder or Hub id, or a loaded model: a causal or masked language model, or a classifier. Of one with an
             adapter the adapter is tuned.
-        reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
+        reward_funcs: the objective, as GRPOTrainer takes it: a function, a reward model (a sequence classifier of one
+            logit) or its path, or several; or the name of an objective.
         args: the options.
         train_dataset: rows; a list of dicts or a `datasets.Dataset`.
         eval_dataset: rows to choose by.
         processing_class: the tokenizer; by default the model's own.
-        reward_processing_classes: not supported yet; GRPOTrainer's argument.
+        reward_processing_classes: the tokenizers of `reward_funcs` that are models; by default the models' own.
         callbacks: transformers' callbacks.
         peft_config: puts an adapter into the model, LoRA's (DoRA's too) or IA3's, which alone is tuned and saved.
-        objective: the same as `reward_funcs`, under its own name; give one of the two. Several make their sum, with
-            `reward_weights` of the options.
+        objective: what `get_objective` takes, in the place of `reward_funcs`; give one of the two. Several make their
+            sum, with `reward_weights` of the options.
         shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
             tune on, but never the row itself.
 
@@ -122,8 +123,9 @@ class ZOTrainer(ResumableTrainer):
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
         args = args or ZOConfig()
-        refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
+        refuse_what_is_missing(model, args, peft_config)
+        chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
+        self.objective = patient(chosen, patience_of(args))
         adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
         args = completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
