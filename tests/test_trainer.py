@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -183,6 +184,49 @@ def test_what_has_no_score_on_batches_of_one_class_says_so_before_the_first_step
     trainer(tmp_path, tokenizer, has_a_score, per_device_train_batch_size=2)
     # two of 32 rows, 16 of each class: the second is of the first's class in 15 of 31 cases
     assert "'has_a_score' has no score on rows of one class, as in about 48 % of the batches of 2 rows" in caplog.text
+
+
+def test_a_reward_that_changes_the_directory_does_not_move_the_run(tmp_path, tokenizer, monkeypatch):
+    elsewhere, base = tmp_path / "elsewhere", tmp_path / "base"
+    elsewhere.mkdir()
+    random_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    monkeypatch.chdir(tmp_path)
+
+    def wanders(predictions, references):
+        os.chdir(elsewhere)
+        return [
+            float(len(predictions) - i) * (p == r) for i, (p, r) in enumerate(zip(predictions, references, strict=True))
+        ]
+
+    settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, **PROMPT}
+    args = ZOConfig("run", use_cpu=True, disable_tqdm=True, max_steps=3, noise="dense", **settings)
+    made = ZOTrainer("base", wanders, args, train_dataset=ROWS, eval_dataset=ROWS[::3])
+    made.train()
+    assert len(journal(tmp_path)) == 3
+    made._move_to(load_run(tmp_path / "run"), 1, from_base=False)  # reads the base again
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("ends", [SystemExit(0), GeneratorExit(), KeyboardInterrupt()])
+def test_a_model_that_ends_the_process_is_an_error(tmp_path, tokenizer, ends):
+    class Ending(type(random_model("llama"))):
+        def forward(self, *args, **kwargs):
+            if self.ended:
+                raise ends
+            return super().forward(*args, **kwargs)
+
+    model = random_model("llama")
+    model.__class__ = Ending
+    model.ended = True
+    with pytest.raises(InputError, match=f"^Ending raised {type(ends).__name__}") as told:
+        trainer(tmp_path, tokenizer, model=model)
+    assert told.value.hint
+    model.ended = False
+    run = trainer(tmp_path, tokenizer, model=model)
+    model.ended = True
+    with pytest.raises(InputError, match=f"^Ending raised {type(ends).__name__}"):
+        run.train()
 
 
 def test_dev_rows_without_a_score_are_an_error_before_the_first_step(tmp_path, tokenizer):

@@ -19,7 +19,7 @@ from zoreward.cli.task import with_objective
 from zoreward.cli.tasks import show_tasks
 from zoreward.cli.tune import tune_command
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import describe_objective, place_of, printable
+from zoreward.registry import describe_objective, named, place_of
 
 _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as error:
         # Somebody's code has raised it: as an exit code it could be 0.
-        return report(ZorewardError(f"{type(error).__name__}: {printable(error)}", hint=place_of(error)), code=1)
+        return report(ZorewardError(f"{named(error)} was raised", hint=place_of(error)), code=1)
 
 
 def _app(words: list[str]) -> typer.Typer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.errors import place_of, report
 from zoreward.records import StorageError, ZorewardError
-from zoreward.registry import printable
+from zoreward.registry import named
 
 if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
@@ -97,8 +97,7 @@ def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
 def failed(error: BaseException, words: Sequence[str]) -> int:
     """Say what went wrong in a run and how to go on; returns the exit code."""
     if not isinstance(error, ZorewardError):
-        message = f"{type(error).__name__}: {printable(error)}"
-        error = ZorewardError(message, hint=place_of(error))
+        error = ZorewardError(named(error), hint=place_of(error))
     report(error, code=1)
     print(f"resume: {resume_command(words)}", file=sys.stderr)
     return 1

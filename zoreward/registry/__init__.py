@@ -6,7 +6,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
     brevity = "my_package.rewards:brevity"
 """
 
-from zoreward.registry.calls import Returned, mean_score, no_score
+from zoreward.registry.calls import Returned, mean_score, named, no_score
 from zoreward.registry.decorator import assume_completions, objective
 from zoreward.registry.patience import Patience, left_behind, patient
 from zoreward.registry.places import is_ctrl_c, place_of
@@ -29,6 +29,7 @@ __all__ = [
     "left_behind",
     "list_objectives",
     "mean_score",
+    "named",
     "no_score",
     "objective",
     "patient",

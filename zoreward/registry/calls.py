@@ -270,10 +270,11 @@ def hint_of(error: BaseException) -> str:
 def named(error: BaseException) -> str:
     """Return an exception as one line of bounded length: its type and what it says.
 
-    >>> named(ValueError("too cold"))
-    'ValueError: too cold'
+    >>> named(ValueError("too cold")), named(SystemExit())
+    ('ValueError: too cold', 'SystemExit')
     """
-    return f"{type(error).__name__}: {printable(error)}"
+    text = printable(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def short(value: Any) -> str:

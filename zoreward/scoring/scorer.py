@@ -14,7 +14,7 @@ from transformers.utils import logging
 from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
 from zoreward.records import Example, InputError, Member, Scored, ZorewardError
-from zoreward.registry import Objective, is_ctrl_c, place_of, printable
+from zoreward.registry import Objective, is_ctrl_c, named, place_of, printable
 from zoreward.scoring.answers import answer_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
@@ -170,9 +170,7 @@ def ends_told(model: nn.Module) -> Iterator[None]:
     except BaseException as error:
         if is_ctrl_c(error):
             raise
-        name = type(called_model(model)).__name__
-        message = f"{name} raised {type(error).__name__}: {printable(error)}"
-        raise InputError(message, hint=place_of(error)) from error
+        raise InputError(f"{type(called_model(model)).__name__} raised {named(error)}", hint=place_of(error)) from error
 
 
 @contextmanager
