@@ -131,7 +131,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print a line where there is no terminal for a bar."""
-        if logs and "silent" in logs:
+        if logs and not {"score", "silent"}.isdisjoint(logs):  # no score where no step has one
             told = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
             if self._bar.disable or told:
                 status = self.status(state.global_step, state.max_steps)
