@@ -87,3 +87,13 @@ def random_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A two-layer model of a family, its weights large enough that members and rows differ visibly."""
     torch.manual_seed(seed)
     return BUILDERS[family]().eval()
+
+
+def with_logit(model: PreTrainedModel, token: int, value: float) -> PreTrainedModel:
+    """Return the model, which gives `token` this logit from now on, whatever it reads."""
+
+    def put(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(-1, torch.tensor([token], device=output.device), value)
+
+    model.get_output_embeddings().register_forward_hook(put)
+    return model

@@ -314,7 +314,7 @@ def progress(terminal: bool) -> tuple:
 
     trainer = SimpleNamespace(
         args=SimpleNamespace(max_steps=8, completions_every=0),
-        method_state=SimpleNamespace(silent=0, step=0),
+        method_state=SimpleNamespace(silent=0, step=0, unscored=0),
         last_step=None,
     )
     screen = io.StringIO()
@@ -336,7 +336,7 @@ def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, mo
             now[0] += 2.5
             state.global_step = step
             trainer.last_step = SimpleNamespace(scores=scores)
-            trainer.method_state = SimpleNamespace(silent=step - 1, step=step)
+            trainer.method_state = SimpleNamespace(silent=step - 1, step=step, unscored=0)
             callback.on_step_end(None, state, None)
         callback.on_log(None, state, None, logs={"score": 0.4})
     text = screen.getvalue()

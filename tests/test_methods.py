@@ -560,12 +560,14 @@ def method_named(name: str) -> Method:
 
 
 def records(method: Method, steps: int, state: SPSAState | None = None) -> tuple[list[StepRecord], SPSAState]:
-    """Steps of scores that are drawn; in every fourth no scores differ."""
+    """Steps of scores that are drawn; in every fourth no scores differ, in some a member, or all, have no score."""
     state, found = state or method.init(), []
     for step in range(state.step, steps):
         draw = np.random.default_rng(step)
         query, rate = method.ask(state), 0.1 / (1 + step)
         scores = tuple(draw.normal(size=len(query.members)).tolist()) if step % 4 != 3 else (0.5,) * len(query.members)
+        if step in (2, 5, 6):
+            scores = (*scores[:-1], math.nan) if step == 5 else (math.nan,) * len(scores)
         update, state = method.tell(state, query, scores, lr=rate)
         found.append(StepRecord(step, scores, update, rate))
     return found, state
@@ -599,6 +601,43 @@ def test_a_run_goes_on_from_its_journal_and_fits_its_trajectory(name, tmp_path):
     entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     first, last = entries["coefficients"]["data_offsets"]
     assert last - first == 4 * sum(method.directions.size(step) for step in range(12))
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("svrg")])
+@pytest.mark.parametrize("unscored", ["all", "first", "last"])
+def test_a_step_without_a_score_is_what_a_tie_is(name, unscored):
+    method = method_named(name)
+    _, state = records(method, 9)
+    query = method.ask(state)
+    tie = [0.5] * len(query.members)
+    scores = {"all": [math.nan] * len(tie), "first": [math.nan, *tie[1:]], "last": [0.7, *tie[1:-1], math.nan]}[
+        unscored
+    ]
+    update, after = method.tell(state, query, scores)
+    expected, after_tie = method.tell(state, query, tie)
+    assert update == expected
+    assert not [term for term in update.terms if term.direction in {z.direction for z in method.directions.fresh(9)}]
+    assert (after.silent, after.unscored) == (state.silent + 1, state.unscored + 1)
+    assert after_tie == replace(after, unscored=state.unscored)
+
+
+def test_a_step_of_svrg_without_a_score_moves_nothing_and_does_not_count_for_its_rates():
+    svrg = SVRG(eps=1e-3, lr=0.25, anneal_every=4, full_every=2)
+    state = svrg.init()
+    nan = math.nan
+    for score in (-1.0, nan, -1.0, -1.0, -1.04, nan, nan, -1.04, nan, nan, nan, nan, -2.0, -1.1):
+        query = svrg.ask(state)
+        count = len(query.members)
+        update, state = svrg.tell(state, query, [score + EPS, score - EPS] + [0.0] * (count - 2))
+        if math.isnan(score):
+            assert not update.terms
+    # windows of -1, of -1.04, which is no fall of 5 %, and of no score at all
+    assert (state.before, state.annealed, state.unscored, state.silent) == (pytest.approx(-1.04), 0, 7, 7)
+    assert (state.counted, state.total) == (2, pytest.approx(-3.1))
+    query = svrg.ask(state)
+    assert len(query.members) == 2  # the next is of all rows: its anchor is where the weights are
+    update, state = svrg.tell(state, query, [math.nan] * 2)
+    assert (update.terms, state.slopes, len(state.past)) == ((), (0.0,), 1)
 
 
 def test_a_trajectory_is_refused_where_a_step_has_anothers_block(tmp_path):

@@ -295,30 +295,34 @@ def test_sklearn_has_many_and_says_which_do_not_fit() -> None:
 
 def test_a_batch_on_which_a_metric_is_undefined() -> None:
     outputs = {"predictions": [1, 1], "references": [1, 1], "logprobs": np.log([[0.4, 0.6], [0.3, 0.7]])}
-    with pytest.raises(ObjectiveError):
-        get_objective("sklearn:roc_auc").score(2, **outputs)
-    assert get_objective("sklearn:roc_auc", undefined=0.5).score(2, **outputs) == 0.5
+    for name in ("roc_auc", "roc_auc_ovr", "d2_log_loss_score"):
+        with pytest.raises(ObjectiveError, match="has no score on these 2 rows"):
+            get_objective(f"sklearn:{name}").score(2, **outputs)
+        assert math.isnan(get_objective(f"sklearn:{name}").part_scores(2, **outputs)[name])
+        assert get_objective(f"sklearn:{name}", undefined=0.5).score(2, **outputs) == 0.5
 
 
-def test_metrics_of_probabilities_know_the_choices_that_a_batch_has_no_row_of() -> None:
-    two = np.log([[0.4, 0.6], [0.3, 0.7]])
-    three = np.log([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.15, 0.25, 0.6]])
-    for name, logprobs, references, value in (
-        ("neg_log_loss", two, [1, 1], np.log(0.6 * 0.7) / 2),
-        ("neg_log_loss", two, [0, 0], np.log(0.4 * 0.3) / 2),
-        ("neg_log_loss", three, [0, 2, 2], np.log(0.5 * 0.6 * 0.6) / 3),
-        ("neg_brier_score", two, [1, 1], -(0.4**2 + 0.3**2) / 2),
-        ("neg_brier_score", three, [0, 0, 0], -(0.38 + 1.26 + 1.145) / 3),
-        ("top_k_accuracy", three, [0, 0, 0], 1 / 3),
-    ):
-        outputs = {"predictions": list(logprobs.argmax(1)), "references": references, "logprobs": logprobs}
-        found = get_objective(f"sklearn:{name}").score(len(references), **outputs)
-        assert found == pytest.approx(value, abs=1e-12), (name, references)
-    outputs = {"predictions": [1, 1], "references": [1, 1], "logprobs": two}
-    with pytest.raises(ObjectiveError, match="always the same answer"):
-        get_objective("sklearn:d2_log_loss_score").score(2, **outputs)
-    # Of what is counted, a choice that nothing is about stays out, as scikit-learn has it.
-    assert get_objective("sklearn:f1_macro").score(2, **outputs) == 1.0
+@pytest.mark.parametrize("references", [[1, 1, 1, 1], [0, 0, 2, 0], [0, 1, 2, 1]])
+def test_losses_of_probabilities_are_told_all_choices(references: list[int]) -> None:
+    shares = np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.3, 0.6], [0.3, 0.3, 0.4]])
+    outputs = {"predictions": shares.argmax(1).tolist(), "references": references, "logprobs": np.log(shares)}
+    right = np.eye(3)[references]
+    expected = {
+        "neg_log_loss": np.log(shares[range(4), references]).mean(),
+        "neg_brier_score": -((shares - right) ** 2).sum(1).mean(),
+        "top_k_accuracy": np.mean([right in row.argsort()[-2:] for right, row in zip(references, shares, strict=True)]),
+        # classes that do not occur count nothing, as scikit-learn has it
+        "f1_macro": metrics.f1_score(references, outputs["predictions"], average="macro"),
+    }
+    for name, value in expected.items():
+        assert get_objective(f"sklearn:{name}").score(4, **outputs) == pytest.approx(value, rel=1e-12), name
+
+
+def test_what_is_wrong_on_every_batch_is_an_error_not_a_batch_without_a_score() -> None:
+    # f1 of scikit-learn is for two choices; here there are three, of which the batch holds two
+    outputs = {"predictions": [0, 1, 2], "references": [0, 1, 1], "logprobs": np.log(np.full((3, 3), 1 / 3))}
+    with pytest.raises(ObjectiveError, match="average='binary'"):
+        get_objective("sklearn:f1").part_scores(3, **outputs)
 
 
 def test_callable_is_the_function_with_its_options(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from conftest import random_model
+from families import with_logit
 from zoreward.members import HeldCopies, by_layer, in_blocks, limited, smallest, tuned_weights, update_
 from zoreward.records import Example, ObjectiveError, Term, Update
 from zoreward.scoring import Packer, candidate_logprobs, checked_reader, reader_of
@@ -150,6 +151,16 @@ def test_numbers_that_are_lost_are_told() -> None:
     reader = checked_reader(model, 0, examples, MEMBERS[:2], packer=Packer(reader_of(model, 0), replays=False))
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ObjectiveError, match="not finite"):
+        candidate_logprobs(reader, examples, MEMBERS)
+    assert reader.packer.problem is None
+
+
+@pytest.mark.parametrize("token", [3, 31], ids=["a-candidate", "no-candidate"])
+def test_a_logit_that_has_overflowed_is_told(token) -> None:
+    model, examples = random_model("llama"), examples_of(8)
+    reader = checked_reader(model, 0, examples, MEMBERS[:2], packer=Packer(reader_of(model, 0), replays=False))
+    with_logit(model, token, float("inf"))
     with pytest.raises(ObjectiveError, match="not finite"):
         candidate_logprobs(reader, examples, MEMBERS)
     assert reader.packer.problem is None

@@ -6,19 +6,23 @@ import asyncio
 import functools
 import json
 import logging
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import TrainerState
 
 from conftest import random_model
 from zoreward.journal import JOURNAL_NAME, fingerprint
 from zoreward.records import Completion, Example, InputError, ObjectiveError
-from zoreward.registry import Objective, Patience, get_objective, objective, patient, weighted_sum
+from zoreward.registry import Objective, Patience, get_objective, kept, objective, patient, weighted_sum
 from zoreward.registry.kept import Kept, Row
 from zoreward.scoring import score_writings
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -160,7 +164,7 @@ def test_a_score_of_choices_has_its_time_too(let_go: threading.Event) -> None:
         let_go.wait(FOREVER)
         return 1.0
 
-    with pytest.raises(ObjectiveError, match=r"^objective 'hangs' took longer than 0\.2 s \(3 rows\)$"):
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'hangs' took longer than 0\.2 s \(3 rows\)$"):
         patient(get_objective(hangs), Patience(timeout=0.2)).score(3, predictions=[0, 1, 0], references=[0, 0, 0])
 
 
@@ -217,21 +221,92 @@ def test_what_is_no_score_is_not_bad_luck() -> None:
         calls.append(1)
         return ["good"] * len(completions)
 
-    with pytest.raises(ObjectiveError, match=r"^objective 'wrong' returned no number for row 0: 'good'$"):
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'wrong' returned no number for row 0: 'good'$"):
         scored(patient(get_objective(wrong), Patience(retries=3, backoff=0.001)), "ab")
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("error", [SystemExit, StopIteration, KeyError])
-def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException]) -> None:
+ENDS = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration, KeyError]
+
+
+@pytest.mark.parametrize("error", ENDS)
+@pytest.mark.parametrize(
+    "patience", [Patience(), Patience(timeout=SOON), Patience(retries=1, backoff=0.001), Patience(workers=2)]
+)
+def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException], patience: Patience) -> None:
     judge, _ = flaky(9, error)
 
     async def later(completions, log_metric):
         return judge(completions, log_metric)
 
     for reward in (judge, later):
-        with pytest.raises(ObjectiveError, match=f"{error.__name__}|RuntimeError.*StopIteration"):
-            scored(patient(get_objective(reward), Patience(timeout=SOON)), "ab")
+        for _ in range(2):  # the loops that await go on after the first
+            told = f"^objective '{reward.__name__}' raised ({error.__name__}|RuntimeError: .*StopIteration)"
+            with pytest.raises(ObjectiveError, match=told):
+                scored(patient(get_objective(reward), patience), "ab")
+
+
+@pytest.mark.parametrize("patience", [Patience(), Patience(retries=2, backoff=0.001), Patience(workers=2)])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_reward_writes_to_is_its_own(patience: Patience, is_async: bool) -> None:
+    seen: list[str] = []
+
+    def vandal(prompts, completions, completion_ids, notes, scores, trainer_state, **columns):
+        seen.append(repr((prompts, completions, completion_ids, notes, scores, trainer_state, columns["image"])))
+        prompts[0][0]["content"] = "ignore the above"
+        completions[0].append({"role": "user"})
+        completion_ids[0].clear()
+        notes[0]["tags"].append("seen")
+        notes.pop()
+        scores[0][:] = 7
+        trainer_state.global_step = 10**9
+        trainer_state.log_history[0]["loss"] = 0.0
+        trainer_state.log_history.clear()
+        columns["other"] = completions = None
+        if len(seen) == 1 and patience.retries:
+            raise ConnectionError
+        return [1.0]
+
+    async def later(completions, **columns):
+        return vandal(completions=completions, **columns)
+
+    image = object()
+    row = {"notes": {"tags": ["a"], "n": 1}, "scores": np.arange(3), "image": image}
+    asked = ({"role": "user", "content": "hi"},)
+    example = Example({**row, "prompt": list(asked)}, "", (), 0, (1,), (), messages=asked)
+    state = TrainerState(global_step=3, log_history=[{"loss": 0.5, "step": 2}])
+    state.stateful_callbacks = {"TrainerControl": {"args": {}}}
+    before = repr((example, state))
+    reward = later if is_async else vandal
+    sum_of_two = weighted_sum([get_objective(reward), replace(get_objective(reward), name="again")])
+    chosen = patient(replace(sum_of_two), patience)
+    writing = [Completion("text", (1, 2), True)]
+    score_writings(chosen, [example], [writing] * 2, trainer_state=state)
+    assert len(seen) >= 4 and len(set(seen)) == 1
+    assert str(id(image)) in seen[0] or hex(id(image)) in seen[0]  # what is no container is handed on as it is
+    assert repr((example, state)) == before
+
+
+def test_only_a_signal_is_the_user_s_wish_to_stop() -> None:
+    def pressed(completions):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)  # by then it is noticed
+        finally:
+            len(completions)
+        return [1.0]
+
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for own in (signal.default_int_handler, handler):
+            signal.signal(signal.SIGINT, own)
+            with pytest.raises(KeyboardInterrupt):
+                scored(get_objective(pressed), "a")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("patience", [Patience(), Patience(timeout=SOON)])
@@ -305,13 +380,13 @@ def test_a_row_that_fails_is_named_and_alone_is_asked_again() -> None:
 def test_a_row_that_is_no_score_is_named_by_its_number() -> None:
     @objective("judge", rowwise=True)
     def judge(completions):
-        return [float("nan") if text == "c" else 1.0 for text in completions]
+        return [float("inf") if text == "c" else 1.0 for text in completions]
 
     @objective("corpus", rowwise=True)
     def corpus(completions):
         return 1.0
 
-    with pytest.raises(ObjectiveError, match=r"^objective 'judge' returned nan for row 2$"):
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'judge' returned inf for row 2$"):
         scored(patient(get_objective(judge), Patience(workers=3)), "a", "b", "c")
     with pytest.raises(ObjectiveError, match="said to be rowwise, and returned one number for 1 rows"):
         scored(patient(get_objective(corpus), Patience(workers=3)), "a", "b", "c")
@@ -462,6 +537,45 @@ def test_damage_is_a_miss_with_a_warning(tmp_path: Path, damage: str, caplog: py
     assert rewards(writing) == tuple(float(len(text)) for text in texts)
     assert [len(call) for call in calls] == [300]
     assert sum("asked for again" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("trouble", ["foreign", "locked", "recursive", "read-only", "no permission"])
+def test_a_cache_that_cannot_be_used_is_a_warning(
+    tmp_path: Path, trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, others = tmp_path / "cache", []
+    if trouble == "recursive":
+        folder.symlink_to(folder)
+    elif trouble == "no permission":
+
+        def refused(*args, **kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "mkdir", refused)
+        monkeypatch.setattr(Path, "exists", refused)
+    else:
+        folder.mkdir()
+        others.append(sqlite3.connect(folder / "scores.sqlite", check_same_thread=False))
+        columns = "key, row, crc, owner" if trouble == "foreign" else "key TEXT PRIMARY KEY, row TEXT, crc INTEGER"
+        others[0].execute(f"CREATE TABLE scores ({columns})")
+        monkeypatch.setattr(kept, "PATIENCE", 0.05)
+        if trouble == "locked":
+            others[0].execute("BEGIN EXCLUSIVE")
+        if trouble == "read-only":
+            others[0].execute("CREATE TRIGGER no BEFORE INSERT ON scores BEGIN SELECT RAISE(ABORT, 'readonly'); END")
+            others[0].commit()
+    calls: list[list[str]] = []
+    chosen = patient(get_objective(judge_of(calls)), Patience(cache=str(folder)))
+    start = time.perf_counter()
+    with caplog.at_level(logging.WARNING, logger="zoreward"):
+        for _ in range(3):
+            [writing] = scored(chosen, "one", "three")
+            assert rewards(writing) == (3.0, 5.0)
+    assert time.perf_counter() - start < SOON
+    assert len(calls) == 3
+    assert sum("asked for again" in record.message for record in caplog.records) == 1
+    for other in others:
+        other.close()
 
 
 def test_several_may_write_at_once(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import os
+import pickle
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError
+from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
 from zoreward.registry import Option, describe_objective, get_objective, list_objectives, objective, weighted_sum
 
 if TYPE_CHECKING:
@@ -250,7 +253,7 @@ def test_a_class_that_refuses_its_options_speaks_for_itself() -> None:
         def __call__(self, logprobs: Any) -> float:
             return 0.0
 
-    with pytest.raises(InputError, match=r"^a path is missing$"):
+    with pytest.raises(InputError, match=r"(?m)^a path is missing$"):
         get_objective(Picky)
 
 
@@ -265,10 +268,89 @@ def test_names_of_callables() -> None:
 
 
 def test_what_is_no_objective() -> None:
-    with pytest.raises(InputError, match="3 is no objective"):
+    with pytest.raises(InputError, match="a value of type 'int' is no objective"):
         get_objective(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'hypot' has no readable parameters"):
         get_objective("math:hypot")
+
+
+@pytest.mark.parametrize("kind", [InputError, MissingFileError, ObjectiveError, UnknownNameError])
+def test_a_traceback_shows_the_hint(kind: type[ZorewardError]) -> None:
+    error = kind("there is none", hint="give one")
+    assert traceback.format_exception_only(error)[-2:] == [
+        f"zoreward.records.{kind.__name__}: there is none\n", "hint: give one\n"
+    ]  # fmt: skip
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.hint, again.__notes__) == ("there is none", "give one", ["hint: give one"])
+    assert not hasattr(kind("there is none"), "__notes__")
+
+
+def test_what_is_no_objective_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    for source in ("os:environ", os.environ, {"TOKEN": "hunter2"}):
+        with pytest.raises(InputError, match=r"(?m)^a value of type '(_Environ|dict)' is no objective$") as caught:
+            get_objective(source)  # type: ignore[arg-type]
+        assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+    @objective("maker", needs="any")
+    def maker() -> Any:
+        return os.environ
+
+    with pytest.raises(ObjectiveError, match=r"(?m)'maker' returned a value of type '_Environ'$"):
+        get_objective(maker)
+
+
+@pytest.mark.parametrize("ends", ["sys.exit()", "raise KeyboardInterrupt", "raise GeneratorExit('x')", "exit(3)"])
+def test_code_that_ends_the_process_when_it_is_loaded_is_an_error(ends: str, tmp_path: Path, plug: Plug) -> None:
+    path = tmp_path / "ends.py"
+    path.write_text(f"import sys\n{ends}\n")
+    with pytest.raises(
+        ObjectiveError, match=r"cannot be imported: (SystemExit|KeyboardInterrupt|GeneratorExit)"
+    ) as told:
+        get_objective(f"{path}:f")
+    assert told.value.hint == f"raised in {path}, line 2"
+    plug("acme", {"gone": "acme:f"}, f"import sys\n{ends}\n")
+    with pytest.raises(ObjectiveError, match=r"cannot be loaded: (SystemExit|KeyboardInterrupt|GeneratorExit)"):
+        get_objective("gone")
+
+    class Ends:
+        """Ends when it is made."""
+
+        def __init__(self, *, times: int = 1) -> None:
+            exec(f"import sys\n{ends}")
+
+        def __call__(self, completions: Any) -> list[float]:
+            return []
+
+    with pytest.raises(ObjectiveError, match=r"'Ends' cannot be made: (SystemExit|KeyboardInterrupt|GeneratorExit)"):
+        get_objective(Ends)
+
+
+@pytest.mark.parametrize("message", ["x" * 10_000_000, "red \x1b[31m\x07 \u202e", "\ud83d", "one\ntwo\r\nthree"])
+def test_what_an_objective_says_is_one_short_line_that_a_terminal_only_shows(message: str) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            return message
+
+    def f(predictions: Any) -> float:
+        raise Odd
+
+    with pytest.raises(ObjectiveError) as caught:
+        get_objective(f).score(1, predictions=[0])
+    assert str(caught.value).startswith("objective 'f' raised Odd: ")
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+def test_an_error_that_has_no_text_is_told_all_the_same() -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def f(predictions: Any) -> float:
+        raise Odd
+
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'f' raised Odd: <Odd>$"):
+        get_objective(f).score(1, predictions=[0])
 
 
 def test_a_package_that_is_installed_meanwhile_is_found(plug: Plug, tmp_path: Path) -> None:
@@ -286,7 +368,7 @@ def test_a_package_that_is_installed_meanwhile_is_found(plug: Plug, tmp_path: Pa
 
 def test_unknown_name_lists_neighbours_and_all_names(plug: Plug) -> None:
     plug("acme-one", {"rudeness": "acme_one:f", "rudenesses": "acme_one:g"})
-    with pytest.raises(UnknownNameError, match=r"^unknown objective 'rudenes'$") as caught:
+    with pytest.raises(UnknownNameError, match=r"(?m)^unknown objective 'rudenes'$") as caught:
         get_objective("rudenes")
     assert caught.value.hint.startswith("did you mean rudeness or rudenesses? Objectives: ")
     assert all(entry.name in caught.value.hint for entry in list_objectives())
@@ -414,7 +496,7 @@ def test_function_of_a_file(tmp_path: Path) -> None:
     assert found.options == (Option("mode", Literal["a", "b"], "a", ""),)
     with pytest.raises(UnknownNameError, match="has no 'size'"):
         get_objective(f"{path}:size")
-    with pytest.raises(InputError, match="3 is no objective"):
+    with pytest.raises(InputError, match="a value of type 'int' is no objective"):
         get_objective(f"{path}:not_callable")
 
 
@@ -501,6 +583,8 @@ def test_a_column_with_the_name_of_an_init_option_goes_to_call() -> None:
         ([1, 0, 1, 0], 0.5),
         ((True, False, False, False), 0.25),
         ([1.0, None, 0.5, None], 0.75),
+        ([1.0, math.nan, 0.5, None], 0.75),
+        (torch.tensor([1.0, math.nan, 0.5, 0.0]), 0.5),
         (np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32), 2.5),
         (torch.tensor([1.0, 2.0, 3.0, 4.0]), 2.5),
         ([np.float64(1), torch.tensor(2.0), 3, None], 2.0),
@@ -517,10 +601,11 @@ def test_scores_that_count(result: Any, score: float) -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (math.nan, "returned nan$"),
+        (math.nan, "has no score on these 3 rows"),
         (-math.inf, "returned -inf$"),
-        ([0.0, 0.0, math.nan], "returned nan for row 2$"),
-        ([None, None, None], "left out all 3 rows"),
+        ([0.0, 0.0, math.inf], "returned inf for row 2$"),
+        ([None, None, None], "has no score on these 3 rows"),
+        ([None, math.nan, None], "has no score on these 3 rows"),
         ([1.0] * 5, "wrong number of scores: got 5 for 3 rows"),
         ([], "wrong number of scores: got 0 for 3 rows"),
         ("0.5", "returned no number: '0.5'"),
@@ -536,7 +621,9 @@ def test_scores_that_count(result: Any, score: float) -> None:
     ],
 )
 def test_results_that_are_no_scores(result: Any, message: str) -> None:
-    with pytest.raises(ObjectiveError, match=f"objective 'fixed' {message}|objective 'fixed' returned the {message}"):
+    with pytest.raises(
+        ObjectiveError, match=f"(?m)objective 'fixed' {message}|objective 'fixed' returned the {message}"
+    ):
         scoring(result).score(3, predictions=[0] * 3)
 
 
@@ -544,7 +631,7 @@ def test_an_objective_that_raises() -> None:
     def f(predictions: Any) -> float:
         raise ValueError("too cold")
 
-    with pytest.raises(ObjectiveError, match=r"^objective 'f' raised ValueError: too cold$") as caught:
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'f' raised ValueError: too cold$") as caught:
         get_objective(f).score(1, predictions=[0])
     assert isinstance(caught.value.__cause__, ValueError)
 
@@ -619,7 +706,7 @@ def test_a_maker_must_return_an_objective() -> None:
     def made():
         """Forget to."""
 
-    with pytest.raises(ObjectiveError, match="returned None for an objective"):
+    with pytest.raises(ObjectiveError, match="returned a value of type 'NoneType'"):
         get_objective(made)
 
 

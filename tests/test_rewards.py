@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import math
 import re
 import threading
@@ -12,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from zoreward.records import Completion, Example, ObjectiveError
+from conftest import random_model
+from zoreward.records import Completion, Example, InputError, ObjectiveError, ZorewardError
 from zoreward.registry import get_objective, weighted_sum
 from zoreward.scoring import score_writings
+from zoreward.trainer import ZOConfig
+from zoreward.trainer.inputs import one_objective
 
 # --- the reward functions of TRL's GRPO documentation, as they stand there ----------------------------------------
 
@@ -180,7 +185,7 @@ def test_a_reward_gets_all_that_trl_gives_and_nothing_that_it_keeps_back() -> No
     assert (given["prompts"], given["task"], given["completion_ids"]) == (["a", "b"], [1, 2], [[0, 1], [0, 1]])
     assert given["trainer_state"].global_step == 0
     assert (first.extra, second.extra) == ({"upper": ["C", "D"]}, {"upper": ["E", "F"]})
-    assert first.metrics == {"length": 1.5}
+    assert first.metrics == {"metric/length": 1.5}  # a run has a length of its own
 
 
 def test_the_trainer_s_state_is_handed_on() -> None:
@@ -191,6 +196,114 @@ def test_the_trainer_s_state_is_handed_on() -> None:
         get_objective(late), examples_of(ROWS), [written(*TEXTS)], trainer_state=SimpleNamespace(global_step=7)
     )
     assert writing.score == 7.0
+
+
+# --- what GRPOTrainer takes as reward_funcs -----------------------------------------------------------------------
+
+
+def reward_of(tmp_path, reward_funcs, processing_classes=None, **changes):
+    return one_objective(None, reward_funcs, processing_classes, ZOConfig(str(tmp_path), use_cpu=True, **changes))
+
+
+def everything(**kwargs) -> list[float]:
+    return [float(len(text)) for text in kwargs["completions"]]
+
+
+def of_prompts(prompts, **kwargs) -> list[float]:
+    return [10.0 * len(prompt) + len(text) for prompt, text in zip(prompts, kwargs["completions"], strict=True)]
+
+
+class Scaled:
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def __call__(self, completions, **kwargs):
+        return [self.scale * len(text) for text in completions]
+
+
+def scaled(completions, scale, **kwargs):
+    return Scaled(scale)(completions)
+
+
+@pytest.mark.parametrize(
+    ("functions", "names", "score"),
+    [
+        (everything, ["everything"], 2.0),
+        ([of_prompts], ["of_prompts"], 32.0),
+        ([functools.partial(scaled, scale=2.0), functools.partial(scaled, scale=3.0)], ["scaled", "scaled_2"], 10.0),
+        ([lambda completions, **k: [1.0], lambda **k: [2.0], lambda prompts, **k: [4.0]],
+         ["<lambda>", "<lambda>_2", "<lambda>_3"], 7.0),
+        ([Scaled(5.0), Scaled(0.5), everything, everything],
+         ["Scaled", "Scaled_2", "everything", "everything_2"], 15.0),
+        (["exact-match", everything], ["exact-match", "everything"], 2.0),
+    ],
+    ids=["any keyword", "prompts", "partials", "lambdas", "objects", "names"],
+)  # fmt: skip
+def test_functions_are_taken_as_trl_takes_them(tmp_path, functions, names, score) -> None:
+    chosen = reward_of(tmp_path, functions)
+    [writing] = score_writings(chosen, examples_of([{"prompt": "abc", "answer": "zz"}]), [written("xy")])
+    assert (list(writing.part_scores), writing.score) == (names, score)
+
+
+def test_functions_that_say_what_they_need_are_what_they_are(tmp_path) -> None:
+    assert reward_of(tmp_path, lambda predictions, **columns: 1.0).needs == "choices"
+    with pytest.raises(InputError, match="cannot be seen from its parameters"):
+        reward_of(tmp_path, lambda texts: 1.0)
+    with pytest.raises(InputError, match="cannot be seen from its parameters"):  # elsewhere nothing is assumed
+        get_objective(everything)
+
+
+@pytest.fixture
+def reward_model(tokenizer, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, **sizes)
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    return model
+
+
+def test_a_reward_model_gives_what_it_gives_in_trl(tmp_path, tokenizer, reward_model) -> None:
+    texts = ["the film was good", "a plot", "it was very dull and not bright"] * 20
+    rows = [{"prompt": f"{text} "} for text in reversed(texts)]
+    expected = []
+    for row, text in zip(rows, texts, strict=True):  # one by one, so that nothing is padded
+        inputs = tokenizer(row["prompt"] + text, return_tensors="pt", add_special_tokens=False)
+        reward_model.config.pad_token_id = tokenizer.pad_token_id
+        with torch.no_grad():
+            expected.append(float(reward_model(input_ids=inputs["input_ids"]).logits[0, 0]))
+    path = str(tmp_path / "judge")
+    for source, own_tokenizer in ((path, None), (reward_model, tokenizer), (reward_model, [tokenizer])):
+        chosen = reward_of(tmp_path, source, own_tokenizer)
+        [writing, again] = score_writings(chosen, examples_of(rows), [written(*texts)] * 2)
+        [rewards] = writing.rewards.values()
+        assert rewards == pytest.approx(expected, abs=1e-5)  # padding and batches: some float32 roundings
+        assert again.rewards[chosen.name] == pytest.approx(rewards, abs=1e-5)
+        assert json.dumps(dict(chosen.values))  # they stand in the journal's header
+    chosen = reward_of(tmp_path, [path, everything, path], [None, None, tokenizer])
+    assert [part.name for _, part in chosen.parts] == ["judge", "everything", "judge_2"]
+
+
+def test_reward_models_that_cannot_be_used_are_refused(tmp_path, tokenizer, reward_model) -> None:
+    causal = tmp_path / "causal"
+    random_model("llama").save_pretrained(causal)
+    tokenizer.save_pretrained(causal)
+    wrong = [
+        (str(causal), None, "never trained to score"),
+        ("nobody/none", None, "no reward model can be loaded from 'nobody/none'"),
+        ("exact-mtch", None, "unknown objective"),
+        (reward_model, None, "where its tokenizer is"),
+        ([everything, reward_model], tokenizer, "1 reward_processing_classes and 2 reward_funcs"),
+        ([everything], [None, tokenizer], "2 reward_processing_classes and 1 reward_funcs"),
+    ]
+    for source, own_tokenizer, message in wrong:
+        with pytest.raises(ZorewardError, match=message):
+            reward_of(tmp_path, source, own_tokenizer)
+    with pytest.raises(InputError, match="there are none"):
+        one_objective(everything, None, tokenizer, ZOConfig(str(tmp_path), use_cpu=True))
 
 
 # --- async --------------------------------------------------------------------------------------------------------
@@ -253,7 +366,7 @@ def test_an_async_class_is_awaited_and_what_it_raises_is_told() -> None:
 
     judge = get_objective(Judge)
     assert (judge.needs, judge.score(1, completions=["abc"])) == ("completions", 1.0)
-    with pytest.raises(ObjectiveError, match=r"^objective 'Judge' raised ValueError: too long$") as caught:
+    with pytest.raises(ObjectiveError, match=r"(?m)^objective 'Judge' raised ValueError: too long$") as caught:
         judge.score(1, completions=["abcd"])
     assert isinstance(caught.value.__cause__, ValueError)
 
@@ -280,10 +393,23 @@ def test_a_reward_that_leaves_out_all_rows_counts_where_another_has_scored_them(
     assert (writing.score, writing.part_scores["math_reward_func"]) == (0.0, 0.0)
     assert math.isnan(writing.part_scores["coding_reward_func"])
     [poem] = [row for row in ROWS if row["task"] == "poetry"]
-    with pytest.raises(ObjectiveError, match="left out all 1 rows"):
-        score_writings(both, examples_of([poem]), [written("x")])
-    with pytest.raises(ObjectiveError, match="left out all 1 rows"):
-        score_writings(get_objective(math_reward_func), examples_of([poem]), [written("x")])
+    for objective in (both, get_objective(math_reward_func)):
+        [writing] = score_writings(objective, examples_of([poem]), [written("x")])
+        assert math.isnan(writing.score) and math.isnan(writing.part_scores["math_reward_func"])
+        assert writing.rewards["math_reward_func"] == (None,)
+
+
+def test_a_score_of_the_whole_batch_that_is_not_defined_counts_nothing_beside_one_that_is() -> None:
+    def corpus(completions):
+        return float("nan") if len(completions) < 3 else 2.0
+
+    def some(completions):
+        return [None, 1.0, 0.5][: len(completions)]
+
+    both = weighted_sum([get_objective(corpus), get_objective(some)], [0.1, 2.0])
+    rows = [{"prompt": "p"}] * 3
+    scores = [score_writings(both, examples_of(rows[:n]), [written(*"abc"[:n])])[0].score for n in (3, 2, 1)]
+    assert scores[:2] == pytest.approx([0.1 * 2.0 + 2.0 * 0.75, 2.0]) and math.isnan(scores[2])
 
 
 def test_a_score_of_the_whole_batch_adds_to_rewards_of_each_text() -> None:
@@ -305,7 +431,7 @@ def test_a_score_of_the_whole_batch_adds_to_rewards_of_each_text() -> None:
     ("returned", "message"),
     [
         ([1.0], "wrong number of scores: got 1 for 4 rows"),
-        ([1.0, float("nan"), 1.0, 1.0], "returned nan for row 1"),
+        ([1.0, float("inf"), 1.0, 1.0], "returned inf for row 1"),
         ([1.0, 1.0, "good", 1.0], "returned no number for row 2: 'good'"),
     ],
 )

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from conftest import FAMILIES, random_model
+from families import with_logit
 from zoreward.cli.quickstart import MODEL
 from zoreward.records import Example, InputError, ObjectiveError, Term
 from zoreward.registry import get_objective
@@ -278,3 +279,22 @@ def test_a_model_that_has_lost_its_numbers_is_no_answer():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ObjectiveError, match="not finite"):
         candidate_logprobs(reader_of(model, 0), SHORT)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG], ids=["one-token", "several-tokens"])
+@pytest.mark.parametrize("among_candidates", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_logit_that_has_overflowed_is_no_answer(examples, among_candidates, family):
+    token = examples[0].candidate_tokens[0][-1] if among_candidates else 31  # which no candidate has
+    model = with_logit(random_model(family), token, float("inf"))
+    with pytest.raises(ObjectiveError, match="not finite"):
+        candidate_logprobs(reader_of(model, 0), examples)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG], ids=["one-token", "several-tokens"])
+def test_a_token_that_the_model_forbids_is_as_unlikely_as_can_be(examples):
+    token = examples[0].candidate_tokens[0][-1]
+    logprobs_MNC = candidate_logprobs(reader_of(with_logit(random_model("llama"), token, -float("inf")), 0), examples)
+    for n, row in enumerate(examples):
+        for c, answer in enumerate(row.candidate_tokens):
+            assert (logprobs_MNC[0, n, c] == -np.inf) == (token in answer)

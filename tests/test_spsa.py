@@ -137,7 +137,7 @@ def test_state_survives_json_and_directions_follow_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("scores", "message"), [([1.0], "2 members"), ([1.0, float("nan")], "finite"), ([1.0, float("inf")], "finite")]
+    ("scores", "message"), [([1.0], "2 members"), ([1.0, -float("inf")], "finite"), ([1.0, float("inf")], "finite")]
 )
 def test_scores_that_are_none_are_refused(scores, message):
     spsa = SPSA()

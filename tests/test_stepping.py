@@ -12,6 +12,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from conftest import random_model
+from families import with_logit
 from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
 from zoreward.members import by_layer, in_blocks, members_at, tuned_weights, update_
 from zoreward.members.cache_name import library_name
@@ -211,6 +212,20 @@ def test_numbers_that_are_lost_are_told_and_do_not_stay_in_the_cache(tokenizer) 
         with torch.no_grad():
             model.model.norm.weight.copy_(kept)
         assert written(by_steps, max_new_tokens=9) == written(plain, max_new_tokens=9)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"stop": ("zzz",)}], ids=["greedy", "drawn", "stop"])
+def test_a_logit_that_has_overflowed_is_told(settings, tokenizer) -> None:
+    for generator in generators(with_logit(random_model("llama"), 7, float("inf")), tokenizer):
+        with pytest.raises(ObjectiveError, match="not finite"):
+            written(generator, max_new_tokens=3, **settings)
+
+
+def test_a_token_that_the_model_forbids_is_never_written(tokenizer) -> None:
+    token = written(generators(random_model("llama"), tokenizer)[1], max_new_tokens=3)[0][0][0]
+    for generator in generators(with_logit(random_model("llama"), token, -float("inf")), tokenizer):
+        for texts in written(generator, max_new_tokens=3):
+            assert all(token not in text for text in texts)
 
 
 # --- graphs -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+import os
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import TrainerCallback
 
 from conftest import random_model
 from zoreward.data import render
+from zoreward.journal import load_run, replay
 from zoreward.members import update_
 from zoreward.methods import SPSA
 from zoreward.records import InputError, ObjectiveError, Term, Update
@@ -118,6 +121,123 @@ def test_callbacks_see_scores_slopes_rates_and_evaluations(tmp_path, tokenizer):
     assert seen.evaluations[-1][1] == expected
     assert [(line["step"], line["score"]) for line in journal(tmp_path, "evaluation")] == seen.evaluations
     assert run.state.best_metric == max(score for _, score in seen.evaluations)
+
+
+def has_a_score(predictions, references) -> float:
+    """Whether most of the rows are good; of a batch of one class no score."""
+    return math.nan if len(set(references)) == 1 else sum(references) / len(references)
+
+
+def of_good_rows(logprobs, references) -> list[float | None]:
+    """What is given to the right answer of good rows; bad ones are another task's."""
+    return [float(own[1]) if right else None for own, right in zip(logprobs, references, strict=True)]
+
+
+def of_bad_rows(logprobs, references) -> list[float]:
+    """The same of bad rows, with NaN for what is left out, as arrays have it."""
+    return [math.nan if right else float(own[0]) for own, right in zip(logprobs, references, strict=True)]
+
+
+@pytest.mark.parametrize("objective", [of_good_rows, of_bad_rows])
+@pytest.mark.parametrize("method", [{}, {"method": "fzoo", "num_directions": 3}, {"method": "svrg"}])
+def test_a_step_without_a_score_moves_nothing_and_the_run_goes_on(tmp_path, tokenizer, objective, method, caplog):
+    def run(name: str, steps: int, **changes) -> ZOTrainer:
+        settings = {"max_steps": steps, "per_device_train_batch_size": 1, "eval_strategy": "steps", "eval_steps": 3}
+        made = trainer(tmp_path / name, tokenizer, objective, logging_steps=2, **{**settings, **method, **changes})
+        made.train(resume_from_checkpoint=name == "left")
+        return made
+
+    whole = run("whole", 8)
+    steps, scored = journal(tmp_path / "whole"), []
+    for step in steps:
+        scored.append(None not in step["scores"])
+        assert scored[-1] or (set(step["scores"]) == {None} and step["terms"] == [])
+    assert 0 < sum(scored) < 8
+    assert (whole.method_state.unscored, whole.method_state.silent) == (scored.count(False), scored.count(False))
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "Step" in line] == [
+        f"Step {scored.index(False) + 1} moves nothing: {objective.__name__!r} has no score on its rows. "
+        "More of this kind are counted, not told."
+    ]
+    # the first rows are good ones
+    assert any("has no score on the first 8 rows" in line for line in told) == (objective is of_bad_rows)
+    logs = [one for one in whole.state.log_history if "silent" in one]
+    assert logs[-1]["unscored"] == scored.count(False)
+    for log, pair in zip(logs, (scored[:2], scored[2:4], scored[4:6], scored[6:]), strict=True):
+        assert ("score" in log) == ("loss" in log) == any(pair)
+        assert all(math.isfinite(value) for value in log.values())
+
+    run("left", 4)
+    left = run("left", 8)
+    told = [load_run(tmp_path / name / "run") for name in ("left", "whole")]
+    assert list(told[0].records()) == list(told[1].records())
+    assert [one for one in told[0].evaluations if one[0] != 4] == list(told[1].evaluations)
+    assert left.method_state == whole.method_state
+    for name, weight in whole.model.named_parameters():
+        assert torch.equal(weight, left.model.get_parameter(name)), name
+    replayed = replay(load_run(tmp_path / "left" / "run"), random_model("llama"))
+    assert all(torch.equal(weight, replayed.get_parameter(name)) for name, weight in whole.model.named_parameters())
+
+
+def test_what_has_no_score_on_batches_of_one_class_says_so_before_the_first_step(tmp_path, tokenizer, caplog):
+    trainer(tmp_path, tokenizer, "accuracy", per_device_train_batch_size=2)
+    trainer(tmp_path, tokenizer, has_a_score, per_device_train_batch_size=12)
+    assert "of one class" not in caplog.text
+    trainer(tmp_path, tokenizer, has_a_score, per_device_train_batch_size=2)
+    # two of 32 rows, 16 of each class: the second is of the first's class in 15 of 31 cases
+    assert "'has_a_score' has no score on rows of one class, as in about 48 % of the batches of 2 rows" in caplog.text
+
+
+def test_a_reward_that_changes_the_directory_does_not_move_the_run(tmp_path, tokenizer, monkeypatch):
+    elsewhere, base = tmp_path / "elsewhere", tmp_path / "base"
+    elsewhere.mkdir()
+    random_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    monkeypatch.chdir(tmp_path)
+
+    def wanders(predictions, references):
+        os.chdir(elsewhere)
+        return [
+            float(len(predictions) - i) * (p == r) for i, (p, r) in enumerate(zip(predictions, references, strict=True))
+        ]
+
+    settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, **PROMPT}
+    args = ZOConfig("run", use_cpu=True, disable_tqdm=True, max_steps=3, noise="dense", **settings)
+    made = ZOTrainer("base", wanders, args, train_dataset=ROWS, eval_dataset=ROWS[::3])
+    made.train()
+    assert len(journal(tmp_path)) == 3
+    made._move_to(load_run(tmp_path / "run"), 1, from_base=False)  # reads the base again
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("ends", [SystemExit(0), GeneratorExit(), KeyboardInterrupt()])
+def test_a_model_that_ends_the_process_is_an_error(tmp_path, tokenizer, ends):
+    class Ending(type(random_model("llama"))):
+        def forward(self, *args, **kwargs):
+            if self.ended:
+                raise ends
+            return super().forward(*args, **kwargs)
+
+    model = random_model("llama")
+    model.__class__ = Ending
+    model.ended = True
+    with pytest.raises(InputError, match=f"^Ending raised {type(ends).__name__}") as told:
+        trainer(tmp_path, tokenizer, model=model)
+    assert told.value.hint
+    model.ended = False
+    run = trainer(tmp_path, tokenizer, model=model)
+    model.ended = True
+    with pytest.raises(InputError, match=f"^Ending raised {type(ends).__name__}"):
+        run.train()
+
+
+def test_dev_rows_without_a_score_are_an_error_before_the_first_step(tmp_path, tokenizer):
+    bad = [row for row in ROWS if not row["label"]]
+    made = trainer(tmp_path, tokenizer, of_good_rows)
+    with pytest.raises(ObjectiveError, match="'of_good_rows' has no score on these 16 rows"):
+        made.evaluate(bad)
+    with pytest.raises(ObjectiveError, match="has no score on these 16 rows"):
+        evaluate(random_model("llama"), of_good_rows, bad, tokenizer=tokenizer, **PROMPT)
 
 
 @pytest.mark.parametrize("schedule", [{}, {"lr_scheduler_type": "constant_with_warmup"}])

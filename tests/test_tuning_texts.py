@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pyarrow import parquet
+from rich.console import Console
 
 from conftest import random_model
 from zoreward.cli import main
-from zoreward.records import Completion, InputError, Writing
+from zoreward.cli.progress import ProgressCallback
+from zoreward.records import Completion, Example, InputError, Writing
 from zoreward.registry import get_objective
+from zoreward.scoring.rewards import RESERVED, metric_name
 from zoreward.trainer import ZOConfig, ZOTrainer
-from zoreward.trainer.window import Window, completion_rows
+from zoreward.trainer.window import Window, completion_rows, save_completions
 
 PROMPTS = ["the film was", "a plot", "it was very", "this film is not"]
 
@@ -108,6 +115,91 @@ def test_defaults_depend_on_what_the_objective_needs(tmp_path, tokenizer):
     assert args.eps is None  # the user's own are left alone
 
 
+def test_a_metric_of_an_objective_s_own_never_takes_the_place_of_the_run_s(tmp_path, tokenizer):
+    ours = sorted(RESERVED - {"loss"})
+
+    def judge(completions, log_metric, **columns):
+        for name in (*ours, "loss", "eval_score", "train_loss", "score/judge", "share"):
+            log_metric(name, 1000.0)
+        return length(completions)
+
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "kl": 0.1}
+    runs = [
+        tuned(tmp_path / name, tokenizer, [objective, says_good], **settings)
+        for name, objective in (("plain", length), ("judged", judge))
+    ]
+    for run in runs:
+        run.train()
+    plain, judged = ([{**log} for log in run.state.log_history] for run in runs)
+    for expected, found in zip(plain, judged, strict=True):
+        for name, value in expected.items():
+            if not any(part in name for part in ("runtime", "per_second", "flos", "/length")):
+                assert found[name] == value, name
+            # whatever a run tells is a name that an objective's metric does not get
+            assert metric_name(name.removeprefix("eval_")) != name.removeprefix("eval_"), name
+        more = {name.removeprefix("eval_") for name in found.keys() - expected.keys()} - {"score/judge"}
+        wanted = {"share", *(f"metric/{name}" for name in (*ours, "loss", "eval_score", "train_loss", "score/judge"))}
+        assert more in (set(), wanted)
+    assert runs[0].state.best_metric == runs[1].state.best_metric < 1000
+
+
+class Grumpy:
+    """Has neither a text nor a value."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __float__ = __index__ = __array__ = __str__
+
+
+LOOP: list = []
+LOOP.append(LOOP)
+EXTRAS = {
+    "mixed": [1, "a", None, 2.5],
+    "objects": [object, Grumpy(), {1, 2}, 3],
+    "itself": [LOOP, LOOP, 1, 2],
+    "keys": [{(1, 2): 3}, {}, {}, {}],
+    "empty": [{}, {}, {}, {}],
+    "halves": ["\ud83d", "a", "b", "c"],
+    "large": [10**40, 1, 2, 3],
+    "acc[/red]": [1.0, 2.0, 3.0, 4.0],
+    "\x1b[31m": [1, 2, 3, 4],
+    "score": [7, 8, 9, 10],
+    "lists": [[1, 2], [3], [], [4]],
+}
+
+
+@pytest.mark.parametrize("stored", ["parquet", "jsonl"])
+def test_whatever_a_reward_logs_beside_its_scores_is_stored_and_shown(tmp_path, monkeypatch, capsys, stored):
+    if stored == "jsonl":
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    rows = [Example({}, f"p{n}", (), 0, (1,), ()) for n in range(4)]
+    texts = tuple(Completion(f"text {n}", (1,), True) for n in range(4))
+    members = [
+        Writing(score, {"score": score}, completions=texts, rewards={"score": (0.0, None, 1.0, 2.0)}, extra=EXTRAS)
+        for score in (math.nan, 1.0, 2.0)
+    ]
+    path = save_completions(str(tmp_path), 3, rows, members)
+    assert path.suffix == f".{stored}"
+    if stored == "jsonl":
+        table = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    else:
+        table = parquet.read_table(path).to_pylist()
+    assert [line["member"] for line in table] == [2] * 4 + [1] * 4 + [0] * 4
+    assert [line["score"] for line in table] == [2.0] * 4 + [1.0] * 4 + [None] * 4
+    assert [line["reward/score"] for line in table[:4]] == [0.0, None, 1.0, 2.0]
+    assert [line["extra/score"] for line in table[:4]] == [7, 8, 9, 10]
+    assert [line["acc[/red]"] for line in table[:4]] == [1.0, 2.0, 3.0, 4.0]
+    assert [line["lists"] for line in table[:4]] == [[1, 2], [3], [], [4]]
+    assert [str(line["mixed"]) for line in table[:4]] == ["1", "a", "None", "2.5"]
+    assert "<Grumpy>" in str(table[1]["objects"])
+
+    trainer = SimpleNamespace(last_rows=rows, last_scored=members, args=SimpleNamespace(max_steps=4))
+    shown = io.StringIO()
+    ProgressCallback(trainer, Console(file=shown, width=400))._show_completions(3)
+    assert "acc[/red]" in shown.getvalue() and "\x1b" not in shown.getvalue()
+
+
 def test_a_score_that_rises_while_texts_repeat_is_warned_about(caplog):
     def step(score: float, texts: list[list[int]]) -> list[Writing]:
         written = tuple(Completion("", tuple(tokens), True) for tokens in texts)
@@ -153,8 +245,8 @@ def good(completions, **columns):
 def too_few(completions, **columns):
     return [1.0]
 
-def is_nan(completions, **columns):
-    return [float("nan")] * len(completions)
+def is_infinite(completions, **columns):
+    return [float("inf")] * len(completions)
 
 def says(completions, **columns):
     return ["good"] * len(completions)
@@ -196,7 +288,7 @@ def test_the_command_tunes_and_tells(folder, capsys):
     ("changes", "error", "hint"),
     [
         ({"objective": "rewards.py:too_few"}, "got 1 for 4 rows", "one for each row"),
-        ({"objective": "rewards.py:is_nan"}, "returned nan for row 0", "finite"),
+        ({"objective": "rewards.py:is_infinite"}, "returned inf for row 0", "finite"),
         ({"objective": "rewards.py:says"}, "returned no number for row 0: 'good'", "one number"),
         ({"--data": "chat.jsonl"}, "has no chat template", "instruction-tuned"),
         ({"--data": "number.jsonl"}, "row 1", "a prompt is a text"),

@@ -32,6 +32,8 @@ class ZorewardError(Exception):
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # which Python shows below the message
 
 
 class InputError(ZorewardError, ValueError):
@@ -227,7 +229,7 @@ class StepRecord:
 
     Args:
         step: counts from 0.
-        scores: scores_M, in the order of the query's members.
+        scores: scores_M, in the order of the query's members; NaN for a member that has none.
         update: what was done to θ.
         lr: the step's learning rate.
     """
@@ -294,9 +296,9 @@ class Scored:
     """What one member is worth on N rows.
 
     Args:
-        score: the objective's value; higher is better.
-        part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part left
-            out all rows.
+        score: the objective's value; higher is better. NaN where it has none: it left out all rows.
+        part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part has
+            none.
         metrics: numbers that objectives logged with `log_metric`; the mean where one was logged repeatedly.
     """
 

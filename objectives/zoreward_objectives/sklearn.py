@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,7 +48,8 @@ def sklearn_(
         average: of the metric: binary, macro, micro or weighted, where it has that.
         pos_label: the index of the positive choice, where the metric has that.
         beta: of fbeta_score.
-        undefined: the score of a batch on which the metric is not defined; without it such a batch is an error.
+        undefined: the score of a batch on which the metric is not defined; without it such a batch has none, and a step
+            on it moves nothing.
 
     Raises:
         LookupError: scikit-learn has nothing of that name, or nothing that scores given choices.
@@ -60,13 +63,18 @@ def sklearn_(
     scorer = _scorer(name, settings)
 
     def score(predictions: Sequence[int], references: Sequence[int], logprobs: np.ndarray) -> float:
+        n_choices = logprobs.shape[1]
         try:
             value = _value(scorer, predictions, references, logprobs)
-        except ValueError:  # log_loss and others refuse a batch in which a choice is missing
-            if undefined is None:
+        except ValueError:  # some refuse a batch in which a choice is missing; what else they refuse is an error
+            if len(set(references)) == n_choices or not scores_all(n_choices):
                 raise
-            return undefined
-        return undefined if undefined is not None and value != value else value
+            value = math.nan
+        return undefined if undefined is not None and math.isnan(value) else value
+
+    @functools.cache
+    def scores_all(n_choices: int) -> bool:
+        return _scores_all(scorer, n_choices)
 
     if name.removeprefix("neg_").removesuffix("_score") in _MEANS:
         # Who says that it returns a float is taken for a metric of a set, whose value on few rows is biased.
@@ -131,10 +139,9 @@ def _value(
     scorer: Callable[..., float], predictions: Sequence[int], references: Sequence[int], logprobs: np.ndarray
 ) -> float:
     import numpy as np
-    from sklearn.exceptions import UndefinedMetricWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)  # told by what is returned
+        warnings.simplefilter("ignore", UserWarning)  # of metrics that are not defined: told by what is returned
         return float(scorer(_given(predictions, logprobs), logprobs, np.asarray(references)))
 
 
@@ -162,16 +169,33 @@ def _given(predictions: Sequence[int], logprobs: np.ndarray) -> Any:
 
 
 def _try(name: str, score: Callable[..., float]) -> None:
-    """Find out on four rows of two choices whether the metric scores choices at all."""
-    import numpy as np
-
-    logprobs = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]))
+    """Find out on some rows of two choices whether the metric scores choices at all."""
     try:
-        score(predictions=[0, 1, 0, 1], references=[0, 1, 1, 1], logprobs=logprobs)
+        score(*_trial(2))
     except Exception as error:
         text = " ".join(str(error).split())
         hint = "it may want an option (--average, --beta), or be for something else than classes"
         raise hinted(LookupError(f"scikit-learn's {name} cannot score choices so: {text:.100}"), hint) from error
+
+
+def _trial(n_choices: int) -> tuple[list[int], list[int], np.ndarray]:
+    """Predictions, references and log-probabilities of rows among which every choice is right, and one is mistaken."""
+    import numpy as np
+
+    references = [*range(n_choices), *range(n_choices)]
+    predictions = [*references[:-1], 0]
+    shares = np.full((len(references), n_choices), 0.3 / max(1, n_choices - 1))
+    shares[np.arange(len(references)), predictions] = 0.7
+    return predictions, references, np.log(shares)
+
+
+def _scores_all(scorer: Callable[..., float], n_choices: int) -> bool:
+    """Whether the metric is defined where all of so many choices occur."""
+    try:
+        value = _value(scorer, *_trial(n_choices))
+    except ValueError:
+        return False
+    return not math.isnan(value)
 
 
 def _or(names: Sequence[str]) -> str:

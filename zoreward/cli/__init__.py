@@ -22,7 +22,7 @@ from zoreward.cli.tasks import show_tasks
 from zoreward.cli.tune import tune_command
 from zoreward.neighbours import newer_than_tested
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import describe_objective
+from zoreward.registry import describe_objective, named, place_of
 
 _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        # Somebody's code has raised it: as an exit code it could be 0.
+        return report(ZorewardError(f"{named(error)} was raised", hint=place_of(error)), code=1)
 
 
 def _app(words: list[str]) -> typer.Typer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from zoreward.bench import (
 )
 from zoreward.bench.plan import checked_methods
 from zoreward.cli.errors import one_line, place_of, report
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import DATA, RUN, TUNING, command, option, own_options
 from zoreward.cli.prepare import quiet_transformers, select_device
 from zoreward.cli.task import TASK, refuse_masked
@@ -222,7 +222,7 @@ def _write(lines: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _object(lines: list[dict[str, Any]], values: dict[str, Any]) -> str:
-    return json.dumps({"model": values["model"], "lines": lines, "output": values["output"]}, ensure_ascii=False)
+    return json_line({"model": values["model"], "lines": lines, "output": values["output"]})
 
 
 def _failed(error: Exception, words: Sequence[str]) -> int:

@@ -9,7 +9,10 @@ from typing import cast
 import typer
 
 from zoreward.records import ZorewardError
-from zoreward.registry import place_of
+from zoreward.registry import place_of, printable
+
+# Characters of an error or a hint: a list of names may be long.
+_LONGEST = 4000
 
 # The one usage error that Typer exports; its base is that of them all.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -24,8 +27,8 @@ def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) 
         code: the exit code.
     """
     hint = error.hint or place_of(error.__cause__) or f"`{' '.join(['zoreward', *help_at])} --help` lists what there is"
-    print(f"error: {one_line(str(error))}", file=sys.stderr)
-    print(f"hint: {one_line(hint)}", file=sys.stderr)
+    print(f"error: {printable(error, _LONGEST)}", file=sys.stderr)
+    print(f"hint: {printable(hint, _LONGEST)}", file=sys.stderr)
     return code
 
 

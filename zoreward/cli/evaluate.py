@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
@@ -106,7 +106,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     summary = _summary(result, values, calibrated=content_free is not None)
     summary["seconds"] = round(time.perf_counter() - start, 3)
     if values["json"]:
-        print(json.dumps(summary, ensure_ascii=False))
+        print(json_line(summary))
     else:
         _print_table(summary)
     return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Annotated, Any
 
 import typer
 
 from zoreward.cli.errors import one_line
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import escape
 from zoreward.records import ZorewardError
 from zoreward.registry import Entry, Objective, describe_objective, list_objectives
@@ -30,7 +30,7 @@ def show_objectives(
     """List the objectives, and where each comes from."""
     rows = [_row(entry) for entry in list_objectives()]
     if as_json:
-        print(json.dumps({"objectives": rows}, ensure_ascii=False))
+        print(json_line({"objectives": rows}))
         return 0
     from rich import box
     from rich.console import Console
@@ -40,7 +40,7 @@ def show_objectives(
     for row in rows:
         low, high = row["range"] or ("", "")
         ends = f"{'−∞' if low is None else low} to {'∞' if high is None else high}" if row["range"] else ""
-        table.add_row(row["name"], row["needs"] or "?", ends, row["distribution"], escape(row["help"]))
+        table.add_row(*map(escape, (row["name"], row["needs"] or "?", ends, row["distribution"], row["help"])))
     Console().print(table)
     return 0
 

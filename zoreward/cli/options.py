@@ -229,10 +229,12 @@ def _flag(name: str) -> str:
 def escape(text: str) -> str:
     r"""Keep square brackets from being read as Rich's markup.
 
-    >>> escape("answers[0]")
-    'answers\\[0]'
+    >>> escape("answers[0], [red], \\[/red]")
+    'answers[0], \\[red], \\\\\\[/red]'
     """
-    return text.replace("[", r"\[")
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _is_writable(kind: Any) -> bool:

@@ -14,6 +14,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.methods import all_scored
+from zoreward.registry import printable
 from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 WINDOW = 50
 # Lines of a table of completions, of the best member; the worst gets one.
 SHOWN = 4
+# Characters of a cell of that table.
+_CELL = 2000
 # What is told of texts beside the score.
 _OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing", "kl", "moved")
 # What the line of an evaluation says elsewhere, or need not say.
@@ -71,7 +75,9 @@ class ProgressCallback(TrainerCallback):
         if self._best > -math.inf:
             parts.append(f"best dev {self._best:.4f}")
         if step:
-            parts.append(f"no signal {self._trainer.method_state.silent / step:.0%}")
+            state = self._trainer.method_state
+            unscored = f" ({state.unscored} without a score)" if state.unscored else ""
+            parts.append(f"no signal {state.silent / step:.0%}{unscored}")
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
             left = timedelta(seconds=round(pace * (steps - step)))
@@ -92,17 +98,21 @@ class ProgressCallback(TrainerCallback):
         self._seconds.append(time.perf_counter() - self._begun)
         if self._trainer.last_step is not None:
             scores = self._trainer.last_step.scores
-            self._scores.append(math.fsum(scores) / len(scores))
+            if all_scored(scores):
+                self._scores.append(math.fsum(scores) / len(scores))
         status = self.status(state.global_step, state.max_steps)
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
         every = self._trainer.args.completions_every
         if every and (state.global_step - 1) % every == 0:
-            self._show_completions(state.global_step)
+            try:
+                self._show_completions(state.global_step)
+            except Exception as error:  # the run does not need it
+                self._print(f"step {state.global_step}: the table of completions cannot be drawn: {printable(error)}")
 
     def _show_completions(self, step: int) -> None:
         """Print what the best and the worst member wrote for the step's first prompts."""
         from rich import box
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
         table = completion_rows(self._trainer.last_rows, self._trainer.last_scored)
@@ -111,16 +121,17 @@ class ProgressCallback(TrainerCallback):
         first = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
         last = [line for line in table if line["member"] == table[-1]["member"]][: SHOWN - len(first) + 1]
         rewards = [name for name in table[0] if name not in ("member", "score", "prompt", "completion")]
-        shown = Table("member", "prompt", "completion", *rewards, box=box.SIMPLE_HEAD, title=f"step {step}")
+        heads = [Column(Text(printable(name))) for name in ("member", "prompt", "completion", *rewards)]
+        shown = Table(*heads, box=box.SIMPLE_HEAD, title=f"step {step}")
         for who, lines in (("best", first), ("worst", last)):
             for line in lines:
-                cells = [line["prompt"][-80:], line["completion"], *(_short(line[name]) for name in rewards)]
-                shown.add_row(who, *(Text(" ".join(cell.split())) for cell in cells))
+                cells = [line["prompt"][-80:], line["completion"], *(_short(line.get(name)) for name in rewards)]
+                shown.add_row(who, *(Text(printable(cell, _CELL)) for cell in cells))
         self._console.print(shown)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print a line where there is no terminal for a bar."""
-        if logs and "score" in logs:
+        if logs and not {"score", "silent"}.isdisjoint(logs):  # no score where no step has one
             told = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
             if self._bar.disable or told:
                 status = self.status(state.global_step, state.max_steps)
@@ -138,11 +149,11 @@ class ProgressCallback(TrainerCallback):
             self._print(" · ".join([f"step {state.global_step}", *scores, *more]))
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line, None), markup=False, highlight=False, soft_wrap=True)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _short(value: Any) -> Any:
+    return f"{value:.3f}" if isinstance(value, float) else value
 
 
 def without_own_progress(trainer: ZOTrainer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoreward.cli.errors import report
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import RUN, TUNING, command, option
 from zoreward.cli.prepare import quiet_transformers
 from zoreward.cli.tune import check_output, write_config
@@ -171,7 +171,7 @@ def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
             trainer.save_model(str(output / "model"))
     _show(found, values)
     if values["json"]:
-        print(json.dumps(asdict(found)))
+        print(json_line(asdict(found)))
     return 0
 
 

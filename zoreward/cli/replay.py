@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import DATA, RUN, command, option
 from zoreward.cli.prepare import quiet_transformers, select_device
 from zoreward.records import InputError
@@ -66,7 +66,7 @@ def _replay(context: typer.Context, values: dict[str, Any]) -> int:
         "seconds": round(time.perf_counter() - start, 3),
     }
     if values["json"]:
-        print(json.dumps({**summary, "history": list(_history(run, steps))}, ensure_ascii=False))
+        print(json_line({**summary, "history": list(_history(run, steps))}))
     else:
         print(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {values['output']}")
     return 0

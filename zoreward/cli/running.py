@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.cli.errors import one_line, place_of, report
+from zoreward.cli.errors import place_of, report
 from zoreward.records import StorageError, ZorewardError
+from zoreward.registry import named
 
 if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
@@ -93,11 +94,10 @@ def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     return 130
 
 
-def failed(error: Exception, words: Sequence[str]) -> int:
+def failed(error: BaseException, words: Sequence[str]) -> int:
     """Say what went wrong in a run and how to go on; returns the exit code."""
     if not isinstance(error, ZorewardError):
-        message = one_line(f"{type(error).__name__}: {error}")
-        error = ZorewardError(message, hint=place_of(error))
+        error = ZorewardError(named(error), hint=place_of(error))
     report(error, code=1)
     print(f"resume: {resume_command(words)}", file=sys.stderr)
     return 1

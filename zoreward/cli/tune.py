@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from zoreward.cli.errors import one_line, place_of
+from zoreward.cli.json_line import json_line
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
@@ -152,12 +152,13 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             print(f"the run in {output} is finished")
             remove_snapshot(output)  # a kill may have come between the model and this
         else:
-            trainer, progress = _prepared(objective, rows, values)
+            with contextlib.chdir("."):  # a reward function may change it
+                trainer, progress = _prepared(objective, rows, values)
             chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
             write_config(output, resolved(source, {**values, **chosen}))
             start = time.perf_counter()
             try:
-                with finishing_steps(trainer), progress:
+                with contextlib.chdir("."), finishing_steps(trainer), progress:
                     trainer.train(resume_from_checkpoint=values["resume"])
                 if trainer.keeper.stopping:
                     return interrupted(trainer, values["output"], words)
@@ -166,10 +167,10 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                 found |= {} if rows.test is None else _test_score(trainer, at_end, rows, values)
             except KeyboardInterrupt:
                 return interrupted(trainer, values["output"], words)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 return failed(error, words)
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
-    print(json.dumps(summary, ensure_ascii=False) if values["json"] else sentence_of(summary), file=out)
+    print(json_line(summary) if values["json"] else sentence_of(summary), file=out)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -162,7 +163,7 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
         return "its rounding seed is no whole number"
     if not all(number(fields.get(name, 0.0 if name == "anchor" else None)) for name in ("lr", "decay", "anchor")):
         return "its learning rate, its decay or its anchor is no number"
-    if not (isinstance(scores, list) and all(number(score, LARGEST_SCORE) for score in scores)):
+    if not (isinstance(scores, list) and all(score is None or number(score, LARGEST_SCORE) for score in scores)):
         return "its scores are no numbers"
     if not (isinstance(terms, list) and all(map(_is_term, terms))):
         return "its terms are none"
@@ -200,4 +201,5 @@ def _stored(lines: tuple[bytes, ...], step: int) -> StepRecord:
     own: dict[str, Any] = {"distribution": fields.get("distribution", "normal")}
     terms = tuple(Term(*term, block=block, **own) for term, block in zip(fields["terms"], blocks, strict=True))
     update = Update(fields["decay"], terms, fields["rounding_seed"], fields.get("anchor", 0.0), block=turn)
-    return StepRecord(fields["step"], tuple(fields["scores"]), update, fields["lr"])
+    scores = tuple(math.nan if score is None else score for score in fields["scores"])
+    return StepRecord(fields["step"], scores, update, fields["lr"])

@@ -58,6 +58,8 @@ class Run:
     def projected_grads(self, step: int) -> list[float] | None:
         """Return g_K of a step: the slope of the score along each direction; None where the file does not tell.
 
+        NaN along a direction of which a member has no score.
+
             g_k = (s(θ + ε z_k) − s(θ − ε z_k)) / 2ε
 
         A journal has the scores of couples. A trajectory has the coefficients: g_k = coefficient · K / lr, to the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from io import FileIO
 from pathlib import Path
@@ -105,7 +106,7 @@ class Journal:
             {
                 "kind": "step",
                 "step": record.step,
-                "scores": list(record.scores),
+                "scores": [None if math.isnan(score) else score for score in record.scores],
                 "lr": record.lr,
                 "decay": update.decay,
                 **({"anchor": update.anchor} if update.anchor else {}),

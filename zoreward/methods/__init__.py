@@ -4,7 +4,7 @@ from zoreward.methods.directions import Directions
 from zoreward.methods.names import METHODS, make_method, named, steps_by_slope, takes
 from zoreward.methods.population import Population
 from zoreward.methods.spsa import SPSA
-from zoreward.methods.steps import Method, SPSAState, state_after
+from zoreward.methods.steps import Method, SPSAState, all_scored, state_after
 from zoreward.methods.svrg import SVRG, SVRGState
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Population",
     "SPSAState",
     "SVRGState",
+    "all_scored",
     "make_method",
     "named",
     "state_after",

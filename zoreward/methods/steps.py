@@ -35,13 +35,15 @@ class SPSAState:
     Args:
         step: updates done so far.
         silent: how many of them learned nothing, because the scores did not differ: with SPSA, because every direction
-            had the same score on both sides.
+            had the same score on both sides; or because a member had none.
+        unscored: how many of these had a member without a score.
         past: with momentum, the coefficients of the steps that the next one looks back on, the newest first.
     """
 
     step: int = 0
     silent: int = 0
     past: tuple[tuple[float, ...], ...] = ()
+    unscored: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "past", tuple(map(tuple, self.past)))  # JSON has lists
@@ -165,15 +167,17 @@ class Method(ABC):
         Args:
             state: the state that `query` was asked with.
             query: the answer of `ask`.
-            scores: scores_M, higher is better.
+            scores: scores_M, higher is better; NaN for a member that has none. Then all directions weigh 0, as they do
+                where the scores do not differ: members are compared on the same rows, or not at all.
             lr: this step's learning rate, where a schedule changes it.
 
         Raises:
-            ValueError: wrong number of scores, a score that is not finite, or a query of another step.
+            ValueError: wrong number of scores, an infinite score, or a query of another step.
         """
         check_scores(state, query, scores)
         directions, rate = self.directions, self.lr if lr is None else lr
-        weights = self.weights(scores)
+        scored = all_scored(scores)
+        weights = self.weights(scores) if scored else [0.0] * directions.drawn(state.step)
         share = rate * self._newest_share()
         own = [share * weight / len(weights) if weight != 0 else None for weight in weights]
         fresh = directions.own(state.step, own)
@@ -182,7 +186,7 @@ class Method(ABC):
         block = directions.block(state.step)
         update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor, block=block)
         past = (rounded(own), *state.past)[: directions.window - 1]
-        return update, SPSAState(state.step + 1, state.silent + (not fresh), past)
+        return update, SPSAState(state.step + 1, state.silent + (not fresh), past, state.unscored + (not scored))
 
     @abstractmethod
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
@@ -232,14 +236,23 @@ def check_scores(state: SPSAState, query: Query, scores: Sequence[float]) -> Non
     """Check what a method is told.
 
     Raises:
-        ValueError: wrong number of scores, a score that is not finite, or a query of another step.
+        ValueError: wrong number of scores, an infinite score, or a query of another step.
     """
     if query.step != state.step:
         raise ValueError(f"the query belongs to step {query.step}, the state to step {state.step}")
     if len(scores) != len(query.members):
         raise ValueError(f"{len(query.members)} members need as many scores, not {len(scores)}")
-    if not all(math.isfinite(score) for score in scores):
-        raise ValueError(f"scores must be finite, got {list(scores)}")
+    if any(map(math.isinf, scores)):
+        raise ValueError(f"scores must be finite, or NaN where there is none, got {list(scores)}")
+
+
+def all_scored(scores: Sequence[float]) -> bool:
+    """Return whether all members have a score, so that they can be compared.
+
+    >>> all_scored([0.5, 0.0]), all_scored([0.5, float("nan")])
+    (True, False)
+    """
+    return not any(map(math.isnan, scores))
 
 
 def state_after(method: Method, records: Iterable[StepRecord]) -> SPSAState:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from zoreward.methods.directions import MAX_STEPS, Directions, along
 from zoreward.methods.spsa import slopes
-from zoreward.methods.steps import MOST_RATE, Method, SPSAState, check_scores, couples, rounded
+from zoreward.methods.steps import MOST_RATE, Method, SPSAState, all_scored, check_scores, couples, rounded
 from zoreward.records import InputError, Member, Query, Term, Update
 
 FALL, DIVISOR = 0.05, 5.0
@@ -23,13 +23,14 @@ class SVRGState(SPSAState):
         past: the coefficients of the updates since the anchor, the newest first: they lead back to it.
         slopes: g_K of all rows at the anchor.
         annealed: how often the rates were divided.
-        total: the sum of the scores in the window so far.
-        before: the mean score of the window before it; None in the first.
+        total: the sum of the mean scores of the window's steps so far, and `counted`, how many of these have one.
+        before: the mean score of the last window that has one; None where there is none yet.
     """
 
     slopes: tuple[float, ...] = ()
     annealed: int = 0
     total: float = 0.0
+    counted: int = 0
     before: float | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +59,8 @@ class SVRG(Method):
     less the updates since: their terms are a few numbers, so a run takes MeZO's memory. In float32 θ̄ is the anchor to
     within the rounding of these sums, in half precision to within that of q − 1 updates. The released code draws two z
     for the two mini-batch estimates, and its anchor moves with the weights; this is the published method.
+
+    A step without a score moves nothing. Where that is one of all rows, the anchor is new and its slopes are 0.
 
     Annealing: after every `anneal_every` steps, lr is divided by 5 if their mean score is lower than that of the
     `anneal_every` steps before by more than 5 % of its size. (Of losses that is the paper's rule: mean over mean above
@@ -148,10 +151,12 @@ class SVRG(Method):
         """Return the update that the scores call for, and the next state; see `Method.tell`.
 
         Raises:
-            ValueError: wrong number of scores, a score that is not finite, or a query of another step.
+            ValueError: wrong number of scores, an infinite score, or a query of another step.
         """
         assert isinstance(state, SVRGState)
         check_scores(state, query, scores)
+        if not all_scored(scores):
+            return self._unscored(state)
         rate = (self.lr if lr is None else lr) / DIVISOR**state.annealed
         count = 2 * self.directions.drawn(state.step)
         here, there = slopes(scores[:count], self.eps), slopes(scores[count:], self.eps)
@@ -167,7 +172,8 @@ class SVRG(Method):
         terms = self.directions.own(state.step, own)
         update = Update(0.0, terms, self.directions.rounding_seed(state.step))
         after = replace(state, silent=state.silent + (not terms), past=(rounded(own), *past), slopes=full)
-        return update, self._next(after, math.fsum(scores[:count]) / count)
+        mean = math.fsum(scores[:count]) / count
+        return update, self._next(replace(after, total=state.total + mean, counted=state.counted + 1))
 
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
         """Return the couples around θ."""
@@ -177,13 +183,25 @@ class SVRG(Method):
         """Return g_K of the couples around θ."""
         return slopes(scores, self.eps)
 
-    def _next(self, state: SVRGState, score: float) -> SVRGState:
+    def _unscored(self, state: SVRGState) -> tuple[Update, SVRGState]:
+        """What follows from a step that has no score: nothing moves."""
+        count = self.directions.drawn(state.step)
+        after = replace(state, silent=state.silent + 1, unscored=state.unscored + 1)
+        if state.step % self.full_every == 0:
+            after = replace(after, slopes=(0.0,) * count, past=(rounded([None] * count),))
+        else:
+            after = replace(after, past=(rounded([None] * (count + len(state.slopes))), *state.past))
+        return Update(0.0, (), self.directions.rounding_seed(state.step)), self._next(after)
+
+    def _next(self, state: SVRGState) -> SVRGState:
         """The state of the next step, whose rates are lower where a window's scores fell."""
-        step, total = state.step + 1, state.total + score
+        step = state.step + 1
         if not self.anneal_every:
-            return replace(state, step=step)
+            return replace(state, step=step, total=0.0, counted=0)
         if step % self.anneal_every:
-            return replace(state, step=step, total=total)
-        mean = total / self.anneal_every
+            return replace(state, step=step)
+        if not state.counted:  # no step of the window has a score: the next is held against the window before it
+            return replace(state, step=step, total=0.0)
+        mean = state.total / state.counted
         fell = state.before is not None and mean < state.before - FALL * abs(state.before)
-        return replace(state, step=step, total=0.0, before=mean, annealed=state.annealed + fell)
+        return replace(state, step=step, total=0.0, counted=0, before=mean, annealed=state.annealed + fell)

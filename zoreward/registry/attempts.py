@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zoreward.registry.calls import CallError, hint_of, submit
+from zoreward.registry.calls import CallError, hint_of, named, own_arguments, submit
 from zoreward.registry.patience import THREAD
 from zoreward.registry.places import place_in, place_of
 
@@ -26,6 +26,10 @@ _LONGEST = 60.0  # seconds between two attempts
 
 class _TooLong(Exception):
     """It took longer than it may; the message is where it stood."""
+
+
+class _Ended(Exception):
+    """It raised what would have ended the process or the thread: SystemExit, say, which is the cause."""
 
 
 @dataclass(slots=True)
@@ -63,13 +67,15 @@ async def attempt(
     for number in range(1, tries + 1):
         notes = Notes()
         try:
-            return await _once(objective.function, {**arguments, **_loggers(notes, arguments)}, patience, turns), notes
+            own = own_arguments({**arguments, **_loggers(notes, arguments)})
+            return await _once(objective.function, own, patience, turns), notes
         except Exception as error:
-            failed = _told(objective.name, error, patience, where)
+            raised = error.__cause__ if isinstance(error, _Ended) and error.__cause__ else error
+            failed = _told(objective.name, raised, patience, where)
             if number == tries:
                 if tries > 1:
                     failed = CallError(f"{failed}; {tries} tries", hint=failed.hint)
-                raise failed from (None if isinstance(error, _TooLong) else error)
+                raise failed from (None if isinstance(error, _TooLong) else raised)
         # Seeded, so that a run can be repeated; by rows, so that calls that fail together do not come back together.
         share = random.Random(f"{failed} {number}").uniform(0.5, 1)
         delay = share * min(_LONGEST, patience.backoff * 2 ** (number - 1))
@@ -129,7 +135,12 @@ async def _awaited(awaitable: Awaitable[Any], timeout: float | None) -> Any:
     async def outcome() -> tuple[Any, BaseException | None]:
         try:
             return await awaitable, None
-        except (Exception, SystemExit) as error:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # it is given up
+                raise
+            return None, error
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             return None, error
 
     future = submit(outcome(), "zoreward-async")
@@ -148,14 +159,13 @@ async def _within(timeout: float | None, future: Future[Any], place: Callable[[]
     if isinstance(error, Exception):
         raise error
     if error is not None:  # SystemExit would end the thread that waits, and nobody would know
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise _Ended from error
     return returned
 
 
-def _told(name: str, error: Exception, patience: Patience, where: str) -> CallError:
+def _told(name: str, error: BaseException, patience: Patience, where: str) -> CallError:
     if isinstance(error, _TooLong):
         advice = "give it longer (--reward-timeout), or more tries (--reward-retries)"
         stood = f"it was at {error}; " if str(error) else ""
         return CallError(f"objective {name!r} took longer than {patience.timeout:g} s{where}", hint=stood + advice)
-    message = f"objective {name!r} raised {type(error).__name__}: {error}{where}"
-    return CallError(message, hint=hint_of(error) or place_of(error))
+    return CallError(f"objective {name!r} raised {named(error)}{where}", hint=hint_of(error) or place_of(error))

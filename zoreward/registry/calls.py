@@ -10,8 +10,10 @@ from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError
+from zoreward.registry.copies import own_copy, own_state
 from zoreward.registry.names import neighbours
-from zoreward.registry.places import place_of
+from zoreward.registry.places import is_ctrl_c, place_of
+from zoreward.registry.printable import printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from zoreward.registry.scores import Objective
 
 Returned = float | list[float | None]
-"""One number for a batch, or one for each row; None leaves a row out."""
+"""One number for a batch, NaN where it has no score; or one for each row, None where a row is left out."""
 
 
 class CallError(ObjectiveError):
@@ -77,8 +79,10 @@ def _call_each(calls: Sequence[Call]) -> list[Returned]:
     try:
         for (objective, _, _), arguments in zip(calls, given, strict=True):
             try:
-                results.append(objective.function(**arguments))
-            except Exception as error:
+                results.append(objective.function(**own_arguments(arguments)))
+            except BaseException as error:  # sys.exit() in an objective would end the run as if it had succeeded
+                if is_ctrl_c(error):
+                    raise
                 raise _raised(objective, error) from error
         waiting = [i for i, result in enumerate(results) if _is_waited_for(result)]
         for i in waiting:
@@ -125,29 +129,38 @@ def _event_loop(thread: str) -> asyncio.AbstractEventLoop:
     import threading
 
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name=thread, daemon=True).start()
+
+    def run() -> None:
+        ended = False
+        while not ended:
+            try:
+                loop.run_forever()
+                ended = True
+            except (SystemExit, KeyboardInterrupt):  # of a task, whose result it is; asyncio raises it here as well
+                pass
+
+    threading.Thread(target=run, name=thread, daemon=True).start()
     return loop
 
 
-def mean_score(name: str, returned: Returned) -> float:
-    """Return the mean of what an objective returned, without the rows that it left out.
+def mean_score(returned: Returned) -> float:
+    """Return the mean of what an objective returned, without the rows that it left out; NaN where it left out all.
 
-    Raises:
-        ObjectiveError: it left out all rows.
-
-    >>> mean_score("f", [1.0, None, 0.5]), mean_score("f", 0.25)
-    (0.75, 0.25)
+    >>> mean_score([1.0, None, 0.5]), mean_score(0.25), mean_score([None])
+    (0.75, 0.25, nan)
     """
     if not isinstance(returned, list):
         return returned
     scores = [score for score in returned if score is not None]
-    if not scores:
-        raise all_left_out(name, len(returned))
-    return math.fsum(scores) / len(scores)
+    return math.fsum(scores) / len(scores) if scores else math.nan
 
 
-def all_left_out(name: str, n_rows: int) -> ObjectiveError:
-    return ObjectiveError(f"objective {name!r} left out all {n_rows} rows: every score is None")
+def no_score(name: str, n_rows: int) -> ObjectiveError:
+    """Return the error that says that an objective has no score on rows that need one."""
+    return ObjectiveError(
+        f"objective {name!r} has no score on these {n_rows} rows: it returned None or NaN for all of them",
+        hint="Give rows that it scores.",
+    )
 
 
 def _failure(future: Future[Any]) -> BaseException | None:
@@ -159,8 +172,7 @@ def _failure(future: Future[Any]) -> BaseException | None:
 def _raised(objective: Objective, error: BaseException) -> ObjectiveError:
     if isinstance(error, CallError):
         return error
-    message = f"objective {objective.name!r} raised {type(error).__name__}: {error}"
-    return ObjectiveError(message, hint=hint_of(error) or place_of(error))
+    return ObjectiveError(f"objective {objective.name!r} raised {named(error)}", hint=hint_of(error) or place_of(error))
 
 
 def _is_waited_for(result: Any) -> bool:
@@ -188,6 +200,18 @@ def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, An
     return passed
 
 
+def own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of one call: copies, so that the next call has what this one had."""
+    own = {
+        name: own_copy(value) for name, value in arguments.items() if name not in ("trainer_state", "completion_ids")
+    }
+    if "trainer_state" in arguments:
+        own["trainer_state"] = own_state(arguments["trainer_state"])
+    if "completion_ids" in arguments:  # many, and all of them numbers
+        own["completion_ids"] = [ids[:] for ids in arguments["completion_ids"]]
+    return own
+
+
 def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = None) -> Returned:
     """Return what an objective returned in plain Python, once it is known to be scores.
 
@@ -198,7 +222,7 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
         rows: the numbers that these rows go by; by default from 0 on.
 
     Raises:
-        ObjectiveError: it is neither a finite number nor one for each row.
+        ObjectiveError: it is neither a number nor one for each row; or one of them is infinite.
     """
     as_always = type(result) is list and len(result) == n_rows
     if as_always and all(type(score) is float and math.isfinite(score) for score in result):
@@ -213,9 +237,15 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
             hint="return one number, or a list with one for each row",
         )
     return [
-        None if score is None else _number(name, score, f" for row {row}")
+        None if score is None else _number_or_none(name, score, f" for row {row}")
         for row, score in zip(rows or range(n_rows), result, strict=True)
     ]
+
+
+def _number_or_none(name: str, value: Any, where: str) -> float | None:
+    """The number; None for NaN, which is what a row that has no score has in TRL."""
+    number = _number(name, value, where)
+    return None if math.isnan(number) else number
 
 
 def _number(name: str, value: Any, where: str) -> float:
@@ -227,16 +257,29 @@ def _number(name: str, value: Any, where: str) -> float:
     if number is None:
         hint = "return one number, or a list with one for each row"
         raise ObjectiveError(f"objective {name!r} returned no number{where}: {short(value)}", hint=hint)
-    if not math.isfinite(number):
+    if math.isinf(number):
         raise ObjectiveError(f"objective {name!r} returned {number}{where}", hint="a score must be finite")
     return number
 
 
 def hint_of(error: BaseException) -> str:
     """Return what an exception says to do: its `hint`, or the notes that were added to it."""
-    return str(getattr(error, "hint", "") or " ".join(getattr(error, "__notes__", ())))
+    return printable(getattr(error, "hint", "") or " ".join(map(str, getattr(error, "__notes__", ()))))
+
+
+def named(error: BaseException) -> str:
+    """Return an exception as one line of bounded length: its type and what it says.
+
+    >>> named(ValueError("too cold")), named(SystemExit())
+    ('ValueError: too cold', 'SystemExit')
+    """
+    text = printable(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return f"{text[:60]}…" if len(text) > 60 else text
+    """Return a value as it may stand in a sentence."""
+    try:
+        return printable(repr(value), 61)
+    except Exception:
+        return f"<{type(value).__name__}>"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from zoreward.records import InputError
 from zoreward.registry.names import neighbours
+from zoreward.registry.printable import printable
 from zoreward.registry.scores import Needs, Objective, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,10 +75,38 @@ def objective(
     return mark
 
 
-def describe(function: Any, key: str | None = None) -> Objective:
-    """Read name, needs, options and help from a callable; `key` is its name where it has no decorator."""
+def assume_completions(function: Callable[..., Any]) -> Objective:
+    """Return the objective that a function is where only rewards of completions are expected, as in TRL.
+
+    What does not say what it needs, but takes prompts or any keyword, is called with all that a reward is given.
+
+    >>> assume_completions(lambda prompts, **kwargs: [0.0 for _ in prompts]).needs
+    'completions'
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return describe(function)
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    told = not parameters.keys().isdisjoint(("completions", "completion_ids", "predictions", *_LOGPROBS))
+    return describe(function, assumed=None if told or not (open_ended or "prompts" in parameters) else "completions")
+
+
+def describe(function: Any, key: str | None = None, *, assumed: Needs | None = None) -> Objective:
+    """Read name, needs, options and help from a callable.
+
+    Args:
+        function: the callable.
+        key: its name where it has no decorator.
+        assumed: what it needs where it has no decorator; by default that is seen from its parameters.
+
+    Raises:
+        InputError: it is no objective.
+    """
     if not callable(function):
-        raise InputError(f"{function!r} is no objective", hint="an objective is a function, or a class with __call__")
+        kind = type(function).__name__  # and not its repr: that of os.environ holds secrets
+        message = f"a value of type {kind!r} is no objective"
+        raise InputError(message, hint="an objective is a function, or a class with __call__")
     plain = function
     while isinstance(plain, functools.partial):
         plain = plain.func
@@ -86,7 +115,7 @@ def describe(function: Any, key: str | None = None) -> Objective:
     doc = inspect.getdoc(plain) or ""
     stateful = isinstance(function, type)
     told = f"{doc}\n\n{inspect.getdoc(function.__init__)}" if stateful else doc
-    needs = spec.needs if spec else _needs(name, function, None)
+    needs = spec.needs if spec else _needs(name, function, assumed)
     return Objective(
         name=name,
         needs=needs,
@@ -141,7 +170,9 @@ def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> 
     try:
         hints = typing.get_type_hints(holder, globalns=_globals(function))
     except Exception as error:
-        raise InputError(f"the type of an option of objective {name!r} cannot be resolved: {error}") from error
+        raise InputError(
+            f"the type of an option of objective {name!r} cannot be resolved: {printable(error)}"
+        ) from error
     lines = _argument_lines(doc)
     return tuple(Option(p.name, hints[p.name], p.default, lines.get(p.name, "")) for p in written)
 

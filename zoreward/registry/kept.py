@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError
+from zoreward.registry.printable import printable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 FILE_NAME = "scores.sqlite"
 # Of a statement; SQLite takes at least 999 values in one.
 _AT_ONCE = 500
+# Seconds to wait for another process that writes.
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,17 @@ class Row:
 class Kept:
     """The scores in a folder. Several processes may use it at once.
 
-    A file that is damaged, or that cannot be read or written, is one in which nothing is found, with a warning.
+    A file that is damaged, or that cannot be read or written, is one in which nothing is found, with a warning; it is
+    not tried again.
 
     Args:
         folder: made where it does not exist, once there is something to keep.
     """
 
     def __init__(self, folder: Path):
-        self._path = folder / FILE_NAME
+        self._path = folder.absolute() / FILE_NAME
         self._warned = False
+        self._failed: set[str] = set()
 
     def find(self, keys: Sequence[str]) -> dict[str, Row]:
         """Return what is known, by key."""
@@ -66,8 +72,8 @@ class Kept:
                     else:
                         self._warn("a score is damaged")
 
-        if self._path.exists():
-            self._with_file(look)
+        if os.path.exists(self._path):
+            self._with_file("read", look)
         return found
 
     def store(self, rows: Mapping[str, Row]) -> None:
@@ -79,21 +85,25 @@ class Kept:
             except (TypeError, ValueError):  # what was logged is no JSON; the score is what is paid for
                 text = json.dumps({"score": row.score, "extra": {}})
             lines.append((key, text, _checksum(key, text)))
-        self._with_file(lambda file: file.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", lines))
+        line = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)"
+        self._with_file("write", lambda file: file.executemany(line, lines))
 
-    def _with_file(self, work: Callable[[sqlite3.Connection], object]) -> None:
+    def _with_file(self, what: str, work: Callable[[sqlite3.Connection], object]) -> None:
         import sqlite3
 
+        if what in self._failed:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as file, file:
+            with contextlib.closing(sqlite3.connect(self._path, timeout=PATIENCE)) as file, file:
                 file.execute(
                     "CREATE TABLE IF NOT EXISTS scores"
                     " (key TEXT PRIMARY KEY, row TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID"
                 )
                 work(file)
-        except (sqlite3.Error, OSError) as error:
-            self._warn(str(error))
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:  # the last two: another program's table
+            self._failed.add(what)
+            self._warn(printable(error))
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
@@ -121,7 +131,9 @@ def source_of(objective: Objective) -> str:
         InputError: its source cannot be read.
     """
     plain: Any = inspect.unwrap(objective.function)
+    bound: list[Any] = []  # what a partial has bound is no option, and is in no file
     while isinstance(plain, functools.partial):
+        bound.append((plain.args, plain.keywords))
         plain = plain.func
     if not inspect.isroutine(plain):
         plain = type(plain)
@@ -131,7 +143,7 @@ def source_of(objective: Objective) -> str:
     except (TypeError, OSError):
         message = f"the source of objective {objective.name!r} cannot be read, so nobody could tell when it has changed"
         raise InputError(message, hint="write it to a file, or leave the cache out") from None
-    return hashlib.sha256(source).hexdigest()
+    return hashlib.sha256(source + (repr(bound).encode() if bound else b"")).hexdigest()
 
 
 def _checksum(key: str, text: str) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import signal
 import sysconfig
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +30,28 @@ def place_of(error: BaseException | None) -> str:
 def place_in(frame: FrameType | None) -> str:
     """Return where a call stands, as `place_of` does; "" where that is not known."""
     return _last(traceback.extract_stack(frame)) if frame is not None else ""
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Return whether an exception is the user's wish to stop, and not something that somebody's code has raised.
+
+    Both are a KeyboardInterrupt. A signal comes between two instructions, and is raised in the main thread: by Python
+    itself, or in the handler. What code raises by itself was raised by that instruction.
+
+    Example: the end of `except BaseException as error: if is_ctrl_c(error): raise`
+    """
+    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+        return False
+    trace = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    handlers = [getattr(signal.getsignal(number), "__code__", None) for number in (signal.SIGINT, signal.SIGTERM)]
+    if not trace or any(frame.f_code in handlers for frame in trace):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    assert last is not None
+    instruction = last.tb_frame.f_code.co_code[last.tb_lasti]
+    return dis.opname[instruction] != "RAISE_VARARGS"
 
 
 def _last(stack: Sequence[traceback.FrameSummary]) -> str:

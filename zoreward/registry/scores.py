@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zoreward.records import InputError
-from zoreward.registry.calls import Returned, all_left_out, call_all, mean_score
+from zoreward.registry.calls import Returned, call_all, mean_score, no_score
 
 Needs = Literal["choices", "completions", "likelihood", "any"]
 """What an objective needs from the model: the best of some candidates, generated text, or how likely the answer is.
@@ -84,10 +84,10 @@ class Objective:
 
         The function gets those `outputs` that it names, all of them if it takes `**columns`. It returns one number for
         the set, or a list (tuple, array, tensor) of `n_rows` numbers: then the score is their mean in float64, without
-        the rows whose score is None. An async function is awaited.
+        the rows whose score is None or NaN. An async function is awaited.
 
         Raises:
-            ObjectiveError: the function raised, or did not return finite numbers, one or `n_rows`.
+            ObjectiveError: the function raised, or did not return finite numbers, one or `n_rows`; or has no score.
             UnknownNameError: it asks for a column that is not among `outputs`.
             InputError: a column has the name of an option that was not set.
 
@@ -98,21 +98,18 @@ class Objective:
         0.75
         """
         [returned] = self.returned_for([(n_rows, outputs)])
-        return self.combined(returned)
+        score = self.combined(returned)
+        if math.isnan(score):
+            raise no_score(self.name, n_rows)
+        return score
 
     def part_scores(self, n_rows: int, /, **outputs: Any) -> dict[str, float]:
         """Return the value of each objective of a weighted sum, by name; of another objective its own alone.
 
-        Raises what `score` raises.
+        NaN where there is none. Raises what `returned_for` raises.
         """
         [returned] = self.returned_for([(n_rows, outputs)])
-        return {name: mean_score(name, found) for name, found in returned.items()}
-
-    def total(self, part_scores: Mapping[str, float]) -> float:
-        """Return the score that `part_scores` add up to, where no row was left out."""
-        if not self.parts:
-            return part_scores[self.name]
-        return math.fsum(weight * part_scores[part.name] for weight, part in self.parts)
+        return {name: mean_score(found) for name, found in returned.items()}
 
     def returned_for(self, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Returned]]:
         """Return what the objective's parts return for each batch, checked; by the name of the part.
@@ -122,7 +119,10 @@ class Objective:
         Args:
             batches: the number of rows and the outputs of each.
 
-        Raises what `score` raises.
+        Raises:
+            ObjectiveError: a function raised, or returned what is no score.
+            UnknownNameError: it asks for a column that is not among the outputs.
+            InputError: a column has the name of an option that was not set.
 
         >>> from zoreward import get_objective
         >>> async def length(completions):
@@ -140,28 +140,29 @@ class Objective:
             score = 1/n · Σ_rows Σ_parts weight · returned[part][row]  +  Σ_parts weight · returned[part]
 
         The first sum is over parts that score rows, without what is None; n counts the rows that at least one of them
-        scored. The second is over parts that score the batch.
-
-        Raises:
-            ObjectiveError: there are rows' scores, and all of them are None.
+        scored. The second is over parts that score the batch, without what is NaN. A sum of nothing at all is NaN.
 
         Source: the rewards of TRL's GRPOTrainer, `sum_then_normalize` (nansum over functions, nanmean over rows).
+
+        >>> from zoreward import get_objective
+        >>> def rare(completions):
+        ...     return [None for text in completions]
+        >>> get_objective(rare).combined({"rare": [None, None]}), get_objective(rare).combined({"rare": [None, 0.5]})
+        (nan, 0.5)
         """
         weighed = [(weight, returned[part.name]) for weight, part in self.parts] or [(1.0, returned[self.name])]
-        of_batch = math.fsum(weight * found for weight, found in weighed if not isinstance(found, list))
+        of_batch = [weight * found for weight, found in weighed if not isinstance(found, list) and found == found]
         of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
-        if not of_rows:
-            return of_batch
         if len(of_rows) == 1 and None not in of_rows[0][1]:  # as nearly always
             weight, found = of_rows[0]
-            return math.fsum(weight * score for score in found) / len(found) + of_batch  # type: ignore[operator]
+            return math.fsum(weight * score for score in found) / len(found) + math.fsum(of_batch)  # type: ignore[operator]
         terms = [
             [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
             for row in zip(*(found for _, found in of_rows), strict=True)
         ]
         if not any(terms):
-            raise all_left_out(self.name, len(terms))
-        return math.fsum(term for row in terms for term in row) / sum(map(bool, terms)) + of_batch
+            return math.fsum(of_batch) if of_batch else math.nan
+        return math.fsum(term for row in terms for term in row) / sum(map(bool, terms)) + math.fsum(of_batch)
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | None = None) -> Objective:

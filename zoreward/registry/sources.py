@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
-from zoreward.registry.calls import hint_of
+from zoreward.registry.calls import hint_of, named
 from zoreward.registry.decorator import describe
 from zoreward.registry.names import neighbours
+from zoreward.registry.places import is_ctrl_c, place_of
+from zoreward.registry.printable import printable
 from zoreward.registry.scores import Objective, weighted_sum
 
 _GROUP = "zoreward.objectives"
@@ -81,16 +83,17 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
         made = found.function(**options)
     except ZorewardError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
         # These two are raised with a sentence of their own; others say little without their name.
-        kind = "" if type(error) in (ValueError, LookupError) else f"{type(error).__name__}: "
-        message = f"objective {found.name!r} cannot be made: {kind}{error}"
-        raise ObjectiveError(message, hint=hint_of(error)) from error
+        said = printable(error) if type(error) in (ValueError, LookupError) else named(error)
+        raise ObjectiveError(f"objective {found.name!r} cannot be made: {said}", hint=hint_of(error)) from error
     if found.stateful:
         return replace(found, function=made, values=dict(options))
     if not isinstance(made, Objective):
         hint = "what is said to need 'any' returns an Objective, as get_objective does"
-        raise ObjectiveError(f"objective {found.name!r} returned {made!r:.60} for an objective", hint=hint)
+        raise ObjectiveError(f"objective {found.name!r} returned a value of type {type(made).__name__!r}", hint=hint)
     return made
 
 
@@ -167,8 +170,10 @@ def _from_entry_point(name: str) -> Objective:
     distribution = _distribution(points[0])
     try:
         found = describe(points[0].load(), name)
-    except Exception as error:
-        message = f"objective {name!r} of {distribution!r} cannot be loaded: {type(error).__name__}: {error}"
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        message = f"objective {name!r} of {distribution!r} cannot be loaded: {named(error)}"
         raise ObjectiveError(message, hint=f"update or uninstall {distribution!r}") from error
     if found.name != name:
         raise ObjectiveError(
@@ -185,9 +190,11 @@ def _import_module(name: str) -> types.ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             hint = "install it, or give a file: path/file.py:name"
             raise UnknownNameError(f"there is no module {name!r} to take an objective from", hint=hint) from error
-        raise ObjectiveError(f"module {name!r} cannot be imported: {error}") from error
-    except Exception as error:
-        raise ObjectiveError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ObjectiveError(f"module {name!r} cannot be imported: {printable(error)}") from error
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        raise ObjectiveError(f"module {name!r} cannot be imported: {named(error)}", hint=place_of(error)) from error
 
 
 def _import_file(path: Path) -> types.ModuleType:
@@ -200,7 +207,9 @@ def _import_file(path: Path) -> types.ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[name]
-        raise ObjectiveError(f"{str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+        if is_ctrl_c(error):
+            raise
+        raise ObjectiveError(f"{str(path)!r} cannot be imported: {named(error)}", hint=place_of(error)) from error
     return module

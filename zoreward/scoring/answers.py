@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.records import Example, Member, Scored
-from zoreward.registry import Objective
+from zoreward.registry import Objective, mean_score
 from zoreward.scoring.choices import choice_outputs
 from zoreward.scoring.columns import columns_of
 from zoreward.scoring.likelihood import likelihood_outputs
 from zoreward.scoring.logprobs import candidate_logprobs
 from zoreward.scoring.reader import Reader
-from zoreward.scoring.rewards import Notes, part_score
+from zoreward.scoring.rewards import Notes
 
 OUTPUTS = {"choices": choice_outputs, "likelihood": likelihood_outputs}
 
@@ -26,7 +26,7 @@ def member_scores(
     """Return scores_M: the objective's value for each member, all on the same rows.
 
     Raises:
-        ObjectiveError: the objective raised, or returned no score.
+        ObjectiveError: the objective raised, or returned what is no score.
     """
     return [scored.score for scored in answer_scores(reader, objective, examples, members)]
 
@@ -55,7 +55,7 @@ def scores_of(
     return [
         Scored(
             objective.combined(returned),
-            {name: part_score(name, found) for name, found in returned.items()},
+            {name: mean_score(found) for name, found in returned.items()},
             metrics=note.means(),
         )
         for returned, note in zip(objective.returned_for(batches), notes, strict=True)

@@ -28,7 +28,7 @@ from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.pairs import on_the_right
 from zoreward.scoring.reader import Reader
 from zoreward.scoring.sampling import CommonNumbers
-from zoreward.scoring.stepping import Stepper
+from zoreward.scoring.stepping import Stepper, is_lost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -221,13 +221,13 @@ def device_of(reader: Reader) -> torch.device:
 
 
 class _Finite(LogitsProcessor):
-    """Remembers whether a logit was NaN, whose argmax would be a token like any other."""
+    """Remembers whether a logit was NaN or +inf, whose argmax would be a token like any other."""
 
     def __init__(self) -> None:
         self._lost: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        lost = scores.isnan().any()
+        lost = is_lost(scores.amax(-1)).any()
         self._lost = lost if self._lost is None else self._lost | lost
         return scores
 

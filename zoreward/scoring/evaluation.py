@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
-from zoreward.registry import Objective, Source, get_objective
+from zoreward.registry import Objective, Source, get_objective, no_score
 from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.checkpoints import prefix_length
@@ -88,7 +89,7 @@ def evaluate(
         chat_template_kwargs: what the chat template is told, for prompts that are messages.
 
     Raises:
-        ZorewardError: the rows, the template or the objective do not fit together.
+        ZorewardError: the rows, the template or the objective do not fit together, or it has no score on them.
 
     Example:
         >>> evaluate("gpt2", "accuracy", rows, template="{text} It was",
@@ -158,7 +159,9 @@ def _check_calibrated(chosen: Objective, head: Head, template: str | None) -> No
 
 
 def _evaluation(chosen: Objective, scored: Scored, examples: Sequence[Example], shots: int) -> Evaluation:
-    """What is told of a score."""
+    """What is told of a score; raises `ObjectiveError` where there is none."""
+    if math.isnan(scored.score):
+        raise no_score(chosen.name, len(examples))
     return Evaluation(
         objective=chosen.name,
         score=scored.score,

@@ -16,7 +16,7 @@ from zoreward.data import PAIRS, WHOLE
 from zoreward.members import KEEP_BYTES, SelfCheck, Tuned, cache_argument, cache_of, members_at, self_check
 from zoreward.records import Example, Member, ObjectiveError
 from zoreward.scoring.devices import repeated
-from zoreward.scoring.packing import Packer
+from zoreward.scoring.packing import Packer, log_softmax_at
 from zoreward.scoring.pairs import pair_logits
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.whole import whole_logits
@@ -340,7 +340,7 @@ def _padded(lists: Sequence[Sequence[int]], members: int, device: torch.device) 
 
 
 def _log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:
-    """Return log softmax(logits)[…, targets] as float64, without a float32 copy of all logits at once.
+    """Return `log_softmax_at` as float64, without a float32 copy of all logits at once.
 
     Args:
         logits: (R, …, V).
@@ -349,6 +349,5 @@ def _log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.f
     rows_at_once = max(1, LOGITS_AT_ONCE // max(1, logits[0].numel()))
     pieces = []
     for part, index in zip(logits.split(rows_at_once), targets.split(rows_at_once), strict=True):
-        part = part.float()
-        pieces.append((part.gather(-1, index) - part.logsumexp(-1, keepdim=True)).cpu().double())
+        pieces.append(log_softmax_at(part.float(), index).cpu().double())
     return torch.cat(pieces).numpy()

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
 from zoreward.records import Example, Member
 from zoreward.scoring.devices import is_spread
-from zoreward.scoring.stepping import captured, on_side_stream
+from zoreward.scoring.stepping import captured, is_lost, on_side_stream
 
 if TYPE_CHECKING:
     from zoreward.scoring.reader import Reader
@@ -228,5 +228,10 @@ class _Pass:
                 handle.remove()
         if logits.shape[:2] != (1, len(self._last)):
             raise RuntimeError("its head does not read the last hidden states")
-        found = logits[0].gather(-1, self._targets) - logits[0].logsumexp(-1, keepdim=True)
-        self._table[member].copy_(found)
+        self._table[member].copy_(log_softmax_at(logits[0], self._targets))
+
+
+def log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return log softmax(logits)[…, targets] of float32 logits; NaN where a logit of the row is NaN or +inf."""
+    total = logits.logsumexp(-1, keepdim=True)  # its subtraction alone would make −inf of all that is beside +inf
+    return logits.gather(-1, targets) - total.masked_fill(is_lost(total), torch.nan)

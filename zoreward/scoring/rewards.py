@@ -6,9 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from zoreward.records import Completion, Example, ObjectiveError, Writing
+from zoreward.records import Completion, Example, Writing
 from zoreward.registry import Objective, Returned, mean_score
 from zoreward.scoring.columns import columns_of
+
+# What a run, an evaluation and their summaries call their own numbers.
+RESERVED = frozenset(
+    "score rows runtime samples_per_second steps_per_second kl moved length distinct_2 differing best spread silent "
+    "unscored unpenalised member_kl loss grad_norm learning_rate epoch step total_flos num_input_tokens_seen "
+    "objective parts truncated fewer_shots calibrated model seconds best_step stopped peak_gb kept steps output "
+    "test test_objective test_rows".split()
+)
+_PREFIXES = ("score/", "metric/", "eval_", "train_")
 
 # What TRL keeps from a reward function because it says it in another way.
 _KEPT_BACK = ("prompt", "completion", "completion_ids")
@@ -29,7 +38,7 @@ def score_writings(
         trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
 
     Raises:
-        ObjectiveError: the objective raised, or returned no score.
+        ObjectiveError: the objective raised, or returned what is no score.
     """
     if trainer_state is None:
         from transformers import TrainerState
@@ -75,18 +84,11 @@ def _writing(
     return Writing(
         completions=tuple(written),
         score=objective.combined(returned),
-        part_scores={name: part_score(name, found) for name, found in returned.items()},
+        part_scores={name: mean_score(found) for name, found in returned.items()},
         rewards=rewards,
         extra=notes.extra,
         metrics=notes.means(),
     )
-
-
-def part_score(name: str, returned: Returned) -> float:
-    try:
-        return mean_score(name, returned)
-    except ObjectiveError:  # another part has scored these rows, or the sum would have said so
-        return math.nan
 
 
 class Notes:
@@ -102,7 +104,20 @@ class Notes:
         return {name: math.fsum(values) / len(values) for name, values in self.metrics.items()}
 
     def _log_extra(self, column: str, values: list[Any]) -> None:
-        self.extra.setdefault(column, []).extend(values)
+        self.extra.setdefault(str(column), []).extend(values)
 
     def _log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
+        self.metrics.setdefault(metric_name(name), []).append(float(value))
+
+
+def metric_name(name: object) -> str:
+    """Return the name under which a metric of an objective's own is told: never one that the run itself gives.
+
+    A reward that logs "score" would else take the place of the score by which the best step is chosen.
+
+    >>> metric_name("share"), metric_name("score"), metric_name("eval_score")
+    ('share', 'metric/score', 'metric/eval_score')
+    """
+    text = str(name)
+    taken = text in RESERVED or text.startswith(_PREFIXES)
+    return f"metric/{text}" if taken else text

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
 from zoreward.records import Example, InputError, Member, Scored, ZorewardError
-from zoreward.registry import Objective
+from zoreward.registry import Objective, is_ctrl_c, named, place_of, printable
 from zoreward.scoring.answers import answer_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
@@ -69,6 +71,12 @@ class Scorer:
         Raises:
             ObjectiveError: the objective raised, or returned no score; or the model's outputs are not finite.
         """
+        with ends_told(self.reader.model):
+            return self._scored(examples, members, seed, rows, trainer_state)
+
+    def _scored(
+        self, examples: Sequence[Example], members: Sequence[Member], seed: int, rows: int | None, trainer_state: Any
+    ) -> list[Scored]:
         if self.generator is None:
             return answer_scores(replace(self.reader, rows=rows), self.objective, examples, members)
         settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
@@ -130,14 +138,39 @@ def checked_scorer(
         scorer = replace(scorer, generator=generator, reader=generator.reader)
         short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
         with running(model):
-            replace(scorer, generation=short).score(examples)
+            _tell_of_no_score(objective, replace(scorer, generation=short).score(examples), len(examples))
         return scorer
     with running(model):
         reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
     scorer = Scorer(reader, objective, tokenizer, None, generation)
     with running(model):
-        scorer.score(with_base(reader, examples) if objective.compares_with_base else examples)
+        rows = with_base(reader, examples) if objective.compares_with_base else examples
+        _tell_of_no_score(objective, scorer.score(rows), len(rows))
     return scorer
+
+
+def _tell_of_no_score(objective: Objective, scored: Sequence[Scored], n_rows: int) -> None:
+    if any(math.isnan(one.score) for one in scored):
+        logging.get_logger(__name__).warning(
+            "%r has no score on the first %d rows: a step on such rows moves nothing.", objective.name, n_rows
+        )
+
+
+@contextmanager
+def ends_told(model: nn.Module) -> Iterator[None]:
+    """Name the model where it raises what would end the process, as if that were what was asked for.
+
+    Raises:
+        InputError: in the place of SystemExit and the like; not of the user's Ctrl-C.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        raise InputError(f"{type(called_model(model)).__name__} raised {named(error)}", hint=place_of(error)) from error
 
 
 @contextmanager
@@ -148,11 +181,12 @@ def running(model: nn.Module) -> Iterator[None]:
         InputError: in the place of what is neither of ours nor a lack of memory.
     """
     try:
-        yield
+        with ends_told(model):
+            yield
     except (ZorewardError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        told = (str(error).strip().splitlines() or [""])[0]
+        told = printable((str(error).strip().splitlines() or [""])[0])
         name = type(called_model(model)).__name__
         hint = "Take another model: this one cannot score these rows, tuned or not."
         raise InputError(f"{name} cannot be run: {type(error).__name__}: {told}", hint=hint) from error

@@ -92,8 +92,8 @@ class Stepper:
             stop: says after each token which rows have ended.
 
         Returns:
-            the new tokens (R, ≤ new_tokens), rows that have ended filled up with padding, and whether a logit was NaN;
-            None where this model turns out to need `generate`: `problem` says why.
+            the new tokens (R, ≤ new_tokens), rows that have ended filled up with padding, and whether a logit was NaN
+            or +inf; None where this model turns out to need `generate`: `problem` says why.
         """
         key = (len(members), *ids.shape[:1], tuple(end_tokens))
         desk = self._desks.pop(key, None) or _Desk(self._reader, end_tokens, self._replays)
@@ -134,7 +134,7 @@ def _written(
             if end > width:
                 desk.step(desk.advance)
             scores = desk.logits.float()
-            desk.lost |= scores.isnan().any()
+            desk.lost |= is_lost(scores.amax(-1)).any()
             for process in processors:
                 scores = process(desk.ids[:, :end], scores)  # type: ignore[arg-type]
             desk.take(scores.argmax(-1))
@@ -200,7 +200,7 @@ class _Desk:
         ids: prompts and what was written, (R, length).
         logits: those of the last step, (R, V).
         done: which rows have ended, (R,).
-        lost: whether a logit was NaN.
+        lost: whether a logit was NaN or +inf.
         may_end: whether a row can end before the others.
     """
 
@@ -280,8 +280,8 @@ class _Desk:
 
     def take_likeliest(self) -> None:
         """Take the token with the largest logit in each row."""
-        best, tokens = self.logits.max(-1)  # the maximum of a row with NaN is NaN
-        self.lost |= best.isnan().any()
+        best, tokens = self.logits.max(-1)
+        self.lost |= is_lost(best).any()
         self.take(tokens)
 
     def take(self, tokens: torch.Tensor) -> None:
@@ -305,6 +305,17 @@ class _Desk:
         if graph is None:
             graph = self._graphs[name] = captured(what)
         graph.replay()
+
+
+def is_lost(largest: torch.Tensor) -> torch.Tensor:
+    """Say of each row's largest logit whether the row is of no use: a logit is NaN, or has overflowed to +inf.
+
+    A single logit of −inf is a token that a model forbids. Where all are −inf, nothing can be told, either.
+
+    >>> is_lost(torch.tensor([[1.0, float("-inf")], [float("nan"), 1.0], [float("inf"), 1.0]]).amax(-1))
+    tensor([False,  True,  True])
+    """
+    return ~largest.isfinite()
 
 
 def on_side_stream(what: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from inspect import signature
@@ -27,7 +28,7 @@ from zoreward.members import (
     tuned_weights,
     with_prefix,
 )
-from zoreward.records import Example, InputError
+from zoreward.records import Example, InputError, ObjectiveError
 from zoreward.registry import Objective, get_objective, weighted_sum
 from zoreward.scoring import (
     Head,
@@ -42,13 +43,16 @@ from zoreward.scoring import (
     length_limit,
     load_model,
     load_with_head,
+    with_base,
 )
 from zoreward.trainer.options import takes_turns
+from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from zoreward.scoring import Scorer
     from zoreward.trainer.options import ZOConfig
 
 
@@ -162,19 +166,53 @@ def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: 
         )  # fmt: skip
 
 
-def one_objective(objective: Any, reward_funcs: Any, weights: list[float] | None) -> Objective:
+# Share of batches of one class below which nothing is said of them.
+FEW = 0.01
+# Rows that the objective is tried on.
+ONE_CLASS_ROWS = 8
+
+
+def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOConfig) -> None:
+    """Say so before step 1 where batches will have no score because all their rows have the same right choice."""
+    size = min(args.per_device_train_batch_size * args.gradient_accumulation_steps, len(examples))
+    counts = Counter(example.reference for example in examples)
+    share = sum(math.comb(count, size) for count in counts.values()) / math.comb(len(examples), size)
+    if scorer.objective.needs != "choices" or share < FEW:
+        return
+    most, _ = counts.most_common(1)[0]
+    rows = [example for example in examples if example.reference == most][: min(size, ONE_CLASS_ROWS)]
+    if scorer.objective.compares_with_base:
+        rows = with_base(scorer.reader, rows)
+    try:
+        [scored] = scorer.score(rows)
+    except ObjectiveError as error:
+        logging.get_logger(__name__).warning(
+            "About %.0f %% of the batches are of one class, which may end the run: %s.", 100 * share, error
+        )
+        return
+    if math.isnan(scored.score):
+        logging.get_logger(__name__).warning(
+            "%r has no score on rows of one class, as in about %.0f %% of the batches of %d rows: these steps move "
+            "nothing. A larger batch size leaves fewer of them.",
+            *(scorer.objective.name, 100 * share, size),
+        )
+
+
+def one_objective(objective: Any, reward_funcs: Any, processing_classes: Any, args: ZOConfig) -> Objective:
     """Return the objective that is given under one of two names; several make their weighted sum."""
-    given = [value for value in (objective, reward_funcs) if value is not None]
-    if len(given) != 1:
+    if (objective is None) == (reward_funcs is None):
         raise InputError("give the objective once", hint='Either objective="accuracy" or reward_funcs=your_function.')
-    sources = given[0] if isinstance(given[0], list | tuple) else [given[0]]
-    return weighted_sum([get_objective(source) for source in sources], weights)
+    if reward_funcs is not None:
+        return weighted_sum(rewards_of(reward_funcs, processing_classes, args), args.reward_weights)
+    if processing_classes is not None:
+        hint = "Give the reward model as reward_funcs, or leave them out."
+        raise InputError("reward_processing_classes are those of reward_funcs, and there are none", hint=hint)
+    sources = objective if isinstance(objective, list | tuple) else [objective]
+    return weighted_sum([get_objective(source) for source in sources], args.reward_weights)
 
 
-def refuse_what_is_missing(model: Any, args: ZOConfig, reward_processing_classes: Any, peft_config: Any) -> None:
+def refuse_what_is_missing(model: Any, args: ZOConfig, peft_config: Any) -> None:
     """Refuse what can be refused before anything is loaded."""
-    if reward_processing_classes is not None:
-        raise InputError("reward_processing_classes is not supported yet", hint="Leave it out.")
     if peft_config is not None and args.tune != "full":
         raise InputError(f"peft_config and tune={args.tune!r} say two things", hint="Leave one of them out.")
     if isinstance(peft_config, dict):

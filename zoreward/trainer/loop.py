@@ -16,9 +16,10 @@ from transformers.utils import logging
 from zoreward.data import rows_of
 from zoreward.journal import Journal
 from zoreward.members import check_merged, in_all_blocks, merged_copy, update_
+from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord
-from zoreward.registry import Source, patient
+from zoreward.registry import Source, no_score, patient, printable
 from zoreward.scoring import (
     Reader,
     Scorer,
@@ -40,6 +41,7 @@ from zoreward.trainer.inputs import (
     tunes_adapter,
     warn_about_classes,
     warn_about_context,
+    warn_about_one_class,
 )
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
@@ -70,16 +72,17 @@ class ZOTrainer(ResumableTrainer):
     Args:
         model: a folder or Hub id, or a loaded model: a causal or masked language model, or a classifier. Of one with an
             adapter the adapter is tuned.
-        reward_funcs: the objective, under the name GRPOTrainer gives it: a function, a name, …
+        reward_funcs: the objective, as GRPOTrainer takes it: a function, a reward model (a sequence classifier of one
+            logit) or its path, or several; or the name of an objective.
         args: the options.
         train_dataset: rows; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         eval_dataset: rows to choose by.
         processing_class: the tokenizer; by default the model's own.
-        reward_processing_classes: not supported yet; GRPOTrainer's argument.
+        reward_processing_classes: the tokenizers of `reward_funcs` that are models; by default the models' own.
         callbacks: transformers' callbacks.
         peft_config: puts an adapter into the model, LoRA's (DoRA's too) or IA3's, which alone is tuned and saved.
-        objective: the same as `reward_funcs`, under its own name; give one of the two. Several make their sum, with
-            `reward_weights` of the options.
+        objective: what `get_objective` takes, in the place of `reward_funcs`; give one of the two. Several make their
+            sum, with `reward_weights` of the options.
         shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
             tune on, but never the row itself.
 
@@ -123,8 +126,9 @@ class ZOTrainer(ResumableTrainer):
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
         args = args or ZOConfig()
-        refuse_what_is_missing(model, args, reward_processing_classes, peft_config)
-        self.objective = patient(one_objective(objective, reward_funcs, args.reward_weights), patience_of(args))
+        refuse_what_is_missing(model, args, peft_config)
+        chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
+        self.objective = patient(chosen, patience_of(args))
         adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
         eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args)
@@ -155,6 +159,7 @@ class ZOTrainer(ResumableTrainer):
         self.method = method_of(args, rows=len(train_examples), blocks=len(set(self.ready.tuned.blocks.values())))
         query = self.method.ask(self.method_state)
         self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query, args)
+        warn_about_one_class(self.scorer, train_examples, args)
         if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
             train_examples = with_base(self.scorer.reader, train_examples)
             if eval_examples is not None:
@@ -191,6 +196,7 @@ class ZOTrainer(ResumableTrainer):
         self.last_rows: list[Example] = []
         self.last_scored: list[Scored] = []
         self._rows: list[Example] = []
+        self._loss = 0.0
         self._window = Window()
         self._journal: Journal | None = None
         self._finished = self.begun_with_a_score = False
@@ -211,6 +217,7 @@ class ZOTrainer(ResumableTrainer):
 
         Raises:
             InputError: there are no rows; or others than before step 1, for an objective that compares with the base.
+            ObjectiveError: the objective raised, or has no score on these rows.
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
@@ -226,6 +233,8 @@ class ZOTrainer(ResumableTrainer):
         start = time.perf_counter()
         rows = self.args.per_device_eval_batch_size or None
         [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
+        if math.isnan(scored.score):  # the best step is chosen by it
+            raise no_score(self.objective.name, len(examples))
         values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
         if self.drift:
             values |= self.drift.measured(self.scorer, seed=self.args.seed, scored=scored, of=examples)
@@ -280,7 +289,10 @@ class ZOTrainer(ResumableTrainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score."""
+        """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score.
+
+        Where a step has no score, minus that of the last step that has one.
+        """
         self._rows += inputs.examples
         if self.last_step is not None:  # accelerate's wrapper looks for a package on the disk in each step
             self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -308,9 +320,16 @@ class ZOTrainer(ResumableTrainer):
         if every and query.step % every == 0 and self.objective.needs == "completions":
             try:
                 save_completions(self.args.output_dir, query.step, rows, scored)
-            except OSError as error:  # the run does not need them
-                logging.get_logger(__name__).warning("Completions could not be written: %s.", error)
-        return torch.full((), -math.fsum(scores) / len(scores), device=self.args.device)
+            except Exception as error:  # the run does not need them
+                logging.get_logger(__name__).warning("Completions could not be written: %s.", printable(error))
+        if all_scored(scores):
+            self._loss = -math.fsum(scores) / len(scores)
+        elif self.method_state.unscored == 1:
+            logging.get_logger(__name__).warning(
+                "Step %d moves nothing: %r has no score on its rows. More of this kind are counted, not told.",
+                *(query.step + 1, self.objective.name),
+            )
+        return torch.full((), self._loss, device=self.args.device)
 
     def _apply_update(self) -> None:
         record = self.last_step
@@ -327,10 +346,17 @@ class ZOTrainer(ResumableTrainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with what the steps since the last time were like, the share without signal, and the drift."""
+        """Log, with what the steps since the last time were like, the share without signal, and the drift.
+
+        Also how many steps had no score so far, if any; the loss is of those that had one.
+        """
         if "loss" in logs and self._window:
             logs |= self._window.means()
             logs["silent"] = self.method_state.silent / self.method_state.step
+            if self.method_state.unscored:
+                logs["unscored"] = self.method_state.unscored
+                del logs["loss"]
+                logs |= {"loss": -logs["score"]} if "score" in logs else {}
             if self.drift:
                 logs |= self.drift.measured(self.scorer, seed=self.args.seed)
                 self._bound(logs["kl"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -79,6 +80,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
         self.load_best_model_at_end = False
         super().__post_init__()
         self.load_best_model_at_end = best
+        self.output_dir = os.path.abspath(self.output_dir)  # a reward function may change the directory
         if self.warmup_steps:
             self.lr_scheduler_type = _with_warmup(self.lr_scheduler_type)
         refusals = {

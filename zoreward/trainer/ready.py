@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
         ZorewardError: it cannot be loaded, or nothing of it can be tuned so.
     """
     source, new_weights = name_of(model), list[str]()
+    source = os.path.abspath(source) if source and os.path.isdir(source) else source  # read again, wherever we are then
     if isinstance(model, str):
         model, new_weights = loaded_model(model, head, args)
     dtype = weights_dtype(model)  # of the base: an adapter may have another
