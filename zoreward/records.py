@@ -17,6 +17,7 @@ Everything here is frozen, small and free of torch. Shape letters, used as suffi
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -71,6 +72,22 @@ def to_float32(value: float) -> float:
     (0.5, 0.0010000000474974513)
     """
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+# Control characters but tabs and new lines, what separates lines elsewhere, what turns the direction of writing, and
+# halves of characters, which no terminal takes.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text of which a terminal obeys nothing but tabs and new lines: all else is shown escaped.
+
+    Whatever is printed and comes from elsewhere goes through this: rows, completions, messages of errors, names.
+
+    >>> printable("a \x1b[31mred\x1b[0m film")
+    'a \\x1b[31mred\\x1b[0m film'
+    """
+    return _UNPRINTABLE.sub(lambda character: character[0].encode("unicode_escape").decode("ascii"), text)
 
 
 Distribution = Literal["normal", "gaussian", "rademacher"]

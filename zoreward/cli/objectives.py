@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 
 from zoreward.cli.errors import one_line
 from zoreward.cli.options import escape
-from zoreward.records import ZorewardError
+from zoreward.cli.terminal import json_line
+from zoreward.records import ZorewardError, printable
 from zoreward.registry import Entry, Objective, describe_objective, list_objectives
 
 _SHIPPED_BY = "zoreward"
@@ -21,7 +21,7 @@ def add_objectives(group: typer.Typer) -> None:
     for entry in list_objectives():
         found = _shipped(entry)
         text = found.help if isinstance(found, Objective) else found or f"from {entry.distribution}"
-        group.command(entry.name, help=escape(text))(_listed)
+        group.command(printable(entry.name), help=escape(text))(_listed)
 
 
 def show_objectives(
@@ -30,7 +30,7 @@ def show_objectives(
     """List the objectives, and where each comes from."""
     rows = [_row(entry) for entry in list_objectives()]
     if as_json:
-        print(json.dumps({"objectives": rows}, ensure_ascii=False))
+        print(json_line({"objectives": rows}))
         return 0
     from rich import box
     from rich.console import Console
@@ -40,7 +40,8 @@ def show_objectives(
     for row in rows:
         low, high = row["range"] or ("", "")
         ends = f"{'−∞' if low is None else low} to {'∞' if high is None else high}" if row["range"] else ""
-        table.add_row(row["name"], row["needs"] or "?", ends, row["distribution"], escape(row["help"]))
+        cells = (row["name"], row["needs"] or "?", ends, row["distribution"], row["help"])
+        table.add_row(*map(escape, cells))
     Console().print(table)
     return 0
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.records import printable
 from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
@@ -97,7 +98,10 @@ class ProgressCallback(TrainerCallback):
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
         every = self._trainer.args.completions_every
         if every and (state.global_step - 1) % every == 0:
-            self._show_completions(state.global_step)
+            try:
+                self._show_completions(state.global_step)
+            except Exception as error:  # what a reward logged may be anything
+                self._print(f"the completions of step {state.global_step} cannot be shown: {error}")
 
     def _show_completions(self, step: int) -> None:
         """Print what the best and the worst member wrote for the step's first prompts."""
@@ -111,11 +115,13 @@ class ProgressCallback(TrainerCallback):
         first = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
         last = [line for line in table if line["member"] == table[-1]["member"]][: SHOWN - len(first) + 1]
         rewards = [name for name in table[0] if name not in ("member", "score", "prompt", "completion")]
-        shown = Table("member", "prompt", "completion", *rewards, box=box.SIMPLE_HEAD, title=f"step {step}")
+        shown = Table(box=box.SIMPLE_HEAD, title=f"step {step}")
+        for name in ("member", "prompt", "completion", *rewards):  # not as texts, which may look like markup
+            shown.add_column(Text(printable(name)))
         for who, lines in (("best", first), ("worst", last)):
             for line in lines:
                 cells = [line["prompt"][-80:], line["completion"], *(_short(line[name]) for name in rewards)]
-                shown.add_row(who, *(Text(" ".join(cell.split())) for cell in cells))
+                shown.add_row(who, *(Text(printable(" ".join(cell.split()))) for cell in cells))
         self._console.print(shown)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -138,7 +144,7 @@ class ProgressCallback(TrainerCallback):
             self._print(" · ".join([f"step {state.global_step}", *scores, *more]))
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated, Any
 
 import typer
 
 from zoreward.cli.options import escape
+from zoreward.cli.terminal import json_line
 from zoreward.data import Task, list_tasks
 
 
@@ -18,7 +18,7 @@ def show_tasks(
     """List the papers' tasks, each for `--task NAME`."""
     tasks = list_tasks()
     if as_json:
-        print(json.dumps({"tasks": [_described(task) for task in tasks]}, ensure_ascii=False))
+        print(json_line({"tasks": [_described(task) for task in tasks]}))
         return 0
     from rich import box
     from rich.console import Console
