@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -191,7 +192,7 @@ def _import_module(name: str) -> types.ModuleType:
 
 
 def _import_file(path: Path) -> types.ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # not Path.is_file, which raises where a name is too long to be one
         raise MissingFileError(f"there is no file {str(path)!r} to take an objective from")
     name = f"zoreward_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
