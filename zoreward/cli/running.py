@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.cli.errors import one_line, place_of, report
-from zoreward.records import StorageError, ZorewardError
+from zoreward.cli.errors import place_of, report
+from zoreward.records import StorageError, ZorewardError, printable
 
 if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
@@ -88,18 +88,18 @@ def save_model(trainer: ZOTrainer, output: Path) -> None:
 
 def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     """Say where the run stands and how to go on; returns the exit code."""
-    print(f"interrupted after step {trainer.method_state.step}; {output} keeps the journal", file=sys.stderr)
-    print(f"resume: {resume_command(words)}", file=sys.stderr)
+    stands = f"interrupted after step {trainer.method_state.step}; {output} keeps the journal"
+    print(printable(f"{stands}\nresume: {resume_command(words)}"), file=sys.stderr)
     return 130
 
 
-def failed(error: Exception, words: Sequence[str]) -> int:
+def failed(error: BaseException, words: Sequence[str]) -> int:
     """Say what went wrong in a run and how to go on; returns the exit code."""
     if not isinstance(error, ZorewardError):
-        message = one_line(f"{type(error).__name__}: {error}")
+        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         error = ZorewardError(message, hint=place_of(error))
     report(error, code=1)
-    print(f"resume: {resume_command(words)}", file=sys.stderr)
+    print(printable(f"resume: {resume_command(words)}"), file=sys.stderr)
     return 1
 
 
