@@ -246,7 +246,7 @@ TUNE_CASES = {
         "option",
     ),
     "anchor below 0": ("accuracy", {"--anchor": "-1"}, "anchor must lie between 0 and", "option"),
-    "anchor without end": ("accuracy", {"--anchor": "inf"}, "anchor must lie between 0 and", "option"),
+    "anchor without end": ("accuracy", {"--anchor": "inf"}, "inf is no number that float32 can hold", "--help"),
     "svrg with an anchor": ("accuracy", {"--method": "svrg", "--anchor": "1"}, "svrg takes no anchor", "option"),
     "sparse with an anchor": ("accuracy", {"--method": "sparse", "--anchor": "1"}, "share tunes some", "weight_decay"),
     "dense refresh": (
@@ -309,7 +309,7 @@ TUNE_CASES = {
     "head: no such": ("accuracy", {"--head": "masked"}, "'masked' is not", "--help"),
     "masked: prefix": ("accuracy", FILLS | {"--tune": "prefix"}, "a masked model takes no prefix", "lora"),
     "masked: drift": ("accuracy", FILLS | {"--drift": True}, "nothing whose drift", "Leave drift"),
-    "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper", "change the option"),
+    "unknown logger": ("accuracy", {"--report-to": "paper"}, "paper is not supported", "install"),
 }
 # Of these a model need not be read; others are found out when it is there.
 UNREAD = {

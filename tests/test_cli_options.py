@@ -175,3 +175,45 @@ def test_a_hub_name_without_network_is_said_at_once(
     assert main(["eval", "accuracy", "--model", "model", "--data", "nobody/nothing", *PROMPT]) == 2
     assert "cannot be reached" in capsys.readouterr().err
     assert time.perf_counter() - start < 5
+
+
+def test_what_the_command_line_lets_through_a_journal_holds() -> None:
+    from zoreward import config
+    from zoreward.journal import lines, run
+
+    assert config.MOST_RANK == run.MAX_RANK
+    assert run.MAX_WINDOW - 1 == config.MOST_WINDOW
+    assert run.MAX_BLOCKS - 1 == config.MOST_BLOCKS
+    seed = 2**64 - 1
+    term = [seed, -1.2345678901234567e-38, config.MOST_RANK, seed, seed]
+    scores = [-1.2345678901234567e-300] * (2 * config.MOST_DIRECTIONS)
+    line, _ = lines.encode({"kind": "step", "scores": scores, "terms": [term] * config.MOST_DIRECTIONS}, 0)
+    assert len(line) + 1000 < lines.MAX_LINE
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("save_strategy=no", "no"), ("adam_epsilon=1e-9", 1e-9), ("logging_first_step=yes", True), ("run_name=7", "7")],
+)
+def test_set_reads_a_value_as_its_field_wants_it(given: str, written: object) -> None:
+    from zoreward.cli.tune import _others
+    from zoreward.trainer import ZOConfig
+
+    name = given.partition("=")[0]
+    assert _others([given], {}, ZOConfig) == {name: written}
+    assert ZOConfig("run", use_cpu=True, **{name: written})
+
+
+def test_rows_that_a_task_names_may_be_fewer_and_those_that_are_asked_for_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("own.yaml").write_text(
+        "template: '{sentence} it was'\nobjective: accuracy\nchoices: [terrible, great]\ndata: train.jsonl\n"
+        "rows: {train: 1000}\n"
+    )
+    words = ["tune", "--task", "own.yaml", "--model", "model", "--steps", "1"]
+    assert main([*words, "--output", "run"]) == 0
+    assert "(of 1,000) to tune on" in capsys.readouterr().err
+    assert main(["tune", "accuracy", "--config", "run/config.yaml", "--output", "again"]) == 0
+    assert main([*words, "--output", "other", "--train-rows", "999"]) == 2
+    assert "--train-rows 999: there are 12" in capsys.readouterr().err

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# What the command line lets through. A journal holds no larger rank or window and no more blocks, and a line of it has
+# room for the scores and the terms of so many directions.
+MOST_RANK, MOST_WINDOW, MOST_BLOCKS, MOST_DIRECTIONS = 4096, 1023, 65_535, 16_384
+# Threads.
+MOST_WORKERS = 10_000
+
 
 @dataclass
 class ZOArguments:
@@ -37,7 +43,8 @@ class ZOArguments:
         },
     )
     rank: int | None = field(
-        default=None, metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2, for subzero 24."}
+        default=None,
+        metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2, for subzero 24.", "most": MOST_RANK},
     )
     eps: float | None = field(
         default=None,
@@ -45,10 +52,14 @@ class ZOArguments:
     )
     num_directions: int | None = field(
         default=None,
-        metadata={"help": "Directions a step (K); each costs two members. Default: 1, for text 16."},
+        metadata={
+            "help": "Directions a step (K); each costs two members. Default: 1, for text 16.",
+            "most": MOST_DIRECTIONS,
+        },
     )
     more_every: int | None = field(
-        default=None, metadata={"help": "One direction more after every so many steps. Default: never."}
+        default=None,
+        metadata={"help": "One direction more after every so many steps. Default: never.", "least": 1},
     )
     normalize: Literal["none", "rms", "zscore", "rank", "sign"] | None = field(
         default=None,
@@ -58,7 +69,11 @@ class ZOArguments:
         default=None, metadata={"help": "β: the steps before count too, by β, β², … Default: 0, for momentum 0.9."}
     )
     window: int | None = field(
-        default=None, metadata={"help": "Steps that momentum looks back on; the update draws them all. Default: 10."}
+        default=None,
+        metadata={
+            "help": "Steps that momentum looks back on; the update draws them all. Default: 10.",
+            "most": MOST_WINDOW,
+        },
     )
     refresh: int | None = field(
         default=None,
@@ -75,7 +90,8 @@ class ZOArguments:
         default=None,
         metadata={
             "help": "Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
-            "block_every, one for each layer and one for the rest."
+            "block_every, one for each layer and one for the rest.",
+            "most": MOST_BLOCKS,
         },
     )
     block_every: int | None = field(
@@ -106,8 +122,12 @@ class ZOArguments:
             "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template."
         },
     )
-    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapter's matrices, with lora."})
-    lora_alpha: int = field(default=16, metadata={"help": "The adapter counts alpha/rank times, with lora."})
+    lora_rank: int = field(
+        default=8, metadata={"help": "Rank of the adapter's matrices, with lora.", "most": MOST_RANK}
+    )
+    lora_alpha: int = field(
+        default=16, metadata={"help": "The adapter counts alpha/rank times, with lora.", "least": 1}
+    )
     merge: bool = field(
         default=False, metadata={"help": "Save the whole model with its adapter merged in, instead of the adapter."}
     )
@@ -152,7 +172,10 @@ class ZOArguments:
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens of prompt and answer; more are cut off on the left. Default: the model's context."},
+        metadata={
+            "help": "Tokens of prompt and answer; more are cut off on the left. Default: the model's context.",
+            "least": 1,
+        },
     )
     dtype: str | None = field(
         default=None,
@@ -191,7 +214,8 @@ class ZOArguments:
         default=None,
         metadata={
             "help": "Calls of the objective at a time, in threads; each of one row where the objective is rowwise "
-            "(docs/objectives.md). Default: one, or all of what is async."
+            "(docs/objectives.md). Default: one, or all of what is async.",
+            "most": MOST_WORKERS,
         },
     )
     reward_cache: str | None = field(
@@ -200,7 +224,7 @@ class ZOArguments:
     )
     completions_every: int = field(
         default=10,
-        metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never."},
+        metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never.", "least": 0},
     )
     drift: bool = field(
         default=False,

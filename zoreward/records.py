@@ -18,6 +18,7 @@ Everything here is frozen, small and free of torch. Shape letters, used as suffi
 from __future__ import annotations
 
 import struct
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -73,6 +74,67 @@ def to_float32(value: float) -> float:
     (0.5, 0.0010000000474974513)
     """
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+LONGEST_MESSAGE = 400
+"""Characters of a message of somebody else's, at most."""
+
+# They join letters, in emoji and in Persian, say; what else has no shape of its own could mislead.
+_JOINERS = "\u200c\u200d"
+_HARMLESS = ("Zs", "Cn", "Co")  # other spaces; characters that this Python does not know yet; private ones
+
+
+def printable(text: str) -> str:
+    r"""Return a text of which a terminal obeys nothing but tabs and new lines: all else is shown escaped.
+
+    Whatever is printed and comes from elsewhere goes through this or `one_line`: rows, completions, messages of errors,
+    names. Escape sequences, marks that turn the direction of writing, halves of surrogate pairs: all that could move a
+    cursor, hide or reorder what stands beside it is written as Python writes it.
+
+    >>> printable("a \x1b[31mred\x1b[0m film\n größe 日本")
+    'a \\x1b[31mred\\x1b[0m film\n größe 日本'
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def one_line(text: object, limit: int | None = LONGEST_MESSAGE) -> str:
+    r"""Return a text as one `printable` line of bounded length.
+
+    Args:
+        text: of anything else its `str`; its type where it has none.
+        limit: characters at most; where there are more, the last one is "…". None: all.
+
+    >>> one_line("first\n  second\tthird"), one_line("\x1b[31mred\x07")
+    ('first second third', '\\x1b[31mred\\x07')
+    >>> one_line("a" * 10_000_000, limit=5)
+    'aaaa…'
+    """
+    try:
+        whole = text if type(text) is str else str(text)
+    except Exception:
+        whole = f"<{type(text).__name__}>"
+    part = whole if limit is None else whole[: 16 * limit]  # of a message of 10 MB only the beginning is looked at
+    line = printable(" ".join(part.split()))
+    if limit is not None and (len(line) > limit or len(part) < len(whole)):
+        return line[: limit - 1] + "…"
+    return line
+
+
+def named(error: BaseException) -> str:
+    """Return an exception as one line of bounded length: its type and what it says.
+
+    >>> named(ValueError("too cold")), named(SystemExit())
+    ('ValueError: too cold', 'SystemExit')
+    """
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shown(character: str) -> str:
+    harmless = character.isprintable() or character in "\t\n" or character in _JOINERS
+    if harmless or unicodedata.category(character) in _HARMLESS:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 Distribution = Literal["normal", "gaussian", "rademacher"]

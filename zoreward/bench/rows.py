@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def bench_rows(task: Task, folder: Path | None, counts: Counts) -> Split:
         raise InputError(f"{task.name}: {error}", hint=hint if flags else error.hint) from None
     dev = sample_rows(own["dev"], wanted["dev"], seed=counts.seed) if "dev" in own else parts.dev
     test = sample_rows(own["test"], wanted["test"]) if "test" in own else parts.test
+    for name, some in (("train", parts.train), ("dev", dev), ("test", test)):
+        if (getattr(counts, name) or 0) > len(some):
+            flag = f"--{name}-rows"
+            message = f"{flag} {getattr(counts, name)}: {task.name} has {len(some):,}"
+            raise InputError(message, hint=f"lower it, or leave {flag} out")
     return Split(*(task.prepared(some) for some in (parts.train, dev, test)))
 
 
@@ -110,7 +116,7 @@ def _own_pools(task: Task) -> dict[str, list[dict[str, Any]]]:
 
 def _files(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The files of a folder, by what they are for. Two are to tune on and the test; one is both."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # not Path.is_dir, which raises where a name is too long to be one
         raise MissingFileError(f"there is no folder {folder}", hint="--data-dir has train.jsonl and dev.jsonl")
     found: dict[str, Path] = {}
     for name, stems in _NAMES.items():

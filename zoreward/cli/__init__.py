@@ -10,7 +10,7 @@ import typer
 
 from zoreward.cli.bench import bench_command
 from zoreward.cli.doctor import show_health
-from zoreward.cli.errors import UsageError, one_line, report
+from zoreward.cli.errors import UsageError, printable_warnings, report, unexpected
 from zoreward.cli.evaluate import eval_command
 from zoreward.cli.objectives import add_objectives, show_objectives
 from zoreward.cli.options import canonical, escape
@@ -22,7 +22,7 @@ from zoreward.cli.tasks import show_tasks
 from zoreward.cli.tune import tune_command
 from zoreward.neighbours import newer_than_tested
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import describe_objective, named, place_of
+from zoreward.registry import describe_objective
 
 _MAKERS = {"tune": tune_command, "eval": eval_command}
 _HELP = {
@@ -56,24 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(_app(words))
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         # `obj` is what a command finds at the root of its context: here the words as they were typed.
-        with quiet_deprecations():
+        with quiet_deprecations(), printable_warnings():
             return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
     except ZorewardError as error:
         return report(error, help_at=words[:2])
     except UsageError as error:
         path = error.ctx.command_path if error.ctx else "zoreward"
-        return report(InputError(one_line(error.format_message()), hint=f"`{path} --help` lists what there is"))
-    except KeyboardInterrupt:
+        return report(InputError(error.format_message(), hint=f"`{path} --help` lists what there is"))
+    except (KeyboardInterrupt, typer.Abort):  # the latter is Typer's, for the former
         print("interrupted", file=sys.stderr)
         return 130
-    except SystemExit as error:
-        # Somebody's code has raised it: as an exit code it could be 0.
-        return report(ZorewardError(f"{named(error)} was raised", hint=place_of(error)), code=1)
+    except (Exception, SystemExit) as error:  # a model's code, or an objective's, may raise either
+        return report(unexpected(error))
 
 
 def _app(words: list[str]) -> typer.Typer:
     """The app for these words: of all objectives, only the one that is asked for is loaded."""
-    settings = {"token_normalize_func": canonical}
     app = typer.Typer(
         help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
         add_completion=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -33,15 +34,16 @@ from zoreward.bench import (
     tries,
 )
 from zoreward.bench.plan import checked_methods
-from zoreward.cli.errors import one_line, place_of, report
-from zoreward.cli.json_line import json_line
-from zoreward.cli.options import DATA, RUN, TUNING, command, option, own_options
-from zoreward.cli.prepare import quiet_transformers, select_device
+from zoreward.cli.errors import place_of, report
+from zoreward.cli.options import DATA, LARGEST, MOST_SEED, RUN, SMALLEST, TUNING, command, option, own_options
+from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.task import TASK, refuse_masked
+from zoreward.cli.terminal import json_line
 from zoreward.data import load_task
-from zoreward.records import InputError, ZorewardError
+from zoreward.records import InputError, ZorewardError, one_line, printable
 
 _SHOTS = 32
+_MOST_SEEDS = 1000
 
 
 def bench_command() -> Callable[..., int]:
@@ -54,6 +56,8 @@ def bench_command() -> Callable[..., int]:
     rate = "Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all."
     eps = "ε of a method, METHOD=5e-3. Give it once for each."
     between = "Score the dev rows every so many steps; the best step counts. Default: four times."
+    drawn = "Seed of the draw of rows to tune on and dev rows."
+    tokens = "Tokens of prompt and answer. Default: the context."
     jobs = "Runs side by side, each in a process of its own. Seconds are then those of a busy machine."
     output = (
         "The folder for table.md, table.csv, plot.png and results.jsonl; of one that is there, what is done is kept."
@@ -69,7 +73,7 @@ def bench_command() -> Callable[..., int]:
         option("train_rows", int | None, "Rows to tune on. Default: the task's.", TASK, default=None, least=1),
         option("dev_rows", int | None, "Rows that choose. Default: the task's.", TASK, default=None, least=1),
         option("test_rows", int | None, "Rows that are reported. Default: the task's.", TASK, default=None, least=1),
-        option("split_seed", int, "Seed of the draw of rows to tune on and dev rows.", TASK, default=0, least=0),
+        option("split_seed", int, drawn, TASK, default=0, least=0, most=MOST_SEED),
         option("methods", str | None, methods, TUNING, default=None),
         option("seeds", str, seeds, TUNING, default="5"),
         option("max_steps", int, "Steps of every tuning run.", TUNING, "--steps", default=1000, least=1),
@@ -78,8 +82,8 @@ def bench_command() -> Callable[..., int]:
         option("eps", list[str] | None, eps, TUNING, default=None),
         option("eval_steps", int | None, between, TUNING, "--eval-every", default=None, least=1),
         option("shots", int, "Demonstrations of the method `shots`, as many as fit.", TUNING, default=_SHOTS, least=1),
-        option("max_length", int | None, "Tokens of prompt and answer. Default: the context.", TUNING, default=None),
-        option("jobs", int, jobs, RUN, default=1, least=1),
+        option("max_length", int | None, tokens, TUNING, default=None, least=1),
+        option("jobs", int, jobs, RUN, default=1, least=1, most=1024),
         option("output", str, output, RUN, "--output"),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
     ]
@@ -89,7 +93,10 @@ def bench_command() -> Callable[..., int]:
 def _bench(context: typer.Context, values: dict[str, Any]) -> int:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        methods = checked_methods(_listed(values["methods"]) or list(METHODS))
+        check_folder(values["output"])
+        methods = checked_methods(list(METHODS) if values["methods"] is None else _listed(values["methods"]))
+        if not methods:
+            raise InputError("--methods names none", hint=f"the methods are {', '.join(METHODS)}")
         seeds = _seeds(values["seeds"])
         rates = rates_of(_by_method(values["learning_rate"], "--lr"), methods)
         plans = _plans(values)
@@ -101,21 +108,23 @@ def _bench(context: typer.Context, values: dict[str, Any]) -> int:
         for name, plan in plans.items():
             if "shots" in tables[name]:
                 check_shots(plan)
-        for plan in plans.values():
+        for name, plan in plans.items():
+            train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
+            print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
             results.begin(plan.configuration())
         words = context.find_root().obj or []
         try:
             reported = _run(plans, tables, rates, seeds, results, values["jobs"])
         except KeyboardInterrupt:
-            print(f"\ninterrupted; what is done is kept: {shlex.join(['zoreward', *words])}", file=sys.stderr)
+            print(f"\ninterrupted; what is done is kept: {_command(words)}", file=sys.stderr)
             return 130
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter from a model's own code
             return _failed(error, words)
         lines = [
             line for name, plan in plans.items() for line in lines_of(plan, tables[name], reported[name], results.runs)
         ]
         _write(lines, Path(values["output"]))
-    print(_object(lines, values) if values["json"] else as_markdown(lines), file=out)
+    print(_object(lines, values) if values["json"] else printable(as_markdown(lines)), file=out)
     return 0
 
 
@@ -137,21 +146,18 @@ def _plans(values: dict[str, Any]) -> dict[str, Plan]:
     )
     tasks = [load_task(source) for source in values["tasks"]]
     plans: dict[str, Plan] = {}
+    if values["data_dir"] == "":
+        raise InputError("--data-dir '' names no folder", hint="give one with train.jsonl, or leave --data-dir out")
     for number, task in enumerate(tasks):
         refuse_masked(task)
         if task.name in [other.name for other in tasks[:number]]:
             raise InputError(f"two tasks are called {task.name!r}", hint="give each once")
     for task in tasks:
         folder = None if values["data_dir"] is None else Path(values["data_dir"])
-        if folder is not None and (len(tasks) > 1 or (folder / task.name).is_dir()):
+        if folder is not None and (len(tasks) > 1 or os.path.isdir(folder / task.name)):
             folder = folder / task.name
         plan = Plan(task, values["model"], bench_rows(task, folder, counts), settings)
         check_plan(plan)
-        told = ", ".join(
-            f"{len(rows):,} {what}"
-            for rows, what in ((plan.rows.train, "to tune on"), (plan.rows.dev, "dev"), (plan.rows.test, "test"))
-        )
-        print(f"{task.name}: {told} rows")
         plans[task.name] = plan
     return plans
 
@@ -164,7 +170,7 @@ def _methods_of(plan: Plan, methods: Sequence[str], values: dict[str, Any]) -> l
         if problem is None:
             found.append(name)
         elif name != "majority" or values["methods"] is None:
-            print(f"{plan.task.name} has no {name}: {problem}")
+            print(printable(f"{plan.task.name} has no {name}: {problem}"))
     if not set(found) - {"majority"}:
         raise InputError(f"{plan.task.name!r} has none of these methods", hint="--methods zero-shot,mezo,adamw")
     return found
@@ -180,7 +186,7 @@ def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
 
     quiet_transformers()
     plan = next(iter(plans.values()))
-    device = checked_device(plan.settings.device or first_device())
+    device = checked_device(first_device() if plan.settings.device is None else plan.settings.device)
     checked_dtype(plan.settings.dtype, device)
     if device.type == "cuda" and any(METHODS[name].kind == "mezo" for table in tables.values() for name in table):
         hint = "set CUDA_VISIBLE_DEVICES to one of them, or where it is not set, give --device cuda:0"
@@ -206,10 +212,14 @@ def _run(
         name: tries(name, {method: rates[method] for method in table if method in rates}, seeds[0])
         for name, table in tables.items()
     }
-    run_all([run for some in tried.values() for run in some], plans, results, jobs=jobs)
+    run_all([run for some in tried.values() for run in some], plans, results, jobs=jobs, tell=_tell)
     reported = {name: finals(name, table, tried[name], results.runs, seeds) for name, table in tables.items()}
-    run_all([run for some in reported.values() for run in some], plans, results, jobs=jobs)
+    run_all([run for some in reported.values() for run in some], plans, results, jobs=jobs, tell=_tell)
     return reported
+
+
+def _tell(line: str) -> None:
+    print(printable(line))
 
 
 def _write(lines: list[dict[str, Any]], folder: Path) -> None:
@@ -218,19 +228,23 @@ def _write(lines: list[dict[str, Any]], folder: Path) -> None:
     try:
         draw(lines, folder / "plot.png")
     except ZorewardError as error:
-        print(f"{error}: {error.hint}")
+        print(one_line(f"{error}: {error.hint}"))
 
 
 def _object(lines: list[dict[str, Any]], values: dict[str, Any]) -> str:
     return json_line({"model": values["model"], "lines": lines, "output": values["output"]})
 
 
-def _failed(error: Exception, words: Sequence[str]) -> int:
+def _failed(error: BaseException, words: Sequence[str]) -> int:
     if not isinstance(error, ZorewardError):
-        error = ZorewardError(one_line(f"{type(error).__name__}: {error}"), hint=place_of(error))
+        error = ZorewardError(f"{type(error).__name__}: {error}", hint=place_of(error))
     report(error, code=1)
-    print(f"what is done is kept; go on: {shlex.join(['zoreward', *words])}", file=sys.stderr)
+    print(f"what is done is kept; go on: {_command(words)}", file=sys.stderr)
     return 1
+
+
+def _command(words: Sequence[str]) -> str:
+    return printable(shlex.join(["zoreward", *words]))
 
 
 def _listed(text: str | None) -> list[str]:
@@ -242,11 +256,16 @@ def _seeds(text: str) -> list[int]:
     words = _listed(text)
     if not words or not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
         raise InputError(f"--seeds {text}: these are no seeds", hint="a number, 5, or a list, 13,21,42")
+    if any(len(word) > len(str(MOST_SEED)) or int(word) > MOST_SEED for word in words):
+        raise InputError(f"--seeds {text}: a seed is at most {MOST_SEED:,}", hint="a number, 5, or a list, 13,21,42")
     found = [int(word) for word in words]
     if "," in text:
         return found
-    if not found[0]:
-        raise InputError("--seeds 0 leaves no run", hint="5, or a list, 13,21,42")
+    if not 0 < found[0] <= _MOST_SEEDS:
+        raise InputError(
+            f"--seeds {text} leaves no run" if not found[0] else f"--seeds {text}: that many are never done",
+            hint=f"a number up to {_MOST_SEEDS}, or a list, 13,21,42",
+        )
     return list(range(found[0]))
 
 
@@ -260,8 +279,8 @@ def _by_method(given: list[str] | None, flag: str) -> dict[str, list[float]]:
             numbers = [float(word) for word in _listed(text)]
         except ValueError:
             numbers = []
-        if not numbers or not all(0 < number < float("inf") for number in numbers):
-            raise InputError(f"{flag} {one}: there is no value above 0", hint=f"{flag} {example}")
+        if not numbers or not all(SMALLEST <= number <= LARGEST for number in numbers):
+            raise InputError(f"{flag} {one}: there is no value above 0", hint=f"{flag} {example}; float32 must hold it")
         checked_methods([name])
         if flag == "--eps" and (METHODS[name].eps is None or len(numbers) > 1):
             raise InputError(f"{flag} {one}: it is one number for a method of MeZO's", hint=f"{flag} {example}")

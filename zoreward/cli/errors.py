@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import typer
 
-from zoreward.records import ZorewardError
-from zoreward.registry import place_of, printable
-
-# Characters of an error or a hint: a list of names may be long.
-_LONGEST = 4000
+from zoreward.records import ZorewardError, named, one_line, printable
+from zoreward.registry import place_of
 
 # The one usage error that Typer exports; its base is that of them all.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+# Characters of a line: what a reward raises may hold a whole answer of a server.
+_LONGEST = 1000
 
 
 def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) -> int:
@@ -27,15 +28,40 @@ def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) 
         code: the exit code.
     """
     hint = error.hint or place_of(error.__cause__) or f"`{' '.join(['zoreward', *help_at])} --help` lists what there is"
-    print(f"error: {printable(error, _LONGEST)}", file=sys.stderr)
-    print(f"hint: {printable(hint, _LONGEST)}", file=sys.stderr)
+    print(f"error: {one_line(error, _LONGEST)}", file=sys.stderr)
+    print(f"hint: {one_line(hint, _LONGEST)}", file=sys.stderr)
     return code
 
 
-def one_line(text: str) -> str:
-    r"""Join the lines of a text.
+def unexpected(error: BaseException) -> ZorewardError:
+    """Return what is told of an exception that nobody has foreseen: what it says, and where it was raised."""
+    return ZorewardError(named(error), hint=f"nobody has foreseen this; {place_of(error) or 'it has no place'}")
 
-    >>> one_line("first\n  second  third\n")
-    'first second  third'
-    """
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+@contextlib.contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Print what zoreward and transformers log as a terminal may see it, each in one line."""
+    ours, theirs = logging.getLogger("zoreward"), logging.getLogger("transformers")
+    printed = _Printed(logging.WARNING)
+    ours.addHandler(printed)
+    filtered = list(theirs.handlers)
+    for handler in filtered:
+        handler.addFilter(_made_printable)
+    try:
+        yield
+    finally:
+        ours.removeHandler(printed)
+        for handler in filtered:
+            handler.removeFilter(_made_printable)
+
+
+class _Printed(logging.Handler):
+    """Prints to what stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(one_line(record.getMessage(), _LONGEST), file=sys.stderr)
+
+
+def _made_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.json_line import json_line
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
+    MOST_SEED,
     PROMPT,
     PROMPT_FIELDS,
     REWARD_FIELDS,
@@ -40,8 +40,9 @@ from zoreward.cli.prepare import (
 )
 from zoreward.cli.rows import scored_rows
 from zoreward.cli.task import task_options, with_task
+from zoreward.cli.terminal import json_line
 from zoreward.data import Task, check_calibration, without_content
-from zoreward.records import Evaluation
+from zoreward.records import Evaluation, InputError, printable
 from zoreward.registry import Objective
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def eval_command(source: str, found: Objective) -> Callable[..., int]:
         *prompt_options(),
         option("calibrate", bool, calibrate, PROMPT, default=False),
         batch_option(),
-        option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0),
+        option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0, least=0, most=MOST_SEED),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
         *sum_options(),
     ]
@@ -77,12 +78,16 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         task = with_task("eval", context, values)
         prompt = {name: values[name] for name in PROMPT_FIELDS}
         objective = made_objective(source, given_options(context, values), values["also"])
+        if values["base_model"] is not None and not objective.compares_with_base:
+            hint = "leave --base-model out, or take preference"
+            raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
         content_free = _content_free(objective, values, task)
         objective = patient_objective(objective, values)
         rows, shot_rows = scored_rows(objective, prompt, values, task)
         device = select_device(values["device"])
         if values["show_prompts"]:
-            print(shown_prompts(objective, prompt, values, rows, shot_rows), file=out)
+            text = shown_prompts(objective, prompt, values, rows, shot_rows)
+            print(json_line({"prompts": text}) if values["json"] else printable(text), file=out)
             return 0
         quiet_transformers()
         from zoreward.scoring import evaluate
@@ -157,9 +162,11 @@ def _print_table(summary: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    summary = {**summary, **summary.pop("parts", {})}
-    columns = [name for name in summary if name != "model"]  # which has been typed, and may be long
-    table = Table(*columns, box=box.SIMPLE_HEAD)
-    shown = [summary[name] for name in columns]
-    table.add_row(*(Text(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in shown))
+    summary = {**summary, **summary.get("parts", {})}
+    columns = [name for name in summary if name not in ("parts", "model")]  # a model has been typed, and may be long
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in columns:  # not as texts, which may look like markup
+        table.add_column(Text(printable(name)))
+    cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in map(summary.get, columns)]
+    table.add_row(*(Text(printable(cell)) for cell in cells))
     Console().print(table)

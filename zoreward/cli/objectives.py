@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zoreward.cli.errors import one_line
-from zoreward.cli.json_line import json_line
 from zoreward.cli.options import escape
-from zoreward.records import ZorewardError
+from zoreward.cli.terminal import json_line
+from zoreward.records import ZorewardError, one_line, printable
 from zoreward.registry import Entry, Objective, describe_objective, list_objectives
 
 _SHIPPED_BY = "zoreward"
@@ -21,7 +20,7 @@ def add_objectives(group: typer.Typer) -> None:
     for entry in list_objectives():
         found = _shipped(entry)
         text = found.help if isinstance(found, Objective) else found or f"from {entry.distribution}"
-        group.command(entry.name, help=escape(text))(_listed)
+        group.command(printable(entry.name), help=escape(text))(_listed)
 
 
 def show_objectives(
@@ -40,7 +39,8 @@ def show_objectives(
     for row in rows:
         low, high = row["range"] or ("", "")
         ends = f"{'−∞' if low is None else low} to {'∞' if high is None else high}" if row["range"] else ""
-        table.add_row(*map(escape, (row["name"], row["needs"] or "?", ends, row["distribution"], row["help"])))
+        cells = (row["name"], row["needs"] or "?", ends, row["distribution"], row["help"])
+        table.add_row(*map(escape, cells))
     Console().print(table)
     return 0
 

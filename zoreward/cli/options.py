@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import enum
 import inspect
 import json
+import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -16,7 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from zoreward.config import ZOArguments
-from zoreward.records import InputError, MissingFileError
+from zoreward.data.reading import parse_yaml, read_yaml
+from zoreward.records import InputError, printable
 from zoreward.registry import Objective
 
 DATA, PROMPT, TEXT, TUNING, RUN = "Model and data", "Prompt", "Text that is written", "Tuning", "Run"
@@ -52,23 +56,60 @@ _REQUIRED = inspect.Parameter.empty
 _NOT_KEPT = ("json", "config", "show_prompts", "resume")
 
 
+# Of whole numbers, unless an option has its own bound; beyond it torch, and Python's clock, end in tracebacks.
+_MOST = 2**31 - 1
+# Of seeds: numpy's, which transformers sets, takes no more.
+MOST_SEED = 2**32 - 1
+# The smallest and the largest float32 that have all their digits.
+SMALLEST, LARGEST = 2.0**-126, 3.4028234663852886e38
+
+
 def option(
-    name: str, kind: Any, help: str, panel: str, flag: str = "", *, default: Any = _REQUIRED, least: int | None = None
+    name: str,
+    kind: Any,
+    help: str,
+    panel: str,
+    flag: str = "",
+    *,
+    default: Any = _REQUIRED,
+    least: float | None = None,
+    most: float | None = _MOST,
 ) -> inspect.Parameter:
-    """Return a parameter that Typer makes an option of; without a default it must be given."""
+    """Return a parameter that Typer makes an option of; without a default it must be given.
+
+    Args:
+        name: of the parameter.
+        kind: its type.
+        help: a sentence.
+        panel: of the help, in which it stands.
+        flag: how it is written; by default its name with dashes.
+        default: its value where it is not given.
+        least: of a number.
+        most: of a whole number; others are what float32 can hold. None: any number will do.
+    """
     flag = flag or _flag(name)
     others = [alias for alias, written in _ALIASES.items() if written == flag]
     text = f"{help} Also {others[0]}." if others else help
     # Not Typer's own min: "<int range> [x>=1]" in the help leaves little room for the help itself.
-    check = _at_least(least) if least is not None else None
-    info = typer.Option(flag, help=escape(text), rich_help_panel=panel, callback=check)
+    check = _within(least, most) if most is not None and _without_none(kind) in (int, float) else None
+    shown = printable(str(default))
+    about: dict[str, Any] = {} if shown == str(default) else {"show_default": shown}
+    info = typer.Option(flag, help=escape(text), rich_help_panel=panel, callback=check, **about)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
-def _at_least(least: int) -> Callable[[Any], Any]:
+def _within(least: float | None, most: float) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        if value is not None and value < least:
+        if value is None:
+            return value
+        if isinstance(value, float) and not abs(value) <= LARGEST:
+            raise typer.BadParameter(f"{value:g} is no number that float32 can hold.")
+        if isinstance(value, float) and 0 < abs(value) < SMALLEST:
+            raise typer.BadParameter(f"{value:g} is nothing in float32.")
+        if least is not None and value < least:
             raise typer.BadParameter(f"{value} is less than {least}.")
+        if isinstance(value, int) and value > most:
+            raise typer.BadParameter(f"{value} is more than {most:,}.")
         return value
 
     return check
@@ -89,7 +130,11 @@ def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) ->
     signature = inspect.Signature([context, *parameters])
 
     def callback(context: typer.Context, **values: Any) -> int:
-        return run(context, values)
+        try:
+            return run(context, values)
+        except KeyboardInterrupt:  # of which some versions of Typer say nothing
+            print("interrupted", file=sys.stderr)
+            return 130
 
     callback.__signature__ = signature  # type: ignore[attr-defined]
     callback.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
@@ -113,14 +158,17 @@ def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
             default = field.default if field.default is not dataclasses.MISSING else None
             kinds = [typing.get_origin(kind) for kind in typing.get_args(hints[field.name])]
             kind = str | None if dict in kinds else hints[field.name]  # a dict is written as JSON
-            found.append(option(field.name, kind, field.metadata["help"], panel, flag, default=default))
+            bounds = {name: field.metadata[name] for name in ("least", "most") if name in field.metadata}
+            told = (kind, field.metadata["help"], panel, flag)
+            found.append(option(field.name, *told, default=default, **bounds))
     return found
 
 
 def objective_options(objective: Objective, parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
     """Return the objective's options as options of its command, beside `parameters`.
 
-    Those of a type that cannot be written on a command line (a function, a dict) are left out and keep their default.
+    Those of a type that cannot be written on a command line (a function, a dict, choices with control characters) are
+    left out and keep their default.
 
     Raises:
         InputError: two options would have one flag.
@@ -137,7 +185,8 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
             message = f"objective {objective.name!r} has an option {one.name!r}, but {flag} is one of zoreward's own"
             raise InputError(message, hint="rename the parameter")
         written = f"{flag}/--no-{flag[2:]}" if _without_none(one.type) is bool else flag
-        found.append(option(_PREFIX + one.name, one.type, one.help, OBJECTIVE, written, default=one.default))
+        told = (_PREFIX + one.name, one.type, one.help, OBJECTIVE, written)
+        found.append(option(*told, default=one.default, most=None))
     return found
 
 
@@ -158,7 +207,9 @@ def resolved(objective: str, values: dict[str, Any]) -> dict[str, Any]:
 def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter]) -> inspect.Parameter:
     """Return the option --config, whose file gives the other `parameters` other defaults."""
     known: dict[str, str] = {}
+    kinds: dict[str, Any] = {}
     for parameter in parameters:
+        kinds[parameter.name] = _without_none(typing.get_args(parameter.annotation)[0])
         flag = flag_of(parameter).partition("/")[0]
         others = [alias for alias, written in _ALIASES.items() if written == flag]
         for spelling in (
@@ -169,7 +220,8 @@ def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter
 
     def read(context: typer.Context, path: str | None) -> str | None:
         if path is not None:
-            context.default_map = {**(context.default_map or {}), **_defaults(path, verb, source, known)}
+            given = _checked(_defaults(path, verb, source, known), kinds, path)
+            context.default_map = {**(context.default_map or {}), **given}
         return path
 
     help = "A YAML file of options, as config.yaml of a run; the command line wins."
@@ -181,19 +233,7 @@ def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter
 
 def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[str, Any]:
     """The options in a YAML file, by the names of our parameters."""
-    import yaml
-
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {path}", hint="--config takes a YAML file") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="--config takes a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark else path
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{place} is not YAML: {reason}", hint="write name: value") from None
+    given = read_yaml(Path(path), "--config takes a YAML file")
     if not isinstance(given, dict):
         raise InputError(f"{path} holds no options", hint="write one option a line, name: value")
     if (other := given.pop("objective", source)) != source:
@@ -212,6 +252,20 @@ def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[
     return found
 
 
+def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[str, Any]:
+    """Options of a file, if none has a value that Typer would take for another: it takes true for 1, and a list for a
+    text."""
+    for name, value in given.items():
+        wanted = typing.get_origin(kinds[name]) or kinds[name]
+        for kind, what in ((bool, "true or false"), (list, "a list"), (dict, "pairs")):
+            if isinstance(value, kind) and wanted is not kind:
+                shown = name.removeprefix(_PREFIX)
+                raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint="write one number or text")
+        if wanted is list and any(isinstance(item, bool | list | dict) for item in value if isinstance(value, list)):
+            raise InputError(f"{path}: {name} is {value!r:.80}", hint="write a list of texts or numbers: [a, b]")
+    return given
+
+
 def flag_of(parameter: inspect.Parameter) -> str:
     """Return how a parameter is written on the command line.
 
@@ -227,14 +281,64 @@ def _flag(name: str) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Keep square brackets from being read as Rich's markup.
+    r"""Keep a text from being read as Rich's markup, and a terminal from obeying it.
 
-    >>> escape("answers[0], [red], \\[/red]")
-    'answers[0], \\[red], \\\\\\[/red]'
+    >>> escape("a [bold] word"), escape("\x1b[1m")
+    ('a \\[bold] word', '\\x1b[1m')
     """
-    from rich.markup import escape
+    from rich.markup import escape as without_markup
 
-    return escape(text)
+    return without_markup(printable(text))
+
+
+def fitting(text: str, kind: Any, what: str) -> Any:
+    """Return the value of a type that a text stands for, as YAML reads it.
+
+    Args:
+        text: the text.
+        kind: the type; those that are not plain take a text.
+        what: asks, for errors.
+
+    Raises:
+        InputError: it stands for another type, or is no YAML.
+
+    >>> fitting("1e-3", float | None, "eps"), fitting("[1, 2]", list[float], "weights")
+    (0.001, [1.0, 2.0])
+    >>> fitting("no", str, "strategy"), fitting("no", bool, "merge"), fitting("null", int | None, "rank")
+    ('no', False, None)
+    """
+    return _fitting(parse_yaml(text, what), text.strip(), kind, what)
+
+
+def _fitting(value: Any, text: str, kind: Any, what: str) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for one in typing.get_args(kind):
+            with contextlib.suppress(InputError):
+                return _fitting(value, text, one, what)
+    elif value is None:
+        if kind in (types.NoneType, Any):
+            return None
+    elif (found := typing.get_origin(kind) or kind) in (bool, dict):
+        if isinstance(value, found):
+            return value
+    elif found is list:
+        if isinstance(value, list):
+            return [_fitting(item, str(item), (*typing.get_args(kind), str)[0], what) for item in value]
+    elif kind is Any:
+        return value
+    elif isinstance(value, list | dict):
+        pass
+    elif found is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif found is float:
+        with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3 for a text
+            if not isinstance(value, bool) and math.isfinite(number := float(value)):
+                return number
+    elif kind is not types.NoneType:
+        return value if isinstance(value, str) else text
+    name = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    raise InputError(f"{what} is {value!r:.80}", hint=f"change the option: its type is {name}")
 
 
 def _is_writable(kind: Any) -> bool:
@@ -242,8 +346,10 @@ def _is_writable(kind: Any) -> bool:
     if typing.get_origin(kind) is list:
         return all(_is_writable(item) and typing.get_origin(item) is not list for item in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Literal:
-        return all(isinstance(value, str) for value in typing.get_args(kind))
-    return isinstance(kind, type) and (kind in (str, int, float, bool, Path) or issubclass(kind, enum.Enum))
+        return all(isinstance(value, str) and value == printable(value) for value in typing.get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return all(str(one.value) == printable(str(one.value)) for one in kind)
+    return isinstance(kind, type) and kind in (str, int, float, bool, Path)
 
 
 def _without_none(kind: Any) -> Any:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, REWARD_FIELDS, RUN, option
@@ -189,6 +190,32 @@ def shown_prompts(
     settings = {**prompt, "max_length": limit, "max_new_tokens": values["max_completion_length"], "head": head}
     examples = examples_of(rows, tokenizer, objective.needs, shot_rows=shot_rows, seed=values["seed"], **settings)
     return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
+
+
+def check_folder(output: str) -> None:
+    """Refuse an --output that cannot be made, or written to. Nothing is left there.
+
+    Raises:
+        InputError: it is a file, or lies under one; or its disk, its name or its rights do not allow it.
+    """
+    import tempfile
+
+    hint = "give a folder that does not exist yet"
+    path = Path(output)
+    if not output.strip() or "\0" in output:
+        raise InputError(f"--output {output!r} names no folder", hint=hint)
+    if os.path.lexists(path) and not os.path.isdir(path):
+        kind = "a link to nothing" if path.is_symlink() and not os.path.exists(path) else "a file"
+        raise InputError(f"--output {output} is {kind}", hint=hint)
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    try:
+        for part in path.parts:
+            if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX"):
+                raise InputError(f"--output {part:.20}… is too long a name", hint=hint)
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
 
 
 def select_device(device: str | None) -> str | None:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
 from zoreward.methods import all_scored
-from zoreward.registry import printable
+from zoreward.records import one_line, printable
 from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class ProgressCallback(TrainerCallback):
         if every and (state.global_step - 1) % every == 0:
             try:
                 self._show_completions(state.global_step)
-            except Exception as error:  # the run does not need it
-                self._print(f"step {state.global_step}: the table of completions cannot be drawn: {printable(error)}")
+            except Exception as error:  # what a reward logged may be anything; the run does not need the table
+                self._print(f"step {state.global_step}: the table of completions cannot be drawn: {one_line(error)}")
 
     def _show_completions(self, step: int) -> None:
         """Print what the best and the worst member wrote for the step's first prompts."""
@@ -121,12 +121,12 @@ class ProgressCallback(TrainerCallback):
         first = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
         last = [line for line in table if line["member"] == table[-1]["member"]][: SHOWN - len(first) + 1]
         rewards = [name for name in table[0] if name not in ("member", "score", "prompt", "completion")]
-        heads = [Column(Text(printable(name))) for name in ("member", "prompt", "completion", *rewards)]
+        heads = [Column(Text(one_line(name))) for name in ("member", "prompt", "completion", *rewards)]
         shown = Table(*heads, box=box.SIMPLE_HEAD, title=f"step {step}")
         for who, lines in (("best", first), ("worst", last)):
             for line in lines:
                 cells = [line["prompt"][-80:], line["completion"], *(_short(line.get(name)) for name in rewards)]
-                shown.add_row(who, *(Text(printable(cell, _CELL)) for cell in cells))
+                shown.add_row(who, *(Text(one_line(cell, _CELL)) for cell in cells))
         self._console.print(shown)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -149,7 +149,7 @@ class ProgressCallback(TrainerCallback):
             self._print(" · ".join([f"step {state.global_step}", *scores, *more]))
 
     def _print(self, line: str) -> None:
-        self._console.print(printable(line, None), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: Any) -> Any:

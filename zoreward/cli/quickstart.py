@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.errors import report
-from zoreward.cli.json_line import json_line
-from zoreward.cli.options import RUN, TUNING, command, option
+from zoreward.cli.errors import report, unexpected
+from zoreward.cli.options import MOST_SEED, RUN, TUNING, command, option
 from zoreward.cli.prepare import quiet_transformers
+from zoreward.cli.running import save_model
+from zoreward.cli.terminal import json_line
 from zoreward.cli.tune import check_output, write_config
 from zoreward.data import load_rows
-from zoreward.records import ZorewardError
+from zoreward.records import ZorewardError, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -144,7 +145,7 @@ def quickstart_command() -> Callable[..., int]:
     """Return the command."""
     parameters = [
         option("max_steps", int, "Steps.", TUNING, "--steps", default=STEPS, least=1),
-        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0, least=0),
+        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0, least=0, most=MOST_SEED),
         option("output", str | None, "Keep the run and the tuned model in this folder.", RUN, default=None),
         option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
     ]
@@ -156,7 +157,7 @@ def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
         # What transformers prints is not the result.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if values["output"] is not None:
-            check_output(Path(values["output"]))
+            check_output(values["output"])
         print("Loading a tiny language model that ships with zoreward …")
         output = Path(values["output"] or stack.enter_context(tempfile.TemporaryDirectory(prefix="zoreward-")))
         trainer = make_trainer(output, seed=values["seed"], steps=values["max_steps"])
@@ -165,10 +166,10 @@ def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
         print(_what_happens(trainer))
         try:
             found = compare(trainer)
-        except ZorewardError as error:
-            return report(error, code=1)
-        if values["output"] is not None:
-            trainer.save_model(str(output / "model"))
+            if values["output"] is not None:
+                save_model(trainer, output)
+        except Exception as error:
+            return report(error if isinstance(error, ZorewardError) else unexpected(error), code=1)
     _show(found, values)
     if values["json"]:
         print(json_line(asdict(found)))
@@ -202,4 +203,4 @@ def _show(found: Comparison, values: dict[str, Any]) -> None:
     console.print(table)
     kept = f"The run and the tuned model are in {values['output']}.\n" if values["output"] is not None else ""
     text = f"{kept}The same for your own model and rows:\n\n{YOURS}\n"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoreward.cli.json_line import json_line
+from zoreward.cli.errors import report
 from zoreward.cli.options import DATA, RUN, command, option
-from zoreward.cli.prepare import quiet_transformers, select_device
-from zoreward.records import InputError
+from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
+from zoreward.cli.terminal import json_line
+from zoreward.records import InputError, StorageError, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +60,11 @@ def _replay(context: typer.Context, values: dict[str, Any]) -> int:
         steps = checked_step(run, values["step"])
         if values["output"]:
             model, tokenizer = _loaded(run, values)
-            _save(Path(values["output"]), _moved(run, model, steps), tokenizer)
+            model = _moved(run, model, steps)
+            try:
+                _save(Path(values["output"]), model, tokenizer)
+            except StorageError as error:
+                return report(error, code=1)
     summary = {
         "run": values["run"],
         "steps": steps,
@@ -68,7 +74,7 @@ def _replay(context: typer.Context, values: dict[str, Any]) -> int:
     if values["json"]:
         print(json_line({**summary, "history": list(_history(run, steps))}))
     else:
-        print(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {values['output']}")
+        print(printable(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {values['output']}"))
     return 0
 
 
@@ -82,9 +88,8 @@ def _check(values: dict[str, Any]) -> None:
             "there is nothing to do", hint="give --model BASE and --output FOLDER, or --json for the history of the run"
         )
     if values["output"] is not None:
+        check_folder(values["output"])
         output = Path(values["output"])
-        if output.exists() and not output.is_dir():
-            raise InputError(f"--output {output} is a file", hint="give a folder that does not exist yet")
         if output.is_dir() and any(output.iterdir()):
             raise InputError(f"--output {output} is not empty", hint="give a folder that does not exist yet")
 
@@ -125,12 +130,20 @@ def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
 
 
 def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write all of it, or nothing: into a folder that is empty, or not there yet."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
+    except Exception as error:  # safetensors raises its own
+        with contextlib.suppress(OSError):
+            for path in output.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for folder in made:
+                folder.rmdir()
+        hint = "make room, or choose another"
+        raise StorageError(f"--output {output} cannot be written: {error}", hint=hint) from error
 
 
 def _history(run: Run, steps: int) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,7 @@ def tuning_rows(objective: Objective, at_end: Objective, values: dict[str, Any],
         if found is not None:
             with _named(source or values["data"]):
                 check_rows(scorer, prompt, found, shots or train, head)
+    _check_counts({"train": train, "dev": dev, "test": test}, values, task)
     if task is not None or parts.dev or test is not None:
         _say(train, dev, test, values)
     return TuningRows(train, dev, shots, test)
@@ -72,6 +73,7 @@ def scored_rows(
     shots = shot_rows_of(objective, prompt, values, task)
     rows = _kept(task, load_rows(values["data"], limit=values["limit"], **_place(values, values["split"])))
     rows = _prepared(task, sample_rows(rows, values["test_rows"]))
+    _check_counts({"test": rows}, values, task)
     if task is not None and values["shots"] and shots is None and is_own_data(task, values) and "train" in task.splits:
         pool = _kept(task, load_rows(values["data"], **_place(values, task.splits["train"])))
         train, dev = task.rows.train, 0 if "dev" in task.splits else task.rows.dev or 0
@@ -139,6 +141,17 @@ def _test_rows(parts: Split, values: dict[str, Any], task: Task | None) -> Rows 
         return _prepared(task, parts.test) if parts.test else None
     with _named(found[0]):
         return _prepared(task, sample_rows(_kept(task, load_rows(found[0], **found[1])), values["test_rows"]))
+
+
+def _check_counts(parts: dict[str, Rows | None], values: dict[str, Any], task: Task | None) -> None:
+    """Refuse more rows than there are; a task may name more than a part of its data holds."""
+    for name, rows in parts.items():
+        wanted = values[f"{name}_rows"]
+        of_task = getattr(task.rows, name) if task is not None and is_own_data(task, values) else None
+        if rows is not None and wanted is not None and wanted > len(rows) and wanted != of_task:
+            raise InputError(
+                f"--{name}-rows {wanted}: there are {len(rows):,}", hint=f"lower it, or leave --{name}-rows out"
+            )
 
 
 def _say(train: Rows, dev: Rows | None, test: Rows | None, values: dict[str, Any]) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.errors import place_of, report
-from zoreward.records import StorageError, ZorewardError
-from zoreward.registry import named
+from zoreward.records import StorageError, ZorewardError, named, printable
 
 if TYPE_CHECKING:
     from zoreward.trainer import ZOTrainer
@@ -89,8 +88,8 @@ def save_model(trainer: ZOTrainer, output: Path) -> None:
 
 def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     """Say where the run stands and how to go on; returns the exit code."""
-    print(f"interrupted after step {trainer.method_state.step}; {output} keeps the journal", file=sys.stderr)
-    print(f"resume: {resume_command(words)}", file=sys.stderr)
+    stands = f"interrupted after step {trainer.method_state.step}; {output} keeps the journal"
+    print(printable(f"{stands}\nresume: {resume_command(words)}"), file=sys.stderr)
     return 130
 
 
@@ -99,7 +98,7 @@ def failed(error: BaseException, words: Sequence[str]) -> int:
     if not isinstance(error, ZorewardError):
         error = ZorewardError(named(error), hint=place_of(error))
     report(error, code=1)
-    print(f"resume: {resume_command(words)}", file=sys.stderr)
+    print(printable(f"resume: {resume_command(words)}"), file=sys.stderr)
     return 1
 
 

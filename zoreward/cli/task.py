@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from zoreward.cli.options import option
+from zoreward.cli.options import MOST_SEED, option
 from zoreward.cli.prepare import kind_for
 from zoreward.data import BORDER, MASK, Task, load_task
 from zoreward.records import InputError, ZorewardError
@@ -25,7 +25,9 @@ def task_options(verb: str) -> list[inspect.Parameter]:
         option("task", str | None, name, TASK, default=None),
         option("bare", bool, bare, TASK, default=False),
     ]
-    seed = option("split_seed", int, "Seed of the draw of rows to tune on and dev rows.", TASK, default=0, least=0)
+    seed = option(
+        "split_seed", int, "Seed of the draw of rows to tune on and dev rows.", TASK, default=0, least=0, most=MOST_SEED
+    )
     if verb == "eval":
         rows = "Draw so many rows to score. Default: the task's, else all."
         return [*common, option("test_rows", int | None, rows, TASK, default=None, least=1), seed]

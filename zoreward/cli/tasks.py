@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zoreward.cli.json_line import json_line
 from zoreward.cli.options import escape
+from zoreward.cli.terminal import json_line
 from zoreward.data import Task, list_tasks
 
 

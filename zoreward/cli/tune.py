@@ -8,17 +8,18 @@ import difflib
 import functools
 import sys
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from zoreward.cli.errors import one_line, place_of
-from zoreward.cli.json_line import json_line
+from zoreward.cli.errors import place_of
 from zoreward.cli.options import (
     DATA,
     MODEL_FIELDS,
+    MOST_SEED,
     PROMPT_FIELDS,
     REWARD_FIELDS,
     RUN,
@@ -27,6 +28,7 @@ from zoreward.cli.options import (
     TUNING_FIELDS,
     command,
     config_option,
+    fitting,
     given_options,
     objective_options,
     option,
@@ -35,6 +37,7 @@ from zoreward.cli.options import (
 )
 from zoreward.cli.prepare import (
     batch_option,
+    check_folder,
     data_options,
     made_objective,
     patient_objective,
@@ -58,14 +61,15 @@ from zoreward.cli.running import (
     summary_of,
 )
 from zoreward.cli.task import task_options, with_task
-from zoreward.records import InputError, ZorewardError
+from zoreward.cli.terminal import json_line
+from zoreward.records import InputError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
     import inspect
 
     from zoreward.cli.progress import ProgressCallback
-    from zoreward.trainer import ZOTrainer
+    from zoreward.trainer import ZOConfig, ZOTrainer
 
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
@@ -120,7 +124,7 @@ def _trainer_options() -> list[inspect.Parameter]:
         option("lr_scheduler_type", str, schedule, TUNING, default="constant"),
         option("warmup_steps", int, warmup, TUNING, default=0, least=0),
         option("weight_decay", float, "Weight decay, times the learning rate.", TUNING, default=0.0),
-        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0),
+        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0, least=0, most=MOST_SEED),
         option("eval_steps", int | None, between, RUN, "--eval-every", default=None, least=1),
         option("logging_steps", int, "Log every so many steps.", RUN, default=10, least=1),
         option("report_to", str, loggers, RUN, default="none"),
@@ -142,20 +146,19 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         rows = tuning_rows(objective, at_end, values, task)
         if values["show_prompts"]:
             prompt = {name: values[name] for name in PROMPT_FIELDS}
-            print(shown_prompts(objective, prompt, values, rows.train, rows.shots), file=out)
+            text = shown_prompts(objective, prompt, values, rows.train, rows.shots)
+            print(json_line({"prompts": text}) if values["json"] else printable(text), file=out)
             return 0
         from zoreward.journal import remove_snapshot
 
         output, start = Path(values["output"]), time.perf_counter()
         found: dict[str, Any] = {}
         if values["resume"] and rows.test is None and is_finished(output, resolved(source, values)):
-            print(f"the run in {output} is finished")
+            print(printable(f"the run in {output} is finished"))
             remove_snapshot(output)  # a kill may have come between the model and this
         else:
             with contextlib.chdir("."):  # a reward function may change it
-                trainer, progress = _prepared(objective, rows, values)
-            chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
-            write_config(output, resolved(source, {**values, **chosen}))
+                trainer, progress = _prepared(source, objective, rows, values)
             start = time.perf_counter()
             try:
                 with contextlib.chdir("."), finishing_steps(trainer), progress:
@@ -167,16 +170,16 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                 found |= {} if rows.test is None else _test_score(trainer, at_end, rows, values)
             except KeyboardInterrupt:
                 return interrupted(trainer, values["output"], words)
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
                 return failed(error, words)
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
-    print(json_line(summary) if values["json"] else sentence_of(summary), file=out)
+    print(json_line(summary) if values["json"] else printable(sentence_of(summary)), file=out)
     return 0
 
 
 def _check(values: dict[str, Any]) -> None:
     """Find what is wrong with the options themselves."""
-    check_output(Path(values["output"]), resume=values["resume"])
+    check_output(values["output"], resume=values["resume"])
     for name in ("eval_steps", "eval_limit"):
         if values[name] is not None and not has_dev_rows(values):
             flag = {"eval_steps": "--eval-every"}.get(name, "--eval-limit")
@@ -187,7 +190,9 @@ def _check(values: dict[str, Any]) -> None:
     _check_numbers(values)
 
 
-def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
+def _prepared(
+    source: str, objective: Objective, rows: TuningRows, values: dict[str, Any]
+) -> tuple[ZOTrainer, ProgressCallback]:
     """Everything else that can fail before the first step; of a new run folder nothing is left if it does."""
     output = Path(values["output"])
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
@@ -206,6 +211,8 @@ def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) ->
             print(f"resuming after step {done}")
         elif rows.dev and not trainer.begun_with_a_score:
             trainer.evaluate()
+        chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
+        write_config(output, resolved(source, {**values, **chosen}))
         return trainer, progress
     except BaseException:
         with contextlib.suppress(OSError):
@@ -223,7 +230,8 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     from zoreward.trainer import ZOConfig, ZOTrainer
 
     check_device_map(values["device_map"], device)
-    kind = checked_device(device).type if device else None
+    kind = None if device is None else checked_device(device).type
+    _check_logger(values["report_to"])
     names = [
         *MODEL_FIELDS,
         *PROMPT_FIELDS,
@@ -242,23 +250,54 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
         "disable_tqdm": True,
         "use_cpu": kind == "cpu",
     }
+    others = _others(values["set"], settings, ZOConfig)
     try:
-        args = ZOConfig(**settings | _others(values["set"], settings, ZOConfig))
+        args = ZOConfig(**settings | others)
+        _check_schedule(args)
         datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
         callbacks = [EarlyStoppingCallback(values["patience"])] if values["patience"] else None
         return ZOTrainer(model=values["model"], objective=objective, args=args, callbacks=callbacks, **datasets)
     except ZorewardError:
         raise
-    except (ValueError, TypeError) as error:  # transformers' own checks of its options
+    except Exception as error:  # transformers' own checks of its options, of several kinds
         hint = f"change the option that it is about, or leave it out ({place_of(error)})"
-        raise InputError(one_line(str(error)), hint=hint) from error
+        message = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
+        raise InputError(one_line(message), hint=hint) from error
+
+
+def _check_logger(name: str) -> None:
+    """Find out, before a model is loaded, that a logger is not known, or not installed."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    if name in ("none", "all"):
+        return
+    try:
+        for made in get_reporting_integration_callbacks([name]):
+            made()
+    except Exception as error:
+        hint = "install what it needs, or take another of those that transformers knows: wandb, tensorboard, …"
+        raise InputError(f"--report-to {name!r}: {one_line(str(error))}", hint=hint) from error
+
+
+def _check_schedule(args: ZOConfig) -> None:
+    """Find out, before a model is loaded, that a schedule of the learning rate cannot be made of what is given."""
+    import torch
+    from transformers import get_scheduler
+
+    steps = max(args.max_steps, 1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    how = {"scheduler_specific_kwargs": args.lr_scheduler_kwargs or {}}
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, **how)
+    except Exception as error:
+        hint = "take --lr-scheduler-type constant, linear or cosine; or give what it needs: --set lr_scheduler_kwargs=…"
+        raise InputError(f"--lr-scheduler-type {args.lr_scheduler_type}: {one_line(str(error))}", hint=hint) from error
 
 
 def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> dict[str, Any]:
     """The fields that --set gives, as YAML reads their values."""
-    import yaml
-
-    fields = [field.name for field in dataclasses.fields(config) if field.init]
+    kinds = typing.get_type_hints(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.init}
     found = {}
     for one in given or ():
         name, equals, value = one.partition("=")
@@ -266,11 +305,13 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
             raise InputError(f"--set {one}: there is no value", hint="--set name=value")
         if name in settings:
             raise InputError(f"--set {name}: it has an option of its own", hint="zoreward tune … --help lists them")
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]}?" if near else "the fields are those of transformers.TrainingArguments"
             raise InputError(f"--set {name}: there is no such field", hint=hint)
-        found[name] = yaml.safe_load(value)
+        found[name] = fitting(value, kinds[name], f"--set {name}")
+        if isinstance(found[name], int | float) and found[name] < 0 and defaults[name] != -1:
+            raise InputError(f"--set {name}: {value} is less than 0", hint="give 0 or more, or leave it out")
     return found
 
 
@@ -278,7 +319,8 @@ def _what_is_tuned(trainer: ZOTrainer) -> str:
     count = sum(weight.numel() for weight in trainer.scorer.reader.tuned.weights.values())
     head = trainer.head
     if head.kind == "classifier":
-        print(f"a classifier of {', '.join(head.classes)}: {'a new head' if head.is_new else 'the checkpoint has it'}")
+        whose = "a new head" if head.is_new else "the checkpoint has it"
+        print(printable(f"a classifier of {', '.join(head.classes)}: {whose}"))
     elif head.kind == "masked":
         print("a masked model")
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
@@ -319,13 +361,12 @@ def _check_numbers(values: dict[str, Any]) -> None:
     make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
 
 
-def check_output(output: Path, *, resume: bool | None = None) -> None:
+def check_output(output: str, *, resume: bool | None = None) -> None:
     """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output} is a file", hint="give a folder that does not exist yet")
+    check_folder(output)
     other = "choose another folder for --output"
     for name in _RUN_FILES:
-        if not resume and (output / name).exists():
+        if not resume and Path(output, name).exists():
             hint = other if resume is None else f"{other}, or go on with that run: --resume"
             raise InputError(f"{output} holds a run already ({name})", hint=hint)
 
@@ -333,11 +374,12 @@ def check_output(output: Path, *, resume: bool | None = None) -> None:
 def write_config(output: Path, options: dict[str, Any]) -> None:
     import yaml
 
+    unfinished = output / f"{CONFIG_NAME}.part"
     try:
         output.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        unfinished = output / f"{CONFIG_NAME}.part"
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(output / CONFIG_NAME)
     except OSError as error:
+        unfinished.unlink(missing_ok=True)
         raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error

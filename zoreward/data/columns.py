@@ -61,6 +61,8 @@ def field_value(path: str, row: dict[str, Any], where: str, option: str) -> Any:
         InputError: nothing stands there, or None, or NaN. `where` names the row, `option` the template.
     """
     column = column_in(path)
+    if "." in path:
+        raise InputError(f"{option}: {path!r} asks for an attribute", hint="write {column[key]}")
     if column not in row:
         raise InputError(f"{where} has no column {column!r}, which {option} names", hint=f"it has {listed(list(row))}")
     try:

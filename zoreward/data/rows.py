@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from zoreward.data.columns import broken_text, listed
 from zoreward.data.features import class_names, class_names_in, with_class_names
 from zoreward.data.hub import hub_rows
+from zoreward.data.reading import check_regular
 from zoreward.records import InputError, MissingFileError
 
 Row = dict[str, Any]
@@ -56,6 +58,8 @@ def load_rows(
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit} leaves no rows", hint="give 1 or more, or leave it out")
+    if not str(source):
+        raise InputError("there is no file ''", hint="give a file, or a Hub dataset")
     if isinstance(source, str) and _is_hub_name(source):
         rows = hub_rows(source, config=config, split=split, limit=limit, revision=revision)
     else:
@@ -112,15 +116,18 @@ def _check_texts(rows: Iterable[Any], what: str) -> None:
 
 def _is_hub_name(source: str) -> bool:
     path = Path(source)
-    looks_local = path.suffix.lower() in _READERS or source.startswith(".") or path.exists()
+    # Not Path.exists, which raises where a name is too long to be one.
+    looks_local = path.suffix.lower() in _READERS or source.startswith(".") or os.path.exists(path)
     return not looks_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
 
 
 def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder, not a file of rows", hint=_files_hint(path))
-    if not path.exists():
-        raise MissingFileError(f"there is no file {path}", hint=_neighbours_hint(path))
+    try:
+        check_regular(path)
+    except MissingFileError as error:
+        raise MissingFileError(str(error), hint=_neighbours_hint(path)) from None
     for option, value in hub_options.items():
         if value is not None:
             raise InputError(
@@ -149,7 +156,7 @@ def _read_jsonl(path: Path) -> list[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{path}, line {number} is not JSON: {_json_reason(error)}",
                     hint="a .jsonl file has one object a line; name a file that is one list .json",
@@ -169,7 +176,7 @@ def _read_json(path: Path) -> list[Row]:
         return []
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(
             f"{path}{where} is not JSON: {_json_reason(error)}",
@@ -192,7 +199,7 @@ def _read_csv(path: Path) -> list[Row]:
     rows: list[Row] = []
     with path.open(encoding="utf-8-sig", newline="") as lines:
         # strict: without it a quote that is never closed swallows the rest of the file without a word
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(_without_nul(lines, path), strict=True)
         try:
             names = list(reader.fieldnames or ())
             for name in names:
@@ -254,12 +261,21 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _json_reason(error: ValueError) -> str:
+def _json_reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it goes too deep"
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
+def _without_nul(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise InputError(f"{path}, line {number} holds a NUL", hint="is it text? save it as UTF-8")
+        yield line
+
+
 def _neighbours_hint(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f"there is no folder {path.parent} either"
     close = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
     return (
@@ -269,4 +285,4 @@ def _neighbours_hint(path: Path) -> str:
 
 def _files_hint(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _READERS)
-    return f"files of rows in {folder}: {', '.join(names) if names else 'none'}"
+    return f"files of rows in {folder}: {listed(names, most=10)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,17 @@ from zoreward.data.columns import broken_text, column_in, columns_hint, columns_
 from zoreward.data.filters import check_filters, filtered
 from zoreward.records import InputError
 
+# Characters that a text is filled up to, at most: `{sentence:>80}`.
+_WIDEST = 10_000
+
 
 class _Filling(string.Formatter):
     """`str.format`, with filters behind a column: `{question|strip}`."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if any(int(width[-9:]) > _WIDEST or len(width) > 9 for width in re.findall(r"\d+", format_spec)):
+            raise ValueError(f"{format_spec:.40} makes a text of more than {_WIDEST:,} characters")
+        return str(super().format_field(value, format_spec))
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         path, *filters = field_name.split("|")
@@ -72,6 +81,10 @@ def fields_of(template: str, option: str) -> list[str]:
     for field in fields:
         if not column_in(field) or column_in(field).isdigit():
             raise InputError(f"{option} {template!r}: {{{field}}} names no column", hint="write the column: {sentence}")
+        path = field.partition("|")[0]
+        if "." in path:
+            hint = f"what stands in a column is named in brackets: {{{path.replace('.', '[', 1)}]}}"
+            raise InputError(f"{option} {template!r}: {{{field}}} asks for an attribute", hint=hint)
         check_filters(field, option)
     return fields
 

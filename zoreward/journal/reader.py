@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ def load_run(path: str | Path) -> Run:
         InputError: it is damaged.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long to be one
         for name in (JOURNAL_NAME, TRAJECTORY_NAME):
             if (path / name).exists():
                 return load_run(path / name)
@@ -50,7 +51,7 @@ def read_journal(path: str | Path) -> Run:
         InputError: it is damaged; the message has the line.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise MissingFileError(f"there is no journal {path}", hint="Give a run folder, or a file in one.")
     if not path.is_file():
         raise InputError(f"{path} is no journal", hint="Give a run folder, or a file in one.")

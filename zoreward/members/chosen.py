@@ -22,13 +22,15 @@ def check_tune(tune: str) -> None:
     """Find out, before a model is there, that `tune` says nothing.
 
     Raises:
-        InputError: it is no regular expression, or a number of layers below 1.
+        InputError: it is empty, no regular expression, or a number of layers below 1.
     """
+    if not tune.strip():
+        raise InputError(f"tune={tune!r} names no weight", hint=f"Choose one of {', '.join(KINDS)}.")
     if (layers := re.fullmatch(r"last-(\d+)", tune)) and int(layers[1]) < 1:
         raise InputError(f"tune={tune!r} names no layer", hint="last-1 is the last one.")
     try:
         re.compile(tune)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         hint = f"Choose one of {', '.join(KINDS)}, or a regular expression for names of weights."
         raise InputError(f"tune={tune!r} is no regular expression: {error}", hint=hint) from None
 

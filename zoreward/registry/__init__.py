@@ -6,11 +6,10 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
     brevity = "my_package.rewards:brevity"
 """
 
-from zoreward.registry.calls import Returned, mean_score, named, no_score
+from zoreward.registry.calls import Returned, mean_score, no_score
 from zoreward.registry.decorator import assume_completions, objective
 from zoreward.registry.patience import Patience, left_behind, patient
 from zoreward.registry.places import is_ctrl_c, place_of
-from zoreward.registry.printable import printable
 from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
 from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
 
@@ -29,11 +28,9 @@ __all__ = [
     "left_behind",
     "list_objectives",
     "mean_score",
-    "named",
     "no_score",
     "objective",
     "patient",
     "place_of",
-    "printable",
     "weighted_sum",
 ]

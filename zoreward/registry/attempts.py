@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zoreward.registry.calls import CallError, hint_of, named, own_arguments, submit
+from zoreward.records import named
+from zoreward.registry.calls import CallError, hint_of, own_arguments, submit
 from zoreward.registry.patience import THREAD
 from zoreward.registry.places import place_in, place_of
 

@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import TYPE_CHECKING, Any
 
-from zoreward.records import InputError, ObjectiveError, UnknownNameError
+from zoreward.records import InputError, ObjectiveError, UnknownNameError, named, one_line
 from zoreward.registry.copies import own_copy, own_state
 from zoreward.registry.names import neighbours
 from zoreward.registry.places import is_ctrl_c, place_of
-from zoreward.registry.printable import printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -264,22 +263,12 @@ def _number(name: str, value: Any, where: str) -> float:
 
 def hint_of(error: BaseException) -> str:
     """Return what an exception says to do: its `hint`, or the notes that were added to it."""
-    return printable(getattr(error, "hint", "") or " ".join(map(str, getattr(error, "__notes__", ()))))
-
-
-def named(error: BaseException) -> str:
-    """Return an exception as one line of bounded length: its type and what it says.
-
-    >>> named(ValueError("too cold")), named(SystemExit())
-    ('ValueError: too cold', 'SystemExit')
-    """
-    text = printable(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return one_line(getattr(error, "hint", "") or " ".join(map(str, getattr(error, "__notes__", ()))))
 
 
 def short(value: Any) -> str:
     """Return a value as it may stand in a sentence."""
     try:
-        return printable(repr(value), 61)
+        return one_line(repr(value), 61)
     except Exception:
         return f"<{type(value).__name__}>"

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from zoreward.records import InputError
+from zoreward.records import InputError, one_line
 from zoreward.registry.names import neighbours
-from zoreward.registry.printable import printable
 from zoreward.registry.scores import Needs, Objective, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -171,7 +170,7 @@ def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> 
         hints = typing.get_type_hints(holder, globalns=_globals(function))
     except Exception as error:
         raise InputError(
-            f"the type of an option of objective {name!r} cannot be resolved: {printable(error)}"
+            f"the type of an option of objective {name!r} cannot be resolved: {one_line(error)}"
         ) from error
     lines = _argument_lines(doc)
     return tuple(Option(p.name, hints[p.name], p.default, lines.get(p.name, "")) for p in written)

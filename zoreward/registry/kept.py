@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.records import InputError
-from zoreward.registry.printable import printable
+from zoreward.records import InputError, one_line
 
 if TYPE_CHECKING:
     import sqlite3
@@ -103,7 +102,7 @@ class Kept:
                 work(file)
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:  # the last two: another program's table
             self._failed.add(what)
-            self._warn(printable(error))
+            self._warn(one_line(error))
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

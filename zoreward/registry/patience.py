@@ -62,6 +62,7 @@ class Patience:
             raise InputError(f"retries of a reward are 0 or more, not {self.retries}", hint="such as 3")
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers for rewards are 1 or more, not {self.workers}", hint="such as 8")
+        # Not Path.exists, which raises where a name is too long to be one.
         if self.cache is not None and os.path.exists(self.cache) and not os.path.isdir(self.cache):
             raise InputError(f"the rewards' cache {self.cache!r} is a file", hint="give a folder")
 

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -14,12 +15,19 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
-from zoreward.registry.calls import hint_of, named
+from zoreward.records import (
+    InputError,
+    MissingFileError,
+    ObjectiveError,
+    UnknownNameError,
+    ZorewardError,
+    named,
+    one_line,
+)
+from zoreward.registry.calls import hint_of
 from zoreward.registry.decorator import describe
 from zoreward.registry.names import neighbours
 from zoreward.registry.places import is_ctrl_c, place_of
-from zoreward.registry.printable import printable
 from zoreward.registry.scores import Objective, weighted_sum
 
 _GROUP = "zoreward.objectives"
@@ -87,7 +95,7 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
         if is_ctrl_c(error):
             raise
         # These two are raised with a sentence of their own; others say little without their name.
-        said = printable(error) if type(error) in (ValueError, LookupError) else named(error)
+        said = one_line(error) if type(error) in (ValueError, LookupError) else named(error)
         raise ObjectiveError(f"objective {found.name!r} cannot be made: {said}", hint=hint_of(error)) from error
     if found.stateful:
         return replace(found, function=made, values=dict(options))
@@ -190,7 +198,7 @@ def _import_module(name: str) -> types.ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             hint = "install it, or give a file: path/file.py:name"
             raise UnknownNameError(f"there is no module {name!r} to take an objective from", hint=hint) from error
-        raise ObjectiveError(f"module {name!r} cannot be imported: {printable(error)}") from error
+        raise ObjectiveError(f"module {name!r} cannot be imported: {one_line(error)}") from error
     except BaseException as error:
         if is_ctrl_c(error):
             raise
@@ -198,7 +206,7 @@ def _import_module(name: str) -> types.ModuleType:
 
 
 def _import_file(path: Path) -> types.ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # not Path.is_file, which raises where a name is too long to be one
         raise MissingFileError(f"there is no file {str(path)!r} to take an objective from")
     name = f"zoreward_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

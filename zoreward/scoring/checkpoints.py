@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,13 @@ def adapter_base(name: str) -> str | None:
         return None
     base = settings.get("base_model_name_or_path")
     hint = "Write the base's folder or Hub id into its adapter_config.json, as base_model_name_or_path."
-    if not base:
+    if not base or not isinstance(base, str):
         raise InputError(f"the adapter '{name}' does not say what its base is", hint=hint)
     try:
         check_model_name(base)
     except (InputError, MissingFileError) as error:
         raise InputError(f"the base of the adapter '{name}' is not there: {error}", hint=hint) from error
-    return str(base)
+    return base
 
 
 def prefix_length(source: Any) -> int:
@@ -56,7 +57,7 @@ def _adapter_settings(name: str) -> dict[str, Any] | None:
     try:
         settings: dict[str, Any] = dict(json.loads(Path(found).read_text(encoding="utf-8")))
         return settings
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"the adapter '{name}' cannot be read", hint=first_line(error)) from error
 
 
@@ -69,13 +70,14 @@ def check_model_name(name: str) -> None:
             possible Hub id, or no way to the Hub.
     """
     path = Path(name)
-    if path.is_dir():
+    # Not Path.is_dir, which raises where a name is too long to be one.
+    if os.path.isdir(path):
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
             raise InputError(
                 f"the folder '{name}' is no model: it has no config.json",
                 hint="Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m.",
             )
-    elif path.exists():
+    elif os.path.exists(path):
         raise InputError(f"'{name}' is a file, not a model", hint="Give the folder that holds config.json.")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise MissingFileError(f"there is no model folder '{name}'", hint="Give a folder, or a Hub id such as gpt2.")
@@ -83,7 +85,12 @@ def check_model_name(name: str) -> None:
         from huggingface_hub import try_to_load_from_cache
 
         names = ("config.json", "adapter_config.json")
-        if not any(isinstance(try_to_load_from_cache(name, one), str) for one in names):
+        try:
+            cached = any(isinstance(try_to_load_from_cache(name, one), str) for one in names)
+        except ValueError as error:  # no possible name of the Hub's
+            hint = "Give a folder, or a Hub id such as gpt2."
+            raise MissingFileError(f"there is no model folder '{name}'", hint=hint) from error
+        if not cached:
             check_hub(f"the model '{name}'")
 
 

@@ -30,9 +30,10 @@ def checked_device(name: Any) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(
-            f"there is no device '{name}'", hint="Choose cpu, cuda, or cuda:1 for the second GPU."
-        ) from None
+        device = torch.device("meta")
+    # Of torch's others none is tried, and `meta` holds no numbers.
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise InputError(f"there is no device '{name}'", hint="Choose cpu, cuda, or cuda:1 for the second GPU.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"there is no device '{name}': torch sees {torch.cuda.device_count()} GPUs",

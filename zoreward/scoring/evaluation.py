@@ -185,6 +185,9 @@ def length_limit(
         prefix: tokens that stand in front of every row; by default those of the adapter that the source has.
         trust_remote_code: run the code that comes with it.
 
+    Raises:
+        InputError: less than one token is asked for.
+
     >>> from transformers import GPT2Config, RobertaConfig
     >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
     [64, 32, 64]
@@ -193,6 +196,8 @@ def length_limit(
     """
     from transformers import PretrainedConfig
 
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length={max_length} leaves no room for a prompt", hint="It is 1 or more.")
     config = config_of_model(source, trust_remote_code=trust_remote_code).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     if context and config.model_type in COUNTED_FROM_PADDING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -41,7 +41,7 @@ def model_kind(config: Any) -> Kind:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
+    architecture = str(next(iter(getattr(config, "architectures", None) or ()), ""))
     if architecture.endswith("ForSequenceClassification"):
         return "classifier"
     if getattr(config, "is_encoder_decoder", False):
@@ -124,8 +124,8 @@ def load_model(
 
     Raises:
         MissingFileError: a path that does not exist.
-        InputError: something that is no language model, a masked model or classifier whose weights are not all there,
-            an adapter whose base is not there, an unknown dtype, no such device, or GPUs that do not hold it all.
+        InputError: something that is no language model, a checkpoint that lacks some of its weights, an adapter whose
+            base is not there, an unknown dtype, no such device, or GPUs that do not hold it all.
         NoRoomError: the device ran out of memory.
     """
     check_device_map(device_map, device)
@@ -195,23 +195,23 @@ def _loaded(
     trust_remote_code: bool,
     **settings: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model on the CPU, or where its map puts it, and the weights that its checkpoint lacks.
-
-    Those of models that write are not looked at.
-    """
+    """A model on the CPU, or where its map puts it, and the weights that its checkpoint lacks."""
     import torch
+    from transformers.utils import logging
 
-    dtype = checked_dtype(dtype, checked_device(device or first_device()))
+    dtype = checked_dtype(dtype, checked_device(first_device() if device is None else device))
     if device_map is not None:
         settings["device_map"] = device_map
     # transformers draws the weights that are missing: not from the global state. What they are, we look at ourselves.
-    quiet = nullcontext() if kind not in WHOLE else _without_warnings()
-    with torch.random.fork_rng(devices=[]), quiet:
+    with torch.random.fork_rng(devices=[]), _without_warnings():
         model, told = _auto(kind).from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
     missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
-    return model, missing if kind in WHOLE else []
+    superfluous = sorted(told.get("unexpected_keys", ()))
+    if superfluous and kind not in WHOLE:  # those have other heads than their checkpoints as a matter of course
+        logging.get_logger(__name__).warning("'%s' holds weights that have no place: %s, …", name, superfluous[0])
+    return model, missing
 
 
 def _auto(kind: Kind) -> Any:
@@ -224,7 +224,7 @@ def _auto(kind: Kind) -> Any:
 
 def _placed(model: PreTrainedModel, device: Any, device_map: str | None) -> PreTrainedModel:
     if device_map is None:
-        return model.to(checked_device(device or first_device()))
+        return model.to(checked_device(first_device() if device is None else device))
     check_loaded(model)
     return model
 
@@ -264,7 +264,7 @@ def checked_dtype(dtype: str | None, device: torch.device) -> str:
         InputError: there is no such dtype.
     """
     # Half precision on a CPU: bfloat16 products are emulated on most, and float16 attention is not implemented on some.
-    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    dtype = ("float32" if device.type == "cpu" else "auto") if dtype is None else dtype
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype '{dtype}'", hint=f"Choose one of {', '.join(DTYPES)}.")
     return dtype

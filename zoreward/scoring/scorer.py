@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
-from zoreward.records import Example, InputError, Member, Scored, ZorewardError
-from zoreward.registry import Objective, is_ctrl_c, named, place_of, printable
+from zoreward.records import Example, InputError, Member, Scored, ZorewardError, named, one_line
+from zoreward.registry import Objective, is_ctrl_c, place_of
 from zoreward.scoring.answers import answer_scores, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
@@ -186,7 +186,7 @@ def running(model: nn.Module) -> Iterator[None]:
     except (ZorewardError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        told = printable((str(error).strip().splitlines() or [""])[0])
+        told = one_line((str(error).strip().splitlines() or [""])[0])
         name = type(called_model(model)).__name__
         hint = "Take another model: this one cannot score these rows, tuned or not."
         raise InputError(f"{name} cannot be run: {type(error).__name__}: {told}", hint=hint) from error

@@ -18,8 +18,8 @@ from zoreward.journal import Journal
 from zoreward.members import check_merged, in_all_blocks, merged_copy, update_
 from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
-from zoreward.records import Example, InputError, Query, Scored, StepRecord
-from zoreward.registry import Source, no_score, patient, printable
+from zoreward.records import Example, InputError, Query, Scored, StepRecord, one_line
+from zoreward.registry import Source, no_score, patient
 from zoreward.scoring import (
     Reader,
     Scorer,
@@ -321,7 +321,7 @@ class ZOTrainer(ResumableTrainer):
             try:
                 save_completions(self.args.output_dir, query.step, rows, scored)
             except Exception as error:  # the run does not need them
-                logging.get_logger(__name__).warning("Completions could not be written: %s.", printable(error))
+                logging.get_logger(__name__).warning("Completions could not be written: %s.", one_line(error))
         if all_scored(scores):
             self._loss = -math.fsum(scores) / len(scores)
         elif self.method_state.unscored == 1:

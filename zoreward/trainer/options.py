@@ -152,7 +152,7 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     is tuned.
 
     Raises:
-        InputError: there is no such method.
+        InputError: there is no such method, or directions of every weight are to have a rank.
 
     >>> completed(ZOConfig("run", eps=5e-3, use_cpu=True), "completions").eps
     0.005
@@ -162,9 +162,12 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", what)
     if not takes(method, "normalize") or "normalize" in method.fixed:
         defaults["normalize"] = None
+    rank = args.rank
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if rank is not None and args.noise == "dense":
+        raise InputError(f"rank={rank} has no use with dense directions", hint="Take noise=low-rank, or leave it out.")
     if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
         args.data_seed = args.seed
     return args

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from zoreward.journal import fingerprint
-from zoreward.records import InputError
-from zoreward.registry import Objective, assume_completions, get_objective, list_objectives, printable
+from zoreward.records import InputError, one_line
+from zoreward.registry import Objective, assume_completions, get_objective, list_objectives
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def _loaded(path: str, args: ZOConfig) -> nn.Module:
             path, num_labels=1, trust_remote_code=args.trust_remote_code, output_loading_info=True
         )
     except Exception as error:  # safetensors, the Hub and others raise their own
-        message = f"no reward model can be loaded from {path!r}: {printable(error)}"
+        message = f"no reward model can be loaded from {path!r}: {one_line(error)}"
         raise InputError(
             message, hint="Give a folder or a Hub id; or a function, or the name of an objective."
         ) from error
@@ -101,7 +101,7 @@ def _of_model(model: Any, tokenizer: Any, args: ZOConfig, values: dict[str, Any]
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:
-            message = f"no tokenizer of the reward model can be loaded from {path!r}: {printable(error)}"
+            message = f"no tokenizer of the reward model can be loaded from {path!r}: {one_line(error)}"
             raise InputError(message, hint="Give it as reward_processing_classes.") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from zoreward.records import Example, Scored, Writing
-from zoreward.registry import printable
+from zoreward.records import Example, Scored, Writing, one_line
 from zoreward.scoring import share_that_differs, statistics_of
 
 # A model that is pushed too hard for a reward repeats itself: warn below this share of the first step's distinct-2.
@@ -124,7 +123,7 @@ def save_completions(folder: str, step: int, rows: Sequence[Example], scored: Se
         path.write_text("".join(f"{{{line}}}\n" for line in lines), "utf-8")
         return path
     names = dict.fromkeys(name for line in table for name in line)
-    columns = {printable(name, None): [line.get(name) for line in table] for name in names}
+    columns = {one_line(name, None): [line.get(name) for line in table] for name in names}
     parquet.write_table(pyarrow.table({name: _column(values) for name, values in columns.items()}), path)
     return path
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from zoreward.data.columns import close_hint, listed
 from zoreward.data.derived import check_derived
+from zoreward.data.reading import read_yaml
 from zoreward.data.tasks.task import Counts, Task
 from zoreward.data.templates import fields_of
-from zoreward.records import InputError, MissingFileError, UnknownNameError
+from zoreward.records import InputError, UnknownNameError
 
 _FOLDER = Path(__file__).parent
 _ENDINGS = (".yaml", ".yml")
+_MOST = 2**31 - 1
 _ONE_OF = {"model": ("causal", "masked"), "needs": ("choices", "completions", "likelihood")}
 
 
@@ -53,24 +55,16 @@ def load_task(source: str) -> Task:
 
 
 def _read(path: Path) -> Task:
-    import yaml
-
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {path}", hint="--task takes a task's name or a YAML file") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="--task takes a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{place} is not YAML: {reason}", hint="write name: value") from None
+    given = read_yaml(path, "--task takes a task's name or a YAML file")
     if not isinstance(given, dict):
         raise InputError(f"{path} holds no task", hint="write at least template: and objective:")
     checked = _checked(given, Task, str(path))
     if "rows" in checked:
         checked["rows"] = Counts(**_checked(checked["rows"], Counts, f"{path}, rows"))
+    numbers = {"max_new_tokens": checked.get("max_new_tokens"), **asdict(checked.get("rows", Counts()))}
+    for key, number in numbers.items():
+        if number is not None and not 0 < number <= _MOST:
+            raise InputError(f"{path}: {key} is {number}", hint=f"it is 1 or more, and at most {_MOST:,}")
     for key, allowed in _ONE_OF.items():
         if checked.get(key) is not None and checked[key] not in allowed:
             raise InputError(f"{path}: {key} is {checked[key]!r}", hint=f"it is one of {listed(allowed)}")

@@ -1,0 +1,67 @@
+"""Command lines that are wrong in some way: each ends with 2, one line that says why, a hint, and nothing written."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import bad_lines
+from whole_models import classifier, masked_model, word_tokenizer
+from zoreward.cli import main
+
+QUICK, SLOW = bad_lines.lines_of()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A folder of files and models that are wrong, and some that are not."""
+    models = {"model": tiny_model_dir}
+    made = {"masked": masked_model("bert"), "rewards": classifier("bert", names=("reward",))}
+    for name, model in made.items():
+        models[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(models[name])
+        word_tokenizer().save_pretrained(models[name])
+    folder = tmp_path_factory.mktemp("home")
+    bad_lines.write_files(folder, models)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a Hub that nobody answers for
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {os.path.join(where, name) for where, folders, files in os.walk(folder) for name in (*folders, *files)}
+
+
+@pytest.mark.parametrize(("line", "error"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)])
+def test_two_lines_and_nothing_written(line: str, error: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {name for name in files_in(home) if "__pycache__" not in name}
+
+    code = main(bad_lines.words_of(line))
+
+    out, err = capsys.readouterr()
+    *first, said, hint = err.splitlines()
+    assert said.startswith("error: ") and error in said, err
+    assert hint.startswith("hint: ") and len(hint) > len("hint: "), err
+    assert "nobody has foreseen" not in hint or error == "SystemExit", err
+    assert max(len(said), len(hint)) < 1200
+    assert not first or "--resume" in line, err  # there the model is read before the journal
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", said + hint)
+    assert (code, out) == (2, "")
+    assert {name for name in files_in(home) if "__pycache__" not in name} == before
+
+
+def test_the_table_is_large_and_of_all_commands() -> None:
+    lines = [line for line, _ in (*QUICK, *SLOW)]
+    assert len(set(lines)) == len(lines) > 600
+    verbs = {line.partition(" ")[0] for line, _ in QUICK}
+    assert {"tune", "eval", "bench", "replay", "quickstart", "objectives", "tasks"} <= verbs
