@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from zoreward.journal.disk import open_file
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
 from zoreward.journal.run import MAX_BLOCKS, MAX_RANK, Run, check_header
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
@@ -53,7 +54,7 @@ def read_journal(path: str | Path) -> Run:
     if not path.is_file():
         raise InputError(f"{path} is no journal", hint="Give a run folder, or a file in one.")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             found = scan(path, file)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
@@ -91,6 +92,7 @@ class Scan:
         header: what the first line holds.
         steps: the lines of the steps, as they stand in the file: objects would take several times their room.
         evaluations: (steps done, score).
+        metrics: what else is known of each evaluation.
     """
 
     path: Path
@@ -100,13 +102,15 @@ class Scan:
     header: dict[str, Any] = field(default_factory=dict)
     steps: list[bytes] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
+    metrics: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
     def run(self) -> Run | None:
         """What was read; None without a header."""
         if not self.number:
             return None
-        return Run(self.header, len(self.steps), partial(_stored, tuple(self.steps)), tuple(self.evaluations))
+        stored = partial(_stored, tuple(self.steps))
+        return Run(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
 
     def take(self, line: bytes) -> None:
         """Check a line and keep what it says."""
@@ -136,7 +140,11 @@ class Scan:
         elif kind == "evaluation":
             if not number(fields.get("score"), LARGEST_SCORE):
                 self.refuse("its score is no number")
+            metrics = fields.get("metrics", {})
+            if not (isinstance(metrics, dict) and all(_is_metric(value) for value in metrics.values())):
+                self.refuse("what it tells beside its score is no numbers")
             self.evaluations.append((due, float(fields["score"])))
+            self.metrics.append(metrics)
         else:
             self.refuse(f"its kind, {shown(kind)}, is not known")
 
@@ -185,6 +193,10 @@ def _is_term(term: Any) -> bool:
         and (len(term) < 4 or (term[2] > 0 and whole(term[3], 2**64)))
         and (len(term) < 5 or (term[3] == term[0] and whole(term[4], 2**64)))
     )
+
+
+def _is_metric(value: Any) -> bool:
+    return value is None or number(value, LARGEST_SCORE)
 
 
 def _is_block(block: Any) -> bool:

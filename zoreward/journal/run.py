@@ -29,6 +29,7 @@ class Run:
         n_steps: how many steps there are.
         record: step → its `StepRecord`. Read from a trajectory it has no scores.
         evaluations: (steps done, score) of each evaluation, in order; a trajectory has none.
+        metrics: what else is known of each evaluation, by name; None of what was not finite.
 
     Example:
         >>> run = load_run("runs/sst2")  # doctest: +SKIP
@@ -40,6 +41,7 @@ class Run:
     n_steps: int
     record: Callable[[int], StepRecord] = field(repr=False)
     evaluations: tuple[tuple[int, float], ...] = ()
+    metrics: tuple[dict[str, float | None], ...] = ()
 
     @property
     def streams(self) -> dict[str, int]:
@@ -51,6 +53,11 @@ class Run:
     def best_step(self) -> int | None:
         """After how many steps the score was best, the first such; None where nothing was evaluated."""
         return max(self.evaluations, key=lambda one: one[1])[0] if self.evaluations else None
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether any step moved a weight: at a learning rate of 0, or where all members tie, none does."""
+        return any(moves(record.update) for record in self.records())
 
     def updates(self, steps: int, start: int = 0) -> Iterator[Update]:
         """Yield what the steps from `start` up to `steps` (not included) did to the weights."""
@@ -100,6 +107,15 @@ class Run:
         from zoreward.journal.trajectory import write_trajectory
 
         write_trajectory(self, path)
+
+
+def moves(update: Update) -> bool:
+    """Whether an update moves any weight.
+
+    >>> moves(Update(0.0, (Term(7, 0.0),), 0)), moves(Update(0.0, (Term(7, 0.5),), 0))
+    (False, True)
+    """
+    return bool(update.decay or update.anchor or any(term.coefficient for term in update.terms))
 
 
 def check_header(header: dict[str, Any]) -> None:

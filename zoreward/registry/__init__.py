@@ -7,6 +7,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 """
 
 from zoreward.registry.calls import Returned, mean_score
+from zoreward.registry.code import code_of
 from zoreward.registry.decorator import objective
 from zoreward.registry.patience import Patience, left_behind, patient
 from zoreward.registry.places import place_of
@@ -21,6 +22,7 @@ __all__ = [
     "Patience",
     "Returned",
     "Source",
+    "code_of",
     "describe_objective",
     "get_objective",
     "left_behind",
