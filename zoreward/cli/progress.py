@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.journal import moves
 from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ProgressCallback(TrainerCallback):
         self._task = self._bar.add_task("", total=trainer.args.max_steps)
         self._scores: deque[float] = deque(maxlen=WINDOW)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
+        self._moved: deque[bool] = deque(maxlen=WINDOW)
         self._best = -math.inf
         self._begun = 0.0
 
@@ -72,6 +74,8 @@ class ProgressCallback(TrainerCallback):
             parts.append(f"best dev {self._best:.4f}")
         if step:
             parts.append(f"no signal {self._trainer.method_state.silent / step:.0%}")
+        if self._moved and not any(self._moved):  # then a score that changes does so with its rows alone
+            parts.append(f"no weight moved in the last {len(self._moved)} steps")
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
             left = timedelta(seconds=round(pace * (steps - step)))
@@ -93,6 +97,7 @@ class ProgressCallback(TrainerCallback):
         if self._trainer.last_step is not None:
             scores = self._trainer.last_step.scores
             self._scores.append(math.fsum(scores) / len(scores))
+            self._moved.append(moves(self._trainer.last_step.update))
         status = self.status(state.global_step, state.max_steps)
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
         every = self._trainer.args.completions_every

@@ -58,7 +58,7 @@ def _replay(context: typer.Context, values: dict[str, Any]) -> int:
         steps = checked_step(run, values["step"])
         if values["output"]:
             model, tokenizer = _loaded(run, values)
-            _save(Path(values["output"]), _moved(run, model, steps), tokenizer)
+            _save(Path(values["output"]), _moved(run, model, steps), tokenizer, run, steps)
     summary = {
         "run": values["run"],
         "steps": steps,
@@ -124,11 +124,16 @@ def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
         return replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
 
 
-def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run, steps: int) -> None:
+    from zoreward.journal.card import Told, write_card
+
+    kind = "adapter" if getattr(model, "peft_config", None) else "whole"
+    evaluations = [(step, score) for step, score in run.evaluations if step <= steps]
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+        write_card(output, run.header, Told(steps, run.n_steps, kind, evaluations))  # PEFT has written one of its own
     except OSError as error:
         raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
 

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANK, MAX_RANKS, MAX_TERMS
 from zoreward.journal.disk import open_file
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.run import MAX_BLOCKS, MAX_RANK, Run, check_header
+from zoreward.journal.run import Run, check_header, directions
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
+from zoreward.methods import Directions
 from zoreward.records import DISTRIBUTIONS, InputError, MissingFileError, StepRecord, Term, Update
 
 
@@ -90,6 +92,7 @@ class Scan:
         crc: its checksum.
         end: bytes of all lines so far.
         header: what the first line holds.
+        drawn: what the directions derive from, where the header tells.
         steps: the lines of the steps, as they stand in the file: objects would take several times their room.
         evaluations: (steps done, score).
         metrics: what else is known of each evaluation.
@@ -100,6 +103,7 @@ class Scan:
     crc: int = 0
     end: int = 0
     header: dict[str, Any] = field(default_factory=dict)
+    drawn: Directions | None = None
     steps: list[bytes] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     metrics: list[dict[str, float | None]] = field(default_factory=list)
@@ -136,6 +140,8 @@ class Scan:
         elif kind == "step":
             if (problem := _step_problem(fields)) is not None:
                 self.refuse(problem)
+            if self.drawn is not None and self.drawn.drawn(due) > max(FREE_DIRECTIONS, len(fields["scores"])):
+                self.refuse("it has fewer scores than the directions that the header tells of")
             self.steps.append(line)
         elif kind == "evaluation":
             if not number(fields.get("score"), LARGEST_SCORE):
@@ -154,6 +160,7 @@ class Scan:
             check_header(self.header)
         except InputError as error:
             raise InputError(f"{self.path}, line 1: {error}", hint=error.hint) from None
+        self.drawn = directions(self.header)
 
     def refuse(self, problem: str) -> NoReturn:
         """Say what is wrong with the line at hand."""
@@ -173,12 +180,16 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
         return "its scores are no numbers"
     if not (isinstance(terms, list) and all(map(_is_term, terms))):
         return "its terms are none"
+    if len(terms) > MAX_TERMS or sum(term[2] for term in terms if len(term) > 2) > MAX_RANKS:
+        return "it has more terms, or of a higher rank, than any step"
     turn = fields.get("block")
     blocks = fields.get("term_blocks", [turn] * len(terms))
     if not (isinstance(blocks, list) and len(blocks) == len(terms) and all(map(_is_block, [turn, *blocks]))):
         return "its blocks are none"
     distribution = fields.get("distribution", "normal")
-    if distribution not in DISTRIBUTIONS or (distribution != "normal" and any(len(term) == 5 for term in terms)):
+    if not (isinstance(distribution, str) and distribution in DISTRIBUTIONS):
+        return "its distribution is none"
+    if distribution != "normal" and any(len(term) == 5 for term in terms):
         return "its distribution is none"
     return None
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoreward.journal.bounds import (
+    MAX_BLOCKS,
+    MAX_DIRECTIONS,
+    MAX_RANK,
+    MAX_STEPS,
+    MAX_WINDOW,
+    check_made,
+    check_method,
+)
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import DISTRIBUTIONS, InputError, StepRecord, Update, to_float32
-
-MAX_RANK = 4096
-MAX_DIRECTIONS = 1 << 20
-MAX_WINDOW = 1 << 10
-MAX_STEPS = 1 << 40
-MAX_BLOCKS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Run:
 def moves(update: Update) -> bool:
     """Whether an update moves any weight.
 
+    >>> from zoreward.records import Term
     >>> moves(Update(0.0, (Term(7, 0.0),), 0)), moves(Update(0.0, (Term(7, 0.5),), 0))
     (False, True)
     """
@@ -138,10 +142,8 @@ def check_header(header: dict[str, Any]) -> None:
     if not (isinstance(limits, dict) and limits.keys() == streams.keys() and all(map(number, limits.values()))):
         raise InputError("its limits are not those of its weights", hint="Ask whoever wrote it for another copy.")
     _check_blocks(header)
-    if "head" in header and not _is_head(header["head"]):
-        raise InputError(
-            "its header does not say what the run's head was", hint="Ask whoever wrote it for another copy."
-        )
+    check_method(header)
+    check_made(header)
     if header.get("dtype") not in ("float64", "float32", "bfloat16", "float16"):
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
 
@@ -160,13 +162,6 @@ def _check_blocks(header: dict[str, Any]) -> None:
     sound = sound and set(blocks.values()) == set(range(count))
     if not (sound and blocks.keys() == (header["streams"].keys() if count else set())):
         raise InputError("its blocks are not those of its weights", hint="Ask whoever wrote it for another copy.")
-
-
-def _is_head(value: Any) -> bool:
-    if not isinstance(value, dict) or not number(value.get("spread")):
-        return False
-    names = [value.get("classes"), value.get("weights")]
-    return all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in names)
 
 
 def directions(header: dict[str, Any]) -> Directions | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoreward.journal.bounds import MAX_TERMS, check_method
 from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import number, parse, whole
 from zoreward.journal.run import Run, check_header, directions, own_coefficients
@@ -124,12 +125,16 @@ def run_of(data: bytes) -> Run:
     """
     about, stored = _open(data)
     header, steps = about.get("header"), about.get("steps")
+    if isinstance(header, dict):
+        check_method(header)
     drawn = directions(header) if isinstance(header, dict) else None
     if not isinstance(header, dict) or drawn is None or not whole(steps, MAX_FILE):
         raise ValueError("it does not say what its directions derive from")
     if steps * 4 > len(stored[1]):
         raise ValueError("it has more steps than numbers")
     ends = range(0, (steps + 1) * drawn.count, drawn.count) if drawn.even else _ends(drawn, steps)
+    if steps and drawn.size(steps - 1) * (drawn.window if drawn.momentum else 1) > MAX_TERMS:
+        raise ValueError("it has more directions a step than any run")
     arrays = _arrays(stored, about, (steps, drawn.count) if drawn.even else (ends[-1],), steps)
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}

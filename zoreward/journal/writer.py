@@ -119,7 +119,7 @@ class Journal:
         )
 
     def append_evaluation(self, step: int, score: float, metrics: Mapping[str, float | None] | None = None) -> None:
-        """Write the score of an evaluation after `step` steps, and what else is known of it: finite numbers, or None."""
+        """Write the score of an evaluation after `step` steps, and what else is known of it: numbers, or None."""
         more = {"metrics": dict(metrics)} if metrics else {}
         self._write({"kind": "evaluation", "step": step, "score": score, **more})
 
