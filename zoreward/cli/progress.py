@@ -75,7 +75,7 @@ class ProgressCallback(TrainerCallback):
         if step:
             parts.append(f"no signal {self._trainer.method_state.silent / step:.0%}")
         if self._moved and not any(self._moved):  # then a score that changes does so with its rows alone
-            parts.append(f"no weight moved in the last {len(self._moved)} steps")
+            parts.append("no weight moved" + (f" in {len(self._moved)} steps" if len(self._moved) > 1 else ""))
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
             left = timedelta(seconds=round(pace * (steps - step)))

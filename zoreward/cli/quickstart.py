@@ -32,6 +32,7 @@ OBJECTIVE = "accuracy"
 PROMPT: dict[str, Any] = {"template": "{text} It was", "choices": [" bad", " good"]}
 STEPS = 150
 # With half the ε, two batches of three scored the same on both sides and taught nothing; with this, one of three.
+LOGGING: dict[str, Any] = {"logging_steps": 20}
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
 
 YOURS = """\
@@ -98,7 +99,7 @@ def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
 
     # On the CPU also where there are GPUs: the model is too small for them, and the result is the same everywhere.
     args = ZOConfig(
-        str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, logging_steps=20
+        str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, **LOGGING
     )
     trainer = ZOTrainer(MODEL, objective=OBJECTIVE, args=args, train_dataset=load_rows(TRAIN))
     without_own_progress(trainer)
@@ -177,7 +178,8 @@ def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
 
 def _config(values: dict[str, Any]) -> dict[str, Any]:
     own = {name: values[name] for name in ("max_steps", "seed", "output")}
-    return {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, **PROMPT, **SETTINGS, **own}
+    fixed = {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, "device": "cpu"}
+    return {**fixed, **PROMPT, **SETTINGS, **LOGGING, **own}
 
 
 def _what_happens(trainer: ZOTrainer) -> str:

@@ -235,9 +235,10 @@ def _is_done(run: Run, output: Path, options: dict[str, Any]) -> bool:
         return False
     if not isinstance(then, dict) or run.n_steps < options["max_steps"]:
         return False
-    given = {name: value for name, value in options.items() if value is not None or name not in BY_NEED}
-    evaluated = [step for step, _ in run.evaluations]
-    return all(value == then.get(name) for name, value in given.items()) and run.n_steps in (evaluated or [run.n_steps])
+    chosen = {name for name in BY_NEED if options.get(name) is None}
+    names = (options.keys() | then.keys()) - chosen
+    evaluated = [step for step, _ in run.evaluations] or [run.n_steps]
+    return all(options.get(name) == then.get(name) for name in names) and run.n_steps in evaluated
 
 
 def _is_made_so(run: Run, objective: Objective, options: dict[str, Any]) -> bool:

@@ -141,7 +141,8 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         task = with_task("tune", context, values)
         _check(values)
-        objective = made_objective(source, given_options(context, values), values["also"])
+        own = given_options(context, values)
+        objective = made_objective(source, own, values["also"])
         patient_objective(objective, values)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
@@ -155,7 +156,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         found, problem = None, ""
         digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
         if values["resume"]:
-            found, problem = finished_run(output, resolved(source, values), objective, digest)
+            found, problem = finished_run(output, resolved(source, values, own), objective, digest)
         if found is not None:
             print(f"the run in {output} is finished")
         else:
@@ -164,7 +165,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             trainer.provenance = provenance_of(values, rows, words)
             chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
             with trainer.holding_run():
-                write_config(output, resolved(source, {**values, **chosen}))
+                write_config(output, resolved(source, {**values, **chosen}, own))
                 start = time.perf_counter()
                 try:
                     with finishing_steps(trainer), progress:
@@ -243,7 +244,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     settings |= {
         "output_dir": values["output"],
         "eval_strategy": "steps" if rows.dev else "no",
-        "eval_steps": values["eval_steps"] or values["max_steps"],
+        "eval_steps": values["eval_steps"] or (values["max_steps"] if rows.dev else None),
         "load_best_model_at_end": values["keep"] == "best",
         "per_device_eval_batch_size": values["eval_batch_size"] or 0,
         "disable_tqdm": True,
