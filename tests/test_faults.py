@@ -14,6 +14,7 @@ kills; the last test counts them.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import random
@@ -88,6 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_
     rows = [{"text": f"{a} {word} film", "label": int(n > 2)} for n, word in enumerate(words) for a in ("a", "the")]
     (found / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.set_num_threads(1)  # a forked child has none of the other threads
+    for name in ("zoreward.trainer", "zoreward.cli.progress", "peft", "datasets", "sklearn.metrics", "rich.progress"):
+        importlib.import_module(name)  # once, and not in each child
     return found
 
 
@@ -296,8 +299,6 @@ def in_the_middle_of_a_snapshot() -> None:
 
 def patch(module: str, name: str, number: int, after: bool = False) -> Callable[[], None]:
     def do() -> None:
-        import importlib
-
         place, _, attribute = name.rpartition(".")
         target = importlib.import_module(module)
         at_call(number, getattr(target, place) if place else target, attribute, after=after)
