@@ -15,6 +15,7 @@ import yaml
 
 from zoreward.cli import main
 from zoreward.config import ZOArguments
+from zoreward.records import Term, Update
 from zoreward.registry import Entry, describe_objective, list_objectives
 
 REWARDS = '''
@@ -335,12 +336,41 @@ def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, mo
             callback.on_step_begin(None, state, None)
             now[0] += 2.5
             state.global_step = step
-            trainer.last_step = SimpleNamespace(scores=scores)
+            trainer.last_step = SimpleNamespace(scores=scores, update=Update(0.0, (Term(step, 0.5 * (step - 1)),), 0))
             trainer.method_state = SimpleNamespace(silent=step - 1, step=step)
             callback.on_step_end(None, state, None)
         callback.on_log(None, state, None, logs={"score": 0.4})
     text = screen.getvalue()
     # scores 0.2 and 0.6; one silent step of two; six steps of 2.5 s to go
     assert "score 0.4000 · best dev 0.7500 · no signal 50% · 2.50 s/step · 0:00:15 left" in text
+    assert "no weight moved" not in callback.status(2, 8)
     assert ("2/8" in text) and (("step 2/8 ·" in text) is not terminal)
     assert text.count("dev score 0.5000 · best 0.7500") == 1
+
+
+@pytest.mark.parametrize("update", [Update(0.0, (), 0), Update(0.0, (Term(1, 0.0), Term(2, 0.0)), 0)])
+def test_a_score_that_rises_while_no_weight_moves_says_so(update: Update) -> None:
+    trainer, callback, _ = progress(False)
+    for step in (1, 2, 3):
+        trainer.last_step = SimpleNamespace(scores=(0.1 * step,), update=update)
+        callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=8), None)
+    assert "score 0.2000 · no signal 0% · no weight moved in 3 steps" in callback.status(3, 8)
+    trainer.last_step = SimpleNamespace(scores=(0.5,), update=Update(0.25, (), 0))  # weight decay moves them too
+    callback.on_step_end(None, SimpleNamespace(global_step=4, max_steps=8), None)
+    assert "no weight moved" not in callback.status(4, 8)
+
+
+def test_a_run_that_moved_nothing_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "neg-cross-entropy", *TUNE, "--steps", "2", "--test-data", "dev.jsonl", "--test-rows", "3"]
+    assert main([*words, "--lr", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "no step moved a weight: they are those of the base" in out
+    # Its test rows are drawn: the first ones, which `eval --limit` takes, are others.
+    assert "3 test, drawn as `eval --test-rows 3` draws them (--limit takes the first ones)" in err
+    assert main(["eval", "neg-cross-entropy", *EVAL, "--test-rows", "3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "rows: 3 drawn of 5, as `tune --test-rows 3` draws them" in err
+    drawn = last_object(out)["score"]
+    assert main(["eval", "neg-cross-entropy", *EVAL, "--limit", "3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "rows: the first 3\n" in err and last_object(out)["score"] != drawn
