@@ -361,16 +361,16 @@ def test_a_score_that_rises_while_no_weight_moves_says_so(update: Update) -> Non
 
 
 def test_a_run_that_moved_nothing_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["tune", "neg-cross-entropy", *TUNE, "--steps", "2", "--test-data", "dev.jsonl", "--test-rows", "3"]
+    words = ["tune", "neg-cross-entropy", *TUNE, "--steps", "2", "--test-data", "dev.jsonl", "--test-rows", "2"]
     assert main([*words, "--lr", "0"]) == 0
     out, err = capsys.readouterr()
     assert "no step moved a weight: they are those of the base" in out
     # Its test rows are drawn: the first ones, which `eval --limit` takes, are others.
-    assert "3 test, drawn as `eval --test-rows 3` draws them (--limit takes the first ones)" in err
-    assert main(["eval", "neg-cross-entropy", *EVAL, "--test-rows", "3", "--json"]) == 0
+    assert "2 test, drawn as `eval --test-rows 2` draws them (--limit takes the first ones)" in err
+    assert main(["eval", "neg-cross-entropy", *EVAL, "--test-rows", "2", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "rows: 3 drawn of 5, as `tune --test-rows 3` draws them" in err
+    assert "rows: 2 drawn of 5, as `tune --test-rows 2` draws them" in err
     drawn = last_object(out)["score"]
-    assert main(["eval", "neg-cross-entropy", *EVAL, "--limit", "3", "--json"]) == 0
+    assert main(["eval", "neg-cross-entropy", *EVAL, "--limit", "2", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "rows: the first 3\n" in err and last_object(out)["score"] != drawn
+    assert "rows: the first 2\n" in err and last_object(out)["score"] != drawn
