@@ -270,8 +270,10 @@ def length(completions, *, power: float = 1.0):
 
 
 def test_code_is_that_of_a_function_and_of_all_that_it_uses(tmp_path, monkeypatch):
-    text = "import math\nA = 1\nB = 2\n\ndef helper(x):\n    return A * x\n\n" + (
-        "def reward(completions):\n    return [helper(len(c)) for c in completions]\n\ndef other(completions):\n    return B\n"
+    text = (
+        "import math\nA = 1\nB = 2\n\ndef helper(x):\n    return A * x\n\n"
+        "def reward(completions):\n    return [helper(len(c)) for c in completions]\n\n"
+        "def other(completions):\n    return B\n"
     )
     file = tmp_path / "own.py"
 

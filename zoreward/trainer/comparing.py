@@ -102,7 +102,7 @@ def forward_config(model: Any) -> dict[str, Any]:
     >>> found["n_layer"], "architectures" in found
     (2, False)
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     fields = config.to_dict() if hasattr(config, "to_dict") else {}
     found = {name: value for name, value in fields.items() if not name.startswith("_") and name not in _NO_FORWARD}
     for name, own in (getattr(model, "peft_config", None) or {}).items():
