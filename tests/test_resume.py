@@ -203,6 +203,26 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on_or_begins(left, whole, tmp
     assert (tmp_path / "journal.jsonl").read_bytes() == whole[1]
 
 
+@pytest.mark.parametrize("left", ["nothing", "half"])
+def test_a_prefix_that_was_not_written_down_before_a_kill_is_written_then(left, tmp_path, tokenizer):
+    few = {"tune": "prefix", "max_steps": 1, "eval_strategy": "no", "weight_decay": 0.0}
+    run = trainer(tmp_path / "whole", tokenizer, **few)
+    run.train()
+    first = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+    folder = tmp_path / "left"
+    (folder / "start").mkdir(parents=True)
+    (folder / "journal.jsonl").write_bytes(first)
+    if left == "half":
+        (folder / "start" / "adapter_model.safetensors").write_bytes(b"half")
+    again = trainer(folder, tokenizer, **few)
+    again.train(resume_from_checkpoint=True)
+    assert same(weights(again), weights(run))
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "start").iterdir()} for name in ("whole", "left")
+    ]
+    assert files[0] == files[1] and files[0].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+
+
 def test_where_there_is_no_run_it_begins(whole, tmp_path, tokenizer):
     run = trainer(tmp_path / "new", tokenizer)
     run.train(resume_from_checkpoint=str(tmp_path / "new"))

@@ -27,7 +27,8 @@ from zoreward.journal import (
     reopen,
     write_snapshot,
 )
-from zoreward.journal.card import Told, write_card
+from zoreward.journal.card import CARD_NAME, Told, write_card
+from zoreward.journal.disk import remove, sync_all
 from zoreward.members import has_adapter
 from zoreward.methods import SPSAState, state_after
 from zoreward.records import InputError, StepRecord
@@ -157,6 +158,8 @@ class ResumableTrainer(Trainer):
         if self.ready.start:
             with told_where(self.args.output_dir):
                 self.model.save_pretrained(self.ready.start)
+                remove(Path(self.ready.start, CARD_NAME))  # PEFT's, which says nothing true
+                sync_all(self.ready.start)
 
     def _write_step(self, record: StepRecord) -> None:
         assert self._journal is not None
@@ -201,6 +204,8 @@ class ResumableTrainer(Trainer):
                 self._keep_start()
                 return 0
             refuse_other_run(folder, run.header, self.header)
+            if not run.n_steps:  # a kill may have come between the header and the prefix
+                self._keep_start()
             self._take_up(run)
         except BaseException:
             self._journal.close()
