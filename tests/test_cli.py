@@ -255,7 +255,8 @@ def test_tune_takes_transformers_names_too(folder: Path, capsys: pytest.CaptureF
     configs = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("short", "long")]
     assert [config.pop("output") for config in configs] == ["short", "long"]
     assert configs[0] == configs[1]
-    assert (configs[0]["max_steps"], configs[0]["average"], configs[0]["pos_label"]) == (2, "macro", 1)
+    assert (configs[0]["max_steps"], configs[0]["average"]) == (2, "macro")
+    assert "pos_label" not in configs[0]  # it was not given: the run has the objective's own
 
 
 def test_an_objective_s_options_reach_it_when_tuning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
