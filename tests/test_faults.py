@@ -227,7 +227,7 @@ def damaged_model(output: Path, how: int) -> None:
         os.mkfifo(weights)
     else:
         (output / "trajectory.safetensors").write_bytes(b"")
-        (output / "model" / "config.json").unlink()
+        (output / "model" / "tokenizer_config.json").unlink()
 
 
 @pytest.mark.parametrize("kind", KINDS)
