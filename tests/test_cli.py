@@ -15,6 +15,7 @@ import yaml
 
 from zoreward.cli import main
 from zoreward.config import ZOArguments
+from zoreward.records import Term, Update
 from zoreward.registry import Entry, describe_objective, list_objectives
 
 REWARDS = '''
@@ -219,8 +220,8 @@ def test_tune_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     result = json.loads(out)
-    names = ["objective", "score", "best", "best_step", "kept", "steps", "seconds", "output"]
-    assert [name for name in result if name != "peak_gb"] == names  # told where there is a GPU
+    names = ["objective", "score", "best", "best_step", "stopped", "peak_gb", "kept", "steps", "seconds", "output"]
+    assert list(result) == names
     assert (result["objective"], result["steps"], result["output"]) == ("right", 5, "run")
     assert "memory: weights 0.0703 MB + scratch 0.141 MB + activations about " in err  # a couple's copies are kept
     dev = [float(line.split("dev score ")[1].split(" ")[0]) for line in err.splitlines() if "dev score " in line]
@@ -254,7 +255,8 @@ def test_tune_takes_transformers_names_too(folder: Path, capsys: pytest.CaptureF
     configs = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("short", "long")]
     assert [config.pop("output") for config in configs] == ["short", "long"]
     assert configs[0] == configs[1]
-    assert (configs[0]["max_steps"], configs[0]["average"], configs[0]["pos_label"]) == (2, "macro", 1)
+    assert (configs[0]["max_steps"], configs[0]["average"]) == (2, "macro")
+    assert "pos_label" not in configs[0]  # it was not given: the run has the objective's own
 
 
 def test_an_objective_s_options_reach_it_when_tuning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,12 +337,41 @@ def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, mo
             callback.on_step_begin(None, state, None)
             now[0] += 2.5
             state.global_step = step
-            trainer.last_step = SimpleNamespace(scores=scores)
+            trainer.last_step = SimpleNamespace(scores=scores, update=Update(0.0, (Term(step, 0.5 * (step - 1)),), 0))
             trainer.method_state = SimpleNamespace(silent=step - 1, step=step, unscored=0)
             callback.on_step_end(None, state, None)
         callback.on_log(None, state, None, logs={"score": 0.4})
     text = screen.getvalue()
     # scores 0.2 and 0.6; one silent step of two; six steps of 2.5 s to go
     assert "score 0.4000 · best dev 0.7500 · no signal 50% · 2.50 s/step · 0:00:15 left" in text
+    assert "no weight moved" not in callback.status(2, 8)
     assert ("2/8" in text) and (("step 2/8 ·" in text) is not terminal)
     assert text.count("dev score 0.5000 · best 0.7500") == 1
+
+
+@pytest.mark.parametrize("update", [Update(0.0, (), 0), Update(0.0, (Term(1, 0.0), Term(2, 0.0)), 0)])
+def test_a_score_that_rises_while_no_weight_moves_says_so(update: Update) -> None:
+    trainer, callback, _ = progress(False)
+    for step in (1, 2, 3):
+        trainer.last_step = SimpleNamespace(scores=(0.1 * step,), update=update)
+        callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=8), None)
+    assert "score 0.2000 · no signal 0% · no weight moved in 3 steps" in callback.status(3, 8)
+    trainer.last_step = SimpleNamespace(scores=(0.5,), update=Update(0.25, (), 0))  # weight decay moves them too
+    callback.on_step_end(None, SimpleNamespace(global_step=4, max_steps=8), None)
+    assert "no weight moved" not in callback.status(4, 8)
+
+
+def test_a_run_that_moved_nothing_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "neg-cross-entropy", *TUNE, "--steps", "2", "--test-data", "dev.jsonl", "--test-rows", "2"]
+    assert main([*words, "--lr", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "no step moved a weight: they are those of the base" in out
+    # Its test rows are drawn: the first ones, which `eval --limit` takes, are others.
+    assert "2 test, drawn as `eval --test-rows 2` draws them (--limit takes the first ones)" in err
+    assert main(["eval", "neg-cross-entropy", *EVAL, "--test-rows", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "rows: 2 drawn of 5, as `tune --test-rows 2` draws them" in err
+    drawn = last_object(out)["score"]
+    assert main(["eval", "neg-cross-entropy", *EVAL, "--limit", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "rows: the first 2\n" in err and last_object(out)["score"] != drawn

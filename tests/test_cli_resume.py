@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from zoreward.cli import main
-from zoreward.journal import load_run
+from zoreward.journal import Journal, load_run, reopen
+from zoreward.trainer import ZOTrainer
 
 OBJECTIVES = """
 import json, os, signal
@@ -50,6 +52,10 @@ def _raise():
 def fails(logprobs, references):
     at_call(6, _raise)
     return plain(logprobs, references)
+
+def brief(completions, log_metric=None):
+    log_metric("size", sum(map(len, completions)))
+    return [-float(len(text)) for text in completions]
 
 def wave(logprobs, references, trainer_state=None):
     # dev rows are five, others six or more
@@ -148,6 +154,180 @@ def test_a_finished_run_says_so_and_a_model_that_is_missing_is_made(
     assert weights(whole) == expected and not (whole / "model.part").exists()
 
 
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = {
+    "emptied": lambda run: [path.unlink() for path in (run / "model").iterdir()],
+    "half-deleted": lambda run: (run / "model" / "tokenizer.json").unlink(),
+    "cut off": lambda run: os.truncate(run / "model" / "model.safetensors", 1000),
+    "a pipe": lambda run: _pipe(run / "model" / "model.safetensors"),
+    "no card": lambda run: (run / "model" / "README.md").unlink(),
+    "a record of nothing": lambda run: (run / "model" / "zoreward.json").write_text("[" * 10_000),
+    "a record that is a pipe": lambda run: _pipe(run / "model" / "zoreward.json"),
+    "a file in its place": lambda run: (shutil.rmtree(run / "model"), (run / "model").write_text("mine")),
+    "moved aside": lambda run: (run / "model").rename(run / "model.old"),
+    "a part beside it": lambda run: shutil.copytree(run / "model", run / "model.part"),
+    "no trajectory": lambda run: (run / "trajectory.safetensors").unlink(),
+    "half a trajectory": lambda run: os.truncate(run / "trajectory.safetensors", 100),
+    "a trajectory that is a pipe": lambda run: _pipe(run / "trajectory.safetensors"),
+    "options that are a pipe": lambda run: _pipe(run / "config.yaml"),
+    "options that were cut off": lambda run: os.truncate(run / "config.yaml", 40),
+    "a pipe in the place of a part": lambda run: (_pipe(run / "config.yaml"), os.mkfifo(run / "config.yaml.part")),
+}
+_QUICK = ("half-deleted", "a pipe", "moved aside", "half a trajectory", "a pipe in the place of a part")
+
+
+@pytest.mark.parametrize("how", [how if how in _QUICK else pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE])
+def test_what_is_wrong_with_a_finished_run_is_made_good(
+    how: str, whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(path.relative_to(whole)): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+    again = ["tune", "./rewards.py:plain", *TUNE, "--output", "whole", "--resume"]
+    before = files()
+    DAMAGE[how](whole)
+    assert main(again) == 0
+    assert files() == before
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(["--steps", "3"], ["--steps", "5"]), (["--keep", "last"], ["--keep", "best"])]
+)
+def test_a_model_of_an_earlier_end_is_not_taken_for_the_last(
+    first: list[str], then: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["tune", "./rewards.py:plain", *TUNE, "--eval-data", "dev.jsonl", "--eval-every", "1", "--lr", "2e-2"]
+    assert main([*run, *first, "--output", "run"]) == 0
+    stale = weights(folder / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(ZOTrainer, "save_model", _killed)
+        with pytest.raises(SystemExit):
+            main([*run, *then, "--output", "run", "--resume"])
+    capsys.readouterr()
+    assert main([*run, *then, "--output", "run", "--resume"]) == 0
+    assert "is finished\n" not in capsys.readouterr().err
+    assert main([*run, *then, "--output", "other"]) == 0
+    assert weights(folder / "run") == weights(folder / "other") != stale
+
+
+def _killed(self: ZOTrainer, output: str) -> None:
+    raise SystemExit(137)
+
+
+def test_the_same_is_told_of_a_run_that_was_resumed_and_of_one_that_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "sentence", "--max-new-tokens", "2", "--num-directions", "2", "--eval-data", "dev.jsonl"]
+    few = ["--model", "model", "--data", "train.jsonl", "--steps", "2", "--device", "cpu", "--test-data", "dev.jsonl"]
+    tune = ["tune", "./rewards.py:brief", *few, *words, "--json", "--output"]
+
+    def told(*more: str) -> dict:
+        capsys.readouterr()
+        assert main([*tune, *more]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1]) | {"seconds": 0, "output": ""}
+
+    whole = told("whole")
+    assert {"length", "distinct_2", "size", "stopped", "peak_gb", "kept", "test", "test_rows"} <= whole.keys()
+    with monkeypatch.context() as patched:
+        patched.setattr(ZOTrainer, "save_model", _killed)
+        with pytest.raises(SystemExit):
+            main([*tune, "left"])
+    resumed, finished = told("left", "--resume"), told("left", "--resume")
+    assert list(whole) == list(resumed) == list(finished)
+    assert whole == resumed == finished
+
+
+def test_of_two_commands_that_begin_in_one_folder_the_second_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {}
+
+    def overtaken(self: ZOTrainer) -> None:  # the other one begins while this one gets ready
+        if not made:
+            made["journal"] = Journal("run", {"fingerprint": "ab" * 32})
+            Path("run/config.yaml").write_text("seed: 7\n")
+        begin(self)
+
+    begin = ZOTrainer._begin
+    monkeypatch.setattr(ZOTrainer, "_begin", overtaken)
+    for more in ([], ["--resume"]):
+        made.clear()
+        shutil.rmtree("run", ignore_errors=True)
+        assert main(["tune", "./rewards.py:plain", *TUNE, "--output", "run", *more]) == 2
+        assert "error: 'run' holds a run already" in capsys.readouterr().err
+        assert sorted(path.name for path in Path("run").iterdir()) == ["config.yaml", "journal.jsonl"]
+        assert Path("run/config.yaml").read_text() == "seed: 7\n"
+        made["journal"].close()
+
+
+def test_a_finished_run_that_another_process_is_at_work_on_is_left_alone(
+    whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (whole / "model.part").mkdir()  # the other one is saving
+    journal, _ = reopen(whole)
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert main(["tune", "./rewards.py:plain", *TUNE, "--output", "whole", "--resume"]) == 2
+    assert "another process is at work" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    journal.close()
+
+
+def test_edited_rewards_and_an_edited_model_are_other_runs(
+    whole: Path, folder: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["tune", "./rewards.py:plain", *TUNE, "--steps", "6", "--output", "whole", "--resume"]
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    rewards, kept = folder / "rewards.py", (folder / "rewards.py").read_text()
+    rewards.write_text(kept.replace("float(row[index])", "float(row[index]) * 2", 1))
+    for words in (more, [*more, "--steps", "5"]):  # the second would be finished
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "error: the run in 'whole' was made with other code of the objective 'plain'" in err
+        assert "hint: Put the code back as it was to go on." in err
+    rewards.write_text(kept)
+    (folder / "model").unlink()
+    shutil.copytree(tiny_model_dir, folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1, "architectures": None}))
+    for words in (more, [*more, "--steps", "5"]):
+        assert main(words) == 2
+        assert "with another config of the model: rms_norm_eps=1e-06, not 0.1" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+    # What says nothing of the scores may change.
+    (folder / "model" / "config.json").write_text(json.dumps({**config, "transformers_version": "5.17.0"}))
+    rewards.write_text(kept + "\ndef another(completions):\n    return 1.0\n")
+    assert main(more) == 0
+
+
+def test_a_model_comes_without_a_pickle_and_with_a_true_card(whole: Path, folder: Path) -> None:
+    for tune in ([], ["--tune", "lora"], ["--tune", "lora", "--merge"]):
+        output = "-".join(["card", *tune])
+        more = ["--eval-data", "dev.jsonl", "--seed", "3", "--also", "accuracy=0.5", "--steps", "2"]
+        assert main(["tune", "./rewards.py:plain", *TUNE, *more, *tune, "--output", output]) == 0
+        for path in (folder / output / "model").iterdir():
+            assert path.suffix in (".json", ".md", ".safetensors", ".jinja"), path
+            assert path.read_bytes()[:2] not in (b"PK", b"\x80\x04"), path
+        card = (folder / output / "model" / "README.md").read_text()
+        run = load_run(folder / output)
+        assert "| objective | `plain + 0.5*accuracy` plain.weight=1.0, accuracy.weight=0.5 |" in card
+        assert "| seed | 3 |" in card and "| steps | 2 |" in card and "`spsa`" in card
+        assert "| rows to tune on | 12, train.jsonl |" in card and "| dev rows | 5, dev.jsonl |" in card
+        assert f"{run.evaluations[0][1]:.6g} before step 1, {run.evaluations[-1][1]:.6g} after step 2" in card
+        assert "    zoreward tune ./rewards.py:plain --model model" in card and f"--output {output}" in card
+        for false in ("Adam", "from scratch", "More Information Needed", "[optional]", "Trainer"):
+            assert false not in card
+        kinds = {0: "a whole model", 2: "an adapter", 3: "a model with its adapter merged in"}
+        assert f"This is {kinds[len(tune)]}, tuned" in card
+        assert ('library_name: "peft"' in card) == (len(tune) == 2)
+
+
 @pytest.mark.slow
 def test_more_steps_go_on_and_other_options_are_refused(
     whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -201,8 +381,6 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(folder: Path, capsys: p
 def test_a_model_that_cannot_be_written_can_be_made_later(
     whole: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zoreward.trainer import ZOTrainer
-
     def full(self: ZOTrainer, output: str) -> None:
         Path(output).mkdir()
         Path(output, "model.safetensors").write_bytes(b"half")

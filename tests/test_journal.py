@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -258,13 +259,44 @@ FALSE = {
     "step after the end": (FIRST, STEP, {**STEP, "step": 5}),
     "evaluation ahead": (FIRST, {"kind": "evaluation", "step": 3, "score": 0.5}),
     "evaluation in words": (FIRST, {"kind": "evaluation", "step": 0, "score": "good"}),
+    "metrics in words": (FIRST, {"kind": "evaluation", "step": 0, "score": 0.5, "metrics": {"length": "long"}}),
+    "ranks beyond all bounds": (FIRST, {**STEP, "terms": [[1, 0.5, 4096]] * 65}),
+    "directions without scores": ({**FIRST, "method": {**METHOD, "num_directions": 1000}}, STEP),
+    "directions that grow": ({**FIRST, "method": {**METHOD, "num_directions": 65, "more_every": 1}}, STEP),
+    **{
+        f"method of {name}={str(value)[:20]}": ({**FIRST, "method": {**METHOD, "momentum": 0.5, name: value}},)
+        for name, value in [
+            ("num_directions", 10**8),
+            ("num_directions", 0),
+            ("num_directions", "2"),
+            ("window", 10**9),
+            ("rank", 10**6),
+            ("blocks", 10**9),
+            ("refresh", 0),
+            ("more_every", 10**4000),
+            ("seed", -1),
+            ("block_every", 2**50),
+            ("momentum", 1.5),
+            ("distribution", {"normal": 1}),
+        ]
+    },
+    "an adapter of all memory": ({**FIRST, "adapter": {"peft_type": "LORA", "r": 10**9}},),
+    "an adapter of one layer's rank": ({**FIRST, "adapter": {"peft_type": "LORA", "rank_pattern": {"q": 10**9}}},),
+    "an adapter's names that match for ever": (
+        {**FIRST, "adapter": {"peft_type": "LORA", "target_modules": ".*.*.*.*.*.*x"}},
+    ),
+    "an adapter that is none": ({**FIRST, "adapter": ["LORA"]},),
+    "a head of all memory": ({**FIRST, "head": {**HEAD, "classes": ["c"] * 10**5}},),
+    "blocks that nobody has": ({**FIRST, "method": {**METHOD, "blocks": 60_000}},),
 }
 
 
 @pytest.mark.parametrize("case", FALSE)
 def test_lines_that_say_what_cannot_be_are_refused_though_their_checksum_is_right(case, tmp_path):
+    data, start = signed(*FALSE[case]), time.process_time()
     with pytest.raises(InputError, match=f"line {len(FALSE[case])}:") as refused:
-        read(signed(*FALSE[case]), tmp_path)
+        read(data, tmp_path)
+    assert time.process_time() - start < 0.5
     assert refused.value.hint and len(str(refused.value)) < 300
     assert read(signed({**FIRST, "head": HEAD}, {**STEP, "anchor": 0.5}), tmp_path).n_steps == 1
 
@@ -475,16 +507,37 @@ HOSTILE = {
             }
         },
     ),
-    "rank beyond all bounds": lambda t: changed(
-        t, about={"header": {"noise_version": 2, **RUN, "method": {**METHOD, "rank": 10**9}}}
+    "rank beyond all bounds": lambda t: with_method(t, rank=10**9),
+    "as many directions": lambda t: with_method(t, num_directions=10**8),
+    "a long window": lambda t: with_method(t, momentum=0.9, window=10**6),
+    "directions times window": lambda t: with_method(t, num_directions=1 << 15, momentum=0.9, window=1 << 9),
+    "directions times rank": lambda t: with_method(t, num_directions=1 << 12, rank=1 << 12),
+    "as many blocks": lambda t: with_method(t, blocks=10**7),
+    "directions that are no numbers": lambda t: with_method(t, num_directions=[[2]]),
+    "more directions with each step": lambda t: with_method(t, more_every=1, num_directions=10**4),
+    "a digit too many": lambda t: with_method(t, refresh=10**4000),
+    "an adapter of all memory": lambda t: with_header(t, adapter={"peft_type": "LORA", "r": 10**9}),
+    "an adapter's names that match for ever": lambda t: with_header(
+        t, adapter={"peft_type": "LORA", "r": 2, "target_modules": "(a+)+$"}
     ),
+    "a head of all memory": lambda t: with_header(t, head={**HEAD, "classes": ["c"] * 10**5}),
 }
+
+
+def with_header(t: bytes, **changes) -> bytes:
+    return changed(t, about={"header": {"noise_version": 2, **RUN, **changes}})
+
+
+def with_method(t: bytes, **changes) -> bytes:
+    return with_header(t, method={**METHOD, **changes})
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_trajectories_are_refused(case, trajectory, tmp_path):
+    data, start = HOSTILE[case](trajectory), time.process_time()
     with pytest.raises(InputError) as refused:
-        load(HOSTILE[case](trajectory), tmp_path)
+        load(data, tmp_path)
+    assert time.process_time() - start < 0.5
     assert refused.value.hint and len(str(refused.value)) < 400
     assert load(changed(trajectory), tmp_path).n_steps == 4  # what is not changed is read
 

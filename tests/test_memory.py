@@ -232,12 +232,14 @@ def test_the_peak_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = SimpleNamespace(args=SimpleNamespace(device=CPU), state=SimpleNamespace(log_history=[]))
     trainer.drift, trainer.kept_step = None, 3
     summary = {"score": None, "steps": 3, "seconds": 1.0, "output": "run"}
-    assert "peak_gb" not in running.found_in(trainer)
-    assert "GPU" not in running.sentence_of({**summary, **running.found_in(trainer)})
+    run = SimpleNamespace(metrics=(), has_moved=True)
+    monkeypatch.setattr("zoreward.journal.load_run", lambda folder: run)
+    assert running.found_in(trainer, run)["peak_gb"] is None
+    assert "GPU" not in running.sentence_of({**summary, **running.found_in(trainer, run)})
     monkeypatch.setattr(scoring, "peak_bytes", lambda device: 1_234_000_000)
-    assert running.found_in(trainer)["peak_gb"] == 1.234
+    assert running.found_in(trainer, run)["peak_gb"] == 1.234
     assert "3 steps in 1.0 s, at most 1.23 GB on the GPU; " in running.sentence_of(
-        {**summary, **running.found_in(trainer)}
+        {**summary, **running.found_in(trainer, run)}
     )
 
 

@@ -3,7 +3,9 @@ other base is refused before anything is changed or written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from transformers import PreTrainedModel, TrainerCallback
 from conftest import random_model
 from zoreward import replay
 from zoreward.cli import main
-from zoreward.journal import Journal, fingerprint, load_run, replaying, weights_dtype
+from zoreward.journal import Journal, Run, fingerprint, load_run, replaying, weights_dtype
+from zoreward.journal.lines import encode
+from zoreward.journal.trajectory import trajectory_bytes
 from zoreward.kernels import cpu, portable
 from zoreward.members import tuned_weights, update_, updates_
 from zoreward.methods import SPSA, state_after
@@ -253,10 +257,10 @@ def _there(request, monkeypatch):
 def test_the_command_writes_the_model_that_the_run_wrote(run, tuned, tmp_path, capsys):
     assert main(["replay", run, "--model", "base", "--output-dir", str(tmp_path / "again"), "--device", "cpu"]) == 0
     assert "4 steps in" in capsys.readouterr().out
-    files = {path.name for path in (tuned / "run" / "model").iterdir()} - {"training_args.bin"}
+    files = {path.name for path in (tuned / "run" / "model").iterdir()} - {"zoreward.json"}
     assert files == {path.name for path in (tmp_path / "again").iterdir()}
     # transformers writes use_cache=false into the one, and older releases a list into the other.
-    for name in files - {"config.json", "generation_config.json"}:
+    for name in files - {"config.json", "generation_config.json", "README.md"}:
         assert (tmp_path / "again" / name).read_bytes() == (tuned / "run" / "model" / name).read_bytes(), name
 
 
@@ -348,3 +352,59 @@ def test_an_anchor_that_the_header_does_not_go_with_is_refused(changes, told, tm
     with pytest.raises(InputError, match=told):
         replay(tmp_path, model)
     assert bits(model) == before
+
+
+def hostile(folder: Path, header: dict, kind: str) -> Path:
+    """A journal or a trajectory of one header, with its right checksums."""
+    header = {"noise_version": 2, "fingerprint": "ab" * 32, "dtype": "float32", "streams": {"a": 1}, **header}
+    if kind == "journal":
+        path = folder / "journal.jsonl"
+        path.write_bytes(encode({"kind": "header", **header}, 0)[0])
+        return path
+    sound = {**header, "method": {"seed": 1, "num_directions": 1}}
+    sound.pop("adapter", None)
+    data = trajectory_bytes(Run(sound, 0, lambda step: None))
+    length = int.from_bytes(data[:8], "little")
+    entries, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    about = json.loads(entries["__metadata__"]["run"])
+    text = json.dumps({**about, "header": {name: value for name, value in header.items() if name != "streams"}})
+    digest = hashlib.sha256(text.encode() + body).hexdigest()
+    entries["__metadata__"] |= {"run": text, "sha256": digest}
+    head = json.dumps(entries).encode()
+    path = folder / "trajectory.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + body)
+    return path
+
+
+HOSTILE = {
+    "directions": {"method": {"seed": 1, "num_directions": 10**8}},
+    "window": {"method": {"seed": 1, "num_directions": 1, "momentum": 0.9, "window": 10**9}},
+    "rank": {"method": {"seed": 1, "num_directions": 1 << 14, "rank": 4096}},
+    "blocks": {"method": {"seed": 1, "num_directions": 1, "blocks": 10**9}},
+    "digits": {"method": {"seed": 10**4000, "num_directions": 1}},
+    "an adapter": {"method": {"seed": 1, "num_directions": 1}, "adapter": {"peft_type": "LORA", "r": 10**9}},
+}
+
+
+@pytest.mark.parametrize("kind", ["journal", "trajectory"])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_header_that_asks_for_hours_is_refused_in_one_line(case, kind, tmp_path, capsys):
+    path = hostile(tmp_path, HOSTILE[case], kind)
+    start = time.process_time()
+    assert main(["replay", str(path), "--json"]) == 2
+    assert time.process_time() - start < 0.9
+    out, err = capsys.readouterr()
+    assert out == "" and [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+    assert len(err) < 600
+    assert load_run(hostile(tmp_path, {"method": {"seed": 1, "num_directions": 1}}, kind)).n_steps == 0
+
+
+def test_streams_of_tensors_that_are_not_there_are_refused_in_short(tuned, tmp_path, capsys):
+    header = json.loads((tuned / "run" / "journal.jsonl").read_bytes().splitlines()[0])
+    streams = {**header["streams"], "\x1b[31m" + "x" * 10**6: 1}
+    header = {name: value for name, value in header.items() if name not in ("kind", "crc")}
+    path = hostile(tmp_path, {**header, "streams": streams, "model": "m" * 10**6}, "journal")
+    assert main(["replay", str(path), "--model", "base", "--output", str(tmp_path / "new"), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert "only one of them has '\\x1b[31mxxx" in err and "\x1b" not in err and len(err) < 1500
+    assert not (tmp_path / "new").exists()

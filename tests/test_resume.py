@@ -16,9 +16,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from conftest import random_model
 from zoreward.journal import Journal, load_run
+from zoreward.journal.lines import encode
 from zoreward.methods import METHODS
 from zoreward.records import InputError, ObjectiveError, StorageError
-from zoreward.registry import get_objective
+from zoreward.registry import code_of, get_objective, weighted_sum
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.comparing import refuse_other_run
 from zoreward.trainer.keeper import Keeper
@@ -203,6 +204,26 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on_or_begins(left, whole, tmp
     assert (tmp_path / "journal.jsonl").read_bytes() == whole[1]
 
 
+@pytest.mark.parametrize("left", ["nothing", "half"])
+def test_a_prefix_that_was_not_written_down_before_a_kill_is_written_then(left, tmp_path, tokenizer):
+    few = {"tune": "prefix", "max_steps": 1, "eval_strategy": "no", "weight_decay": 0.0}
+    run = trainer(tmp_path / "whole", tokenizer, **few)
+    run.train()
+    first = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+    folder = tmp_path / "left"
+    (folder / "start").mkdir(parents=True)
+    (folder / "journal.jsonl").write_bytes(first)
+    if left == "half":
+        (folder / "start" / "adapter_model.safetensors").write_bytes(b"half")
+    again = trainer(folder, tokenizer, **few)
+    again.train(resume_from_checkpoint=True)
+    assert same(weights(again), weights(run))
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "start").iterdir()} for name in ("whole", "left")
+    ]
+    assert files[0] == files[1] and files[0].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+
+
 def test_where_there_is_no_run_it_begins(whole, tmp_path, tokenizer):
     run = trainer(tmp_path / "new", tokenizer)
     run.train(resume_from_checkpoint=str(tmp_path / "new"))
@@ -249,6 +270,89 @@ REFUSED = {
     "family": ({"model": random_model("opt")}, "tunes other weights"),
     "fewer steps": ({"max_steps": 2}, "has done 3 steps, more than 2"),
 }
+
+
+SCALE = 2.0
+
+
+def scaled(score):
+    return SCALE * score
+
+
+class Scaled:
+    """A class, whose instances score."""
+
+    def __call__(self, completions):
+        return [scaled(len(text)) for text in completions]
+
+
+def length(completions, *, power: float = 1.0):
+    return [scaled(len(text)) ** power for text in completions]
+
+
+def test_code_is_that_of_a_function_and_of_all_that_it_uses(tmp_path, monkeypatch):
+    text = (
+        "import math\nA = 1\nB = 2\n\ndef helper(x):\n    return A * x\n\n"
+        "def reward(completions):\n    return [helper(len(c)) for c in completions]\n\n"
+        "def other(completions):\n    return B\n"
+    )
+    file = tmp_path / "own.py"
+
+    def code(source: str, name: str = "reward") -> str:
+        file.write_text(source)
+        [found] = code_of(get_objective(f"{file}:{name}")).values()
+        return found
+
+    first = code(text)
+    assert len(first) == 64 == len(code(text, "other")) and code(text) == first != code(text, "other")
+    for unrelated in (text.replace("B = 2", "B = 3"), text + "\nC = 5\n", "# a comment\n" + text):
+        assert code(unrelated) == first
+    for edited in ("A = 1|A = 2", "A * x|A + x", "len(c)|len(c) + 1", "in completions]|in completions[::2]]"):
+        assert code(text.replace(*edited.split("|"), 1)) != first, edited
+
+
+def test_code_of_classes_partials_sums_and_of_what_has_none():
+    own, other = code_of(get_objective(length))["length"], code_of(get_objective(Scaled))["Scaled"]
+    assert own and other and own != other
+    assert code_of(get_objective(functools.partial(length, power=2.0)))["length"] == own
+    both = weighted_sum([get_objective(length), get_objective(Scaled)], [1.0, 0.5])
+    assert code_of(both) == {"length": own, "Scaled": other}
+    made = {}
+    exec("def written(completions):\n    return 0.5", made)
+    assert code_of(get_objective(made["written"])) == {"written": None}
+
+
+def test_a_run_that_knows_nothing_of_its_code_and_its_model_s_config_goes_on(left, tmp_path, tokenizer, whole):
+    first, *others = (left / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    header = {name: value for name, value in json.loads(first).items() if name not in ("code", "model_config", "crc")}
+    data, crc = encode(header, 0)
+    for line in others:
+        fields = {name: value for name, value in json.loads(line).items() if name != "crc"}
+        more, crc = encode(fields, crc)
+        data += more
+    (tmp_path / "journal.jsonl").write_bytes(data)
+    run = trainer(tmp_path, tokenizer)
+    run.train(resume_from_checkpoint=True)
+    assert same(weights(run), whole[0])
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "release", "told"),
+    [
+        ({"rope_theta": 1.0}, {"rope_theta": 2.0}, "5.24.0", "rope_theta=1.0, not 2.0"),
+        ({"layers": [1]}, {"layers": [1], "window": 4}, "5.24.0", "window=its default, not 4"),
+        ({"layers": [1]}, {"layers": [1], "window": 4}, "5.25.0", None),  # a newer transformers knows more fields
+        ({"layers": [1]}, {"layers": [2], "window": 4}, "5.25.0", r"layers=\[1\], not \[2\]"),
+    ],
+)
+def test_configs_of_models_are_compared(then, now, release, told):
+    header = {"rows": {}, "streams": {}, "fingerprint": "", "versions": {"transformers": "5.24.0"}}
+    headers = {**header, "model_config": then}, {**header, "model_config": now, "versions": {"transformers": release}}
+    if told is None:
+        refuse_other_run("run", *headers)
+        return
+    with pytest.raises(InputError, match=f"another config of the model: {told}"):
+        refuse_other_run("run", *headers)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ and changes nothing; a journal that is opened again goes on where its last whole
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zoreward.journal import Journal, Run, read_journal, read_snapshot, remove_snapshot, reopen, write_snapshot
+from zoreward.journal import (
+    Journal,
+    Run,
+    load_run,
+    read_journal,
+    read_snapshot,
+    remove_snapshot,
+    reopen,
+    write_snapshot,
+)
+from zoreward.journal.disk import sync_all, write_whole
 from zoreward.journal.snapshot import SNAPSHOT_NAME
-from zoreward.records import InputError, StepRecord, Term, Update
+from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
 
 HEADER = {"fingerprint": "ab" * 32, "dtype": "bfloat16", "streams": {"a": 7}}
 RECORDS = [StepRecord(step, (0.5, 0.25 * step), Update(0.0, (Term(step, 0.5),), step), 0.1) for step in range(4)]
@@ -106,6 +117,56 @@ def test_a_snapshot_that_cannot_be_finished_leaves_the_one_before(stored, tmp_pa
         write_snapshot(tmp_path, weights(1), HEADER["fingerprint"], RECORDS[3])
     assert [path.name for path in tmp_path.iterdir()] == [SNAPSHOT_NAME]
     assert (tmp_path / SNAPSHOT_NAME).read_bytes() == stored
+
+
+# Whatever has the name of a file.
+
+
+def _looped(path: Path) -> None:
+    path.symlink_to(path)
+
+
+STRANGERS = {
+    "a pipe": lambda path: os.mkfifo(path),
+    "a folder": lambda path: path.mkdir(),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": _looped,
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_is_no_file_is_refused_at_once_and_replaced(stranger, tmp_path):
+    for name in (SNAPSHOT_NAME, f"{SNAPSHOT_NAME}.part", "journal.jsonl", "trajectory.safetensors"):
+        STRANGERS[stranger](tmp_path / name)
+    try:
+        assert read_snapshot(tmp_path, weights(), RUN, 4) == 0 and stranger == "a link to nothing"
+    except ValueError as error:
+        assert "cannot be read" in str(error)
+    with pytest.raises((InputError, MissingFileError)):
+        load_run(tmp_path)
+    for name in ("journal.jsonl", "trajectory.safetensors"):
+        with pytest.raises((InputError, MissingFileError)):
+            load_run(tmp_path / name)
+    if stranger == "a folder":
+        with pytest.raises(OSError):
+            write_snapshot(tmp_path, weights(), HEADER["fingerprint"], RECORDS[2])
+        return
+    write_snapshot(tmp_path, weights(), HEADER["fingerprint"], RECORDS[2])
+    assert read_snapshot(tmp_path, weights(1), RUN, 4) == 3
+    assert not (tmp_path / f"{SNAPSHOT_NAME}.part").is_symlink()
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, real = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("synced"))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("named"), real(*names)))
+    write_whole(tmp_path / "a", lambda file: file.write(b"new"))
+    assert done == ["synced", "named", "synced"]  # the file, its name, the folder
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "b").write_bytes(b"")
+    sync_all(tmp_path)
+    assert len(done) == 3 + 4  # two files, two folders
 
 
 # Journals that are opened again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import os
 
@@ -545,3 +546,71 @@ def test_a_metric_of_batches_with_few_rows_of_an_answer_is_doubted(tokenizer, ca
     examples = render([{"text": "a film", "label": label} for label in rows], tokenizer, needs="choices", **PROMPT)
     warn_about_classes(get_objective(objective), examples, batch)
     assert said in caplog.text if said else not caplog.records
+
+
+# Rows that are predicted.
+
+
+def test_choices_are_predicted_with_their_log_probabilities(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, objective="accuracy", max_steps=1)
+    rows = [*ROWS[3:8], *ROWS[-4:]]
+    found = run.predict(rows)
+    assert found.predictions.shape == (9, 2) and (found.predictions < 0).all()
+    assert found.label_ids.tolist() == [row["label"] for row in rows]
+    right = (found.predictions.argmax(1) == found.label_ids).mean()
+    assert (
+        found.metrics["test_score"]
+        == pytest.approx(right)
+        == evaluate(run.model, "accuracy", rows, tokenizer=tokenizer, **PROMPT).score
+    )
+    assert found.metrics["test_rows"] == 9 and found.metrics["test_runtime"] > 0
+    assert not (tmp_path / "run" / "journal.jsonl").exists() and run.state.log_history == []
+    # A row on its own is predicted as among others: 1e-5 are a hundred float32 roundings of a log-probability.
+    assert run.predict(rows[2:3], metric_key_prefix="own").predictions[0] == pytest.approx(
+        found.predictions[2], abs=1e-5
+    )
+
+
+def test_texts_are_predicted_as_they_are_written(tmp_path, tokenizer):
+    def brevity(completions):
+        return [-float(len(text)) for text in completions]
+
+    changes = {"template": None, "prompt": "text", "choices": None, "max_completion_length": 3, "num_directions": 2}
+    run = trainer(tmp_path, tokenizer, objective=brevity, max_steps=1, **changes)
+    found = run.predict(ROWS[:5], metric_key_prefix="own")
+    assert found.predictions.shape == (5,) and all(isinstance(text, str) for text in found.predictions)
+    assert found.label_ids is None
+    assert found.metrics["own_score"] == -sum(map(len, found.predictions)) / 5
+    assert found.metrics["own_length"] > 0
+
+
+def test_what_cannot_be_predicted_is_refused(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer)
+    with pytest.raises(InputError, match="no rows"):
+        run.predict([])
+    with pytest.raises(InputError, match="text"):
+        run.predict([{"label": 1}])
+
+
+def test_a_card_can_be_asked_for_and_no_training_arguments_are_pickled(tmp_path, tokenizer):
+    run = trainer(tmp_path, tokenizer, max_steps=2)
+    run.train()
+    run.save_model()  # into the run folder itself
+    run.create_model_card(license="apache-2.0", tags="reviews", model_name="Mine | yours", finetuned_from="else")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert card.startswith("---\n") and 'license: "apache-2.0"' in card and '"reviews"' in card
+    assert "# Mine \\| yours" in card and "| rows to tune on | 32 |" in card and "| steps | 2 |" in card
+    assert "AdamW" not in card and "finetuned_from" not in card
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_trajectory_that_cannot_be_written_is_a_warning(tmp_path, tokenizer, monkeypatch, caplog):
+    from zoreward.journal import Run
+
+    def refuse(self, path):
+        raise InputError("step 0 has terms that do not follow from the seed", hint="Keep the journal.")
+
+    monkeypatch.setattr(Run, "save", refuse)
+    monkeypatch.setattr("zoreward.trainer.past.logging.get_logger", lambda name: logging.getLogger("past"))
+    trainer(tmp_path, tokenizer, max_steps=1).train()
+    assert "trajectory.safetensors could not be written: step 0 has terms" in caplog.text

@@ -12,7 +12,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -198,9 +198,20 @@ def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, A
     return {name.removeprefix(_PREFIX): values[name] for name in given}
 
 
-def resolved(objective: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return all options under their own names, in plain types: what `config.yaml` holds."""
-    plain = {name.removeprefix(_PREFIX): _plain(value) for name, value in values.items() if name not in _NOT_KEPT}
+def resolved(objective: str, values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Return all options under their own names, in plain types: what `config.yaml` holds.
+
+    Args:
+        objective: what names it.
+        values: all options.
+        given: the names of the objective's own that were given: others stay with its defaults, and out of the file.
+    """
+    kept = {name: value for name, value in values.items() if name not in _NOT_KEPT}
+    plain = {
+        name.removeprefix(_PREFIX): _plain(value)
+        for name, value in kept.items()
+        if not name.startswith(_PREFIX) or name.removeprefix(_PREFIX) in given
+    }
     return {"objective": objective, **plain}
 
 

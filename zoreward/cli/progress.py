@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.journal import moves
 from zoreward.methods import all_scored
 from zoreward.records import one_line, printable
 from zoreward.trainer.window import completion_rows
@@ -57,6 +58,7 @@ class ProgressCallback(TrainerCallback):
         self._task = self._bar.add_task("", total=trainer.args.max_steps)
         self._scores: deque[float] = deque(maxlen=WINDOW)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
+        self._moved: deque[bool] = deque(maxlen=WINDOW)
         self._best = -math.inf
         self._begun = 0.0
 
@@ -78,6 +80,8 @@ class ProgressCallback(TrainerCallback):
             state = self._trainer.method_state
             unscored = f" ({state.unscored} without a score)" if state.unscored else ""
             parts.append(f"no signal {state.silent / step:.0%}{unscored}")
+        if self._moved and not any(self._moved):  # then a score that changes does so with its rows alone
+            parts.append("no weight moved" + (f" in {len(self._moved)} steps" if len(self._moved) > 1 else ""))
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
             left = timedelta(seconds=round(pace * (steps - step)))
@@ -100,6 +104,7 @@ class ProgressCallback(TrainerCallback):
             scores = self._trainer.last_step.scores
             if all_scored(scores):
                 self._scores.append(math.fsum(scores) / len(scores))
+            self._moved.append(moves(self._trainer.last_step.update))
         status = self.status(state.global_step, state.max_steps)
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
         every = self._trainer.args.completions_every

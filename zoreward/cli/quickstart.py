@@ -16,7 +16,7 @@ import typer
 from zoreward.cli.errors import report, unexpected
 from zoreward.cli.options import MOST_SEED, RUN, TUNING, command, option
 from zoreward.cli.prepare import quiet_transformers
-from zoreward.cli.running import save_model
+from zoreward.cli.saving import digest_of_rows, save_model
 from zoreward.cli.terminal import json_line
 from zoreward.cli.tune import check_output, write_config
 from zoreward.data import load_rows
@@ -33,6 +33,7 @@ OBJECTIVE = "accuracy"
 PROMPT: dict[str, Any] = {"template": "{text} It was", "choices": [" bad", " good"]}
 STEPS = 150
 # With half the ε, two batches of three scored the same on both sides and taught nothing; with this, one of three.
+LOGGING: dict[str, Any] = {"logging_steps": 20}
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
 
 YOURS = """\
@@ -99,7 +100,7 @@ def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
 
     # On the CPU also where there are GPUs: the model is too small for them, and the result is the same everywhere.
     args = ZOConfig(
-        str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, logging_steps=20
+        str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, **LOGGING
     )
     trainer = ZOTrainer(MODEL, objective=OBJECTIVE, args=args, train_dataset=load_rows(TRAIN))
     without_own_progress(trainer)
@@ -167,7 +168,8 @@ def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
         try:
             found = compare(trainer)
             if values["output"] is not None:
-                save_model(trainer, output)
+                rows = digest_of_rows([one.row for one in trainer.train_dataset], None, None, None)
+                save_model(trainer, output, keep="last", rows=rows)
         except Exception as error:
             return report(error if isinstance(error, ZorewardError) else unexpected(error), code=1)
     _show(found, values)
@@ -178,7 +180,8 @@ def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
 
 def _config(values: dict[str, Any]) -> dict[str, Any]:
     own = {name: values[name] for name in ("max_steps", "seed", "output")}
-    return {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, **PROMPT, **SETTINGS, **own}
+    fixed = {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, "device": "cpu"}
+    return {**fixed, **PROMPT, **SETTINGS, **LOGGING, **own}
 
 
 def _what_happens(trainer: ZOTrainer) -> str:

@@ -62,7 +62,7 @@ def _replay(context: typer.Context, values: dict[str, Any]) -> int:
             model, tokenizer = _loaded(run, values)
             model = _moved(run, model, steps)
             try:
-                _save(Path(values["output"]), model, tokenizer)
+                _save(Path(values["output"]), model, tokenizer, run, steps)
             except StorageError as error:
                 return report(error, code=1)
     summary = {
@@ -129,13 +129,18 @@ def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
         return replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
 
 
-def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run, steps: int) -> None:
     """Write all of it, or nothing: into a folder that is empty, or not there yet."""
+    from zoreward.journal.card import Told, write_card
+
+    kind = "adapter" if getattr(model, "peft_config", None) else "whole"
+    evaluations = [(step, score) for step, score in run.evaluations if step <= steps]
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+        write_card(output, run.header, Told(steps, run.n_steps, kind, evaluations))  # PEFT has written one of its own
     except Exception as error:  # safetensors raises its own
         with contextlib.suppress(OSError):
             for path in output.iterdir():

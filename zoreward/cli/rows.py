@@ -72,7 +72,9 @@ def scored_rows(
     """
     shots = shot_rows_of(objective, prompt, values, task)
     rows = _kept(task, load_rows(values["data"], limit=values["limit"], **_place(values, values["split"])))
-    rows = _prepared(task, sample_rows(rows, values["test_rows"]))
+    drawn = sample_rows(rows, values["test_rows"])
+    _say_which(len(rows), len(drawn), values)
+    rows = _prepared(task, drawn)
     _check_counts({"test": rows}, values, task)
     if task is not None and values["shots"] and shots is None and is_own_data(task, values) and "train" in task.splits:
         pool = _kept(task, load_rows(values["data"], **_place(values, task.splits["train"])))
@@ -165,7 +167,17 @@ def _say(train: Rows, dev: Rows | None, test: Rows | None, values: dict[str, Any
         if rows is not None:
             fewer = f" (of {values[name]:,})" if (values[name] or 0) > len(rows) else ""
             told.append(f"{len(rows):,}{fewer} {what}")
+    if test is not None and values["test_rows"] == len(test):
+        told[-1] += f", drawn as `eval --test-rows {len(test)}` draws them (--limit takes the first ones)"
     print(f"rows: {', '.join(told)}", file=sys.stderr)
+
+
+def _say_which(count: int, drawn: int, values: dict[str, Any]) -> None:
+    """Say which rows `eval` scores, where they are not all: `tune` draws its test rows, and does not take the first."""
+    told = [f"the first {count:,}"] if values["limit"] == count else []
+    told += [f"{drawn:,} drawn of {count:,}, as `tune --test-rows {drawn}` draws them"] if drawn < count else []
+    if told:
+        print(f"rows: {'; '.join(told)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.errors import place_of, report
-from zoreward.records import StorageError, ZorewardError, named, printable
+from zoreward.cli.saving import MODEL_NAME
+from zoreward.records import ZorewardError, named, printable
 
 if TYPE_CHECKING:
+    from zoreward.cli.rows import TuningRows
+    from zoreward.journal import Run
     from zoreward.trainer import ZOTrainer
 
-CONFIG_NAME = "config.yaml"
-MODEL_NAME = "model"
-# Options whose defaults depend on what the objective needs.
-BY_NEED = ("noise", "rank", "eps", "num_directions", "normalize", "momentum", "refresh", "share", "learning_rate")
 SIGNALS = ("SIGINT", "SIGTERM")
 
 
@@ -63,29 +62,6 @@ def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def save_model(trainer: ZOTrainer, output: Path) -> None:
-    """Write the model and its tokenizer into the run folder: all of it, or nothing. The snapshot has served then.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    from zoreward.journal import remove_snapshot
-
-    target, unfinished = output / MODEL_NAME, output / f"{MODEL_NAME}.part"
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        trainer.save_model(str(unfinished))
-        if target.exists():
-            shutil.rmtree(target)
-        unfinished.rename(target)
-    except Exception as error:  # safetensors raises its own
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise StorageError(
-            f"{target} cannot be written: {error}", hint="Make room there, and resume the run."
-        ) from error
-    remove_snapshot(output)
-
-
 def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     """Say where the run stands and how to go on; returns the exit code."""
     stands = f"interrupted after step {trainer.method_state.step}; {output} keeps the journal"
@@ -102,42 +78,24 @@ def failed(error: BaseException, words: Sequence[str]) -> int:
     return 1
 
 
-def is_finished(output: Path, options: dict[str, Any]) -> bool:
-    """Whether a run has nothing left to do, as far as can be told without its model.
+def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
+    """Return what is known beside the scores: of the last evaluation, why the run stopped, what is kept, GPU memory.
+
+    The names are those of every run of the same kind; what is not known is None.
 
     Args:
-        output: the run folder.
-        options: of the command, as `config.yaml` holds them; None where the default depends on something.
+        trainer: of a run that is over.
+        run: its journal.
     """
-    import yaml
-
-    from zoreward.journal import load_run
-
-    config = output / CONFIG_NAME
-    if not (config.is_file() and (output / MODEL_NAME).is_dir()):
-        return False
-    try:
-        then, run = yaml.safe_load(config.read_text(encoding="utf-8")), load_run(output)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ZorewardError):
-        return False
-    if not isinstance(then, dict) or run.n_steps < options["max_steps"]:
-        return False
-    given = {name: value for name, value in options.items() if value is not None or name not in BY_NEED}
-    evaluated = [step for step, _ in run.evaluations]
-    return all(value == then.get(name) for name, value in given.items()) and run.n_steps in (evaluated or [run.n_steps])
-
-
-def found_in(trainer: ZOTrainer) -> dict[str, Any]:
-    """Return what is known beside the scores: of the last evaluation, why the run stopped, what is kept, GPU memory."""
     from zoreward.scoring import peak_bytes
 
-    logs = [log for log in trainer.state.log_history if "eval_score" in log][-1:]
-    told = ("eval_score", "eval_rows", "eval_runtime")
-    metrics = {name[5:]: log[name] for log in logs for name in log if name.startswith("eval_") and name not in told}
-    stopped = {"stopped": "kl"} if trainer.drift and trainer.drift.exceeded is not None else {}
     peak = peak_bytes(trainer.args.device)
-    memory = {} if peak is None else {"peak_gb": round(peak / 1e9, 3)}
-    return {**metrics, **stopped, **memory, "kept": trainer.kept_step}
+    return {
+        **(run.metrics[-1] if run.metrics else {}),
+        "stopped": "kl" if trainer.drift and trainer.drift.exceeded is not None else None,
+        "peak_gb": None if peak is None else round(peak / 1e9, 3),
+        "kept": trainer.kept_step,
+    }
 
 
 def summary_of(objective: str, output: Path, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +130,26 @@ def sentence_of(summary: dict[str, Any]) -> str:
         told.append(f"{summary['objective']} on the dev rows: {dev}")
     if "test" in summary:
         told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
-    memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if "peak_gb" in summary else ""
+    memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
+    if not load_run(output).has_moved:
+        told.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
     return "\n".join([*told, done])
+
+
+def provenance_of(values: Mapping[str, Any], rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:
+    """Return what the card of the model says beside what the trainer knows; see `ZOTrainer`.
+
+    Args:
+        values: the options.
+        rows: what the run was given.
+        words: those behind `zoreward` that began it.
+    """
+    data = ", ".join(str(values[name]) for name in ("data", "data_config", "split") if values[name])
+    dev = ", ".join(str(value) for value in (values["eval_data"], values["eval_split"]) if value)
+    told = {"tune": data, "choose": dev or f"of {data}"}
+    if rows.test is not None:
+        told["test"] = f"{len(rows.test):,}, {values['test_data'] or data}"
+    kept = [word for word in words if word not in ("--resume", "--json")]
+    secret = re.compile(r"(token|password|secret|key)=.*", re.IGNORECASE)
+    return {"rows": told, "command": shlex.join(["zoreward", *(secret.sub(r"\1=…", word) for word in kept)])}

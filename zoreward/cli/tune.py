@@ -49,16 +49,23 @@ from zoreward.cli.prepare import (
 )
 from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
 from zoreward.cli.running import (
-    BY_NEED,
-    CONFIG_NAME,
     failed,
     finishing_steps,
     found_in,
     interrupted,
-    is_finished,
-    save_model,
+    provenance_of,
     sentence_of,
     summary_of,
+)
+from zoreward.cli.saving import (
+    BY_NEED,
+    CONFIG_NAME,
+    MODEL_NAME,
+    digest_of_rows,
+    finished_run,
+    save_model,
+    say_why,
+    with_findings,
 )
 from zoreward.cli.task import task_options, with_task
 from zoreward.cli.terminal import json_line
@@ -138,7 +145,8 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         task = with_task("tune", context, values)
         _check(values)
-        objective = made_objective(source, given_options(context, values), values["also"])
+        own = given_options(context, values)
+        objective = made_objective(source, own, values["also"])
         patient_objective(objective, values)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
@@ -149,29 +157,32 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             text = shown_prompts(objective, prompt, values, rows.train, rows.shots)
             print(json_line({"prompts": text}) if values["json"] else printable(text), file=out)
             return 0
-        from zoreward.journal import remove_snapshot
-
         output, start = Path(values["output"]), time.perf_counter()
-        found: dict[str, Any] = {}
-        if values["resume"] and rows.test is None and is_finished(output, resolved(source, values)):
+        found, problem = None, ""
+        digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
+        if values["resume"]:
+            found, problem = finished_run(output, resolved(source, values, own), objective, digest)
+        if found is not None:
             print(printable(f"the run in {output} is finished"))
-            remove_snapshot(output)  # a kill may have come between the model and this
         else:
+            say_why(problem, output)
             with contextlib.chdir("."):  # a reward function may change it
-                trainer, progress = _prepared(source, objective, rows, values)
-            start = time.perf_counter()
-            try:
-                with contextlib.chdir("."), finishing_steps(trainer), progress:
-                    trainer.train(resume_from_checkpoint=values["resume"])
-                if trainer.keeper.stopping:
+                trainer, progress = _prepared(objective, rows, values)
+            trainer.provenance = provenance_of(values, rows, words)
+            chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
+            with trainer.holding_run():
+                write_config(output, resolved(source, {**values, **chosen}, own))
+                start = time.perf_counter()
+                try:
+                    with contextlib.chdir("."), finishing_steps(trainer), progress:
+                        trainer.train(resume_from_checkpoint=values["resume"])
+                    if trainer.keeper.stopping:
+                        return interrupted(trainer, values["output"], words)
+                    found = _saved_and_found(trainer, at_end, rows, values, digest)
+                except KeyboardInterrupt:
                     return interrupted(trainer, values["output"], words)
-                save_model(trainer, output)
-                found = found_in(trainer)
-                found |= {} if rows.test is None else _test_score(trainer, at_end, rows, values)
-            except KeyboardInterrupt:
-                return interrupted(trainer, values["output"], words)
-            except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
-                return failed(error, words)
+                except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
+                    return failed(error, words)
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
     print(json_line(summary) if values["json"] else printable(sentence_of(summary)), file=out)
     return 0
@@ -190,9 +201,7 @@ def _check(values: dict[str, Any]) -> None:
     _check_numbers(values)
 
 
-def _prepared(
-    source: str, objective: Objective, rows: TuningRows, values: dict[str, Any]
-) -> tuple[ZOTrainer, ProgressCallback]:
+def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
     """Everything else that can fail before the first step; of a new run folder nothing is left if it does."""
     output = Path(values["output"])
     made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
@@ -211,8 +220,6 @@ def _prepared(
             print(f"resuming after step {done}")
         elif rows.dev and not trainer.begun_with_a_score:
             trainer.evaluate()
-        chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
-        write_config(output, resolved(source, {**values, **chosen}))
         return trainer, progress
     except BaseException:
         with contextlib.suppress(OSError):
@@ -244,7 +251,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
     settings |= {
         "output_dir": values["output"],
         "eval_strategy": "steps" if rows.dev else "no",
-        "eval_steps": values["eval_steps"] or values["max_steps"],
+        "eval_steps": values["eval_steps"] or (values["max_steps"] if rows.dev else None),
         "load_best_model_at_end": values["keep"] == "best",
         "per_device_eval_batch_size": values["eval_batch_size"] or 0,
         "disable_tqdm": True,
@@ -326,6 +333,24 @@ def _what_is_tuned(trainer: ZOTrainer) -> str:
     return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
 
 
+def _saved_and_found(
+    trainer: ZOTrainer, at_end: Objective, rows: TuningRows, values: dict[str, Any], digest: str
+) -> dict[str, Any]:
+    """Save the model of a run that is over, and return what is known of it beside the scores in the journal."""
+    from zoreward.journal import load_run
+
+    output = Path(values["output"])
+    saved = save_model(trainer, output, keep=values["keep"], rows=digest)
+    found = found_in(trainer, load_run(output))
+    if rows.test is not None:
+        found |= _test_score(trainer, at_end, rows, values)
+        trainer.provenance["scores"] = {f"{found['test_objective']} on the test rows": found["test"]}
+        with contextlib.suppress(OSError):  # the model is there
+            trainer.write_card(str(output / MODEL_NAME), merged=trainer.args.merge)
+    with_findings(output, saved, found)
+    return found
+
+
 def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, values: dict[str, Any]) -> dict[str, Any]:
     """The score of the tuned model on the test rows, which nothing has seen until now."""
     from zoreward.scoring import evaluate
@@ -365,8 +390,10 @@ def check_output(output: str, *, resume: bool | None = None) -> None:
     """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
     check_folder(output)
     other = "choose another folder for --output"
+    if Path(output, CONFIG_NAME).is_dir():
+        raise InputError(f"{Path(output, CONFIG_NAME)} is a folder", hint=other)
     for name in _RUN_FILES:
-        if not resume and Path(output, name).exists():
+        if not resume and (Path(output, name).exists() or Path(output, name).is_symlink()):
             hint = other if resume is None else f"{other}, or go on with that run: --resume"
             raise InputError(f"{output} holds a run already ({name})", hint=hint)
 
@@ -374,12 +401,11 @@ def check_output(output: str, *, resume: bool | None = None) -> None:
 def write_config(output: Path, options: dict[str, Any]) -> None:
     import yaml
 
-    unfinished = output / f"{CONFIG_NAME}.part"
+    from zoreward.journal.disk import write_whole
+
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(output / CONFIG_NAME)
+        write_whole(output / CONFIG_NAME, lambda file: file.write(text.encode("utf-8")))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error

@@ -4,7 +4,7 @@ from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run, read_journal
 from zoreward.journal.reopening import reopen
 from zoreward.journal.replaying import advance, checked_base, replay
-from zoreward.journal.run import Run
+from zoreward.journal.run import Run, moves
 from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME, Journal
@@ -19,6 +19,7 @@ __all__ = [
     "checked_base",
     "fingerprint",
     "load_run",
+    "moves",
     "read_journal",
     "read_snapshot",
     "read_trajectory",

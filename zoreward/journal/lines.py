@@ -93,14 +93,14 @@ def whole(value: Any, below: int) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < below
 
 
-def shown(value: Any) -> str:
-    """Return a value from a file as it may stand in an error: short, whatever it is.
+def shown(value: Any, longest: int = 20) -> str:
+    """Return a value from a file as it may stand in an error: short, whatever it is, and in ASCII.
 
     >>> shown("a" * 99), shown([1]), shown(None)
     ("'aaaaaaaaaaaaaaaaaaa", 'a list', 'None')
     """
     plain = value is None or isinstance(value, str | int | float)
-    return repr(value)[:20] if plain else f"a {type(value).__name__}"
+    return ascii(value)[:longest] if plain else f"a {type(value).__name__}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

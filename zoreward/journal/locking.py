@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from zoreward.journal.disk import open_file
 from zoreward.records import InputError
 
 
@@ -38,8 +40,41 @@ def lock(file: FileIO, path: Path) -> None:
         ) from None
     except OSError:  # a file system without locks
         return
-    found = weakref.ref(file)
-    os.register_at_fork(after_in_child=lambda: _close(found()))
+    _close_in_children(file)
+
+
+def shared(file: FileIO) -> FileIO:
+    """Return another file that holds the lock of an open one: the lock is let go when both are closed.
+
+    Args:
+        file: the open journal.
+    """
+    other = FileIO(os.dup(file.fileno()))
+    _close_in_children(other)
+    return other
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock on a journal that is only read.
+
+    Args:
+        path: where it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be opened, or is no regular file.
+        InputError: another process holds the lock.
+    """
+    with open_file(path) as plain, FileIO(os.dup(plain.fileno())) as file:
+        lock(file, path)
+        yield
+
+
+def _close_in_children(file: FileIO) -> None:
+    if hasattr(os, "register_at_fork"):
+        found = weakref.ref(file)
+        os.register_at_fork(after_in_child=lambda: _close(found()))
 
 
 def _close(file: FileIO | None) -> None:

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANK, MAX_RANKS, MAX_TERMS
+from zoreward.journal.disk import open_file
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.run import Run, check_header
+from zoreward.journal.run import Run, check_header, directions
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
-from zoreward.methods.directions import MAX_BLOCKS, MAX_RANK
+from zoreward.methods import Directions
 from zoreward.records import DISTRIBUTIONS, InputError, MissingFileError, StepRecord, Term, Update
 
 
@@ -56,7 +58,7 @@ def read_journal(path: str | Path) -> Run:
     if not path.is_file():
         raise InputError(f"{path} is no journal", hint="Give a run folder, or a file in one.")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             found = scan(path, file)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
@@ -92,8 +94,10 @@ class Scan:
         crc: its checksum.
         end: bytes of all lines so far.
         header: what the first line holds.
+        drawn: what the directions derive from, where the header tells.
         steps: the lines of the steps, as they stand in the file: objects would take several times their room.
         evaluations: (steps done, score).
+        metrics: what else is known of each evaluation.
     """
 
     path: Path
@@ -101,15 +105,18 @@ class Scan:
     crc: int = 0
     end: int = 0
     header: dict[str, Any] = field(default_factory=dict)
+    drawn: Directions | None = None
     steps: list[bytes] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
+    metrics: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
     def run(self) -> Run | None:
         """What was read; None without a header."""
         if not self.number:
             return None
-        return Run(self.header, len(self.steps), partial(_stored, tuple(self.steps)), tuple(self.evaluations))
+        stored = partial(_stored, tuple(self.steps))
+        return Run(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
 
     def take(self, line: bytes) -> None:
         """Check a line and keep what it says."""
@@ -135,11 +142,17 @@ class Scan:
         elif kind == "step":
             if (problem := _step_problem(fields)) is not None:
                 self.refuse(problem)
+            if self.drawn is not None and self.drawn.drawn(due) > max(FREE_DIRECTIONS, len(fields["scores"])):
+                self.refuse("it has fewer scores than the directions that the header tells of")
             self.steps.append(line)
         elif kind == "evaluation":
             if not number(fields.get("score"), LARGEST_SCORE):
                 self.refuse("its score is no number")
+            metrics = fields.get("metrics", {})
+            if not (isinstance(metrics, dict) and all(_is_metric(value) for value in metrics.values())):
+                self.refuse("what it tells beside its score is no numbers")
             self.evaluations.append((due, float(fields["score"])))
+            self.metrics.append(metrics)
         else:
             self.refuse(f"its kind, {shown(kind)}, is not known")
 
@@ -149,6 +162,7 @@ class Scan:
             check_header(self.header)
         except InputError as error:
             raise InputError(f"{self.path}, line 1: {error}", hint=error.hint) from None
+        self.drawn = directions(self.header)
 
     def refuse(self, problem: str) -> NoReturn:
         """Say what is wrong with the line at hand."""
@@ -168,12 +182,16 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
         return "its scores are no numbers"
     if not (isinstance(terms, list) and all(map(_is_term, terms))):
         return "its terms are none"
+    if len(terms) > MAX_TERMS or sum(term[2] for term in terms if len(term) > 2) > MAX_RANKS:
+        return "it has more terms, or of a higher rank, than any step"
     turn = fields.get("block")
     blocks = fields.get("term_blocks", [turn] * len(terms))
     if not (isinstance(blocks, list) and len(blocks) == len(terms) and all(map(_is_block, [turn, *blocks]))):
         return "its blocks are none"
     distribution = fields.get("distribution", "normal")
-    if distribution not in DISTRIBUTIONS or (distribution != "normal" and any(len(term) == 5 for term in terms)):
+    if not (isinstance(distribution, str) and distribution in DISTRIBUTIONS):
+        return "its distribution is none"
+    if distribution != "normal" and any(len(term) == 5 for term in terms):
         return "its distribution is none"
     return None
 
@@ -188,6 +206,10 @@ def _is_term(term: Any) -> bool:
         and (len(term) < 4 or (term[2] > 0 and whole(term[3], 2**64)))
         and (len(term) < 5 or (term[3] == term[0] and whole(term[4], 2**64)))
     )
+
+
+def _is_metric(value: Any) -> bool:
+    return value is None or number(value, LARGEST_SCORE)
 
 
 def _is_block(block: Any) -> bool:

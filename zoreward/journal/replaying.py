@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
+from zoreward.journal.lines import shown
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run, directions
 from zoreward.members import (
@@ -135,15 +136,21 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
             f"the run began with {run.header['dtype']} weights, the model has {dtype}",
             hint=f'Load it with dtype="{run.header["dtype"]}".',
         )
-    name = str(run.header.get("model") or "")
-    hint = f"It began with {name!r}; another revision of it is another base." if name else "Take the run's own base."
+    name = shown(str(run.header.get("model") or ""), 200)
+    hint = (
+        f"It began with {name}; another revision of it is another base."
+        if len(name) > 2
+        else "Take the run's own base."
+    )
+    if "start" in run.header:
+        hint = "It began with a prefix of its own, which is in its folder: give --model RUN/start."
     wrapped = _with_adapter(run, model)
     replaced: list[tuple[nn.Parameter, torch.Tensor]] = []
     try:
         replaced = _draw_head(run, wrapped)
         tuned = tuned_weights(wrapped, run.streams)
         if strangers := sorted(tuned.weights.keys() ^ run.streams.keys()):
-            message = f"the model is not the run's base: only one of them has '{strangers[0]}'"
+            message = f"the model is not the run's base: only one of them has {shown(strangers[0], 200)}"
             raise InputError(message, hint=hint)
         if fingerprint(wrapped) != run.header["fingerprint"]:
             raise InputError("the model is not the run's base: its weights have another fingerprint", hint=hint)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoreward.journal.bounds import check_made, check_method
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
 from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_RANK, MAX_STEPS, MAX_WINDOW
@@ -24,6 +25,7 @@ class Run:
         n_steps: how many steps there are.
         record: step → its `StepRecord`. Read from a trajectory it has no scores.
         evaluations: (steps done, score) of each evaluation, in order; a trajectory has none.
+        metrics: what else is known of each evaluation, by name; None of what was not finite.
 
     Example:
         >>> run = load_run("runs/sst2")  # doctest: +SKIP
@@ -35,6 +37,7 @@ class Run:
     n_steps: int
     record: Callable[[int], StepRecord] = field(repr=False)
     evaluations: tuple[tuple[int, float], ...] = ()
+    metrics: tuple[dict[str, float | None], ...] = ()
 
     @property
     def streams(self) -> dict[str, int]:
@@ -46,6 +49,11 @@ class Run:
     def best_step(self) -> int | None:
         """After how many steps the score was best, the first such; None where nothing was evaluated."""
         return max(self.evaluations, key=lambda one: one[1])[0] if self.evaluations else None
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether any step moved a weight: at a learning rate of 0, or where all members tie, none does."""
+        return any(moves(record.update) for record in self.records())
 
     def updates(self, steps: int, start: int = 0) -> Iterator[Update]:
         """Yield what the steps from `start` up to `steps` (not included) did to the weights."""
@@ -99,6 +107,16 @@ class Run:
         write_trajectory(self, path)
 
 
+def moves(update: Update) -> bool:
+    """Whether an update moves any weight.
+
+    >>> from zoreward.records import Term
+    >>> moves(Update(0.0, (Term(7, 0.0),), 0)), moves(Update(0.0, (Term(7, 0.5),), 0))
+    (False, True)
+    """
+    return bool(update.decay or update.anchor or any(term.coefficient for term in update.terms))
+
+
 def check_header(header: dict[str, Any]) -> None:
     """Check what a replay reads of a header.
 
@@ -119,10 +137,8 @@ def check_header(header: dict[str, Any]) -> None:
     if not (isinstance(limits, dict) and limits.keys() == streams.keys() and all(map(number, limits.values()))):
         raise InputError("its limits are not those of its weights", hint="Ask whoever wrote it for another copy.")
     _check_blocks(header)
-    if "head" in header and not _is_head(header["head"]):
-        raise InputError(
-            "its header does not say what the run's head was", hint="Ask whoever wrote it for another copy."
-        )
+    check_method(header)
+    check_made(header)
     if header.get("dtype") not in ("float64", "float32", "bfloat16", "float16"):
         raise InputError("its header does not say the weights' dtype", hint="Ask whoever wrote it for another copy.")
 
@@ -141,13 +157,6 @@ def _check_blocks(header: dict[str, Any]) -> None:
     sound = sound and set(blocks.values()) == set(range(count))
     if not (sound and blocks.keys() == (header["streams"].keys() if count else set())):
         raise InputError("its blocks are not those of its weights", hint="Ask whoever wrote it for another copy.")
-
-
-def _is_head(value: Any) -> bool:
-    if not isinstance(value, dict) or not number(value.get("spread")):
-        return False
-    names = [value.get("classes"), value.get("weights")]
-    return all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in names)
 
 
 def directions(header: dict[str, Any]) -> Directions | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import parse
 from zoreward.journal.run import Run
 from zoreward.records import StepRecord
@@ -61,15 +61,8 @@ def write_snapshot(folder: str | Path, weights: Weights, fingerprint: str, recor
     Raises:
         OSError: it cannot be written; the one before is still there.
     """
-    path = Path(folder, SNAPSHOT_NAME)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        with unfinished.open("wb") as file:
-            _write(file, weights, {"step": str(record.step + 1), "mark": mark(fingerprint, record)})
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    about = {"step": str(record.step + 1), "mark": mark(fingerprint, record)}
+    write_whole(Path(folder, SNAPSHOT_NAME), lambda file: _write(file, weights, about))
 
 
 @torch.no_grad()
@@ -89,7 +82,7 @@ def read_snapshot(folder: str | Path, weights: Weights, run: Run, most: int) -> 
         ValueError: it cannot be used; the message says why.
     """
     try:
-        with Path(folder, SNAPSHOT_NAME).open("rb") as file:
+        with open_file(Path(folder, SNAPSHOT_NAME)) as file:
             step, start = _checked(file, weights, run, most)
             file.seek(start)
             for weight in weights.values():

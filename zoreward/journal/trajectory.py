@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoreward.journal.bounds import MAX_TERMS, check_method
+from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import number, parse, whole
 from zoreward.journal.run import Run, check_header, directions, own_coefficients
 from zoreward.methods import Directions
@@ -36,14 +37,8 @@ Arrays = dict[str, NDArray[Any]]
 
 def write_trajectory(run: Run, path: str | Path) -> None:
     """Write a run as a trajectory; see `Run.save`."""
-    path = Path(path)
     data = trajectory_bytes(run)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, lambda file: file.write(data))
 
 
 def trajectory_bytes(run: Run) -> bytes:
@@ -108,7 +103,8 @@ def read_trajectory(path: str | Path) -> Run:
     try:
         if path.stat().st_size > MAX_FILE:
             raise InputError(f"{path} is larger than any trajectory", hint="Look what it is.")
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
     try:
@@ -129,12 +125,16 @@ def run_of(data: bytes) -> Run:
     """
     about, stored = _open(data)
     header, steps = about.get("header"), about.get("steps")
+    if isinstance(header, dict):
+        check_method(header)
     drawn = directions(header) if isinstance(header, dict) else None
     if not isinstance(header, dict) or drawn is None or not whole(steps, MAX_FILE):
         raise ValueError("it does not say what its directions derive from")
     if steps * 4 > len(stored[1]):
         raise ValueError("it has more steps than numbers")
     ends = range(0, (steps + 1) * drawn.count, drawn.count) if drawn.even else _ends(drawn, steps)
+    if steps and drawn.size(steps - 1) * (drawn.window if drawn.momentum else 1) > MAX_TERMS:
+        raise ValueError("it has more directions a step than any run")
     arrays = _arrays(stored, about, (steps, drawn.count) if drawn.even else (ends[-1],), steps)
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}

@@ -6,12 +6,14 @@ import contextlib
 import errno
 import math
 import os
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
+from zoreward.journal.disk import sync_folder
 from zoreward.journal.lines import MAX_LINE, encode
-from zoreward.journal.locking import lock
+from zoreward.journal.locking import lock, shared
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import InputError, StepRecord, Term, Update
 
@@ -93,7 +95,7 @@ class Journal:
         self._crc = self._end = 0
         self._write({"kind": "header", "noise_version": NOISE_VERSION, **header})
         if self._sync:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def append(self, record: StepRecord) -> None:
         """Write one step: its scores, and the update that followed from them.
@@ -117,9 +119,14 @@ class Journal:
             }
         )
 
-    def append_evaluation(self, step: int, score: float) -> None:
-        """Write the score of an evaluation after `step` steps."""
-        self._write({"kind": "evaluation", "step": step, "score": score})
+    def append_evaluation(self, step: int, score: float, metrics: Mapping[str, float | None] | None = None) -> None:
+        """Write the score of an evaluation after `step` steps, and what else is known of it: numbers, or None."""
+        more = {"metrics": dict(metrics)} if metrics else {}
+        self._write({"kind": "evaluation", "step": step, "score": score, **more})
+
+    def held(self) -> FileIO:
+        """Return a file that holds the lock too, so that the run stays ours until it is closed as well."""
+        return shared(self._file)
 
     def close(self) -> None:
         """Close the file."""
@@ -172,13 +179,3 @@ def _distribution(update: Update) -> dict[str, Any]:
     if len(found) > 1:
         raise ValueError(f"a step's terms have one distribution, not {', '.join(sorted(found))}")
     return {} if found == {"normal"} else {"distribution": min(found)}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the file's name on the disk too."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -12,9 +12,10 @@ from zoreward.records import Distribution, Term
 ROUNDING_INDEX = 2**64 - 1
 BLOCK_INDEX = 2**63
 
-# The most that a run may have, and that is read from a stranger's file: beyond any use, and within any memory.
+# The most that a run may have, and that is read from a stranger's file: beyond any use, and within any memory. A line
+# of a journal, which has at most 4 MB, has room for fewer directions: one takes some 90 bytes.
 MAX_RANK = 4096
-MAX_DIRECTIONS = 1 << 20
+MAX_DIRECTIONS = 1 << 16
 MAX_WINDOW = 1 << 10
 MAX_STEPS = 1 << 40
 MAX_BLOCKS = 1 << 16

@@ -7,6 +7,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 """
 
 from zoreward.registry.calls import Returned, mean_score, no_score
+from zoreward.registry.code import code_of
 from zoreward.registry.decorator import assume_completions, objective
 from zoreward.registry.patience import Patience, left_behind, patient
 from zoreward.registry.places import is_ctrl_c, place_of
@@ -22,6 +23,7 @@ __all__ = [
     "Returned",
     "Source",
     "assume_completions",
+    "code_of",
     "describe_objective",
     "get_objective",
     "is_ctrl_c",

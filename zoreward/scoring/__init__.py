@@ -1,6 +1,6 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import answer_scores, member_scores, with_base
+from zoreward.scoring.answers import answer_scores, member_scores, scores_of, with_base
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.completions import completion_scores
@@ -82,6 +82,7 @@ __all__ = [
     "reader_of",
     "score_writings",
     "scorer_of",
+    "scores_of",
     "share_that_differs",
     "size",
     "statistics_of",

@@ -43,6 +43,30 @@ _MAY_CHANGE = (
     "restore_callback_states_from_checkpoint",
     "enable_jit_checkpoint",
 )
+# Fields of a model's config that change nothing of what it computes: names, records, and what is asked of its outputs.
+_NO_FORWARD = frozenset(
+    {
+        *(
+            "architectures",
+            "auto_map",
+            "transformers_version",
+            "dtype",
+            "torch_dtype",
+            "name_or_path",
+            "tokenizer_class",
+        ),
+        *("id2label", "label2id", "use_cache", "output_attentions", "output_hidden_states", "return_dict"),
+        *(
+            "task_specific_params",
+            "finetuning_task",
+            "torchscript",
+            "gradient_checkpointing",
+            "chunk_size_feed_forward",
+        ),
+    }
+)
+# Those of an adapter's config by which it computes, beside its weights.
+_OF_ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 _LENGTH = ("max_steps", "num_train_epochs")
 _HINT = "Resume it with what it began with (config.yaml), or start another run in a new folder."
 
@@ -69,6 +93,24 @@ def options_of(objective: Objective) -> dict[str, Any]:
     return found
 
 
+def forward_config(model: Any) -> dict[str, Any]:
+    """Return the fields of a model's config that may change what it computes, and those of an adapter that it had.
+
+    >>> from types import SimpleNamespace
+    >>> from transformers import GPT2Config
+    >>> found = forward_config(SimpleNamespace(config=GPT2Config(n_layer=2)))
+    >>> found["n_layer"], "architectures" in found
+    (2, False)
+    """
+    config: Any = getattr(model, "config", None)
+    fields = config.to_dict() if hasattr(config, "to_dict") else {}
+    found = {name: value for name, value in fields.items() if not name.startswith("_") and name not in _NO_FORWARD}
+    for name, own in (getattr(model, "peft_config", None) or {}).items():
+        found[f"peft_config.{name}"] = {field: getattr(own, field, None) for field in _OF_ADAPTER}
+    made: dict[str, Any] = json.loads(json.dumps(found, default=_written, sort_keys=True), parse_constant=str)
+    return made
+
+
 def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a run that was made with something else.
 
@@ -87,6 +129,7 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
     _compare(folder, "objective", then.get("objective"), now.get("objective"))
     for part in ("options", "method", "config", "adapter"):
         _compare_all(folder, part, then.get(part) or {}, now.get(part) or {})
+    _compare_code(folder, then.get("code") or {}, now.get("code") or {})
     _compare(folder, "dtype", then.get("dtype"), now.get("dtype"))
     for name, rows in (then.get("rows") or {}).items():
         if rows is not None and rows != now["rows"].get(name):
@@ -98,6 +141,7 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
         _refuse(folder, "began with other weights", f"It began with {name!r}, as it was then." if name else _HINT)
     if then.get("limits") != now.get("limits"):  # of the same weights: another zoreward's
         _refuse(folder, "lets other weights rest", "Take the zoreward that it began with, or start another run.")
+    _compare_model(folder, then, now)
 
 
 def _compare_all(folder: str, part: str, then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -107,6 +151,26 @@ def _compare_all(folder: str, part: str, then: dict[str, Any], now: dict[str, An
         if part == "config" and (name.startswith(_MAY_CHANGE) or (name in _LENGTH and not _length_matters(then))):
             continue
         _compare(folder, name, then.get(name), now.get(name))
+
+
+def _compare_code(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse edited rewards. A run of an earlier zoreward does not know its code, and some code cannot be known."""
+    for name, code in then.items():
+        if code and now.get(name) and code != now[name]:
+            hint = "Put the code back as it was to go on. The new code makes another run: begin it in a new folder."
+            _refuse(folder, f"was made with other code of the objective {name!r}", hint)
+
+
+def _compare_model(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse an edited config of the model. Another transformers knows other fields: then the common ones count."""
+    before, after = then.get("model_config") or {}, now.get("model_config") or {}
+    releases = [(header.get("versions") or {}).get("transformers") for header in (then, now)]
+    names = before.keys() | after.keys() if before and releases[0] == releases[1] else before.keys() & after.keys()
+    for name in sorted(names):
+        if before.get(name) != after.get(name):
+            told = f"{name}={_short(before.get(name))}, not {_short(after.get(name))}"
+            hint = "Put the config back as it was to go on. Another config makes another run: begin it in a new folder."
+            _refuse(folder, f"was made with another config of the model: {told}", hint)
 
 
 def _compare(folder: str, name: str, then: Any, now: Any) -> None:

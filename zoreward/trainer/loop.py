@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from zoreward.data import rows_of
@@ -47,6 +48,7 @@ from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
 from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
+from zoreward.trainer.predicting import predicted
 from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.resumable import ResumableTrainer
 from zoreward.trainer.window import Window, save_completions
@@ -200,6 +202,8 @@ class ZOTrainer(ResumableTrainer):
         self._window = Window()
         self._journal: Journal | None = None
         self._finished = self.begun_with_a_score = False
+        self.header: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
         self.kept_step = -1  # while the run lasts; 0 is the base
         self.keeper = Keeper()
 
@@ -221,13 +225,7 @@ class ZOTrainer(ResumableTrainer):
         """
         examples = self.eval_dataset
         if eval_dataset is not None:
-            settings = (self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows, self.head)
-            examples = made_examples(eval_dataset, *settings)
-            if self.objective.compares_with_base:
-                if self.method_state.step:
-                    hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
-                    raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
-                examples = with_base(self._eval_reader(self.args), examples)
+            examples = self._other_examples(eval_dataset)
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
@@ -246,7 +244,7 @@ class ZOTrainer(ResumableTrainer):
         self.log(metrics)
         by_our_rows = metric_key_prefix == "eval" and eval_dataset is None
         if self._journal is not None and by_our_rows:
-            self._write_evaluation(self.state.global_step, scored.score)
+            self._write_evaluation(self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if by_our_rows and not self.state.global_step:
             by = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
@@ -254,21 +252,63 @@ class ZOTrainer(ResumableTrainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, or the adapter where one is tuned, and the tokenizer; see `transformers.Trainer.save_model`.
+        """Save the model, or the adapter where one is tuned, the tokenizer, and a card that says how it was made.
 
-        With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter.
+        With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter. Unlike
+        `transformers.Trainer.save_model` it leaves no pickle (`training_args.bin`): the journal has the options.
 
         Raises:
             InputError: the merged model gives something else than the model with its adapter; nothing is saved.
         """
-        if not self.args.merge or _internal_call:
-            super().save_model(output_dir, _internal_call)
-            return
-        folder = output_dir or self.args.output_dir
-        merged: Any = merged_copy(self.model)
-        check_merged(self.model, merged, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
-        merged.save_pretrained(folder)
+        merge, folder = self.args.merge and not _internal_call, output_dir or self.args.output_dir
+        model: Any = merged_copy(self.model) if merge else self.model
+        if merge:
+            check_merged(self.model, model, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
+        model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
+        self.write_card(folder, merged=merge)  # PEFT has written one of its own
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def predict(
+        self,
+        test_dataset: Sequence[dict[str, Any]],
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """Score the model on other rows, and return what it says of each; nothing is logged or written down.
+
+        Args:
+            test_dataset: rows, with the columns that those to tune on have.
+            ignore_keys: not used; transformers' argument.
+            metric_key_prefix: stands in front of the metrics' names.
+
+        Returns:
+            `predictions`: the log-probabilities of each row's candidates, (N, C), −inf where a row has fewer; or the
+            texts that were written, (N,). `label_ids`: the right choice, (N,), where there is one. `metrics`:
+            `test_score`, `test_rows`, `test_runtime`, and what `evaluate` returns beside them.
+
+        Raises:
+            InputError: there are no rows; or the model has moved, and the objective compares with the base.
+        """
+        start, examples = time.perf_counter(), self._other_examples(test_dataset)
+        settings: dict[str, Any] = {"seed": self.args.seed, "rows": self.args.per_device_eval_batch_size or None}
+        scored, predictions, labels = predicted(self.scorer, examples, trainer_state=self.state, **settings)
+        values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
+        values["runtime"] = time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
+
+    def _other_examples(self, rows: Sequence[dict[str, Any]]) -> list[Example]:
+        """Rows that are not those to choose by, made ready."""
+        settings = (self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows, self.head)
+        examples = made_examples(rows, *settings)
+        if not self.objective.compares_with_base:
+            return examples
+        if self.method_state.step:
+            hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
+            raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
+        return with_base(self._eval_reader(self.args), examples)
 
     def _bound(self, kl: float) -> None:
         """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""

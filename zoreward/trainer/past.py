@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import DefaultFlowCallback, TrainerControl, TrainerState
+from transformers.utils import logging
 
-from zoreward.records import StorageError
+from zoreward.journal import TRAJECTORY_NAME, load_run
+from zoreward.records import StorageError, ZorewardError
 
 
 def count_patience(callbacks: list[Any], args: Any, evaluations: tuple[tuple[int, float], ...]) -> bool:
@@ -28,6 +31,47 @@ def count_patience(callbacks: list[Any], args: Any, evaluations: tuple[tuple[int
                 best = score if best is None else max(best, score)
             stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
     return stopped
+
+
+# What a line of the journal says elsewhere, or what is no value of the run.
+_NOT_BESIDE = ("eval_score", "eval_rows", "eval_runtime")
+
+
+def told_beside(logged: Mapping[str, float]) -> dict[str, float | None]:
+    """Return what is known of an evaluation beside its score; None for what is not finite.
+
+    >>> told_beside({"eval_score": 0.5, "eval_length": 7.0, "eval_kl": float("nan"), "eval_runtime": 0.1, "step": 3})
+    {'length': 7.0, 'kl': None}
+    """
+    names = [name for name in logged if name.startswith("eval_") and name not in _NOT_BESIDE]
+    return {name[5:]: float(logged[name]) if math.isfinite(logged[name]) else None for name in names}
+
+
+def rows_told(train: Sequence[Any], dev: Sequence[Any] | None, provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return how many rows there were and where they come from, by what they were for.
+
+    >>> rows_told([1, 2], None, {"rows": {"tune": "train.jsonl"}})
+    {'rows to tune on': '2, train.jsonl'}
+    """
+    sources = provenance.get("rows", {})
+    told = {}
+    for name, purpose, rows in (("tune", "rows to tune on", train), ("choose", "dev rows", dev)):
+        if rows is not None:
+            told[purpose] = ", ".join([f"{len(rows):,}", *([sources[name]] if sources.get(name) else [])])
+    if sources.get("test"):
+        told["test rows"] = str(sources["test"])
+    return told
+
+
+def save_trajectory(folder: str) -> bool:
+    """Write the trajectory of the run in a folder; return whether it could be. If not, that is a warning."""
+    try:
+        load_run(folder).save(Path(folder, TRAJECTORY_NAME))
+    except (OSError, ZorewardError, ValueError) as error:  # the journal has it all
+        told = getattr(error, "strerror", None) or str(error)
+        logging.get_logger(__name__).warning("%s could not be written: %s.", TRAJECTORY_NAME, told)
+        return False
+    return True
 
 
 def due(args: Any, state: TrainerState, per_epoch: int) -> TrainerControl:

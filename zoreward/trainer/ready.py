@@ -14,9 +14,9 @@ from transformers.utils import logging
 from zoreward.journal import Run, checked_base, fingerprint, weights_dtype
 from zoreward.members import ENOUGH, Tuned, adapter_options, first_spread, least_eps, left_of_directions
 from zoreward.records import Example, InputError, ZorewardError
-from zoreward.registry import Objective
+from zoreward.registry import Objective, code_of
 from zoreward.scoring import Head, load_model, load_with_head
-from zoreward.trainer.comparing import digest_of, options_of
+from zoreward.trainer.comparing import digest_of, forward_config, options_of
 from zoreward.trainer.inputs import loaded_model, name_of, what_is_tuned, with_adapter
 
 if TYPE_CHECKING:
@@ -150,10 +150,13 @@ def header_of(
         "objective": objective.name,
         "options": options_of(objective),
         "method": {"name": args.method, **asdict(method)},
-        "model": ready.start or model.name_or_path,
+        "model": model.name_or_path,
+        **({"start": START_NAME} if ready.start else {}),  # in the run folder, wherever that is
         "dtype": ready.dtype,
         "fingerprint": fingerprint(model),
         "config": args.changed(),
+        "code": code_of(objective),
+        "model_config": forward_config(model),
         "rows": {"tune": digest_of(tune_rows), "evaluate": digest_of(eval_rows)},
         **({"adapter": adapter_options(model)} if ready.makes_adapter else {}),
         **({"head": head} if head else {}),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,6 @@ from transformers.utils import logging
 
 from zoreward.journal import (
     JOURNAL_NAME,
-    TRAJECTORY_NAME,
     Journal,
     Run,
     advance,
@@ -27,16 +27,27 @@ from zoreward.journal import (
     reopen,
     write_snapshot,
 )
+from zoreward.journal.card import CARD_NAME, Told, write_card
+from zoreward.journal.disk import remove, sync_all
+from zoreward.members import has_adapter
 from zoreward.methods import SPSAState, state_after
 from zoreward.records import InputError, StepRecord
-from zoreward.trainer.comparing import refuse_other_run
+from zoreward.trainer.comparing import options_of, refuse_other_run
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.optimizer import no_gradients_to_clear, old_objects_left_alone
-from zoreward.trainer.past import count_patience, due, storage_error, told_where
+from zoreward.trainer.past import (
+    count_patience,
+    due,
+    rows_told,
+    save_trajectory,
+    storage_error,
+    told_beside,
+    told_where,
+)
 from zoreward.trainer.ready import Ready, header_of, put_base_back_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from zoreward.registry import Objective
     from zoreward.scoring import Scorer
@@ -52,7 +63,9 @@ class ResumableTrainer(Trainer):
         ready: the model, and where it came from.
         keeper: the callback that asks for snapshots; `keeper.stopping = True` ends the run after the step at hand.
         kept_step: after how many steps the model stands, once a run is over.
-        header: of the journal, while a run lasts.
+        header: of the journal, from the beginning of a run on; empty before.
+        provenance: what the card of the model says beside what the trainer knows: `rows`, where those to `tune` on, to
+            `choose` by and to `test` on come from; `scores`, what else was measured, by name; and `command`.
         begun_with_a_score: whether the journal of a run that goes on has a score from before step 1.
     """
 
@@ -67,6 +80,7 @@ class ResumableTrainer(Trainer):
     scorer: Scorer
     kept_step: int
     header: dict[str, Any]
+    provenance: dict[str, Any]
     ready: Ready
     begun_with_a_score: bool
     _journal: Journal | None
@@ -93,15 +107,32 @@ class ResumableTrainer(Trainer):
         with self._journal, no_gradients_to_clear(self.model), old_objects_left_alone():
             try:
                 output = self._rest_of_run(**kwargs)
+                if self.kept_step < 0:
+                    self.kept_step = self.method_state.step
+                save_trajectory(self.args.output_dir)
             finally:
                 self._journal = None
-        if self.kept_step < 0:
-            self.kept_step = self.method_state.step
-        try:
-            load_run(self.args.output_dir).save(Path(self.args.output_dir, TRAJECTORY_NAME))
-        except OSError as error:  # the journal has it all
-            logger.warning("%s could not be written: %s.", TRAJECTORY_NAME, error.strerror)
         return output
+
+    @contextlib.contextmanager
+    def holding_run(self) -> Iterator[None]:
+        """Open the run, unless `resume` has, and keep other processes from it until the block is left.
+
+        `train` holds the run while it lasts; this is for what belongs to it before and behind that: its model, say.
+
+        Raises:
+            InputError: the folder holds a run already, or another process is at work on it.
+        """
+        if self._journal is None:
+            self._begin()
+        assert self._journal is not None
+        with self._journal.held():
+            try:
+                yield
+            finally:
+                if self._journal is not None:  # `train` was not reached
+                    self._journal.close()
+                    self._journal = None
 
     def _begin(self) -> None:
         """Open a journal in a folder that has none."""
@@ -120,23 +151,25 @@ class ResumableTrainer(Trainer):
         self._keep_start()
         for log in self.state.log_history:  # scored before step 1
             if "eval_score" in log:
-                self._write_evaluation(log["step"], log["eval_score"])
+                self._write_evaluation(log["step"], log)
 
     def _keep_start(self) -> None:
         """Save the prefix that the run begins with, where it is one that the run made."""
         if self.ready.start:
             with told_where(self.args.output_dir):
                 self.model.save_pretrained(self.ready.start)
+                remove(Path(self.ready.start, CARD_NAME))  # PEFT's, which says nothing true
+                sync_all(self.ready.start)
 
     def _write_step(self, record: StepRecord) -> None:
         assert self._journal is not None
         with told_where(self.args.output_dir):
             self._journal.append(record)
 
-    def _write_evaluation(self, step: int, score: float) -> None:
+    def _write_evaluation(self, step: int, logged: Mapping[str, float]) -> None:
         assert self._journal is not None
         with told_where(self.args.output_dir):
-            self._journal.append_evaluation(step, score)
+            self._journal.append_evaluation(step, logged["eval_score"], told_beside(logged))
 
     def _journal_header(self) -> dict[str, Any]:
         rows = (self.train_dataset, self.eval_dataset)
@@ -173,6 +206,8 @@ class ResumableTrainer(Trainer):
                 self._keep_start()
                 return 0
             refuse_other_run(folder, run.header, self.header)
+            if not run.n_steps:  # a kill may have come between the header and the prefix
+                self._keep_start()
             self._take_up(run)
         except BaseException:
             self._journal.close()
@@ -229,9 +264,10 @@ class ResumableTrainer(Trainer):
         state = TrainerState(train_batch_size=self._train_batch_size, max_steps=max_steps)
         state.compute_steps(self.args, max_steps)
         state.global_step, state.epoch = run.n_steps, run.n_steps / per_epoch
-        for step, score in run.evaluations:
+        for (step, score), metrics in zip(run.evaluations, run.metrics, strict=True):
             if step or self.args.eval_on_start:  # what is scored before the loop begins, it does not know
-                state.log_history.append({"eval_score": score, "epoch": step / per_epoch, "step": step})
+                more = {f"eval_{name}": value for name, value in metrics.items() if value is not None}
+                state.log_history.append({"eval_score": score, **more, "epoch": step / per_epoch, "step": step})
             if state.best_metric is None or score > state.best_metric:
                 state.best_metric, state.best_global_step = score, step
         return state, per_epoch
@@ -249,6 +285,54 @@ class ResumableTrainer(Trainer):
         with tempfile.TemporaryDirectory(prefix="zoreward-") as folder:
             self.state.save_to_json(str(Path(folder, TRAINER_STATE_NAME)))
             return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    def write_card(self, folder: str, *, merged: bool = False, **metadata: Any) -> None:
+        """Write `README.md` into the folder of a model: how it was made, and what it scores.
+
+        Args:
+            folder: where the model is.
+            merged: whether its adapter was merged into the weights.
+            metadata: more fields for its head, such as `license`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        steps, output = self.method_state.step, Path(self.args.output_dir)
+        evaluations = [(log["step"], log["eval_score"]) for log in self.state.log_history if "eval_score" in log]
+        if self.header and (output / JOURNAL_NAME).is_file():
+            with contextlib.suppress(InputError):  # another's, or damaged
+                evaluations = list(load_run(output).evaluations)
+        header = self.header or {
+            "model": self.ready.source,
+            "dtype": self.ready.dtype,
+            "objective": self.objective.name,
+            "options": options_of(self.objective),
+            "method": {"name": self.args.method, **asdict(self.method)},
+        }
+        told = Told(
+            step=self.kept_step if self.kept_step >= 0 else steps,
+            steps=steps,
+            kind="merged" if merged else "adapter" if has_adapter(self.model) else "whole",
+            evaluations=evaluations,
+            rows=rows_told(self.train_dataset, self.eval_dataset, self.provenance),
+            scores=self.provenance.get("scores", {}),
+            command=self.provenance.get("command", ""),
+            metadata=metadata,
+        )
+        write_card(folder, header, told)
+
+    def create_model_card(self, *args: Any, **metadata: Any) -> None:
+        """Write the card into the output folder; see `write_card`.
+
+        transformers' own would tell of AdamW.
+        """
+        if args:  # transformers names the language first
+            metadata["language"] = args[0]
+        known = ("language", "license", "tags", "model_name", "dataset")
+        named = {name: value for name, value in metadata.items() if name in known and value}
+        if "dataset" in named:
+            named["datasets"] = named.pop("dataset")
+        self.write_card(self.args.output_dir, merged=self.args.merge, **named)
 
     # Hooks of transformers' loop.
 

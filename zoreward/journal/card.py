@@ -1,0 +1,155 @@
+"""The card of a tuned model, `README.md` beside its weights: what a run's header and its scores say, and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoreward.journal.disk import write_whole
+
+CARD_NAME = "README.md"
+LONGEST = 300
+"""Characters of a value."""
+
+# Options of a method that are told under a name of their own, or that are not the user's.
+_TOLD = ("name", "seed", "lr")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a card says beside what the header says.
+
+    Args:
+        step: after how many steps the weights stand.
+        steps: how many steps the run did.
+        kind: `whole`, `adapter` or `merged`: what stands beside the card.
+        evaluations: (steps done, score on the dev rows).
+        rows: what the rows are for → how many there were and where they come from.
+        scores: what else was measured, as a text → its value.
+        command: that made it, or "".
+        metadata: more fields for the card's head: `license`, `language`, `tags`, ….
+    """
+
+    step: int
+    steps: int
+    kind: str = "whole"
+    evaluations: Sequence[tuple[int, float]] = ()
+    rows: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    command: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_card(folder: str | Path, header: Mapping[str, Any], told: Told) -> None:
+    """Write the card of a model into its folder, in the place of one that another library wrote.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = card_of(header, told)
+    write_whole(Path(folder, CARD_NAME), lambda file: file.write(text.encode("utf-8", "replace")))
+
+
+def card_of(header: Mapping[str, Any], told: Told) -> str:
+    """Return the text of a card.
+
+    Args:
+        header: of the run's journal, or as much of one as is known.
+        told: the rest.
+
+    >>> header = {"model": "gpt2", "objective": "accuracy", "method": {"name": "spsa", "seed": 3, "eps": 0.001}}
+    >>> print(card_of(header, Told(step=2, steps=2, evaluations=[(0, 0.5), (2, 0.75)])).partition("| | |")[2])
+    <BLANKLINE>
+    |---|---|
+    | base | `gpt2` |
+    | objective | `accuracy` |
+    | method | `spsa`: eps=0.001 |
+    | seed | 3 |
+    | steps | 2 |
+    | dev score | 0.5 before step 1, 0.75 after step 2, best 0.75 after step 2 |
+    <BLANKLINE>
+    """
+    base = str(header.get("model") or "")
+    made = {"whole": "a whole model", "adapter": "an adapter", "merged": "a model with its adapter merged in"}
+    lines = [
+        *_head(base, told),
+        "",
+        f"# {_cell(told.metadata.get('model_name') or 'A tuned model')}",
+        "",
+        f"This is {made[told.kind]}, tuned by zoreward with forward passes alone: its"
+        " weights were moved along random directions by how well the model scored on an objective. No gradient was"
+        " taken.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in _table(base, header, told)),
+    ]
+    if told.command:
+        lines += ["", "It was made by", "", *(f"    {line}" for line in told.command.splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+def _head(base: str, told: Told) -> list[str]:
+    """The YAML at the top, which the Hub reads."""
+    tags = told.metadata.get("tags") or []
+    fields: dict[str, Any] = {"library_name": "peft" if told.kind == "adapter" else "transformers"}
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not Path(base).exists():  # on the Hub a folder means nothing
+        fields["base_model"] = base
+    fields["tags"] = sorted({"zoreward", "zeroth-order", *([tags] if isinstance(tags, str) else tags)})
+    others = {name: value for name, value in told.metadata.items() if name not in ("tags", "model_name") and value}
+    return ["---", *(f"{name}: {json.dumps(value)}" for name, value in {**fields, **others}.items()), "---"]
+
+
+def _table(base: str, header: Mapping[str, Any], told: Told) -> list[tuple[str, str]]:
+    method = header.get("method") if isinstance(header.get("method"), dict) else {}
+    config = header.get("config") if isinstance(header.get("config"), dict) else {}
+    assert isinstance(method, dict) and isinstance(config, dict)
+    options = ", ".join(f"{name}={value}" for name, value in method.items() if name not in _TOLD and value)
+    rate, schedule = method.get("lr"), config.get("lr_scheduler_type")
+    adapter = header.get("adapter")
+    found: list[tuple[str, Any]] = [
+        ("base", _code(base) if base else "a model that had no name"),
+        (
+            "its weights",
+            f"{header['dtype']}, fingerprint {str(header['fingerprint'])[:16]}…" if "dtype" in header else "",
+        ),
+        ("adapter", _named(adapter) if isinstance(adapter, dict) else ""),
+        ("objective", " ".join([_code(header.get("objective")), _named(header.get("options") or {})]).strip()),
+        ("method", f"{_code(method.get('name'))}: {options}" if options else _code(method.get("name"))),
+        ("learning rate", f"{rate}, {schedule}" if rate and schedule else rate),
+        ("seed", method.get("seed")),
+        *told.rows.items(),
+        ("steps", told.steps if told.step == told.steps else f"{told.steps}; the weights are those after {told.step}"),
+        ("dev score", _scores(told.evaluations)),
+        *((name, f"{value:.6g}") for name, value in told.scores.items()),
+        ("versions", _named(header.get("versions") or {})),
+    ]
+    return [(name, _cell(value)) for name, value in found if value not in (None, "")]
+
+
+def _scores(evaluations: Sequence[tuple[int, float]]) -> str:
+    if not evaluations:
+        return ""
+    (first, before), (last, after) = evaluations[0], evaluations[-1]
+    best_step, best = max(evaluations, key=lambda one: one[1])
+    told = [f"{before:.6g} {'before step 1' if first == 0 else f'after step {first}'}"]
+    told += [f"{after:.6g} after step {last}"] if last != first else []
+    return ", ".join([*told, f"best {best:.6g} after step {best_step}"])
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _code(value: Any) -> str:
+    return f"`{str(value).replace('`', chr(39))}`"
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a table may hold it: one line, short, without what would end the cell."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…").replace("|", "\\|").replace("<", "&lt;")
