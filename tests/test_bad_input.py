@@ -16,8 +16,8 @@ REWARDS = '''
 def raises(predictions):
     return {}["positive"]
 
-def is_nan(predictions):
-    return float("nan")
+def is_infinite(predictions):
+    return float("inf")
 
 def counts_wrong(predictions):
     return [1.0]
@@ -76,8 +76,8 @@ CASES = {
     "option out of its choices": ("f1", {"--average": "median"}, "'median' is not one of", "--help"),
     "folder that is no model": ("accuracy", {"--model": "."}, "'.' is no model", "save_pretrained"),
     "missing model": ("accuracy", {"--model": "./modle"}, "no model folder './modle'", "Hub id"),
+    "objective is infinite": ("./rewards.py:is_infinite", {}, "'is_infinite' returned inf", "finite"),
     "objective raises": ("./rewards.py:raises", {}, "'raises' raised KeyError: 'positive'", "rewards.py, line 5"),
-    "objective is NaN": ("./rewards.py:is_nan", {}, "'is_nan' returned nan", "finite"),
     "objective counts wrong": ("./rewards.py:counts_wrong", {}, "got 1 for 4 rows", "one for each row"),
     "objective says a word": ("./rewards.py:says_good", {}, "'says_good' returned no number: 'good'", "one number"),
     "objective says words": ("./rewards.py:says_good_each", {}, "returned no number for row 0: 'good'", "one number"),
@@ -528,7 +528,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(name: str, folder: Path, capsys
 
 def test_an_empty_output_folder_of_the_users_is_kept(folder: Path) -> None:
     (folder / "run").mkdir()
-    assert main(words_of("tune", "./rewards.py:is_nan", {})) == 2
+    assert main(words_of("tune", "./rewards.py:is_infinite", {})) == 2
     assert (folder / "run").is_dir()
 
 

@@ -19,6 +19,7 @@ from zoreward.records import Term, Update
 from zoreward.registry import Entry, describe_objective, list_objectives
 
 REWARDS = '''
+import signal
 from typing import Callable, Literal
 
 CALLS = []
@@ -51,7 +52,8 @@ def fails_late(predictions):
 def interrupted(predictions):
     CALLS.append(1)
     if len(CALLS) > 5:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     return float(len(CALLS) % 2)
 '''
 

@@ -235,7 +235,7 @@ def test_rows_that_a_task_names_may_be_fewer_and_those_that_are_asked_for_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("own.yaml").write_text(
-        "template: '{sentence} it was'\nobjective: accuracy\nchoices: [terrible, great]\ndata: train.jsonl\n"
+        "template: '{sentence} it was'\nobjective: accuracy\nchoices: [' terrible', ' great']\ndata: train.jsonl\n"
         "rows: {train: 1000}\n"
     )
     words = ["tune", "--task", "own.yaml", "--model", "model", "--steps", "1"]

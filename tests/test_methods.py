@@ -708,7 +708,7 @@ BEYOND = (0.0, 1e-60, 1e-13, -1e-3, 1e7, 1e60, float("inf"))
         ("spsa", {"more_every": -1}, "more_every must be at least 0", ""),
         *(("spsa", {"eps": eps}, "eps must lie between 1e-12 and 1e.06", "leave it out") for eps in BEYOND),
         ("spsa", {"eps": float("nan")}, "eps must lie", ""),
-        ("fzoo", {"num_directions": 10**8}, "num_directions must be at most 1,048,576, not 100000000", "default"),
+        ("fzoo", {"num_directions": 10**8}, "num_directions must be at most 65,536, not 100000000", "default"),
         ("svrg", {"num_directions": 2**20 + 1}, "num_directions must be at most", ""),
         ("lozo", {"rank": 10**5}, "rank must be at most 4,096", ""),
         ("lozo", {"rank": 2, "refresh": 10**26}, "refresh must be at most", ""),

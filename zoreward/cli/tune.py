@@ -9,7 +9,7 @@ import functools
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,12 +166,19 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             print(printable(f"the run in {output} is finished"))
         else:
             say_why(problem, output)
-            with contextlib.chdir("."):  # a reward function may change it
-                trainer, progress = _prepared(objective, rows, values)
-            trainer.provenance = provenance_of(values, rows, words)
-            chosen = {name: getattr(trainer.args, name) for name in values if values[name] is None and name in BY_NEED}
-            with trainer.holding_run():
-                write_config(output, resolved(source, {**values, **chosen}, own))
+            with contextlib.ExitStack() as held:
+                with _no_new_folder(output):
+                    with contextlib.chdir("."):  # a reward function may change it
+                        trainer, progress = _prepared(objective, rows, values)
+                    trainer.provenance = provenance_of(values, rows, words)
+                    held.enter_context(trainer.holding_run())
+                    chosen = {n: getattr(trainer.args, n) for n in values if values[n] is None and n in BY_NEED}
+                    try:
+                        write_config(output, resolved(source, {**values, **chosen}, own))
+                    except InputError:
+                        if not values["resume"]:  # the journal is ours: nobody else holds the run
+                            Path(output, "journal.jsonl").unlink(missing_ok=True)
+                        raise
                 start = time.perf_counter()
                 try:
                     with contextlib.chdir("."), finishing_steps(trainer), progress:
@@ -201,31 +208,36 @@ def _check(values: dict[str, Any]) -> None:
     _check_numbers(values)
 
 
-def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
-    """Everything else that can fail before the first step; of a new run folder nothing is left if it does."""
-    output = Path(values["output"])
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer
+@contextlib.contextmanager
+def _no_new_folder(output: Path) -> Iterator[None]:
+    """Leave no empty run folder behind if what is done inside fails."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]  # by transformers' Trainer too
     try:
-        trainer = _trainer(objective, values, rows)
-        print(_what_is_tuned(trainer))
-        if trainer.memory is not None:
-            print(f"memory: {trainer.memory}")
-        from zoreward.cli.progress import ProgressCallback, without_own_progress
-
-        without_own_progress(trainer)
-        progress = ProgressCallback(trainer)
-        trainer.add_callback(progress)
-        done = trainer.resume() if values["resume"] else 0
-        if done:
-            print(f"resuming after step {done}")
-        elif rows.dev and not trainer.begun_with_a_score:
-            trainer.evaluate()
-        return trainer, progress
+        yield
     except BaseException:
         with contextlib.suppress(OSError):
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
+    """Everything else that can fail before the run is opened."""
+    trainer = _trainer(objective, values, rows)
+    print(_what_is_tuned(trainer))
+    if trainer.memory is not None:
+        print(f"memory: {trainer.memory}")
+    from zoreward.cli.progress import ProgressCallback, without_own_progress
+
+    without_own_progress(trainer)
+    progress = ProgressCallback(trainer)
+    trainer.add_callback(progress)
+    done = trainer.resume() if values["resume"] else 0
+    if done:
+        print(f"resuming after step {done}")
+    elif rows.dev and not trainer.begun_with_a_score:
+        trainer.evaluate()
+    return trainer, progress
 
 
 def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> ZOTrainer:

@@ -115,6 +115,7 @@ def check_prompts(
     >>> check_prompts([{"text": "fine"}])
     Traceback (most recent call last):
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
+    hint: give --prompt or --template; the columns are text
     """
     rows = rows_of(rows)
     given = read_template_kwargs(chat_template_kwargs)

@@ -165,6 +165,7 @@ def check_columns(
         >>> check_columns([{"text": "fine"}], needs="likelihood", template="{txt}:", answer="{text}")
         Traceback (most recent call last):
         zoreward.records.InputError: --template: no row has the column 'txt'
+        hint: did you mean text? the columns are text
     """
     rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)

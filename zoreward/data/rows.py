@@ -82,6 +82,7 @@ def rows_of(dataset: Any) -> list[Row]:
     >>> rows_of({"train": [], "test": []})
     Traceback (most recent call last):
     zoreward.records.InputError: these are 2 splits or columns, not rows
+    hint: give one, rows['train']; there are train, test. Rows are a list of dicts, or a Dataset
     """
     if isinstance(dataset, Mapping):
         first = next(iter(dataset), "train")

@@ -46,6 +46,7 @@ def check_method(header: dict[str, Any]) -> None:
     Traceback (most recent call last):
     ...
     zoreward.records.InputError: its method has num_directions=100000000, and there are 1 to 65536
+    hint: Ask whoever wrote it for another copy.
     """
     method = header.get("method")
     if not isinstance(method, dict):

@@ -115,7 +115,7 @@ def _table(base: str, header: Mapping[str, Any], told: Told) -> list[tuple[str, 
         ("base", _code(base) if base else "a model that had no name"),
         (
             "its weights",
-            f"{header['dtype']}, fingerprint {str(header['fingerprint'])[:16]}…" if "dtype" in header else "",
+            f"{header['dtype']}, fingerprint {str(header['fingerprint'])[:16]}…" if "fingerprint" in header else "",
         ),
         ("adapter", _named(adapter) if isinstance(adapter, dict) else ""),
         ("objective", " ".join([_code(header.get("objective")), _named(header.get("options") or {})]).strip()),

@@ -142,6 +142,7 @@ def check_memory(memory: Memory, name: str, dtype: torch.dtype) -> None:
     >>> check_memory(Memory(131_439_403_008, free=78_000_000_000, place="cuda:0"), "opt-66b", torch.bfloat16)
     Traceback (most recent call last):
     zoreward.records.NoRoomError: opt-66b in bfloat16 needs 131 GB for its weights; cuda:0 has 78 GB free
+    hint: take a smaller model, or a device with more memory: --device
     """
     if memory.certain <= memory.free:
         return
