@@ -55,8 +55,8 @@ from zoreward.trainer import ZOConfig, ZOTrainer
 
 FOLDER = Path(__file__).with_name("runs")
 STEPS = 5
-# What of a header depends on the machine that records.
-DROPPED = ("versions", "model")
+# What of a header depends on the machine that records, on its libraries, or on the text of the code.
+DROPPED = ("versions", "model", "model_config", "code")
 
 
 @dataclass(frozen=True)
