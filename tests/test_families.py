@@ -182,7 +182,7 @@ def test_texts_of_grouped_members_are_those_of_one_at_a_time(family: str, noise:
 @pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize("family", [*CAUSAL, *ENCODER_DECODER])
 def test_members_share_a_pass_in_half_precision(family: str, noise: str, dtype: torch.dtype, tokenizer) -> None:
-    model = model_of(family).to(dtype)
+    model = copy.deepcopy(model_of(family)).to(dtype)
     members = MEMBERS[noise][:2]
     assert checked_reader(model, 0, EXAMPLES, members).problem is None
     assert checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members).reader.problem is None

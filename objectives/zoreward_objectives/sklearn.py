@@ -106,7 +106,7 @@ def _scorer(name: str, settings: dict[str, Any]) -> Callable[..., float]:
     if loss != name.startswith("neg_"):
         other = f"neg_{negated}" if loss else negated
         raise hinted(LookupError(f"higher is better for every objective, so there is no {name!r}"), f"ask for {other}")
-    method = _RESPONSES.get(_parameters(function)[1], "predict")
+    method = _response(function) or "predict"
     made = partial(metrics.make_scorer, function, response_method=method, greater_is_better=not loss, **settings)
     if not _wants_all_choices(function):
         return made()
@@ -125,14 +125,19 @@ def _wants_all_choices(function: Callable[..., Any] | None) -> bool:
 
     Others find the classes among the answers, and F1's `labels` would say of which ones the mean is taken.
     """
-    names = _parameters(function) if callable(function) else ["", ""]
-    return "labels" in names and names[1] in _RESPONSES
-
-
-def _parameters(function: Callable[..., Any]) -> list[str]:
     import inspect
 
-    return [*inspect.signature(function).parameters, "", ""]
+    return callable(function) and "labels" in inspect.signature(function).parameters and _response(function) is not None
+
+
+def _response(function: Callable[..., Any]) -> str | tuple[str, ...] | None:
+    """The methods of an estimator that give a metric what it wants; None for one that wants predictions."""
+    import inspect
+
+    if getattr(function, "__name__", "") in ("log_loss", "d2_log_loss_score"):  # scikit-learn 1.8 says y_pred there
+        return "predict_proba"
+    second = [*inspect.signature(function).parameters, "", ""][1]
+    return _RESPONSES.get(second)
 
 
 def _value(

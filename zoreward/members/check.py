@@ -26,7 +26,9 @@ LogitsOf = Callable[[Sequence[Member]], torch.Tensor]
 MOST_FLOORS = 4.0
 # What goes wrong must be small beside what the perturbation does: the share of the perturbation that got lost.
 MOST_OF_EFFECT = 1 / 4
-# The floor is never less than one rounding of the largest logit: a row is often computed alike in every batch.
+# The floor is never less than a rounding of the largest logit: a row is often computed alike in every batch. In float32
+# it is so many, as sums of other order move by some: 2e-6 of a logit.
+FULL_ROUNDINGS = 32
 # A floor above this share of the logits' spread is no rounding: the model mixes rows, or keeps something between calls.
 # Rounding moves logits by some 1e-6 of their spread in float32. In half precision another batch moves them by 1e-2, and
 # a low-rank member, whose weights are rounded when it is alone and not when it shares a pass, by 8e-2 (SmolLM2,
@@ -152,8 +154,8 @@ def distance(logits: torch.Tensor, others: torch.Tensor) -> float:
 
     Infinite where one of them is not finite and the other one is not the same.
 
-    >>> distance(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 1.0], [2.0, 4.0]]))
-    1.4142135623730951
+    >>> distance(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 2.0], [4.0, 4.0]]))
+    2.0
     """
     same = logits == others  # infinities too
     differences = (_bounded(logits) - _bounded(others)).masked_fill(same, 0.0)
@@ -166,8 +168,9 @@ def _bounded(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _rounding(logits: torch.Tensor, dtype: torch.dtype) -> float:
-    """Half a unit in the last place of the largest logit."""
-    return float(_bounded(logits).nan_to_num().abs().max()) * torch.finfo(dtype).eps / 2
+    """The least noise: in half precision one rounding of the largest logit, else those of a long sum."""
+    roundings = FULL_ROUNDINGS if dtype in (torch.float32, torch.float64) else 1
+    return roundings * float(_bounded(logits).nan_to_num().abs().max()) * torch.finfo(dtype).eps / 2
 
 
 def _most_floor(model: nn.Module) -> float:

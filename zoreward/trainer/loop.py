@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from transformers.utils import logging
 
 from zoreward.data import rows_of
 from zoreward.journal import Journal
-from zoreward.members import check_merged, in_all_blocks, merged_copy, update_
+from zoreward.members import called_model, check_merged, in_all_blocks, merged_copy, update_
 from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord, one_line
@@ -167,6 +168,7 @@ class ZOTrainer(ResumableTrainer):
             if eval_examples is not None:
                 eval_examples = with_base(self._eval_reader(args), eval_examples)
         self.drift = drift_of(self.ready.model, args, eval_examples or train_examples)
+        self._generation_config = copy.deepcopy(getattr(called_model(self.ready.model), "generation_config", None))
         self._stand_at_base()
         super().__init__(
             model=self.ready.model,
@@ -264,6 +266,8 @@ class ZOTrainer(ResumableTrainer):
         model: Any = merged_copy(self.model) if merge else self.model
         if merge:
             check_merged(self.model, model, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
+        if isinstance(model, PreTrainedModel):  # transformers' loop has written the tokenizer's end tokens into it
+            model.generation_config = self._generation_config
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         self.write_card(folder, merged=merge)  # PEFT has written one of its own
