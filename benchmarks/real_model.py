@@ -120,7 +120,7 @@ def reward_steps(options: argparse.Namespace) -> dict[str, Any]:
         *("tune", f"{output}/reward.py:short_answer", "--data", f"{output}/prompts.jsonl", "--num-directions", "16"),
         *("--batch-size", "16", "--max-new-tokens", "8"),
     ]
-    return timed("reward", words, options)
+    return timed("reward", words, options, options.steps)
 
 
 def choice_steps(options: argparse.Namespace) -> dict[str, Any]:
@@ -129,13 +129,13 @@ def choice_steps(options: argparse.Namespace) -> dict[str, Any]:
         *("tune", "accuracy", "--data", f"{options.sst2}/train.jsonl", "--batch-size", "64"),
         *("--template", "{sentence} It was", "--choice", " terrible", "--choice", " great", "--label", "label"),
     ]
-    return timed("choices", words, options)
+    return timed("choices", words, options, 20 * options.steps)
 
 
-def timed(name: str, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+def timed(name: str, words: list[str], options: argparse.Namespace, more: int) -> dict[str, Any]:
     """Return seconds a step, and what the command said that it gave up."""
     seconds, errors, peak = [], "", None
-    for steps in (3, 3, 3 + options.steps):  # the first one compiles what others find
+    for steps in (3, 3, 3 + more):  # the first one compiles what others find
         command = [sys.executable, "-m", "zoreward", *words, "--model", options.model, "--dtype", "bfloat16", "--json"]
         command += ["--steps", str(steps), "--output", f"{options.output}/{name}-{len(seconds)}"]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -146,7 +146,7 @@ def timed(name: str, words: list[str], options: argparse.Namespace) -> dict[str,
         seconds.append(summary["seconds"])
         peak, errors = summary.get("peak_gb"), errors + done.stderr
     lines = [line for line in errors.splitlines() if any(words in line for words in GIVEN_UP)]
-    a_step = (seconds[2] - seconds[1]) / options.steps
+    a_step = (seconds[2] - seconds[1]) / more
     return {"run": name, "given_up": " ".join(lines), "seconds_a_step": round(a_step, 4), "peak_gb": peak}
 
 
