@@ -164,6 +164,7 @@ DAMAGE = {
     "half-deleted": lambda run: (run / "model" / "tokenizer.json").unlink(),
     "cut off": lambda run: os.truncate(run / "model" / "model.safetensors", 1000),
     "a pipe": lambda run: _pipe(run / "model" / "model.safetensors"),
+    "a stranger's file": lambda run: (run / "model" / "adapter_config.json").write_text("{}"),
     "no card": lambda run: (run / "model" / "README.md").unlink(),
     "a record of nothing": lambda run: (run / "model" / "zoreward.json").write_text("[" * 10_000),
     "a record that is a pipe": lambda run: _pipe(run / "model" / "zoreward.json"),
@@ -177,7 +178,14 @@ DAMAGE = {
     "options that were cut off": lambda run: os.truncate(run / "config.yaml", 40),
     "a pipe in the place of a part": lambda run: (_pipe(run / "config.yaml"), os.mkfifo(run / "config.yaml.part")),
 }
-_QUICK = ("half-deleted", "a pipe", "moved aside", "half a trajectory", "a pipe in the place of a part")
+_QUICK = (
+    "half-deleted",
+    "a stranger's file",
+    "a pipe",
+    "moved aside",
+    "half a trajectory",
+    "a pipe in the place of a part",
+)
 
 
 @pytest.mark.parametrize("how", [how if how in _QUICK else pytest.param(how, marks=pytest.mark.slow) for how in DAMAGE])
@@ -368,6 +376,7 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(folder: Path, capsys: p
     out, _ = capsys.readouterr()
     told = json.loads(out.splitlines()[-1])
     assert (told["steps"], told["kept"], told["best"], told["score"]) == (4, 2, 0.4, 0.4)
+    assert told["stopped"] == "patience"
     assert main(["replay", "run", "--model", "model", "--step", "2", "--output", "two", "--device", "cpu"]) == 0
     assert weights(folder / "run") == (folder / "two" / "model.safetensors").read_bytes()
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from conftest import random_model
+from test_resume import trainer
 from zoreward import replay
 from zoreward.cli import main
 from zoreward.journal import Journal, Run, fingerprint, load_run, replaying, weights_dtype
@@ -212,6 +213,19 @@ def test_another_base_is_refused_and_left_alone(wrong, message, tmp_path):
             replay(tmp_path / name, model)
         assert refused.value.hint
     assert bits(model) == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("rms_norm_eps", 0.1), ("num_attention_heads", 2)])
+def test_a_base_with_an_edited_config_is_refused(name, value, tmp_path, tokenizer):
+    run = trainer(tmp_path / "run", tokenizer, max_steps=2)
+    run.train()
+    edited = random_model("llama")
+    setattr(edited.config, name, value)
+    for file in ("journal.jsonl", "trajectory.safetensors"):
+        with pytest.raises(InputError, match=f"config is another one, {name}=") as refused:
+            replay(tmp_path / "run" / file, edited)
+        assert refused.value.hint
+    assert bits(replay(tmp_path / "run", random_model("llama"))) == bits(run.model)
 
 
 @pytest.mark.parametrize("step", [-1, 6])

@@ -15,7 +15,8 @@ from conftest import random_model
 from test_trainer import ROWS, config, trainer
 from zoreward.members import least_eps, left_of_directions, limited, members_at, smallest, tuned_weights
 from zoreward.records import InputError, Term
-from zoreward.trainer import ZOTrainer
+from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer.ready import eps_that_shows
 
 
 def layer(dtype: torch.dtype, size: float = 1.0, count: int = 1024) -> nn.Linear:
@@ -110,6 +111,20 @@ def test_a_default_is_raised_and_stands_in_the_header_also_when_the_run_goes_on(
     assert kept.method.eps == 2e-4 and "better is --eps" in line
     made(eps=1e-2)
     assert not [record for record in caplog.records if "differ in" in record.getMessage()]
+
+
+@pytest.mark.parametrize("size", [1e4, 1e10])
+def test_an_eps_that_larger_ones_do_not_better_is_kept(size, caplog):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64, bias=False), nn.Linear(64, 16, bias=False)).bfloat16()
+    with torch.no_grad():
+        net[0].weight.normal_(0.0, 0.02)
+        net[1].weight.normal_(0.0, 1.0).mul_(size)  # no ε in reason moves these
+    args = ZOConfig(eps=1e-3, noise="dense", distribution="normal")
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        assert eps_that_shows(tuned_weights(net), args, given=False) == 1e-3
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "a larger ε changes little" in line and "--dtype float32" in line
 
 
 def test_members_that_are_all_the_same_are_refused(tmp_path, tokenizer):

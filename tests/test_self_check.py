@@ -142,8 +142,8 @@ def test_logits_of_answers_are_float32_under_half_precision(family, dtype, membe
     assert seen and all(logits.dtype == torch.float32 for _, logits in seen)
     if members == ((),):
         for hidden, logits in seen:
-            exact = hidden.double() @ head.weight.double().t()
-            rounded = (hidden @ head.weight.t()).double()
+            exact = hidden.double() @ head.weight.detach().double().t()
+            rounded = (hidden @ head.weight.detach().t()).double()
             error = float((logits.double() - exact).abs().max())
             assert error <= 1e-4 < float((rounded - exact).abs().max())  # 32 products of size ≤ 64: 32 · 64 · 2^-24
     assert model(input_ids=torch.tensor([[3, 4]])).logits.dtype == dtype, "only while answers are read"

@@ -92,10 +92,20 @@ def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
     peak = peak_bytes(trainer.args.device)
     return {
         **(run.metrics[-1] if run.metrics else {}),
-        "stopped": "kl" if trainer.drift and trainer.drift.exceeded is not None else None,
+        "stopped": _why_stopped(trainer),
         "peak_gb": None if peak is None else round(peak / 1e9, 3),
         "kept": trainer.kept_step,
     }
+
+
+def _why_stopped(trainer: ZOTrainer) -> str | None:
+    from transformers import EarlyStoppingCallback
+
+    if trainer.drift and trainer.drift.exceeded is not None:
+        return "kl"
+    patience = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    over = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in patience)
+    return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
 
 
 def summary_of(objective: str, output: Path, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +141,8 @@ def sentence_of(summary: dict[str, Any]) -> str:
     if "test" in summary:
         told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
     memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
+    if summary.get("stopped") == "patience":
+        told.append(f"stopped after {steps} steps: so many dev scores in a row were no better (--patience)")
     if not load_run(output).has_moved:
         told.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"

@@ -24,6 +24,8 @@ RECORD_NAME = "zoreward.json"
 FORMAT = "zoreward-model-1"
 # Options whose defaults depend on what the objective needs.
 BY_NEED = ("noise", "rank", "eps", "num_directions", "normalize", "momentum", "refresh", "share", "learning_rate")
+# Endings of files that transformers and PEFT look for in a model's folder.
+LOADED = (".json", ".safetensors", ".bin", ".jinja")
 # A record of ten thousand files is a tenth of this.
 _MAX_RECORD = 16 << 20
 _CHUNK = 1 << 20
@@ -204,8 +206,8 @@ def finished_run(
             return saved.found, ""
     except FileNotFoundError:
         return None, ""
-    except OSError:
-        return None, ""
+    except OSError as error:
+        return None, f"it cannot be read ({error.strerror})"
     except InputError as error:
         if "another process" in str(error):
             raise
@@ -278,6 +280,9 @@ def _problem(run: Run, saved: Saved, options: dict[str, Any], rows: str, folder:
     for name, digest in saved.files.items():
         if _digest_or_none(folder / name) != digest:
             return f"its file {name} is missing or damaged"
+    strangers = [path.name for path in folder.iterdir() if path.suffix in LOADED and path.name not in saved.files]
+    if strangers := sorted(set(strangers) - {RECORD_NAME}):
+        return f"a file is in it that was not saved with it, {strangers[0]}"
     return None
 
 

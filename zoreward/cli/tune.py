@@ -243,10 +243,9 @@ def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) ->
 def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> ZOTrainer:
     device = select_device(values["device"])
     quiet_transformers()
-    from transformers import EarlyStoppingCallback
-
     from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
+    from zoreward.trainer.past import EndsRun
 
     check_device_map(values["device_map"], device)
     kind = None if device is None else checked_device(device).type
@@ -274,7 +273,7 @@ def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> 
         args = ZOConfig(**settings | others)
         _check_schedule(args)
         datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
-        callbacks = [EarlyStoppingCallback(values["patience"])] if values["patience"] else None
+        callbacks = [EndsRun(values["patience"])] if values["patience"] else None
         return ZOTrainer(model=values["model"], objective=objective, args=args, callbacks=callbacks, **datasets)
     except ZorewardError:
         raise

@@ -1,8 +1,10 @@
-"""The fingerprint of weights: whether a model is the base that a run began with."""
+"""The fingerprint of weights, and the config they are used by: whether a model is the base that a run began with."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,10 +12,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoreward.journal.lines import shown
 from zoreward.noise import canonical_name
+from zoreward.records import one_line
 
 # Bytes that are fetched from a device at once.
 CHUNK = 64 << 20
+# Fields of a model's config that change nothing of what it computes: names, records, and what is asked of its outputs.
+_NO_FORWARD = frozenset(
+    {
+        *(
+            "architectures",
+            "auto_map",
+            "transformers_version",
+            "dtype",
+            "torch_dtype",
+            "name_or_path",
+            "tokenizer_class",
+        ),
+        *("id2label", "label2id", "use_cache", "output_attentions", "output_hidden_states", "return_dict"),
+        *(
+            "task_specific_params",
+            "finetuning_task",
+            "torchscript",
+            "gradient_checkpointing",
+            "chunk_size_feed_forward",
+        ),
+    }
+)
+# Those of an adapter's config by which it computes, beside its weights.
+_OF_ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
 @torch.no_grad()
@@ -77,3 +105,40 @@ def _undo_packing(model: nn.Module) -> None:
     states = (getattr(weight, "quant_state", None) for weight in model.parameters())
     if any(getattr(state, "packing_format_for_cpu", False) for state in states):
         model.state_dict()  # whose hooks undo it
+
+
+def forward_config(model: Any) -> dict[str, Any]:
+    """Return the fields of a model's config that may change what it computes, and those of an adapter that it had.
+
+    >>> from types import SimpleNamespace
+    >>> from transformers import GPT2Config
+    >>> found = forward_config(SimpleNamespace(config=GPT2Config(n_layer=2)))
+    >>> found["n_layer"], "architectures" in found
+    (2, False)
+    """
+    config: Any = getattr(model, "config", None)
+    fields = config.to_dict() if hasattr(config, "to_dict") else {}
+    found = {name: value for name, value in fields.items() if not name.startswith("_") and name not in _NO_FORWARD}
+    for name, own in (getattr(model, "peft_config", None) or {}).items():
+        found[f"peft_config.{name}"] = {field: getattr(own, field, None) for field in _OF_ADAPTER}
+    made: dict[str, Any] = json.loads(json.dumps(found, default=without_address, sort_keys=True), parse_constant=str)
+    return made
+
+
+def other_config(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Say in which field two headers' configs of a model differ, as `name=then, not now`; None if they do not.
+
+    Another transformers knows other fields: then the common ones count.
+    """
+    before, after = then.get("model_config") or {}, now.get("model_config") or {}
+    releases = [(header.get("versions") or {}).get("transformers") for header in (then, now)]
+    names = before.keys() | after.keys() if before and releases[0] == releases[1] else before.keys() & after.keys()
+    for name in sorted(names):
+        if before.get(name) != after.get(name):
+            return f"{one_line(name, 80)}={shown(before.get(name), 80)}, not {shown(after.get(name), 80)}"
+    return None
+
+
+def without_address(value: Any) -> str:
+    """Return the text of a value that JSON does not know, without where it lies in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

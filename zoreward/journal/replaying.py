@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from zoreward.journal.fingerprint import fingerprint, weights_dtype
+from zoreward.journal.fingerprint import fingerprint, forward_config, other_config, weights_dtype
 from zoreward.journal.lines import shown
 from zoreward.journal.reader import load_run
 from zoreward.journal.run import Run, directions
@@ -144,6 +144,13 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
     )
     if "start" in run.header:
         hint = "It began with a prefix of its own, which is in its folder: give --model RUN/start."
+    # Of an adapter the messages below say more.
+    then, now = (
+        {name: value for name, value in config.items() if not name.startswith("peft_config.")}
+        for config in (run.header.get("model_config") or {}, forward_config(model))
+    )
+    if told := other_config({"model_config": then}, {"model_config": now, "versions": {"transformers": ""}}):
+        raise InputError(f"the model is not the run's base: its config is another one, {told}", hint=hint)
     wrapped = _with_adapter(run, model)
     replaced: list[tuple[nn.Parameter, torch.Tensor]] = []
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from zoreward.journal.fingerprint import other_config, without_address
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective
 
@@ -43,30 +43,6 @@ _MAY_CHANGE = (
     "restore_callback_states_from_checkpoint",
     "enable_jit_checkpoint",
 )
-# Fields of a model's config that change nothing of what it computes: names, records, and what is asked of its outputs.
-_NO_FORWARD = frozenset(
-    {
-        *(
-            "architectures",
-            "auto_map",
-            "transformers_version",
-            "dtype",
-            "torch_dtype",
-            "name_or_path",
-            "tokenizer_class",
-        ),
-        *("id2label", "label2id", "use_cache", "output_attentions", "output_hidden_states", "return_dict"),
-        *(
-            "task_specific_params",
-            "finetuning_task",
-            "torchscript",
-            "gradient_checkpointing",
-            "chunk_size_feed_forward",
-        ),
-    }
-)
-# Those of an adapter's config by which it computes, beside its weights.
-_OF_ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 _LENGTH = ("max_steps", "num_train_epochs")
 _HINT = "Resume it with what it began with (config.yaml), or start another run in a new folder."
 
@@ -78,7 +54,7 @@ def digest_of(examples: Sequence[Example] | None) -> str | None:
     digest = hashlib.sha256()
     for example in examples:
         made = [example.row, example.reference, example.prompt_tokens, example.candidate_tokens]
-        digest.update(json.dumps(made, default=_written, sort_keys=True).encode())
+        digest.update(json.dumps(made, default=without_address, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -91,24 +67,6 @@ def options_of(objective: Objective) -> dict[str, Any]:
             **{f"{part.name}.{name}": value for name, value in part.values.items()},
         }
     return found
-
-
-def forward_config(model: Any) -> dict[str, Any]:
-    """Return the fields of a model's config that may change what it computes, and those of an adapter that it had.
-
-    >>> from types import SimpleNamespace
-    >>> from transformers import GPT2Config
-    >>> found = forward_config(SimpleNamespace(config=GPT2Config(n_layer=2)))
-    >>> found["n_layer"], "architectures" in found
-    (2, False)
-    """
-    config: Any = getattr(model, "config", None)
-    fields = config.to_dict() if hasattr(config, "to_dict") else {}
-    found = {name: value for name, value in fields.items() if not name.startswith("_") and name not in _NO_FORWARD}
-    for name, own in (getattr(model, "peft_config", None) or {}).items():
-        found[f"peft_config.{name}"] = {field: getattr(own, field, None) for field in _OF_ADAPTER}
-    made: dict[str, Any] = json.loads(json.dumps(found, default=_written, sort_keys=True), parse_constant=str)
-    return made
 
 
 def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -162,15 +120,10 @@ def _compare_code(folder: str, then: dict[str, Any], now: dict[str, Any]) -> Non
 
 
 def _compare_model(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse an edited config of the model. Another transformers knows other fields: then the common ones count."""
-    before, after = then.get("model_config") or {}, now.get("model_config") or {}
-    releases = [(header.get("versions") or {}).get("transformers") for header in (then, now)]
-    names = before.keys() | after.keys() if before and releases[0] == releases[1] else before.keys() & after.keys()
-    for name in sorted(names):
-        if before.get(name) != after.get(name):
-            told = f"{name}={_short(before.get(name))}, not {_short(after.get(name))}"
-            hint = "Put the config back as it was to go on. Another config makes another run: begin it in a new folder."
-            _refuse(folder, f"was made with another config of the model: {told}", hint)
+    """Refuse an edited config of the model."""
+    if told := other_config(then, now):
+        hint = "Put the config back as it was to go on. Another config makes another run: begin it in a new folder."
+        _refuse(folder, f"was made with another config of the model: {told}", hint)
 
 
 def _compare(folder: str, name: str, then: Any, now: Any) -> None:
@@ -195,8 +148,3 @@ def _length_matters(config: dict[str, Any]) -> bool:
 def _short(value: Any) -> str:
     text = "its default" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _written(value: Any) -> str:
-    """A value of a row that JSON does not know, without where it lies in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

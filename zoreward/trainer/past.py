@@ -17,6 +17,13 @@ from zoreward.journal import TRAJECTORY_NAME, load_run
 from zoreward.records import StorageError, ZorewardError
 
 
+class EndsRun(EarlyStoppingCallback):
+    """Ends a run whose dev scores get no better, whichever step is kept."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Not transformers' warning that the best step is not kept: that may be what is asked for."""
+
+
 def count_patience(callbacks: list[Any], args: Any, evaluations: tuple[tuple[int, float], ...]) -> bool:
     """Have early stopping count what the journal has; return whether it stops the run.
 

@@ -12,11 +12,12 @@ import torch
 from transformers.utils import logging
 
 from zoreward.journal import Run, checked_base, fingerprint, weights_dtype
+from zoreward.journal.fingerprint import forward_config
 from zoreward.members import ENOUGH, Tuned, adapter_options, first_spread, least_eps, left_of_directions
 from zoreward.records import Example, InputError, ZorewardError
 from zoreward.registry import Objective, code_of
 from zoreward.scoring import Head, load_model, load_with_head
-from zoreward.trainer.comparing import digest_of, forward_config, options_of
+from zoreward.trainer.comparing import digest_of, options_of
 from zoreward.trainer.inputs import loaded_model, name_of, what_is_tuned, with_adapter
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
     return Ready(loaded, tuned, head, dtype, start or source, start, made and not prefix, new_weights)
 
 
+# What a larger ε must bring back of a direction, as a cosine.
+WORTH_RAISING = 0.05
+
+
 def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: bool = False) -> float:
     """Return the ε of a run: that of its options, or a larger one where rounding would hide the directions.
 
@@ -112,6 +117,13 @@ def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: 
         message = f"no weight differs between members at eps={args.eps:g}: its dtype rounds them to the same number"
         raise InputError(message, hint="Leave it out, or take a larger one: MeZO's is 1e-3.")
     dtype = str(max(tuned.weights.values(), key=torch.Tensor.numel).dtype).removeprefix("torch.")
+    if better.cosine < left.cosine + WORTH_RAISING:
+        logging.get_logger(__name__).warning(
+            "Rounded to %s, members at ε %.3g differ in %.0f %% of the weights that a direction moves (cosine %.2f); "
+            "a larger ε changes little, as the others are too large for it. --dtype float32 moves them all.",
+            *(dtype, args.eps, 100 * left.share, left.cosine),
+        )
+        return args.eps
     logging.get_logger(__name__).warning(
         "Rounded to %s, members at ε %.3g differ in %.0f %% of the weights that a direction moves (cosine %.2f): "
         "%s %.3g, where they differ in %.0f %% (%.2f).",

@@ -144,7 +144,7 @@ class ResumableTrainer(Trainer):
         except FileExistsError as error:
             raise InputError(
                 f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
-                hint="Choose another folder, or resume it: resume_from_checkpoint=True.",
+                hint="Choose another folder, or go on with it: --resume, in Python resume_from_checkpoint=True.",
             ) from error
         except OSError as error:
             raise storage_error(self.args.output_dir, error) from error
