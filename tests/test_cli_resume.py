@@ -206,7 +206,11 @@ def test_what_is_wrong_with_a_finished_run_is_made_good(
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [(["--steps", "3"], ["--steps", "5"]), (["--keep", "last"], ["--keep", "best"])]
+    ("first", "then"),
+    [
+        (["--steps", "3"], ["--steps", "5"]),
+        pytest.param(["--keep", "last"], ["--keep", "best"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_of_an_earlier_end_is_not_taken_for_the_last(
     first: list[str], then: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -73,8 +73,8 @@ def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokeniz
     ("method", "options"),
     [
         ("spsa", {"anchor": 20.0, "distribution": "gaussian"}),
-        ("svrg", {"full_every": 3}),
-        ("lozo-m", {"refresh": 3, "window": 3}),
+        pytest.param("svrg", {"full_every": 3}, marks=pytest.mark.slow),  # tests/test_golden.py has all methods
+        pytest.param("lozo-m", {"refresh": 3, "window": 3}, marks=pytest.mark.slow),
         pytest.param("subzero", {"refresh": 3, "rank": 5, "momentum": 0.5, "window": 3}, marks=pytest.mark.slow),
         ("subzero", {"refresh": 4, "rank": 40, "momentum": 0.5, "window": 3, "blocks": 2}),
         pytest.param("sparse", {}, marks=pytest.mark.slow),

@@ -140,7 +140,9 @@ def of_bad_rows(logprobs, references) -> list[float]:
 
 
 @pytest.mark.parametrize("objective", [of_good_rows, of_bad_rows])
-@pytest.mark.parametrize("method", [{}, {"method": "fzoo", "num_directions": 3}, {"method": "svrg"}])
+@pytest.mark.parametrize(
+    "method", [{}, pytest.param({"method": "fzoo", "num_directions": 3}, marks=pytest.mark.slow), {"method": "svrg"}]
+)
 def test_a_step_without_a_score_moves_nothing_and_the_run_goes_on(tmp_path, tokenizer, objective, method, caplog):
     def run(name: str, steps: int, **changes) -> ZOTrainer:
         settings = {"max_steps": steps, "per_device_train_batch_size": 1, "eval_strategy": "steps", "eval_steps": 3}

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward.journal.lines import shown
 from zoreward.noise import canonical_name
 from zoreward.records import one_line
 
@@ -135,10 +134,19 @@ def other_config(then: dict[str, Any], now: dict[str, Any]) -> str | None:
     names = before.keys() | after.keys() if before and releases[0] == releases[1] else before.keys() & after.keys()
     for name in sorted(names):
         if before.get(name) != after.get(name):
-            return f"{one_line(name, 80)}={shown(before.get(name), 80)}, not {shown(after.get(name), 80)}"
+            return f"{one_line(name, 80)}={short_value(before.get(name))}, not {short_value(after.get(name))}"
     return None
 
 
 def without_address(value: Any) -> str:
     """Return the text of a value that JSON does not know, without where it lies in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+def short_value(value: Any) -> str:
+    """Return the value of an option as it may stand in a sentence.
+
+    >>> short_value(None), short_value([1, 2])
+    ('its default', '[1, 2]')
+    """
+    return "its default" if value is None else one_line(repr(value), 60)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from zoreward.journal.fingerprint import other_config, without_address
+from zoreward.journal.fingerprint import other_config, short_value, without_address
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective
 
@@ -128,7 +128,7 @@ def _compare_model(folder: str, then: dict[str, Any], now: dict[str, Any]) -> No
 
 def _compare(folder: str, name: str, then: Any, now: Any) -> None:
     if then != now:
-        _refuse(folder, f"was made with {name}={_short(then)}, not {_short(now)}")
+        _refuse(folder, f"was made with {name}={short_value(then)}, not {short_value(now)}")
 
 
 def _refuse(folder: str, how: str, hint: str = _HINT) -> NoReturn:
@@ -143,8 +143,3 @@ def _length_matters(config: dict[str, Any]) -> bool:
     return (
         schedule not in ("constant_with_warmup", "inverse_sqrt") or 0 < warmup < 1 or bool(config.get("warmup_ratio"))
     )
-
-
-def _short(value: Any) -> str:
-    text = "its default" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -74,7 +75,10 @@ def _is_model_path(source: str) -> bool:
 def _loaded(path: str, args: ZOConfig) -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
+    from zoreward.scoring import check_model_name
+
     try:
+        check_model_name(path)  # transformers would ask a Hub that nobody reaches for most of a minute
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, trust_remote_code=args.trust_remote_code, output_loading_info=True
         )
@@ -103,6 +107,7 @@ def _of_model(model: Any, tokenizer: Any, args: ZOConfig, values: dict[str, Any]
         except Exception as error:
             message = f"no tokenizer of the reward model can be loaded from {path!r}: {one_line(error)}"
             raise InputError(message, hint="Give it as reward_processing_classes.") from error
+    tokenizer = copy.deepcopy(tokenizer)  # it may be the model's own, which is saved with it
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # it looks for the last token before these
