@@ -124,17 +124,18 @@ def forward_config(model: Any) -> dict[str, Any]:
     return made
 
 
-def other_config(then: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Say in which field two headers' configs of a model differ, as `name=then, not now`; None if they do not.
+def other_config(then: dict[str, Any], now: dict[str, Any], *, common: bool) -> str | None:
+    """Say in which field two configs of `forward_config` differ, as `name=then, not now`; None if they do not.
 
-    Another transformers knows other fields: then the common ones count.
+    Args:
+        then: the config that a run had.
+        now: the one at hand.
+        common: whether fields that only one of them has are left out: another transformers knows other ones.
     """
-    before, after = then.get("model_config") or {}, now.get("model_config") or {}
-    releases = [(header.get("versions") or {}).get("transformers") for header in (then, now)]
-    names = before.keys() | after.keys() if before and releases[0] == releases[1] else before.keys() & after.keys()
+    names = then.keys() & now.keys() if common or not then else then.keys() | now.keys()
     for name in sorted(names):
-        if before.get(name) != after.get(name):
-            return f"{one_line(name, 80)}={short_value(before.get(name))}, not {short_value(after.get(name))}"
+        if then.get(name) != now.get(name):
+            return f"{one_line(name, 80)}={short_value(then.get(name))}, not {short_value(now.get(name))}"
     return None
 
 

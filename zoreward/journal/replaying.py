@@ -149,7 +149,7 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
         {name: value for name, value in config.items() if not name.startswith("peft_config.")}
         for config in (run.header.get("model_config") or {}, forward_config(model))
     )
-    if told := other_config({"model_config": then}, {"model_config": now, "versions": {"transformers": ""}}):
+    if told := other_config(then, now, common=True):
         raise InputError(f"the model is not the run's base: its config is another one, {told}", hint=hint)
     wrapped = _with_adapter(run, model)
     replaced: list[tuple[nn.Parameter, torch.Tensor]] = []

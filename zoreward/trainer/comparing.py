@@ -121,7 +121,9 @@ def _compare_code(folder: str, then: dict[str, Any], now: dict[str, Any]) -> Non
 
 def _compare_model(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse an edited config of the model."""
-    if told := other_config(then, now):
+    releases = [(header.get("versions") or {}).get("transformers") for header in (then, now)]
+    configs = [header.get("model_config") or {} for header in (then, now)]
+    if told := other_config(*configs, common=releases[0] != releases[1]):
         hint = "Put the config back as it was to go on. Another config makes another run: begin it in a new folder."
         _refuse(folder, f"was made with another config of the model: {told}", hint)
 
