@@ -238,6 +238,11 @@ def takes_model(predictions, *, model: str = "x"):
     return 1.0
 
 
+@objective("kept", rowwise=True)
+def kept(completions):
+    return [1.0] * len(completions)
+
+
 class NeedsState:
     def __init__(self, *, level: int = 0):
         raise RuntimeError("no state")
@@ -293,6 +298,7 @@ def write_files(folder: Path, models: dict[str, Path]) -> None:
     (folder / "folder.jsonl").mkdir()
     (folder / "folder.yaml").mkdir()
     (folder / "dangling").symlink_to("nowhere/at/all")
+    (folder / "taken" / "scores.sqlite").mkdir(parents=True)
     _write_models(folder, models["model"])
     _write_runs(folder)
 

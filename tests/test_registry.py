@@ -509,6 +509,42 @@ def test_file_that_cannot_be_used(tmp_path: Path) -> None:
     assert isinstance(caught.value.__cause__, SyntaxError)
 
 
+BROKEN = {
+    "syntax": ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax", "see {}, line 2: def f(:"),
+    "indented": ("def f():\n  x = 1\n y = 2\n", "IndentationError: unindent", "see {}, line 3: y = 2"),
+    "open": ("x = (1,\n", r"SyntaxError: '\(' was never closed", "see {}, line 1: x = (1,"),
+    "latin": ("x = 1\ny = '\xff'\n", "SyntaxError: .unicode error", "see {}, line 2"),
+    "name": ("import os\nx = nothing_such\n", "NameError: name 'nothing_such'", "raised in {}, line 2"),
+    "package": ("import os\n\nimport no_such_package\n", "No module named 'no_such_package'", "raised in {}, line 3"),
+    "member": ("from os import nothing_such\n", "ImportError: cannot import name", "raised in {}, line 1"),
+    "nul": ("x = 1\n\0\n", "null bytes", "see {}"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_is_broken_is_told_by_its_own_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said, hint = BROKEN[name]
+    path = tmp_path / f"broken_{name}.py"
+    path.write_bytes(code.encode("latin-1"))
+    (tmp_path / f"via_{name}.py").write_text(f"x = 1\nimport broken_{name}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for source in (f"{path}:f", f"broken_{name}:f", f"{tmp_path}/via_{name}.py:f"):
+        with pytest.raises(ObjectiveError, match=rf"cannot be imported: .*{said}") as caught:
+            get_objective(source)
+        assert "importlib" not in caught.value.hint and "sources.py" not in caught.value.hint
+        if name != "nul":  # Python does not say which line it is
+            assert caught.value.hint.startswith(hint.format(path))
+
+
+@pytest.mark.parametrize("source", ["..a:f", ":f"])
+def test_what_no_module_can_be_called_is_told_how_to_name_one(source: str) -> None:
+    with pytest.raises(ObjectiveError, match="cannot be imported") as caught:
+        get_objective(source)
+    assert caught.value.hint.startswith("give a module as import takes it")
+
+
 def test_importing_the_registry_is_light() -> None:
     code = (
         "import sys, zoreward.registry as r; r.list_objectives(); "

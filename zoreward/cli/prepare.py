@@ -84,9 +84,23 @@ def patient_objective(objective: Objective, values: dict[str, Any]) -> Objective
     """Return the objective, called as the options about rewards say.
 
     Raises:
-        InputError: they are out of their range, or the objective has nothing that can be kept.
+        InputError: they are out of their range, or the objective has nothing that can be kept, or nowhere.
     """
-    return patient(objective, Patience(**{name.removeprefix("reward_"): values[name] for name in REWARD_FIELDS}))
+    made = patient(objective, Patience(**{name.removeprefix("reward_"): values[name] for name in REWARD_FIELDS}))
+    if values["reward_cache"] is not None:
+        _check_cache(values["reward_cache"])
+    return made
+
+
+def _check_cache(folder: str) -> None:
+    """Refuse a --reward-cache that cannot be made. One that is there and cannot be written to may still be read."""
+    from zoreward.registry.kept import FILE_NAME
+
+    file = Path(folder, FILE_NAME)
+    if os.path.isdir(file):
+        raise InputError(f"--reward-cache {folder}: {file} is a folder", hint="give another folder")
+    if not folder or not os.path.isfile(file):
+        check_folder(folder, "--reward-cache", hint="give a folder that can be made and written to")
 
 
 def kind_for(values: dict[str, Any]) -> str:
@@ -192,30 +206,36 @@ def shown_prompts(
     return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
 
 
-def check_folder(output: str) -> None:
-    """Refuse an --output that cannot be made, or written to. Nothing is left there.
+def check_folder(output: str, option: str = "--output", hint: str = "give a folder that does not exist yet") -> None:
+    """Refuse a folder that cannot be made, or written to. Nothing is left there.
+
+    Args:
+        output: the folder.
+        option: that it was given by.
+        hint: what to give instead.
 
     Raises:
         InputError: it is a file, or lies under one; or its disk, its name or its rights do not allow it.
     """
     import tempfile
 
-    hint = "give a folder that does not exist yet"
     path = Path(output)
     if not output.strip() or "\0" in output:
-        raise InputError(f"--output {output!r} names no folder", hint=hint)
+        raise InputError(f"{option} {output!r} names no folder", hint=hint)
     if os.path.lexists(path) and not os.path.isdir(path):
         kind = "a link to nothing" if path.is_symlink() and not os.path.exists(path) else "a file"
-        raise InputError(f"--output {output} is {kind}", hint=hint)
+        raise InputError(f"{option} {output} is {kind}", hint=hint)
     there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     try:
         for part in path.parts:
             if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX"):
-                raise InputError(f"--output {part:.20}… is too long a name", hint=hint)
+                raise InputError(f"{option} {part:.20}… is too long a name", hint=hint)
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}", hint="choose another") from error
+        raise InputError(
+            f"{option} {output} cannot be written: {error.strerror}", hint=f"choose another folder for {option}"
+        ) from error
 
 
 def select_device(device: str | None) -> str | None:

@@ -18,13 +18,18 @@ _OURS = Path(__file__).parents[1]
 def place_of(error: BaseException | None) -> str:
     """Return where an exception was raised: the last line that is neither Python's, nor a package's, nor zoreward's.
 
-    Where there is none, the last line of all; "" where that is not known.
+    Where there is none, the last line of all but those by which Python imports; "" where that is not known. Code that
+    is no Python is raised by nobody: the place is then the line that cannot be read.
 
-    >>> place_of(None)
-    ''
+    >>> place_of(None), place_of(SyntaxError("invalid syntax", ("rewards.py", 2, 7, "def f(:")))
+    ('', 'see rewards.py, line 2: def f(:')
     """
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
+        text = (error.text or "").strip()
+        return f"see {error.filename}, line {error.lineno or 1}" + (f": {text}" if text else "")
     stack = traceback.extract_tb(error.__traceback__) if error is not None else []
-    return f"raised in {_last(stack)}" if stack else ""
+    last = _last(stack)
+    return f"raised in {last}" if last else ""
 
 
 def place_in(frame: FrameType | None) -> str:
@@ -56,8 +61,12 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 def _last(stack: Sequence[traceback.FrameSummary]) -> str:
     own = [one for one in stack if not one.filename.startswith("<") and not _is_packaged(Path(one.filename))]
-    last = (own or stack)[-1]
-    return f"{last.filename}, line {last.lineno}"
+    told = own or [one for one in stack if not _imports(one.filename)]
+    return f"{told[-1].filename}, line {told[-1].lineno}" if told else ""
+
+
+def _imports(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or Path(filename).is_relative_to(_STANDARD / "importlib")
 
 
 def _is_packaged(path: Path) -> bool:

@@ -198,11 +198,12 @@ def _import_module(name: str) -> types.ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             hint = "install it, or give a file: path/file.py:name"
             raise UnknownNameError(f"there is no module {name!r} to take an objective from", hint=hint) from error
-        raise ObjectiveError(f"module {name!r} cannot be imported: {one_line(error)}") from error
+        raise ObjectiveError(f"module {name!r} cannot be imported: {one_line(error)}", hint=_place(error)) from error
     except BaseException as error:
         if is_ctrl_c(error):
             raise
-        raise ObjectiveError(f"module {name!r} cannot be imported: {named(error)}", hint=place_of(error)) from error
+        hint = _place(error) or "give a module as import takes it, package.module:name; or a file, path/file.py:name"
+        raise ObjectiveError(f"module {name!r} cannot be imported: {named(error)}", hint=hint) from error
 
 
 def _import_file(path: Path) -> types.ModuleType:
@@ -219,5 +220,12 @@ def _import_file(path: Path) -> types.ModuleType:
         del sys.modules[name]
         if is_ctrl_c(error):
             raise
-        raise ObjectiveError(f"{str(path)!r} cannot be imported: {named(error)}", hint=place_of(error)) from error
+        hint = _place(error) or f"see {path}"
+        raise ObjectiveError(f"{str(path)!r} cannot be imported: {named(error)}", hint=hint) from error
     return module
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's that an import ends at; "" where Python names none."""
+    assert error.__traceback__
+    return place_of(error.with_traceback(error.__traceback__.tb_next))  # without ours, which is at no fault
