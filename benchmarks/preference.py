@@ -135,10 +135,10 @@ def main() -> None:
     count = options.random or options.steps * MEMBERS
     tuned = f"{options.output}/seed-{options.seeds[0]}/model"
     found = null("preference", options.model, tuned, rows, count=count, rank=1, seed=0, dtype=options.dtype)
-    random_shares = sorted(one.metrics["share"] for one in found["scored"])
-    best = max(found["scored"], key=lambda one: one.metrics["share"])
+    random_shares = sorted(one.metrics["metric/share"] for one in found["scored"])
+    best = max(found["scored"], key=lambda one: one.metrics["metric/share"])
     names = ("share", "margin", "chosen_logprob")
-    lines.append({"who": f"best of {count} random moves", **{name: best.metrics[name] for name in names}})
+    lines.append({"who": f"best of {count} random moves", **{name: best.metrics[f"metric/{name}"] for name in names}})
     lines.append({"who": "their median", "share": statistics.median(random_shares)})
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

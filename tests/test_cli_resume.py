@@ -250,7 +250,7 @@ def test_the_same_is_told_of_a_run_that_was_resumed_and_of_one_that_is_finished(
         return json.loads(capsys.readouterr().out.splitlines()[-1]) | {"seconds": 0, "output": ""}
 
     whole = told("whole")
-    assert {"length", "distinct_2", "size", "stopped", "peak_gb", "kept", "test", "test_rows"} <= whole.keys()
+    assert {"length", "distinct_2", "metric/size", "stopped", "peak_gb", "kept", "test", "test_rows"} <= whole.keys()
     with monkeypatch.context() as patched:
         patched.setattr(ZOTrainer, "save_model", _killed)
         with pytest.raises(Killed):

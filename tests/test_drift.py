@@ -182,7 +182,7 @@ def test_answers_that_are_given_are_penalised_by_the_kl_behind_them(tmp_path, to
         expected = slow_kl(other, one.drift.base.model, [example.prompt_tokens] * 2, example.candidate_tokens)
     assert one.last_scored[0].metrics["member_kl"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
     log = next(log for log in one.state.log_history if "kl" in log)
-    assert {"kl", "moved", "distinct_2", "length", "share"} <= log.keys()
+    assert {"kl", "moved", "distinct_2", "length", "metric/share"} <= log.keys()
 
 
 def test_nobody_pays_for_a_base_that_is_not_asked_for(tmp_path, tokenizer):

@@ -147,7 +147,7 @@ def test_one_that_is_too_late_counts_nothing_and_the_next_is_asked_in_its_place(
 
     [writing] = scored(patient(get_objective(late), Patience(timeout=0.2, retries=1, backoff=0.001)), "a")
     let_go.set()
-    assert (writing.score, writing.metrics) == (2.0, {"calls": 2.0})
+    assert (writing.score, writing.metrics) == (2.0, {"metric/calls": 2.0})
 
 
 def test_time_in_the_queue_is_not_the_call_s() -> None:
@@ -195,7 +195,7 @@ def test_one_that_fails_is_called_again(is_async: bool, caplog: pytest.LogCaptur
     chosen = patient(get_objective(later if is_async else judge), Patience(retries=3, backoff=0.01))
     with caplog.at_level(logging.WARNING, logger="zoreward"):
         [writing] = scored(chosen, "ab", "a")
-    assert (writing.score, writing.metrics, len(calls)) == (1.5, {"asked": 1.0}, 4)
+    assert (writing.score, writing.metrics, len(calls)) == (1.5, {"metric/asked": 1.0}, 4)
     assert [record.args[0] for record in caplog.records] == [2, 3, 4]  # type: ignore[index]
     delays = [record.args[2] for record in caplog.records]  # type: ignore[index]
     for number, delay in enumerate(delays):
@@ -354,7 +354,7 @@ def test_rows_are_scored_together_and_told_in_their_order() -> None:
     assert sizes == [1] * 4
     assert rewards(writing) == (6.0, 4.0, None, 8.0)
     assert writing.extra == {"why": ["AAA", "BB", "C", "DDDD"], "odd": [None, 1, None, 3]}
-    assert writing.metrics == {"rank": 1.5}
+    assert writing.metrics == {"metric/rank": 1.5}
 
 
 def test_a_row_that_fails_is_named_and_alone_is_asked_again() -> None:

@@ -102,7 +102,7 @@ def test_log_sigmoid_of_far_margins_stays_finite():
 
 def test_the_base_has_exactly_one_half(tiny_model_dir):
     result = evaluate(str(tiny_model_dir), "preference", PAIRS, base=str(tiny_model_dir))
-    assert result.score == 0.5 and result.metrics["share"] == 0.5 and result.metrics["margin"] == 0.0
+    assert result.score == 0.5 and result.metrics["metric/share"] == 0.5 and result.metrics["metric/margin"] == 0.0
 
 
 def test_without_a_base_there_is_nothing_to_compare_with(tiny_model_dir):
@@ -126,9 +126,9 @@ def test_sums_are_over_tokens_and_the_base_is_the_other_model(tokenizer):
         h.append(ratios[0] - ratios[1])
     result = evaluate(model, "preference", PAIRS, tokenizer=tokenizer, base=base)
     # float32 log-probabilities in other batches: 1e-5 apart, times at most 5 tokens.
-    assert result.metrics["margin"] == pytest.approx(sum(h) / len(h), abs=1e-4)
+    assert result.metrics["metric/margin"] == pytest.approx(sum(h) / len(h), abs=1e-4)
     assert result.score == pytest.approx(sum(sigmoid(0.5 * x) for x in h) / len(h), abs=1e-4)
-    assert result.metrics["share"] == sum(x > 0 for x in h) / len(h) and 0 < result.metrics["share"] < 1
+    assert result.metrics["metric/share"] == sum(x > 0 for x in h) / len(h) and 0 < result.metrics["metric/share"] < 1
 
 
 def _alone(example, tokens):
@@ -150,12 +150,12 @@ def test_tuning_raises_the_share_of_held_out_pairs(tmp_path, tokenizer):
         processing_class=tokenizer,
     )  # fmt: skip
     before = run.evaluate()
-    assert before["eval_score"] == before["eval_share"] == 0.5 and before["eval_margin"] == 0.0
+    assert before["eval_score"] == before["eval_metric/share"] == 0.5 and before["eval_metric/margin"] == 0.0
     run.train()
     after = run.evaluate()
-    assert after["eval_share"] >= 0.75 and after["eval_score"] > 0.55 and after["eval_margin"] > 0
-    logged = [log for log in run.state.log_history if "share" in log]
-    assert logged and all(0 <= log["share"] <= 1 and log["chosen_logprob"] < 0 for log in logged)
+    assert after["eval_metric/share"] >= 0.75 and after["eval_score"] > 0.55 and after["eval_metric/margin"] > 0
+    logged = [log for log in run.state.log_history if "metric/share" in log]
+    assert logged and all(0 <= log["metric/share"] <= 1 and log["metric/chosen_logprob"] < 0 for log in logged)
     with pytest.raises(InputError, match="the model has moved"):
         run.evaluate(PAIRS[:4])
 

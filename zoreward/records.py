@@ -361,7 +361,8 @@ class Scored:
         score: the objective's value; higher is better. NaN where it has none: it left out all rows.
         part_scores: the value of each part of a weighted sum, otherwise of the objective alone; NaN where a part has
             none.
-        metrics: numbers that objectives logged with `log_metric`; the mean where one was logged repeatedly.
+        metrics: numbers that objectives logged with `log_metric`, as `metric/NAME`; the mean where one was logged
+            repeatedly.
     """
 
     score: float
@@ -396,7 +397,7 @@ class Evaluation:
         fewer_shots: how many prompts had no room for all demonstrations.
         parts: for a weighted sum: the score of each objective, by name.
         statistics: of what was written: `length` in tokens and `distinct_2`; empty where nothing was.
-        metrics: numbers that the objective logged with `log_metric`.
+        metrics: numbers that the objective logged with `log_metric`, as `metric/NAME`.
     """
 
     objective: str

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ProgressCallback as TransformersProgre
 
 from zoreward.journal import moves
 from zoreward.methods import all_scored
-from zoreward.records import one_line, printable
+from zoreward.records import one_line
 from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class ProgressCallback(TrainerCallback):
             self._print(" · ".join([f"step {state.global_step}", *scores, *more]))
 
     def _print(self, line: str) -> None:
-        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(one_line(line, None), markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: Any) -> Any:

@@ -10,15 +10,6 @@ from zoreward.records import Completion, Example, Writing
 from zoreward.registry import Objective, Returned, mean_score
 from zoreward.scoring.columns import columns_of
 
-# What a run, an evaluation and their summaries call their own numbers.
-RESERVED = frozenset(
-    "score rows runtime samples_per_second steps_per_second kl moved length distinct_2 differing best spread silent "
-    "unscored unpenalised member_kl loss grad_norm learning_rate epoch step total_flos num_input_tokens_seen "
-    "objective parts truncated fewer_shots calibrated model seconds best_step stopped peak_gb kept steps output "
-    "test test_objective test_rows".split()
-)
-_PREFIXES = ("score/", "metric/", "eval_", "train_")
-
 # What TRL keeps from a reward function because it says it in another way.
 _KEPT_BACK = ("prompt", "completion", "completion_ids")
 
@@ -111,13 +102,12 @@ class Notes:
 
 
 def metric_name(name: object) -> str:
-    """Return the name under which a metric of an objective's own is told: never one that the run itself gives.
+    """Return the name under which a metric of an objective's own is told: none that zoreward gives begins so.
 
-    A reward that logs "score" would else take the place of the score by which the best step is chosen.
+    A reward that logs "score" would else take the place of the score by which the best step is chosen; and one that
+    logs "dev score" would look like it on the screen.
 
-    >>> metric_name("share"), metric_name("score"), metric_name("eval_score")
-    ('share', 'metric/score', 'metric/eval_score')
+    >>> metric_name("share"), metric_name("dev score")
+    ('metric/share', 'metric/dev score')
     """
-    text = str(name)
-    taken = text in RESERVED or text.startswith(_PREFIXES)
-    return f"metric/{text}" if taken else text
+    return f"metric/{name}"

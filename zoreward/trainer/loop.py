@@ -219,7 +219,7 @@ class ZOTrainer(ResumableTrainer):
 
         Returns:
             `eval_score`, `eval_rows`, `eval_runtime` in seconds; where the model wrote, `eval_length` and
-            `eval_distinct_2`; and what the objective logs, as `eval_share`.
+            `eval_distinct_2`; and what the objective logs, as `eval_metric/share`.
 
         Raises:
             InputError: there are no rows; or others than before step 1, for an objective that compares with the base.
