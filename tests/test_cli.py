@@ -17,6 +17,7 @@ from zoreward.cli import main
 from zoreward.config import ZOArguments
 from zoreward.records import Term, Update
 from zoreward.registry import Entry, describe_objective, list_objectives
+from zoreward.scoring.rewards import metric_name
 
 REWARDS = '''
 import signal
@@ -349,6 +350,15 @@ def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, mo
     assert "no weight moved" not in callback.status(2, 8)
     assert ("2/8" in text) and (("step 2/8 ·" in text) is not terminal)
     assert text.count("dev score 0.5000 · best 0.7500") == 1
+
+
+@pytest.mark.parametrize("name", ["dev score", "no_signal", "a\nstep 9 · dev score 1.0000 · best"])
+def test_a_metric_of_a_reward_stays_in_its_line_and_has_a_name_of_its_own(name: str) -> None:
+    _, callback, screen = progress(terminal=False)
+    metrics = {"eval_score": 0.5, f"eval_{metric_name(name)}": 1.0}
+    callback.on_evaluate(None, SimpleNamespace(global_step=2), None, metrics=metrics)
+    told = " ".join(name.replace("_", "-").split())
+    assert screen.getvalue() == f"step 2 · dev score 0.5000 · best 0.5000 · metric/{told} 1\n"
 
 
 @pytest.mark.parametrize("update", [Update(0.0, (), 0), Update(0.0, (Term(1, 0.0), Term(2, 0.0)), 0)])

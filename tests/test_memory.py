@@ -232,7 +232,7 @@ def test_the_peak_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = SimpleNamespace(args=SimpleNamespace(device=CPU), state=SimpleNamespace(log_history=[]))
     trainer.drift, trainer.kept_step, trainer.callback_handler = None, 3, SimpleNamespace(callbacks=[])
     summary = {"score": None, "steps": 3, "seconds": 1.0, "output": "run"}
-    run = SimpleNamespace(metrics=(), has_moved=True)
+    run = SimpleNamespace(metrics=(), has_moved_by=lambda steps: True)
     monkeypatch.setattr("zoreward.journal.load_run", lambda folder: run)
     assert running.found_in(trainer, run)["peak_gb"] is None
     assert "GPU" not in running.sentence_of({**summary, **running.found_in(trainer, run)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import itertools
 import logging
 import math
 import os
@@ -598,12 +599,34 @@ def test_a_card_can_be_asked_for_and_no_training_arguments_are_pickled(tmp_path,
     run = trainer(tmp_path, tokenizer, max_steps=2)
     run.train()
     run.save_model()  # into the run folder itself
+    assert "tuned by zoreward" in (tmp_path / "run" / "README.md").read_text()
     run.create_model_card(license="apache-2.0", tags="reviews", model_name="Mine | yours", finetuned_from="else")
     card = (tmp_path / "run" / "README.md").read_text()
     assert card.startswith("---\n") and 'license: "apache-2.0"' in card and '"reviews"' in card
     assert "# Mine \\| yours" in card and "| rows to tune on | 32 |" in card and "| steps | 2 |" in card
     assert "AdamW" not in card and "finetuned_from" not in card
     assert not list(tmp_path.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("why", ["a rate of 0", "all tie", "the base is the best"])
+def test_the_card_of_a_model_that_no_step_moved_does_not_say_that_it_is_tuned(why, tmp_path, tokenizer):
+    scores = itertools.count(0, -1)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+    changes, reason = {
+        "a rate of 0": ({"learning_rate": 0.0}, "none of the 2 steps moved one"),
+        "all tie": ({"objective": lambda predictions: 0.5}, "none of the 2 steps moved one"),
+        "the base is the best": (
+            {"objective": lambda predictions: float(next(scores)), **best},
+            "none of the 2 steps is in them",
+        ),
+    }[why]
+    run = trainer(tmp_path, tokenizer, **{"max_steps": 2, **changes})
+    run.evaluate()
+    run.train()
+    run.save_model(str(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "# A model that was not moved" in card and f"{reason}. It is not tuned." in card
+    assert "tuned by zoreward" not in card and "weights were moved" not in card
 
 
 def test_a_trajectory_that_cannot_be_written_is_a_warning(tmp_path, tokenizer, monkeypatch, caplog):

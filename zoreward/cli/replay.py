@@ -140,7 +140,8 @@ def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        write_card(output, run.header, Told(steps, run.n_steps, kind, evaluations))  # PEFT has written one of its own
+        told = Told(steps, run.n_steps, kind, evaluations, has_moved=run.has_moved_by(steps))
+        write_card(output, run.header, told)  # PEFT has written one of its own
     except Exception as error:  # safetensors raises its own
         with contextlib.suppress(OSError):
             for path in output.iterdir():

@@ -143,7 +143,7 @@ def sentence_of(summary: dict[str, Any]) -> str:
     memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
     if summary.get("stopped") == "patience":
         told.append(f"stopped after {steps} steps: so many dev scores in a row were no better (--patience)")
-    if not load_run(output).has_moved:
+    if not load_run(output).has_moved_by(steps):
         told.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
     return "\n".join([*told, done])

@@ -32,6 +32,7 @@ class Told:
         scores: what else was measured, as a text → its value.
         command: that made it, or "".
         metadata: more fields for the card's head: `license`, `language`, `tags`, ….
+        has_moved: whether a step up to `step` moved a weight.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Told:
     scores: Mapping[str, float] = field(default_factory=dict)
     command: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    has_moved: bool = True
 
 
 def write_card(folder: str | Path, header: Mapping[str, Any], told: Told) -> None:
@@ -74,15 +76,13 @@ def card_of(header: Mapping[str, Any], told: Told) -> str:
     <BLANKLINE>
     """
     base = str(header.get("model") or "")
-    made = {"whole": "a whole model", "adapter": "an adapter", "merged": "a model with its adapter merged in"}
+    title = "A tuned model" if told.has_moved else "A model that was not moved"
     lines = [
         *_head(base, told),
         "",
-        f"# {_cell(told.metadata.get('model_name') or 'A tuned model')}",
+        f"# {_cell(told.metadata.get('model_name') or title)}",
         "",
-        f"This is {made[told.kind]}, tuned by zoreward with forward passes alone: its"
-        " weights were moved along random directions by how well the model scored on an objective. No gradient was"
-        " taken.",
+        _what_it_is(told),
         "",
         "| | |",
         "|---|---|",
@@ -91,6 +91,19 @@ def card_of(header: Mapping[str, Any], told: Told) -> str:
     if told.command:
         lines += ["", "It was made by", "", *(f"    {line}" for line in told.command.splitlines())]
     return "\n".join(lines) + "\n"
+
+
+def _what_it_is(told: Told) -> str:
+    made = {"whole": "a whole model", "adapter": "an adapter", "merged": "a model with its adapter merged in"}[
+        told.kind
+    ]
+    if told.has_moved:
+        return (
+            f"This is {made}, tuned by zoreward with forward passes alone: its weights were moved along random"
+            " directions by how well the model scored on an objective. No gradient was taken."
+        )
+    why = f"none of the {told.step} steps moved one" if told.step else f"none of the {told.steps} steps is in them"
+    return f"This is {made} with the weights that a run of zoreward began with: {why}. It is not tuned."
 
 
 def _head(base: str, told: Told) -> list[str]:

@@ -50,10 +50,9 @@ class Run:
         """After how many steps the score was best, the first such; None where nothing was evaluated."""
         return max(self.evaluations, key=lambda one: one[1])[0] if self.evaluations else None
 
-    @property
-    def has_moved(self) -> bool:
-        """Whether any step moved a weight: at a learning rate of 0, or where all members tie, none does."""
-        return any(moves(record.update) for record in self.records())
+    def has_moved_by(self, steps: int) -> bool:
+        """Whether any of the first `steps` moved a weight: at a learning rate of 0, or where all tie, none does."""
+        return any(map(moves, self.updates(min(steps, self.n_steps))))
 
     def updates(self, steps: int, start: int = 0) -> Iterator[Update]:
         """Yield what the steps from `start` up to `steps` (not included) did to the weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,10 @@ def merged_copy(model: PeftModel) -> nn.Module:
         copies[id(weight)] = nn.Parameter(copies[id(weight)], requires_grad=False)
     whole = copy.deepcopy(model, memo=copies)
     _untie_(whole)
-    merged: Any = whole.merge_and_unload()
+    with warnings.catch_warnings():  # they are untied by now, and the config says so below
+        warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        merged: Any = whole.merge_and_unload()
     ends = [end for end in _ends(merged) if end is not None]
     if len({id(end.weight) for end in ends}) == 2:
         merged.config.tie_word_embeddings = False

@@ -298,10 +298,13 @@ class ResumableTrainer(Trainer):
             OSError: it cannot be written.
         """
         steps, output = self.method_state.step, Path(self.args.output_dir)
+        kept = self.kept_step if self.kept_step >= 0 else steps
         evaluations = [(log["step"], log["eval_score"]) for log in self.state.log_history if "eval_score" in log]
+        has_moved = kept > 0
         if self.header and (output / JOURNAL_NAME).is_file():
             with contextlib.suppress(InputError):  # another's, or damaged
-                evaluations = list(load_run(output).evaluations)
+                run = load_run(output)
+                evaluations, has_moved = list(run.evaluations), run.has_moved_by(kept)
         header = self.header or {
             "model": self.ready.source,
             "dtype": self.ready.dtype,
@@ -310,7 +313,7 @@ class ResumableTrainer(Trainer):
             "method": {"name": self.args.method, **asdict(self.method)},
         }
         told = Told(
-            step=self.kept_step if self.kept_step >= 0 else steps,
+            step=kept,
             steps=steps,
             kind="merged" if merged else "adapter" if has_adapter(self.model) else "whole",
             evaluations=evaluations,
@@ -318,6 +321,7 @@ class ResumableTrainer(Trainer):
             scores=self.provenance.get("scores", {}),
             command=self.provenance.get("command", ""),
             metadata=metadata,
+            has_moved=has_moved,
         )
         write_card(folder, header, told)
 
