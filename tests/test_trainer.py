@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import itertools
+import json
 import logging
 import math
 import os
@@ -620,7 +620,8 @@ def test_the_card_of_a_model_that_no_step_moved_does_not_say_that_it_is_tuned(wh
             "none of the 2 steps is in them",
         ),
     }[why]
-    run = trainer(tmp_path, tokenizer, **{"max_steps": 2, **changes})
+    random_model("llama").save_pretrained(tmp_path / "base")
+    run = trainer(tmp_path, tokenizer, **{"max_steps": 2, "model": str(tmp_path / "base"), **changes})
     run.evaluate()
     run.train()
     run.save_model(str(tmp_path / "model"))
