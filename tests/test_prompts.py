@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import warning_once
 
 from tiny_tokenizers import bpe, ids, letters, wordpiece
-from zoreward.data import check_columns, render
+from zoreward.data import check_columns, render, render_prompts
 from zoreward.records import InputError, UnknownNameError
 
 SST2 = "{sentence} It was"
@@ -210,6 +212,58 @@ def test_an_answer_without_a_token_of_its_own_is_said_once(tokenizer, caplog):
     assert len(caplog.records) == 1  # it was asked for
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "end"),
+    [("it was xyz", "good", "xyz"), ("it was q-", "bad", "q-"), ("日本", "語", "日本"), ("it was\n(", "7;", "(")],
+)
+@pytest.mark.parametrize("preference", [False, True])
+def test_an_answer_that_is_one_unknown_token_with_its_prompt_is_refused(preference, prompt, answer, end):
+    core = Tokenizer(
+        models.WordLevel({"it": 0, "was": 1, "good": 2, "bad": 3, "<unk>": 4, "</s>": 5}, unk_token="<unk>")
+    )
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    rows = [{"prompt": "it was", "chosen": " good", "rejected": " bad", "text": " good"}]
+    rows += [{"prompt": prompt, "chosen": answer, "rejected": " was", "text": answer}]
+    how = {"needs": "choices", "template": None}
+    how = how if preference else {"needs": "likelihood", "template": "{prompt}", "answer": "{text}"}
+    with pytest.raises(InputError, match=f"row 2: the answer {answer!r} has no tokens of its own") as refused:
+        render(rows, tokenizer, **how)
+    assert f"makes one, <unk>, of it and of the prompt's end {end!r}" in str(refused.value)
+    assert "space in front of the answer" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder-decoder"])
+def test_a_preferred_answer_that_the_tokenizer_drops_is_no_end_of_the_text(kind):
+    tokenizer = letters([], eos_token="</s>")
+    rows = [{"prompt": "ab", "chosen": "cd", "rejected": "zz"}]
+    with pytest.raises(InputError, match="row 1: the answer 'zz' has no tokens, as this tokenizer knows nothing of it"):
+        render(rows, tokenizer, needs="choices", template=None, kind=kind)
+
+
+def test_an_answer_that_makes_its_prompt_s_last_word_unknown_is_told(tokenizer, caplog):
+    rows = [{"q": "the film was", "a": "good"}]
+    [one] = render(rows, tokenizer, needs="likelihood", template="{q}", answer="{a}")
+    assert one.candidate_tokens == ((tokenizer.unk_token_id,),)
+    [record] = caplog.records
+    assert "The answer 'good' with the end of its prompt makes a word that the tokenizer" in record.getMessage()
+
+
+@pytest.mark.parametrize("cell", ["", "  ", "\n"])
+def test_rows_that_ask_nothing_are_told_once(tokenizer, cell, caplog):
+    rows = [{"a": "it", "b": cell, "label": 0}, {"a": cell, "b": cell, "label": 1}, {"a": cell, "b": "x", "label": 1}]
+    warning_once.cache_clear()
+    choose(tokenizer, rows, "{a} {b} was", [" good", " bad"])
+    choose(tokenizer, [*rows, rows[1]], "{a} was", [" good", " bad"])
+    render_prompts([{"p": "it"}, {"p": cell}], tokenizer, prompt="p")
+    render_prompts([{"p": "it"}, {"p": cell}], tokenizer, prompt="p")
+    assert [one.getMessage() for one in caplog.records] == [
+        "Row 2 asks nothing: there is no text in a, b. Drop such rows, or fill them.",
+        "Row 2 (and 2 more) asks nothing: there is no text in a. Drop such rows, or fill them.",
+        "Row 2 asks nothing: there is no text in p. Drop such rows, or fill them.",
+    ]
+
+
 # Tokens
 
 
@@ -297,10 +351,17 @@ def test_an_empty_prompt_is_an_error_where_nothing_can_begin():
         choose(bpe(), [{"x": "a", "label": 0}, {"x": "", "label": 0}], "{x}")
 
 
-@pytest.mark.parametrize(("answer", "named"), [("", "''"), ("zz", "'zz'")])
-def test_a_candidate_without_tokens_is_named(answer, named):
-    with pytest.raises(InputError, match=f"row 1: the answer {named} has no tokens"):
+@pytest.mark.parametrize(
+    ("answer", "told", "hint"),
+    [
+        ("", "'' has no tokens$", "it needs some text"),
+        ("zz", "'zz' has no tokens, as this tokenizer knows nothing of it", "take words that it knows"),
+    ],
+)
+def test_a_candidate_without_tokens_is_named(answer, told, hint):
+    with pytest.raises(InputError, match=f"(?m)row 1: the answer {told}") as refused:
         choose(letters([]), [{"x": "ab", "label": 0}], "{x}", ["c", answer])
+    assert refused.value.hint.startswith(hint)
 
 
 def test_truncation_keeps_bos_and_the_right_end():

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoreward.data.columns import columns_hint, columns_of, is_conversation
+from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
 from zoreward.data.pairs import PAIRS, source_tokens
 from zoreward.data.rows import rows_of
-from zoreward.data.templates import fill
+from zoreward.data.templates import fill, warn_of_empty
 from zoreward.data.tokens import _any_start, _front, encode
 from zoreward.records import Example, InputError, UnknownNameError
 
@@ -76,6 +76,7 @@ def render_prompts(
     if max_length is not None and max_length < 1:
         hint = "write fewer new tokens, or take a model with a longer context"
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
+    warn_of_empty(rows, template, prompt)
     prompts = _prompts(rows, tokenizer, template, prompt, read_template_kwargs(chat_template_kwargs))
     chat = prompts[0].messages is not None
     if kind == PAIRS:
@@ -190,6 +191,7 @@ def _check_column(rows: list[dict[str, Any]], column: str) -> None:
     if column not in columns:
         hint = f"give --prompt or --template; {columns_hint(column, columns)}"
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
+    values_of(rows, column, "prompt", "--prompt")
 
 
 def _prompts(

@@ -90,7 +90,9 @@ def answer_tokens(
     tokens = dict(zip(spelled, encode(tokenizer, spelled), strict=True))
     found = []
     for text in texts:
-        own = [tuple(tokens[one.lstrip(" ")]) or (() if end is None else (end,)) for one in text.candidates]
+        own = [
+            tuple(tokens[one.lstrip(" ")]) or (() if end is None or one.strip() else (end,)) for one in text.candidates
+        ]
         check_candidates(text, own, tokenizer)
         for candidate, answer in zip(text.candidates, own, strict=True):
             if max_length is not None and len(answer) > max_length:

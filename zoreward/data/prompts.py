@@ -10,6 +10,7 @@ from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.rows import rows_of
 from zoreward.data.shots import demonstrations, tokenize_with
+from zoreward.data.templates import warn_of_empty
 from zoreward.data.texts import Prompt, Text, texts_of
 from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
@@ -115,6 +116,7 @@ def render(
     rows = rows_of(rows)
     asked = Prompt(needs, template, choices, choice_column, label, answer)
     told = read_template_kwargs(chat_template_kwargs)
+    warn_of_empty(rows, template, prompt)
     if kind in WHOLE:
         refuse_template_kwargs(told)
         texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)

@@ -59,6 +59,29 @@ def fill(template: str, rows: list[dict[str, Any]], option: str) -> list[str]:
     return [_fill_row(template, fields, plain, row, f"row {number}", option) for number, row in enumerate(rows, 1)]
 
 
+def warn_of_empty(rows: Sequence[dict[str, Any]], template: str | None, prompt: str) -> None:
+    """Say, once, that all that a prompt is made of is empty text in some rows, as empty cells of a CSV are.
+
+    It is made of the columns that the template names; where there is none, of the column `prompt`.
+
+    One of several may be empty, as a title or a context is; with none of them nothing of the row is asked.
+    """
+    columns = {prompt} if template is None else {column_in(field) for field in fields_of(template, "--template")}
+    empty = [
+        number
+        for number, row in enumerate(rows, 1)
+        if isinstance(row, dict) and all(isinstance(row.get(one), str) and not row[one].strip() for one in columns)
+    ]
+    if empty and columns:
+        from transformers.utils import logging
+
+        others = f" (and {len(empty) - 1:,} more)" if len(empty) > 1 else ""
+        logging.get_logger(__name__).warning_once(
+            f"Row {empty[0]}{others} asks nothing: there is no text in {listed(sorted(columns))}."
+            " Drop such rows, or fill them."
+        )
+
+
 def fields_of(template: str, option: str) -> list[str]:
     """The fields of a template, as they are written in it: `answers[0]`.
 

@@ -59,7 +59,10 @@ def tokenize(
     for text, stem in zip(texts, stem_tokens, strict=True):
         wholes = [whole[text.prompt + candidate] for candidate in text.candidates]
         border = min(shared_length(stem, own) for own in wholes)
-        candidates = [tuple(own[border:]) or (() if end is None else (end,)) for own in wholes]
+        candidates = [
+            tuple(own[border:]) or (() if end is None or candidate.strip() else (end,))
+            for own, candidate in zip(wholes, text.candidates, strict=True)
+        ]
         check_candidates(text, candidates, tokenizer)
         tokens, head = stem[:border], front
         if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
@@ -97,7 +100,8 @@ def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenize
     spelled: dict[tuple[int, ...], str] = {}
     for candidate, tokens in zip(text.candidates, candidates, strict=True):
         if not tokens:
-            raise InputError(f"row {text.number}: the answer {candidate!r} has no tokens", hint="it needs some text")
+            why, hint = _why_no_tokens(text.prompt, candidate, tokenizer)
+            raise InputError(f"row {text.number}: the answer {candidate!r:.80} has no tokens{why}", hint=hint)
         if tokens in spelled:
             names = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(tokens))))
             raise InputError(
@@ -106,6 +110,20 @@ def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenize
                 hint="mind the space in front of an answer; or take words that it tells apart, or drop such rows",
             )
         spelled[tokens] = candidate
+
+
+def _why_no_tokens(prompt: str, candidate: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Why an answer has no tokens behind its prompt, and what to do."""
+    if not candidate.strip():
+        return "", "it needs some text"
+    alone, joined = encode(tokenizer, [candidate, prompt + candidate])
+    if not alone:
+        return ", as this tokenizer knows nothing of it", "take words that it knows, or a model whose tokenizer does"
+    unit, end = " ".join(map(str, tokenizer.convert_ids_to_tokens(joined[-1:]))), (prompt.split() or [prompt])[-1]
+    return (
+        f" of its own: this tokenizer makes one, {unit:.40}, of it and of the prompt's end {end!r:.40}",
+        "part them by a space in front of the answer; if they have one, take words that the tokenizer knows",
+    )
 
 
 def warn_of_unknown(texts: Sequence[Text], tokens: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -122,8 +140,10 @@ def warn_of_unknown(texts: Sequence[Text], tokens: Sequence[Tokens], tokenizer: 
         from transformers.utils import logging
 
         others = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
+        is_known = unknown not in encode(tokenizer, [found[0]])[0]
+        why = "with the end of its prompt makes a word that" if is_known else "holds what"
         logging.get_logger(__name__).warning_once(
-            f"The answer {found[0]!r:.80}{others} holds what the tokenizer does not know: {name} is scored instead."
+            f"The answer {found[0]!r:.80}{others} {why} the tokenizer does not know: {name} is scored instead."
         )
 
 
