@@ -278,9 +278,6 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
         ([{**PAIR, "chosen": ["b"]}], {}, "row 1: \\['b'\\] in the column 'chosen' is no conversation"),
         ([{**PAIR, "rejected": 3}], {}, "row 1: 3 in the column 'rejected' is no text"),
         ([{**PAIR, "prompt": conversation("a")}], {}, "the prompt .* is no text, and the answers are"),
-        ([PAIR, {**PAIR, "prompt": None}], {}, "row 2 has no prompt in column 'prompt'"),
-        ([{"chosen": "b", "rejected": "c"}, PAIR], {}, "row 1 has no prompt in column 'prompt'"),
-        ([PAIR, {**PAIR, "prompt": float("nan")}], {}, "row 2 has no prompt in column 'prompt' \\(NaN\\)"),
         (
             [{"prompt": p, "completion": "b", "label": True} for p in ("a", None)],
             {},

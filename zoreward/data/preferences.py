@@ -80,7 +80,7 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
     if filled is None and column not in columns and (not paired or column != "prompt"):
         hint = f"give --prompt or --template; {close_hint(column, columns)}the columns are {listed(columns)}"
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
-    if filled is None and not (paired and all(is_missing(row.get(column)) for row in rows)):
+    if filled is None and not paired:
         values_of(rows, column, "prompt", "--prompt")
     chat = not isinstance(answers[0][0], str)
     found = []
