@@ -14,7 +14,7 @@ ROWS = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(
 
 # What a line has unless it says otherwise: `^--flag` takes an option away, `--flag value` replaces its value.
 _MODEL = {"--model": ["model"]}
-_ANSWERS = {"--template": ["{sentence} it was"], "--choice": ["terrible", "great"]}
+_ANSWERS = {"--template": ["{sentence} it was"], "--choice": [" bad", " good"]}
 _OUTPUT = {"--output": ["run"]}
 DEFAULTS: dict[str, dict[str, list[str]]] = {
     "tune": {**_MODEL, "--data": ["train.jsonl"], **_ANSWERS, **_OUTPUT, "--steps": ["2"], "--device": ["cpu"]},
