@@ -70,19 +70,35 @@ PROMPT = ["--template", "{sentence} it was", "--choice", " terrible", "--choice"
 TUNE = ["--model", "model", "--data", "train.jsonl", *PROMPT, "--steps", "5", "--lr", "1e-2", "--device", "cpu"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which the commands run: a model, rows and objectives."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
-    (tmp_path / "rewards.py").write_text(OBJECTIVES)
+def filled(folder: Path, model: Path) -> None:
+    """Put what the commands work with into a folder: a model, rows and objectives."""
+    (folder / "model").symlink_to(model, target_is_directory=True)
+    (folder / "rewards.py").write_text(OBJECTIVES)
     rows = [
         {"sentence": f"a {word} film", "label": int(n > 2)}
         for n, word in enumerate(["bad", "awful", "dull", "good", "great", "lovely"])
     ]
     for name, some in (("train", rows * 2), ("dev", rows[:5])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the commands run."""
+    monkeypatch.chdir(tmp_path)
+    filled(tmp_path, tiny_model_dir)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a command that nothing happened to: made once, for `whole` to copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    filled(folder, tiny_model_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["tune", "./rewards.py:plain", *TUNE, "--output", "whole"]) == 0
+    return folder / "whole"
 
 
 def steps(run: Path) -> list[str]:
@@ -95,17 +111,16 @@ def weights(run: Path) -> bytes:
 
 
 @pytest.fixture
-def whole(folder: Path) -> Path:
-    """The run folder of a command that nothing happened to."""
-    assert main(["tune", "./rewards.py:plain", *TUNE, "--output", "whole"]) == 0
-    return folder / "whole"
+def whole(folder: Path, finished: Path) -> Path:
+    """A copy of the run folder of a command that nothing happened to, and that nothing has happened to since."""
+    return shutil.copytree(finished, folder / "whole")
 
 
 @pytest.mark.parametrize(
     ("objective", "code", "said", "done"),
     [
         ("sigint", 130, "interrupted after step 3", 3),
-        ("sigterm", 130, "interrupted after step 3", 3),
+        pytest.param("sigterm", 130, "interrupted after step 3", 3, marks=pytest.mark.slow),
         ("twice", 130, "interrupted after step 2", 2),
         ("fails", 1, "error: objective 'fails' raised TimeoutError: judge is down\nhint: ", 2),
     ],

@@ -53,7 +53,7 @@ def spread(family: str, first: int | str = "cpu", last: int | str = "cpu") -> nn
 
 @pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow) if name == "opt" else name for name in FAMILIES]
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name in ("opt", "t5") else name for name in FAMILIES]
 )
 def test_members_of_a_spread_model_are_those_of_the_plain_one(family: str, noise: str, tokenizer) -> None:
     model, plain, members = spread(family), model_of(family), MEMBERS[noise]

@@ -134,6 +134,14 @@ def written(generator: HFGenerator, members: tuple[Member, ...]) -> list[list[tu
     return [texts for chunk in chunks for texts in chunk]
 
 
+# A tied head, a position table, experts that are chosen by rounding, and an encoder; of the other families the logits
+# alone are quick tests, and what stands on them slow ones.
+QUICK = ("llama-tied", "gpt2", "qwen3-moe", "flan-t5")
+ANSWERING = [
+    pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in (*CAUSAL, *ENCODER_DECODER)
+]
+
+
 @pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize("family", [*CAUSAL, *MASKED, *ENCODER_DECODER])
 def test_logits_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str) -> None:
@@ -151,7 +159,7 @@ def test_logits_of_grouped_members_are_those_of_one_at_a_time(family: str, noise
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
-@pytest.mark.parametrize("family", [*CAUSAL, *ENCODER_DECODER])
+@pytest.mark.parametrize("family", ANSWERING)
 def test_choices_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str) -> None:
     model, members = model_of(family), MEMBERS[noise]
     reader = checked_reader(model, 0, EXAMPLES, members[:2])
@@ -164,7 +172,7 @@ def test_choices_of_grouped_members_are_those_of_one_at_a_time(family: str, nois
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
-@pytest.mark.parametrize("family", [*CAUSAL, *ENCODER_DECODER])
+@pytest.mark.parametrize("family", ANSWERING)
 def test_texts_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str, tokenizer) -> None:
     model, members = model_of(family), MEMBERS[noise]
     generator = checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members[:2])
@@ -178,8 +186,6 @@ def test_texts_of_grouped_members_are_those_of_one_at_a_time(family: str, noise:
             assert_same_text(tokens, *slow_greedy(other, prompt))
 
 
-# A tied head, a position table, experts that are chosen by rounding, and an encoder; the other families are slow ones.
-QUICK = ("llama-tied", "gpt2", "qwen3-moe", "flan-t5")
 HALF = [
     pytest.param(family, dtype, marks=() if family in QUICK and dtype is torch.bfloat16 else pytest.mark.slow)
     for family in [*CAUSAL, *ENCODER_DECODER]

@@ -126,3 +126,12 @@ def test_an_anchor_alone_halves_the_way_with_each_step_and_spares_no_vector():
     vector += 8.0
     cpu.replay_all_(pairs, [Update(0.0, (), 0, anchor=0.5)] * 2, bases)
     assert weight.tolist() == [[6.0, 0.0]] and vector.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("distribution", ["normal", "gaussian", "rademacher"])
+def test_small_tensors_that_are_drawn_together_have_the_entries_of_each(distribution):
+    draws = [
+        (seed, stream, count) for seed in (0, 5, 2**64 - 1) for stream, count in ((0, 1), (7, 6), (2**32 - 1, 129))
+    ]
+    for (seed, stream, count), z in zip(draws, entries_of_many(draws, distribution), strict=True):
+        np.testing.assert_array_equal(z, noise.entries(seed, stream, 0, count, distribution=distribution))

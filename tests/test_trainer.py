@@ -142,7 +142,12 @@ def of_bad_rows(logprobs, references) -> list[float]:
 
 @pytest.mark.parametrize("objective", [of_good_rows, of_bad_rows])
 @pytest.mark.parametrize(
-    "method", [{}, pytest.param({"method": "fzoo", "num_directions": 3}, marks=pytest.mark.slow), {"method": "svrg"}]
+    "method",
+    [
+        {},
+        pytest.param({"method": "fzoo", "num_directions": 3}, marks=pytest.mark.slow),
+        pytest.param({"method": "svrg"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_without_a_score_moves_nothing_and_the_run_goes_on(tmp_path, tokenizer, objective, method, caplog):
     def run(name: str, steps: int, **changes) -> ZOTrainer:

@@ -137,8 +137,7 @@ def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECT
     >>> (normal(seed=0, stream=0, start=0, count=4) * 8**0.5).round().tolist()
     [1.0, 0.0, 1.0, -1.0]
     """
-    ones = np.bitwise_count(words(seed, stream, start, count, purpose)).astype(np.float32)
-    return (ones - np.float32(16)) * INV_SQRT_8
+    return entries_of_words(words(seed, stream, start, count, purpose), "normal")
 
 
 def rademacher(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
@@ -147,9 +146,7 @@ def rademacher(seed: int, stream: int, start: int, count: int, purpose: int = DI
     >>> rademacher(seed=0, stream=0, start=0, count=4).tolist()
     [1.0, -1.0, -1.0, -1.0]
     """
-    return np.float32(1) - (words(seed, stream, start, count, purpose) >> np.uint32(31)).astype(
-        np.float32
-    ) * np.float32(2)
+    return entries_of_words(words(seed, stream, start, count, purpose), "rademacher")
 
 
 def gaussian(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
@@ -164,8 +161,22 @@ def gaussian(seed: int, stream: int, start: int, count: int, purpose: int = DIRE
     Source: Box, Muller 1958, "A note on the generation of random normal deviates".
     """
     first = start - start % 4
-    word = words(seed, stream, first, -(-(start + count - first) // 4) * 4, purpose).reshape(-1, 2)
-    return np.stack(box_muller(word[:, 0], word[:, 1]), axis=1).reshape(-1)[start - first :][:count]
+    whole = words(seed, stream, first, -(-(start + count - first) // 4) * 4, purpose)
+    return entries_of_words(whole, "gaussian")[start - first :][:count]
+
+
+def entries_of_words(words: NDArray[np.uint32], distribution: Distribution) -> NDArray[np.float32]:
+    """Return a number for each word; a gaussian one for each of two: `words` are then a whole number of pairs.
+
+    >>> entries_of_words(np.uint32([0xFFFFFFFF]), "rademacher").tolist()
+    [-1.0]
+    """
+    if distribution == "normal":
+        return (np.bitwise_count(words).astype(np.float32) - np.float32(16)) * INV_SQRT_8
+    if distribution == "rademacher":
+        return np.float32(1) - (words >> np.uint32(31)).astype(np.float32) * np.float32(2)
+    pairs = words.reshape(-1, 2)
+    return np.stack(box_muller(pairs[:, 0], pairs[:, 1]), axis=1).reshape(-1)
 
 
 def box_muller(word: NDArray[np.uint32], turn: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -6,7 +6,7 @@ A tensor is cut into chunks that fit a core's cache; NumPy lets go of the interp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from zoreward import noise
-from zoreward.kernels.philox import Workspace
+from zoreward.kernels.philox import Workspace, entries_of_many
 from zoreward.kernels.subspaces import Subspaces, holding
 from zoreward.records import Distribution, Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
+# Entries of tensors up to SMALL are drawn together, up to TOGETHER in a call: 1 MB, and one thread's work in any case.
+SMALL, TOGETHER = 1 << 13, 1 << 18
 
+Drawn = Mapping[tuple[int, int, Distribution], NDArray[np.float32]]
 
 _LARGEST_BF16 = 0x7F7F0000
 _DEVICE = torch.device("cpu")
@@ -40,8 +43,10 @@ class Job:
 class Directions:
     """The directions of one tensor, chunk by chunk; of the low-rank ones the factors are kept."""
 
-    def __init__(self, shape: torch.Size, stream: int, terms: Iterable[Term], subspaces: Subspaces) -> None:
-        self._ndim, self._stream = len(shape), stream
+    def __init__(
+        self, shape: torch.Size, stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
+    ) -> None:
+        self._ndim, self._stream, self._drawn = len(shape), stream, drawn
         low_rank = {term.direction: term for term in terms if term.rank and term.moves(len(shape))}.values()
         # Transposed: a line of b at a time is multiplied, and lies in one piece.
         self._factors = {
@@ -54,7 +59,9 @@ class Directions:
         with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
             for term in terms:
                 if term.rank == 0:
-                    z = workspace.entries(term.seed, self._stream, start, len(acc), distribution=term.distribution)
+                    z = self._drawn.get((term.seed, self._stream, term.distribution))
+                    if z is None:
+                        z = workspace.entries(term.seed, self._stream, start, len(acc), distribution=term.distribution)
                 elif term.moves(self._ndim):
                     z = self._low_rank(term, start, len(acc))
                 else:
@@ -76,6 +83,23 @@ class Directions:
         if term.rank > 1:  # float32(1/√1) changes nothing
             z *= noise.inv_sqrt_rank(term.rank)
         return z.reshape(-1)[start - first * columns :][:count]
+
+
+def drawn_together(weights: Iterable[tuple[torch.Tensor, int]], terms: Iterable[Term]) -> Drawn:
+    """Return the dense directions of the small tensors, by seed, stream and distribution; {} where they are too many."""
+    small = {stream: weight.numel() for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)}
+    seeds: dict[Distribution, dict[int, None]] = {}
+    for term in terms:
+        if term.rank == 0:
+            seeds.setdefault(term.distribution, {})[term.seed] = None
+    if not small or sum(map(len, seeds.values())) * sum(small.values()) > TOGETHER:
+        return {}
+    drawn: dict[tuple[int, int, Distribution], NDArray[np.float32]] = {}
+    for distribution, own in seeds.items():
+        draws = [(seed, stream, count) for seed in own for stream, count in small.items()]
+        for (seed, stream, _), z in zip(draws, entries_of_many(draws, distribution), strict=True):
+            drawn[seed, stream, distribution] = z
+    return drawn
 
 
 def factors(
@@ -160,9 +184,10 @@ def perturb_all(
     """
     copies: list[list[torch.Tensor]] = []
     jobs: list[Job] = []
-    held = holding(subspaces, normals, weights, [term for member in members for term in member])
+    terms = [term for member in members for term in member]
+    held, drawn = holding(subspaces, normals, weights, terms), drawn_together(weights, terms)
     for number, (weight, stream) in enumerate(weights):
-        own, more = perturb_jobs(weight, stream, members, held, into[number] if into else None)
+        own, more = perturb_jobs(weight, stream, members, held, drawn, into[number] if into else None)
         copies.append(own)
         jobs += more
     run(jobs)
@@ -191,9 +216,10 @@ def replay_all_(
         subspaces: as for `factors_all`.
     """
     bases = bases or [None] * len(weights)
-    held = holding(subspaces, normals, weights, [term for update in updates for term in update.terms])
+    terms = [term for update in updates for term in update.terms]
+    held, drawn = holding(subspaces, normals, weights, terms), drawn_together(weights, terms)
     pairs = zip(weights, bases, strict=True)
-    run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, held, base))
+    run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, held, drawn, base))
 
 
 def perturb_jobs(
@@ -201,13 +227,14 @@ def perturb_jobs(
     stream: int,
     members: Sequence[Member],
     subspaces: Subspaces,
+    drawn: Drawn,
     into: list[torch.Tensor] | None = None,
 ) -> tuple[list[torch.Tensor], list[Job]]:
     """Return `perturb`'s copies, still empty, and the jobs that fill them: for `run`, with those of other tensors."""
     theta = _flat(weight.detach().contiguous())
     copies = into or [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
     outs = [_flat(copy) for copy in copies]
-    directions = Directions(weight.shape, stream, (term for member in members for term in member), subspaces)
+    directions = Directions(weight.shape, stream, (term for member in members for term in member), subspaces, drawn)
 
     def fill(start: int, workspace: Workspace) -> None:
         base = _load(theta[start : start + CHUNK], weight.dtype)
@@ -232,6 +259,7 @@ def update_jobs(
     stream: int,
     updates: Sequence[Update],
     subspaces: Subspaces,
+    drawn: Drawn,
     base: torch.Tensor | None = None,
 ) -> list[Job]:
     """Return the jobs of `replay_all_`: for `run`, with those of other tensors. None, where nothing is moved."""
@@ -239,11 +267,11 @@ def update_jobs(
     if not updates:
         return []
     if not weight.is_contiguous():
-        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates, subspaces, base))]
+        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates, subspaces, drawn, base))]
     theta = _flat(weight.detach())
     anchors = None if base is None else _flat(base)
     terms = (term for update in updates for term in update.terms)
-    directions = Directions(weight.shape, stream, terms, subspaces)
+    directions = Directions(weight.shape, stream, terms, subspaces, drawn)
 
     def write(start: int, workspace: Workspace) -> None:
         for update in updates:
@@ -300,11 +328,12 @@ def _update_strided_(
     stream: int,
     updates: Sequence[Update],
     subspaces: Subspaces,
+    drawn: Drawn,
     base: torch.Tensor | None,
     workspace: Workspace,
 ) -> None:
     dense = weight.detach().contiguous()
-    for job in update_jobs(dense, stream, updates, subspaces, base):
+    for job in update_jobs(dense, stream, updates, subspaces, drawn, base):
         job.work(workspace)
     weight.detach().copy_(dense)
 
