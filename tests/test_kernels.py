@@ -10,6 +10,7 @@ import torch
 
 from zoreward import noise
 from zoreward.kernels import cpu, portable
+from zoreward.kernels.philox import entries_of_many
 from zoreward.records import Term, Update
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -86,7 +86,7 @@ class Directions:
 
 
 def drawn_together(weights: Iterable[tuple[torch.Tensor, int]], terms: Iterable[Term]) -> Drawn:
-    """Return the dense directions of the small tensors, by seed, stream and distribution; {} where they are too many."""
+    """Return small tensors' dense directions by seed, stream and distribution; {} where they are too many."""
     small = {stream: weight.numel() for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)}
     seeds: dict[Distribution, dict[int, None]] = {}
     for term in terms:
