@@ -6,13 +6,11 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
     brevity = "my_package.rewards:brevity"
 """
 
-from zoreward.registry.calls import Returned, mean_score, no_score
-from zoreward.registry.code import code_of
 from zoreward.registry.decorator import assume_completions, objective
+from zoreward.registry.objective import Needs, Objective, Option, Returned, mean_score, no_score, weighted_sum
 from zoreward.registry.patience import Patience, left_behind, patient
 from zoreward.registry.places import is_ctrl_c, place_of
-from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
-from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
+from zoreward.registry.sources import Entry, Source, code_of, describe_objective, get_objective, list_objectives
 
 __all__ = [
     "Entry",

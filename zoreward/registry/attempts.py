@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import named
-from zoreward.registry.calls import CallError, hint_of, own_arguments, submit
+from zoreward.registry.objective import CallError, hint_of, own_arguments, submit
 from zoreward.registry.patience import THREAD
 from zoreward.registry.places import place_in, place_of
 
 if TYPE_CHECKING:
+    from zoreward.registry.objective import Objective
     from zoreward.registry.patience import Patience
-    from zoreward.registry.scores import Objective
 
 _LONGEST = 60.0  # seconds between two attempts
 

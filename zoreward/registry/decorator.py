@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from zoreward.records import InputError, one_line
-from zoreward.registry.names import neighbours
-from zoreward.registry.scores import Needs, Objective, Option
+from zoreward.registry.objective import Needs, Objective, Option, neighbours
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,7 +20,7 @@ from zoreward.records import InputError, one_line
 if TYPE_CHECKING:
     import sqlite3
 
-    from zoreward.registry.scores import Objective
+    from zoreward.registry.objective import Objective
 
 FILE_NAME = "scores.sqlite"
 # Of a statement; SQLite takes at least 999 values in one.

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import InputError
-from zoreward.registry.calls import submit
 from zoreward.registry.decorator import OUTPUTS
-from zoreward.registry.scores import Objective
+from zoreward.registry.objective import Objective, submit
 
 if TYPE_CHECKING:  # and otherwise where it is used: asyncio takes longer to import than the rest of the registry
     import asyncio

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.records import ObjectiveError
 from zoreward.registry.attempts import Notes, attempt, replay
-from zoreward.registry.calls import CallError, checked, short
 from zoreward.registry.decorator import FROM_TRL
 from zoreward.registry.kept import Kept, Row, key_of
+from zoreward.registry.objective import CallError, checked, short
 
 if TYPE_CHECKING:
+    from zoreward.registry.objective import Objective
     from zoreward.registry.patience import Patience
-    from zoreward.registry.scores import Objective
 
 # What calls logged, by the first row of each: so it is told in the order of the rows, whoever was quicker.
 Metrics = dict[int, list[tuple[str, float]]]
