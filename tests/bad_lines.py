@@ -84,6 +84,8 @@ CONFIGS = {
     "no-data": "",
     "set": "set: optim=sgd\n",
     "also": "also: {f1: 1}\n",
+    "labelled": "choice: {0: bad, 1: good}\n",
+    "average": "average: {macro: true}\n",
     "methods": "method: [spsa]\n",
     "dup": "eps: 1e-3\neps: 1e-2\n",
 }

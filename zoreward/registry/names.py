@@ -9,4 +9,4 @@ from collections.abc import Iterable
 def neighbours(name: str, names: Iterable[str], title: str) -> str:
     names = list(names)
     near = difflib.get_close_matches(name, names, n=3)
-    return (f"did you mean {' or '.join(near)}? " if near else "") + f"{title}: {', '.join(names)}"
+    return (f"did you mean {' or '.join(near)}? " if near else "") + f"{title}: {', '.join(names) or 'nothing'}"
