@@ -360,6 +360,7 @@ def _write_models(folder: Path, good: Path) -> None:
 def _write_runs(folder: Path) -> None:
     for name in ("r-empty", "r-text", "r-binary", "r-json", "r-safetensors"):
         (folder / name).mkdir()
+    (folder / "r-folder" / "journal.jsonl").mkdir(parents=True)
     (folder / "r-text" / "journal.jsonl").write_text("hello\n")
     (folder / "r-binary" / "journal.jsonl").write_bytes(bytes(range(256)) * 10)
     (folder / "r-json" / "journal.jsonl").write_text('{"version": 1}\n')
