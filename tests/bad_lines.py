@@ -26,7 +26,8 @@ DEFAULTS: dict[str, dict[str, list[str]]] = {
 
 
 def lines_of() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return the lines of the table, each with what its error says: those that need no model, and those that may."""
+    """Return the lines of the table, each with what its error says and, where the table has it, ` ## ` and its hint:
+    those that need no model, and those that may."""
     quick, slow = Path(__file__).with_name("bad_lines.txt").read_text(encoding="utf-8").split("# slow\n")
     return _pairs(quick), _pairs(slow)
 
@@ -352,6 +353,8 @@ def _write_models(folder: Path, good: Path) -> None:
     }.items():
         (folder / name).mkdir()
         (folder / name / "adapter_config.json").write_text(json.dumps(text))
+        if name != "a-noweights":
+            (folder / name / "adapter_model.safetensors").touch()
     (folder / "a-broken").mkdir()
     (folder / "a-broken" / "adapter_config.json").write_text("{")
     (folder / "m-empty").mkdir()

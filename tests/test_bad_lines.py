@@ -62,8 +62,9 @@ def test_two_lines_and_nothing_written(
 
     out, err = capsys.readouterr()
     *first, said, hint = err.splitlines()
+    error, _, advice = error.partition(" ## ")
     assert said.startswith("error: ") and error in said, err
-    assert hint.startswith("hint: ") and len(hint) > len("hint: "), err
+    assert hint.startswith("hint: ") and len(hint) > len("hint: ") and advice in hint, err
     assert "nobody has foreseen" not in hint or error == "SystemExit", err
     assert max(len(said), len(hint)) < 1200
     assert not first, err

@@ -254,7 +254,11 @@ def _told(name: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise NoRoomError(f"'{name}' does not fit the memory of its device", hint=first_line(error)) from error
     except Exception as error:  # safetensors, sentencepiece and others raise their own
-        raise InputError(f"no language model could be loaded from '{name}'", hint=first_line(error)) from error
+        # transformers points to a report, which is kept back, and to an argument that nobody here can give
+        other_shapes = "ignore_mismatched_sizes" in str(error)
+        hint = "its weights have other shapes than its config.json says: take another copy of it"
+        message = f"no language model could be loaded from '{name}'"
+        raise InputError(message, hint=hint if other_shapes else first_line(error)) from error
 
 
 def checked_dtype(dtype: str | None, device: torch.device) -> str:
