@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,7 +184,14 @@ def load_with_head(
 
 def _checked_base(name: str) -> str | None:
     check_model_name(name)
-    return adapter_base(name)
+    base = adapter_base(name)
+    # Before the base is loaded; and PEFT would look for them on the Hub.
+    if base is not None and os.path.isdir(name) and not any(Path(name).glob("adapter_model*")):
+        raise InputError(
+            f"the adapter '{name}' has no weights: there is no adapter_model.safetensors in it",
+            hint="Give a folder that save_pretrained wrote.",
+        )
+    return base
 
 
 def _loaded(
