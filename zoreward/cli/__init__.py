@@ -25,6 +25,7 @@ from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
 
 _MAKERS = {"tune": tune_command, "eval": eval_command}
+_PLAIN_MAKERS = {"bench": bench_command, "quickstart": quickstart_command, "replay": replay_command}
 _HELP = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _app(words: list[str]) -> typer.Typer:
-    """The app for these words: of all objectives, only the one that is asked for is loaded."""
+    """The app for these words: of all objectives and commands, only those that are asked for are loaded with their
+    options; the help lists the others."""
     app = typer.Typer(
         help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
         add_completion=False,
@@ -97,9 +99,8 @@ def _app(words: list[str]) -> typer.Typer:
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)
     app.command("doctor")(show_health)
-    app.command("bench", help=_HELP["bench"], context_settings=settings)(bench_command())
-    app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
-    app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
+    for name, make_plain in _PLAIN_MAKERS.items():
+        app.command(name, help=_HELP[name], context_settings=settings)(make_plain() if words[0] == name else _root)
     return app
 
 
