@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.append("--help")
     try:
         words = with_objective(words)
-        command = typer.main.get_command(_app(words))
+        command = command_for(words)
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         # `obj` is what a command finds at the root of its context: here the words as they were typed.
         with quiet_deprecations(), printable_warnings():
@@ -71,9 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(unexpected(error))
 
 
-def _app(words: list[str]) -> typer.Typer:
-    """The app for these words: of all objectives and commands, only those that are asked for are loaded with their
-    options; the help lists the others."""
+def command_for(words: list[str]) -> Any:
+    """Return the command line for these words, of which it looks at the first two.
+
+    Of all commands and objectives, only those that are asked for are loaded with their options; the help lists the
+    others.
+    """
     app = typer.Typer(
         help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
         add_completion=False,
@@ -101,7 +104,7 @@ def _app(words: list[str]) -> typer.Typer:
     app.command("doctor")(show_health)
     for name, make_plain in _PLAIN_MAKERS.items():
         app.command(name, help=_HELP[name], context_settings=settings)(make_plain() if words[0] == name else _root)
-    return app
+    return typer.main.get_command(app)
 
 
 def _version(wanted: bool) -> None:
