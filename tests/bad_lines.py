@@ -26,7 +26,8 @@ DEFAULTS: dict[str, dict[str, list[str]]] = {
 
 
 def lines_of() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return the lines of the table, each with what its error says: those that need no model, and those that may."""
+    """Return the lines of the table, each with what its error says and, where the table has it, ` ## ` and its hint:
+    those that need no model, and those that may."""
     quick, slow = Path(__file__).with_name("bad_lines.txt").read_text(encoding="utf-8").split("# slow\n")
     return _pairs(quick), _pairs(slow)
 
@@ -84,6 +85,8 @@ CONFIGS = {
     "no-data": "",
     "set": "set: optim=sgd\n",
     "also": "also: {f1: 1}\n",
+    "labelled": "choice: {0: bad, 1: good}\n",
+    "average": "average: {macro: true}\n",
     "methods": "method: [spsa]\n",
     "dup": "eps: 1e-3\neps: 1e-2\n",
 }
@@ -350,6 +353,8 @@ def _write_models(folder: Path, good: Path) -> None:
     }.items():
         (folder / name).mkdir()
         (folder / name / "adapter_config.json").write_text(json.dumps(text))
+        if name != "a-noweights":
+            (folder / name / "adapter_model.safetensors").touch()
     (folder / "a-broken").mkdir()
     (folder / "a-broken" / "adapter_config.json").write_text("{")
     (folder / "m-empty").mkdir()
@@ -358,6 +363,7 @@ def _write_models(folder: Path, good: Path) -> None:
 def _write_runs(folder: Path) -> None:
     for name in ("r-empty", "r-text", "r-binary", "r-json", "r-safetensors"):
         (folder / name).mkdir()
+    (folder / "r-folder" / "journal.jsonl").mkdir(parents=True)
     (folder / "r-text" / "journal.jsonl").write_text("hello\n")
     (folder / "r-binary" / "journal.jsonl").write_bytes(bytes(range(256)) * 10)
     (folder / "r-json" / "journal.jsonl").write_text('{"version": 1}\n')

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import subprocess
 import sys
 
@@ -239,6 +240,22 @@ def test_a_preferred_answer_that_the_tokenizer_drops_is_no_end_of_the_text(kind)
     rows = [{"prompt": "ab", "chosen": "cd", "rejected": "zz"}]
     with pytest.raises(InputError, match="row 1: the answer 'zz' has no tokens, as this tokenizer knows nothing of it"):
         render(rows, tokenizer, needs="choices", template=None, kind=kind)
+
+
+@pytest.mark.parametrize(("blank", "joined"), [(" ", "great"), ("", "s"), ("\n", ",")])
+def test_an_answer_that_adds_nothing_to_its_prompt_has_no_tokens_whatever_the_others_have(blank, joined):
+    # The other answer is joined with the prompt's last word, so what is scored begins in front of that word.
+    with pytest.raises(InputError, match=f"(?m)row 1: the answer {re.escape(repr(blank))} has no tokens$"):
+        choose(two_words(), [{"x": "it was", "label": 0}], "{x}", [blank, joined])
+    rows = [{"prompt": "it was", "chosen": joined, "rejected": blank}]
+    [one] = render(rows, two_words(), needs="choices", template=None)
+    assert [two_words().decode(ids) for ids in one.candidate_tokens] == ["<unk>", "was </s>"]
+
+
+def two_words() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({"it": 0, "was": 1, "<unk>": 2, "</s>": 3}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
 
 
 def test_an_answer_that_makes_its_prompt_s_last_word_unknown_is_told(tokenizer, caplog):

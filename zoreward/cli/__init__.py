@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
 
 _MAKERS = {"tune": tune_command, "eval": eval_command}
+_PLAIN_MAKERS = {"bench": bench_command, "quickstart": quickstart_command, "replay": replay_command}
 _HELP = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.append("--help")
     try:
         words = with_objective(words)
-        command = typer.main.get_command(_app(words))
+        command = command_for(words)
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         # `obj` is what a command finds at the root of its context: here the words as they were typed.
         with quiet_deprecations(), printable_warnings():
@@ -70,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(unexpected(error))
 
 
-def _app(words: list[str]) -> typer.Typer:
-    """The app for these words: of all objectives, only the one that is asked for is loaded."""
+def command_for(words: list[str]) -> Any:
+    """Return the command line for these words, of which it looks at the first two.
+
+    Of all commands and objectives, only those that are asked for are loaded with their options; the help lists the
+    others.
+    """
     app = typer.Typer(
         help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
         add_completion=False,
@@ -97,10 +102,9 @@ def _app(words: list[str]) -> typer.Typer:
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)
     app.command("doctor")(show_health)
-    app.command("bench", help=_HELP["bench"], context_settings=settings)(bench_command())
-    app.command("quickstart", help=_HELP["quickstart"], context_settings=settings)(quickstart_command())
-    app.command("replay", help=_HELP["replay"], context_settings=settings)(replay_command())
-    return app
+    for name, make_plain in _PLAIN_MAKERS.items():
+        app.command(name, help=_HELP[name], context_settings=settings)(make_plain() if words[0] == name else _root)
+    return typer.main.get_command(app)
 
 
 def _version(wanted: bool) -> None:

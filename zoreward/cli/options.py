@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import functools
 import inspect
 import json
 import math
@@ -143,7 +144,7 @@ def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) ->
 
 def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
     """Return the fields of `ZOArguments` that have these names, as options."""
-    hints = typing.get_type_hints(ZOArguments)
+    kinds = _argument_kinds()
     panels = {
         **dict.fromkeys(PROMPT_FIELDS, PROMPT),
         **dict.fromkeys(TEXT_FIELDS, TEXT),
@@ -156,12 +157,22 @@ def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
             panel = panels.get(field.name, TUNING)
             flag = _FLAGS.get(field.name, "")
             default = field.default if field.default is not dataclasses.MISSING else None
-            kinds = [typing.get_origin(kind) for kind in typing.get_args(hints[field.name])]
-            kind = str | None if dict in kinds else hints[field.name]  # a dict is written as JSON
+            kind = str | None if _takes_pairs(field.name) else kinds[field.name]  # pairs are written as JSON
             bounds = {name: field.metadata[name] for name in ("least", "most") if name in field.metadata}
             told = (kind, field.metadata["help"], panel, flag)
             found.append(option(field.name, *told, default=default, **bounds))
     return found
+
+
+@functools.cache
+def _argument_kinds() -> dict[str, Any]:
+    """The types of the fields of `ZOArguments`, by name."""
+    return typing.get_type_hints(ZOArguments)
+
+
+def _takes_pairs(name: str) -> bool:
+    """Whether a field of `ZOArguments` takes a dict."""
+    return any(typing.get_origin(kind) is dict for kind in typing.get_args(_argument_kinds().get(name)))
 
 
 def objective_options(objective: Objective, parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
@@ -259,7 +270,7 @@ def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[
         if name in found:
             raise InputError(f"{path} gives {key!r} twice, under two names", hint="keep one of them")
         if value is not None:
-            found[name] = json.dumps(value) if isinstance(value, dict) else value
+            found[name] = json.dumps(value) if isinstance(value, dict) and _takes_pairs(name) else value
     return found
 
 
@@ -268,12 +279,13 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
     text."""
     for name, value in given.items():
         wanted = typing.get_origin(kinds[name]) or kinds[name]
+        values = "a list of texts or numbers: [a, b]" if wanted is list else "one number or text"
         for kind, what in ((bool, "true or false"), (list, "a list"), (dict, "pairs")):
             if isinstance(value, kind) and wanted is not kind:
                 shown = name.removeprefix(_PREFIX)
-                raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint="write one number or text")
+                raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint=f"write {values}")
         if wanted is list and any(isinstance(item, bool | list | dict) for item in value if isinstance(value, list)):
-            raise InputError(f"{path}: {name} is {value!r:.80}", hint="write a list of texts or numbers: [a, b]")
+            raise InputError(f"{path}: {name} is {value!r:.80}", hint=f"write {values}")
     return given
 
 

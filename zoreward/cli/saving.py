@@ -182,15 +182,18 @@ def finished_run(
         done.
 
     Raises:
-        InputError: another process is at work on the run.
+        InputError: the run cannot be resumed: another process is at work on it, its journal is damaged, or missing
+            where a trajectory is there.
     """
-    from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, load_run, remove_snapshot
+    from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, has_journal, remove_snapshot, resumable_run
     from zoreward.journal.locking import held
 
+    if not has_journal(output):
+        return None, ""
     try:
         with held((output / JOURNAL_NAME).absolute()):
-            run = load_run(output / JOURNAL_NAME)
-            if not (_is_done(run, output, options) and _is_made_so(run, objective, options)):
+            run = resumable_run(output)
+            if run is None or not (_is_done(run, output, options) and _is_made_so(run, objective, options)):
                 return None, ""
             tidy(output)
             saved = read_record(output / MODEL_NAME)
@@ -208,10 +211,6 @@ def finished_run(
         return None, ""
     except OSError as error:
         return None, f"it cannot be read ({error.strerror})"
-    except InputError as error:
-        if "another process" in str(error):
-            raise
-        return None, ""
 
 
 def digest_of_rows(*given: Sequence[dict[str, Any]] | None) -> str:

@@ -82,8 +82,9 @@ def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
         return None
     given = {name for name in values if _is_given(context, name)}
+    task = load_task(values["task"])
     kind = kind_for(values)
-    task = _for_kind(load_task(values["task"]), kind)
+    task = _for_kind(task, kind)
     prompt = _text_alone(task) if kind == "classifier" else _prompt(task, values["bare"], given)
     for name, value in {**prompt, **_data(task, verb, values)}.items():
         if name not in given and value is not None:

@@ -37,7 +37,8 @@ def values_of(rows: list[dict[str, Any]], column: str, what: str, option: str) -
     name = column if column in columns else column_in(column)
     if name not in columns:
         hint = f"give {option}; {columns_hint(name, columns)}"
-        raise UnknownNameError(f"no row has the {what} column {name!r}", hint=hint)
+        path = "" if name == column else f", which {column!r} begins with"
+        raise UnknownNameError(f"no row has the {what} column {name!r}{path}", hint=hint)
     values = []
     for number, row in enumerate(rows, 1):
         value: Any = row.get(column) if name == column else field_value(column, row, f"row {number}", option)

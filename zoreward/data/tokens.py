@@ -60,7 +60,7 @@ def tokenize(
         wholes = [whole[text.prompt + candidate] for candidate in text.candidates]
         border = min(shared_length(stem, own) for own in wholes)
         candidates = [
-            tuple(own[border:]) or (() if end is None or candidate.strip() else (end,))
+            _behind(border, stem, own, None if candidate.strip() else end)
             for own, candidate in zip(wholes, text.candidates, strict=True)
         ]
         check_candidates(text, candidates, tokenizer)
@@ -79,6 +79,18 @@ def tokenize(
             )
         result.append(Tokens((*head, *tokens[cut:]), tuple(candidates), cut))
     return result
+
+
+def _behind(border: int, stem: Sequence[int], whole: Sequence[int], end: int | None) -> tuple[int, ...]:
+    """A candidate's tokens. One that adds none to the prompt has none, or the end's: those before it are the prompt's,
+    though the border may stand further left, where another candidate is joined with the prompt's last word.
+
+    >>> _behind(1, [7, 8], [7, 9], None), _behind(1, [7, 8], [7, 8], None), _behind(1, [7, 8], [7, 8], 0)
+    ((9,), (), (8, 0))
+    """
+    if list(whole) != list(stem):
+        return tuple(whole[border:])
+    return () if end is None else (*whole[border:], end)
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import load_run, read_journal
-from zoreward.journal.reopening import reopen
+from zoreward.journal.reopening import has_journal, reopen, resumable_run
 from zoreward.journal.replaying import advance, checked_base, replay
 from zoreward.journal.run import Run, moves
 from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
@@ -18,6 +18,7 @@ __all__ = [
     "advance",
     "checked_base",
     "fingerprint",
+    "has_journal",
     "load_run",
     "moves",
     "read_journal",
@@ -26,6 +27,7 @@ __all__ = [
     "remove_snapshot",
     "reopen",
     "replay",
+    "resumable_run",
     "weights_dtype",
     "write_snapshot",
 ]

@@ -532,4 +532,4 @@ def own_state(state: Any) -> Any:
 def neighbours(name: str, names: Iterable[str], title: str) -> str:
     names = list(names)
     near = difflib.get_close_matches(name, names, n=3)
-    return (f"did you mean {' or '.join(near)}? " if near else "") + f"{title}: {', '.join(names)}"
+    return (f"did you mean {' or '.join(near)}? " if near else "") + f"{title}: {', '.join(names) or 'nothing'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoreward.data import check_hub
-from zoreward.records import InputError, MissingFileError
+from zoreward.records import InputError, MissingFileError, named
 
 
 def adapter_base(name: str) -> str | None:
@@ -55,7 +55,9 @@ def _adapter_settings(name: str) -> dict[str, Any] | None:
     if found is None:
         return None
     try:
-        settings: dict[str, Any] = dict(json.loads(Path(found).read_text(encoding="utf-8")))
+        settings = json.loads(Path(found).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError("its adapter_config.json holds no pairs of names and values")
         return settings
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"the adapter '{name}' cannot be read", hint=first_line(error)) from error
@@ -95,9 +97,14 @@ def check_model_name(name: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name.
+    """Return the first line of what an error says, and the next where it ends with a colon; or its name.
 
-    >>> first_line(ValueError("no such dtype\\nand so on"))
-    'no such dtype'
+    >>> first_line(ValueError("no such dtype\\nand so on")), first_line(ValueError("wrong size:\\n  many\\nand so on"))
+    ('no such dtype', 'wrong size: many')
+    >>> first_line(KeyError("MAGIC"))
+    "KeyError: 'MAGIC'"
     """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    if not lines or isinstance(error, KeyError):  # which says the key alone
+        return named(error)
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].rstrip().endswith(":") else 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,7 +184,14 @@ def load_with_head(
 
 def _checked_base(name: str) -> str | None:
     check_model_name(name)
-    return adapter_base(name)
+    base = adapter_base(name)
+    # Before the base is loaded; and PEFT would look for them on the Hub.
+    if base is not None and os.path.isdir(name) and not any(Path(name).glob("adapter_model*")):
+        raise InputError(
+            f"the adapter '{name}' has no weights: there is no adapter_model.safetensors in it",
+            hint="Give a folder that save_pretrained wrote.",
+        )
+    return base
 
 
 def _loaded(
@@ -254,7 +262,11 @@ def _told(name: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise NoRoomError(f"'{name}' does not fit the memory of its device", hint=first_line(error)) from error
     except Exception as error:  # safetensors, sentencepiece and others raise their own
-        raise InputError(f"no language model could be loaded from '{name}'", hint=first_line(error)) from error
+        # transformers points to a report, which is kept back, and to an argument that nobody here can give
+        other_shapes = "ignore_mismatched_sizes" in str(error)
+        hint = "its weights have other shapes than its config.json says: take another copy of it"
+        message = f"no language model could be loaded from '{name}'"
+        raise InputError(message, hint=hint if other_shapes else first_line(error)) from error
 
 
 def checked_dtype(dtype: str | None, device: torch.device) -> str:
