@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +90,24 @@ def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
             return self.rewrite()(*args, **kwargs) if ours else slow(self, *args, **kwargs)
 
         monkeypatch.setattr(InterpretedFunction, "__call__", call)
+
+
+@pytest.fixture(scope="module")
+def commands() -> Callable[[list[str]], Any]:
+    """Builds the options of each command and objective once: for each line anew, that takes most of its time."""
+    from zoreward.cli import command_for
+
+    kept: dict[tuple[str, ...], Any] = {}
+
+    def command_of(words: list[str]) -> Any:
+        first = tuple(words[:2]) if words[0] in ("tune", "eval") else (words[0],)
+        if first not in kept:
+            kept[first] = command_for(words)
+        return kept[first]
+
+    return command_of
+
+
+@pytest.fixture
+def commands_are_kept(commands: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoreward.cli.command_for", commands)

@@ -386,6 +386,7 @@ def folder(
     tiny_model_dir: Path,
     tiny_t5_dir: Path,
     other_models: dict[str, Path],
+    commands_are_kept: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """The folder in which the commands run: a model, rows, and objectives that go wrong."""

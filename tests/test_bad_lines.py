@@ -7,13 +7,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import bad_lines
 from whole_models import classifier, masked_model, word_tokenizer
-from zoreward.cli import command_for, main
+from zoreward.cli import main
 
 QUICK, SLOW = bad_lines.lines_of()
 
@@ -32,26 +31,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path
     return folder
 
 
-@pytest.fixture(scope="module")
-def commands() -> Callable[[list[str]], Any]:
-    """Builds the options of each command and objective once: for each line anew, that takes most of its time."""
-    kept: dict[tuple[str, ...], Any] = {}
-
-    def command_of(words: list[str]) -> Any:
-        first = tuple(words[:2]) if words[0] in ("tune", "eval") else (words[0],)
-        if first not in kept:
-            kept[first] = command_for(words)
-        return kept[first]
-
-    return command_of
-
-
 @pytest.fixture(autouse=True)
-def place(home: Path, commands: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def place(home: Path, commands_are_kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a Hub that nobody answers for
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    monkeypatch.setattr("zoreward.cli.command_for", commands)
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
 

@@ -37,7 +37,7 @@ norm = pytest.importorskip("zoreward.kernels.norm")
 pytestmark = pytest.mark.usefixtures("quick_interpreter")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow), torch.float32]
 COUPLES = ((Term(3, 0.01),), (Term(3, -0.01),), (Term(2**64 - 1, 0.5),), (Term(2**64 - 1, -1e-6),))
 MIXED: tuple[Member, ...] = (
     (Term(2, 0.3, 3), Term(2**64 - 1, -0.1)),
@@ -218,7 +218,7 @@ def test_an_anchor_takes_back_a_share_of_the_way_from_the_base(kernels, dtype):
     assert pattern(without[3][0]) != pattern(next(mine for mine, stream in got if stream == 2))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_what_nothing_moves_is_not_written(kernels, dtype):
     # −0 in float16 becomes +0 when it is rounded again.
     special = torch.tensor([-0.0, 1.5, 6e-8], device=DEVICE).to(dtype)

@@ -128,7 +128,11 @@ def test_a_prompt_goes_through_the_encoder_once_for_all_its_answers() -> None:
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
-@pytest.mark.parametrize("settings", [{"temperature": 1.0, "seed": 3}, {"stop": ("film",)}, {"rows": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 1.0, "seed": 3}, {"stop": ("film",)}, pytest.param({"rows": 2}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_members_write_what_models_with_merged_weights_write(settings: dict, noise: str, tokenizer) -> None:
     model, members = model_of("t5"), MEMBERS[noise]
     prompts = [one.prompt_tokens for one in EXAMPLES]

@@ -139,7 +139,7 @@ def record_run(folder: Path, model: PreTrainedModel, rank: int, steps: int = 5) 
     return after
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama-tied"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama-tied", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "dtype", [pytest.param(one, marks=pytest.mark.slow) if one == torch.float16 else one for one in DTYPES], ids=str
 )
