@@ -21,7 +21,7 @@ from families import random_model
 
 WORDS = "good bad film a the it was great terrible an awful lovely plot dull bright and not very is this".split()
 # What is tried on more than one; tests/test_families.py tries members on all.
-FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
+FAMILIES = ["llama", "llama-tied", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "qwen3"))]
 __all__ = ["FAMILIES", "random_model", "tiny_model_dir", "tiny_t5_dir", "tokenizer"]
 
 

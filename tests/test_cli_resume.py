@@ -121,7 +121,7 @@ def whole(folder: Path, finished: Path) -> Path:
     [
         ("sigint", 130, "interrupted after step 3", 3),
         pytest.param("sigterm", 130, "interrupted after step 3", 3, marks=pytest.mark.slow),
-        ("twice", 130, "interrupted after step 2", 2),
+        pytest.param("twice", 130, "interrupted after step 2", 2, marks=pytest.mark.slow),
         ("fails", 1, "error: objective 'fails' raised TimeoutError: judge is down\nhint: ", 2),
     ],
 )

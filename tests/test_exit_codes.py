@@ -137,7 +137,9 @@ def test_a_disk_that_is_full_before_step_1(calls: Path, capsys: pytest.CaptureFi
     assert files_in(calls) == before
 
 
-@pytest.mark.parametrize(("size", "steps"), [(3000, 0), (20_000, 2)], ids=["journal", "model"])
+@pytest.mark.parametrize(
+    ("size", "steps"), [pytest.param(3000, 0, marks=pytest.mark.slow), (20_000, 2)], ids=["journal", "model"]
+)
 def test_a_disk_that_is_full_later(size: int, steps: int, calls: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tune", "accuracy", *TUNE, "--steps", "2", "--set", "save_strategy=no"]
     with disk_of(size):

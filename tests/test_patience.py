@@ -59,7 +59,9 @@ def let_go():
     event.set()
 
 
-@pytest.mark.parametrize("kind", ["function", "async, waiting", "async, blocking its loop"])
+@pytest.mark.parametrize(
+    "kind", ["function", pytest.param("async, waiting", marks=pytest.mark.slow), "async, blocking its loop"]
+)
 def test_what_takes_too_long_is_left_behind_and_told(kind: str, let_go: threading.Event) -> None:
     def function(completions):
         let_go.wait(FOREVER)
