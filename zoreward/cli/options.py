@@ -275,8 +275,8 @@ def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[
 
 
 def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[str, Any]:
-    """Options of a file, if none has a value that Typer would take for another: it takes true for 1, and a list for a
-    text."""
+    """Options of a file, if none has a value that Typer would take for another: it takes true for 1, a list for a text,
+    and in older releases the whole part of a fraction."""
     for name, value in given.items():
         wanted = typing.get_origin(kinds[name]) or kinds[name]
         values = "a list of texts or numbers: [a, b]" if wanted is list else "one number or text"
@@ -284,6 +284,8 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
             if isinstance(value, kind) and wanted is not kind:
                 shown = name.removeprefix(_PREFIX)
                 raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint=f"write {values}")
+        if wanted is int and isinstance(value, float):
+            raise InputError(f"{path}: {name.removeprefix(_PREFIX)} is {value!r}", hint="write a whole number")
         if wanted is list and any(isinstance(item, bool | list | dict) for item in value if isinstance(value, list)):
             raise InputError(f"{path}: {name} is {value!r:.80}", hint=f"write {values}")
     return given
