@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from zoreward.config import Prompting
 from zoreward.data import Split, Task
 from zoreward.records import InputError, UnknownNameError
 from zoreward.registry import Objective, get_objective
@@ -103,22 +104,24 @@ class Plan:
     settings: Settings
 
     @property
-    def prompt(self) -> dict[str, Any]:
-        """How rows become prompts, as `evaluate` and `ZOConfig` take it."""
+    def prompting(self) -> Prompting:
+        """How rows become prompts."""
         task = self.task
-        return {
-            "template": task.template,
-            "choices": task.choices,
-            "choice_column": task.choice_column,
-            "label": task.label,
-            "answer": task.answer,
-            "max_length": self.settings.max_length,
-        }
+        return Prompting(
+            template=task.template,
+            choices=task.choices,
+            choice_column=task.choice_column,
+            label=task.label,
+            answer=task.answer,
+            max_length=self.settings.max_length,
+        )
 
     def configuration(self) -> dict[str, Any]:
         """Return what changes a result, in plain types: tables with different ones cannot be mixed."""
         rows = {name: getattr(self.rows, name) for name in ("train", "dev", "test")}
         task = {name: value for name, value in asdict(self.task).items() if name not in ("about", "source", "rows")}
+        if not task["options"]:  # as tables of earlier versions had none
+            del task["options"]
         settings = asdict(self.settings)
         return {
             "task": self.task.name,
@@ -155,7 +158,8 @@ class Run:
 
 def objectives_of(task: Task) -> tuple[Objective, Objective | None]:
     """Return the metric of a task, and what it tunes on if it says so."""
-    return get_objective(task.objective), None if task.train_on is None else get_objective(task.train_on)
+    metric = get_objective(task.objective, **task.options)
+    return metric, None if task.train_on is None else get_objective(task.train_on)
 
 
 def problem_of(task: Task, name: str) -> str | None:

@@ -35,10 +35,11 @@ from zoreward.bench import (
 )
 from zoreward.bench.plan import checked_methods
 from zoreward.cli.errors import place_of, report
-from zoreward.cli.options import DATA, LARGEST, MOST_SEED, RUN, SMALLEST, TUNING, command, option, own_options
+from zoreward.cli.options import LARGEST, SMALLEST, command, option, own_options
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.task import TASK, refuse_masked
+from zoreward.cli.task import refuse_masked
 from zoreward.cli.terminal import json_line
+from zoreward.config import DATA, MOST_SEED, RUN, TASK, TUNING, Loading
 from zoreward.data import load_task
 from zoreward.records import InputError, ZorewardError, one_line, printable
 
@@ -69,7 +70,7 @@ def bench_command() -> Callable[..., int]:
         option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
         option("data_dir", str | None, folder, DATA, default=None),
         option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
-        *own_options(["dtype", "trust_remote_code"]),
+        *own_options(Loading, ["dtype", "trust_remote_code"]),
         option("train_rows", int | None, "Rows to tune on. Default: the task's.", TASK, default=None, least=1),
         option("dev_rows", int | None, "Rows that choose. Default: the task's.", TASK, default=None, least=1),
         option("test_rows", int | None, "Rows that are reported. Default: the task's.", TASK, default=None, least=1),

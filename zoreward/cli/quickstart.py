@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoreward.cli.errors import report, unexpected
-from zoreward.cli.options import MOST_SEED, RUN, TUNING, command, option
+from zoreward.cli.options import command, option
 from zoreward.cli.prepare import quiet_transformers
 from zoreward.cli.saving import digest_of_rows, save_model
 from zoreward.cli.terminal import json_line
 from zoreward.cli.tune import check_output, write_config
+from zoreward.config import MOST_SEED, RUN, TUNING
 from zoreward.data import load_rows
 from zoreward.records import ZorewardError, printable
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoreward.cli.errors import report
-from zoreward.cli.options import DATA, RUN, command, option
+from zoreward.cli.options import command, option
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.terminal import json_line
+from zoreward.config import DATA, RUN
 from zoreward.records import InputError, StorageError, printable
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.errors import place_of, report
 from zoreward.cli.saving import MODEL_NAME
+from zoreward.config import TuneOptions
 from zoreward.records import ZorewardError, named, printable
 
 if TYPE_CHECKING:
@@ -149,19 +150,19 @@ def sentence_of(summary: dict[str, Any]) -> str:
     return "\n".join([*told, done])
 
 
-def provenance_of(values: Mapping[str, Any], rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:
+def provenance_of(options: TuneOptions, rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:
     """Return what the card of the model says beside what the trainer knows; see `ZOTrainer`.
 
     Args:
-        values: the options.
+        options: of the command.
         rows: what the run was given.
         words: those behind `zoreward` that began it.
     """
-    data = ", ".join(str(values[name]) for name in ("data", "data_config", "split") if values[name])
-    dev = ", ".join(str(value) for value in (values["eval_data"], values["eval_split"]) if value)
+    data = ", ".join(str(part) for part in (options.data, options.data_config, options.split) if part)
+    dev = ", ".join(part for part in (options.eval_data, options.eval_split) if part)
     told = {"tune": data, "choose": dev or f"of {data}"}
     if rows.test is not None:
-        told["test"] = f"{len(rows.test):,}, {values['test_data'] or data}"
+        told["test"] = f"{len(rows.test):,}, {options.test_data or data}"
     kept = [word for word in words if word not in ("--resume", "--json")]
     secret = re.compile(r"(token|password|secret|key)=.*", re.IGNORECASE)
     return {"rows": told, "command": shlex.join(["zoreward", *(secret.sub(r"\1=…", word) for word in kept)])}

@@ -9,7 +9,7 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 from zoreward.registry.calls import Returned, mean_score, no_score
 from zoreward.registry.code import code_of
 from zoreward.registry.decorator import assume_completions, objective
-from zoreward.registry.patience import Patience, left_behind, patient
+from zoreward.registry.patience import Patience, left_behind, patience_of, patient
 from zoreward.registry.places import is_ctrl_c, place_of
 from zoreward.registry.scores import Needs, Objective, Option, weighted_sum
 from zoreward.registry.sources import Entry, Source, describe_objective, get_objective, list_objectives
@@ -32,6 +32,7 @@ __all__ = [
     "mean_score",
     "no_score",
     "objective",
+    "patience_of",
     "patient",
     "place_of",
     "weighted_sum",

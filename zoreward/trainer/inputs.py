@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from zoreward.config import Prompting, part_of
 from zoreward.data import rows_of
 from zoreward.members import (
     PREFIX_TOKENS,
@@ -75,24 +76,9 @@ def made_examples(
         prefix=PREFIX_TOKENS if args.tune == "prefix" else None,
         trust_remote_code=args.trust_remote_code,
     )
-    return examples_of(
-        rows,
-        tokenizer,
-        needs,
-        max_length=limit,
-        max_new_tokens=args.max_completion_length,
-        template=args.template,
-        prompt=args.prompt,
-        head=head,
-        choices=args.choices,
-        choice_column=args.choice_column,
-        label=args.label,
-        answer=args.answer,
-        shots=args.shots,
-        shot_rows=shot_rows,
-        seed=args.seed,
-        chat_template_kwargs=args.chat_template_kwargs,
-    )
+    prompting, new = part_of(Prompting, args, max_length=limit), args.max_completion_length
+    how: dict[str, Any] = {"max_new_tokens": new, "head": head, "shot_rows": shot_rows, "seed": args.seed}
+    return examples_of(rows, tokenizer, needs, prompting, **how)
 
 
 def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows: Sequence[dict[str, Any]]) -> Head:

@@ -13,8 +13,6 @@ from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, steps_by_slope, takes
 from zoreward.methods.directions import MAX_STEPS
 from zoreward.records import InputError
-from zoreward.registry import Patience
-from zoreward.scoring import Generation
 
 # What trades time for the memory of a backward pass; transformers 5.24 gives it the first name, and v6 takes the other.
 _SAVING = ("activation_checkpointing", "gradient_checkpointing")
@@ -66,7 +64,6 @@ class ZOConfig(ZOArguments, TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of several objectives. Default: 1 each."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
 
     def __post_init__(self) -> None:
         for option in ("max_steps", "num_train_epochs"):
@@ -102,7 +99,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
         left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
-        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
+        left_out += [one.name for one in fields(self) if not one.metadata.get("recorded", True)]
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -254,28 +251,3 @@ def _check_turns(args: ZOConfig) -> None:
     if args.tune == "prefix":
         hint = "Take tune=lora, whose weights lie in all layers; or method=spsa."
         raise InputError("a prefix lies in no layer, and blocks are of layers", hint=hint)
-
-
-def patience_of(args: ZOConfig) -> Patience:
-    """Return how the objective is called.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
-
-
-def generation_of(args: ZOConfig) -> Generation:
-    """Return how members write.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    return Generation(
-        max_new_tokens=args.max_completion_length,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        stop=tuple(args.stop or ()),
-        seed=args.seed,
-    )

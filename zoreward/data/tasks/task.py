@@ -51,6 +51,7 @@ class Task:
         content_free: the prompt without what the row says, for calibration.
         choices, choice_column, label, answer: see `zoreward.data.render`.
         needs: what the objective needs.
+        options: of `objective`, by name; what is given on the command line wins.
         train_on: the objective that the paper tunes on.
         max_new_tokens: most tokens that are written, for `completions`.
         stop: what ends a text that is written.
@@ -76,6 +77,7 @@ class Task:
     label: str = "label"
     answer: str | None = None
     needs: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     train_on: str | None = None
     max_new_tokens: int | None = None
     stop: list[str] | None = None
