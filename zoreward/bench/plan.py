@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from zoreward.config import Prompting
 from zoreward.data import Split, Task
+from zoreward.data.reading import fitting
 from zoreward.records import InputError, UnknownNameError
-from zoreward.registry import Objective, get_objective
+from zoreward.registry import Objective, describe_objective, get_objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +157,22 @@ class Run:
         return f"{self.task} {self.method}{rate} seed {self.seed}{' (chooses)' if self.chooses else ''}"
 
 
+def options_of_task(task: Task) -> dict[str, Any]:
+    """Return what a task says about the options of its objective.
+
+    Raises:
+        ZorewardError: there is no such objective or option, or a value is of another type.
+    """
+    kinds = {option.name: option.type for option in describe_objective(task.objective).options}
+    return {
+        name: fitting(value, str(value), kinds.get(name, Any), f"{name} of the task {task.name!r}")
+        for name, value in task.options.items()
+    }
+
+
 def objectives_of(task: Task) -> tuple[Objective, Objective | None]:
     """Return the metric of a task, and what it tunes on if it says so."""
-    metric = get_objective(task.objective, **task.options)
+    metric = get_objective(task.objective, **options_of_task(task))
     return metric, None if task.train_on is None else get_objective(task.train_on)
 
 

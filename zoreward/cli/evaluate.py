@@ -11,10 +11,11 @@ from typing import Any
 
 import typer
 
+from zoreward.bench.plan import options_of_task
 from zoreward.cli.options import command, config_option, given_options, objective_options, options_from, own_options
 from zoreward.cli.prepare import made_objective, patient_objective, quiet_transformers, select_device, shown_prompts
 from zoreward.cli.rows import scored_rows
-from zoreward.cli.task import options_of_task, with_task
+from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
 from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content
@@ -36,7 +37,8 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         options, task = with_task(context, options_from(EvalOptions, values))
-        objective = made_objective(source, options_of_task(task, source) | given_options(context, values), options.also)
+        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
+        objective = made_objective(source, own, options.also)
         if options.base_model is not None and not objective.compares_with_base:
             hint = "leave --base-model out, or take preference"
             raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import enum
 import inspect
 import json
-import math
 import sys
 import types
 import typing
@@ -38,7 +36,7 @@ from zoreward.config import (
     Tuning,
     Writing,
 )
-from zoreward.data.reading import parse_yaml, read_yaml
+from zoreward.data.reading import read_yaml
 from zoreward.records import InputError, printable
 from zoreward.registry import Objective
 
@@ -53,7 +51,7 @@ _PANELS = {
     RUN: (),
 }
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
-_PREFIX = "objective_"
+PREFIX = "objective_"
 # What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
 _ALIASES = {
     "--max-steps": "--steps",
@@ -190,7 +188,7 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
             message = f"objective {objective.name!r} has an option {one.name!r}, but {flag} is one of zoreward's own"
             raise InputError(message, hint="rename the parameter")
         written = f"{flag}/--no-{flag[2:]}" if _without_none(one.type) is bool else flag
-        told = (_PREFIX + one.name, one.type, one.help, OBJECTIVE, written)
+        told = (PREFIX + one.name, one.type, one.help, OBJECTIVE, written)
         found.append(option(*told, default=one.default, most=None))
     return found
 
@@ -202,10 +200,10 @@ def options_from(group: type[_Group], values: Mapping[str, Any]) -> _Group:
 
 def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
     """Return those of the objective's options that are given, on the command line or by --config, under their names."""
-    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
+    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(PREFIX)}
     said = ("COMMANDLINE", "DEFAULT_MAP")  # the latter by --config
     given = [name for name, source in sources.items() if source is not None and source.name in said]
-    return {name.removeprefix(_PREFIX): values[name] for name in given}
+    return {name.removeprefix(PREFIX): values[name] for name in given}
 
 
 def resolved(objective: str, options: Common, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter
         flag = flag_of(parameter).partition("/")[0]
         others = [alias for alias, written in _ALIASES.items() if written == flag]
         for spelling in (
-            parameter.name.removeprefix(_PREFIX),
+            parameter.name.removeprefix(PREFIX),
             *(word[2:].replace("-", "_") for word in (flag, *others)),
         ):
             known[spelling] = parameter.name
@@ -275,7 +273,7 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
         wanted = typing.get_origin(kinds[name]) or kinds[name]
         for kind, what in ((bool, "true or false"), (list, "a list"), (dict, "pairs")):
             if isinstance(value, kind) and wanted is not kind:
-                shown = name.removeprefix(_PREFIX)
+                shown = name.removeprefix(PREFIX)
                 raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint="write one number or text")
         if wanted is list and any(isinstance(item, bool | list | dict) for item in value if isinstance(value, list)):
             raise InputError(f"{path}: {name} is {value!r:.80}", hint="write a list of texts or numbers: [a, b]")
@@ -305,56 +303,6 @@ def escape(text: str) -> str:
     from rich.markup import escape as without_markup
 
     return without_markup(printable(text))
-
-
-def fitting(text: str, kind: Any, what: str) -> Any:
-    """Return the value of a type that a text stands for, as YAML reads it.
-
-    Args:
-        text: the text.
-        kind: the type; those that are not plain take a text.
-        what: asks, for errors.
-
-    Raises:
-        InputError: it stands for another type, or is no YAML.
-
-    >>> fitting("1e-3", float | None, "eps"), fitting("[1, 2]", list[float], "weights")
-    (0.001, [1.0, 2.0])
-    >>> fitting("no", str, "strategy"), fitting("no", bool, "merge"), fitting("null", int | None, "rank")
-    ('no', False, None)
-    """
-    return _fitting(parse_yaml(text, what), text.strip(), kind, what)
-
-
-def _fitting(value: Any, text: str, kind: Any, what: str) -> Any:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        for one in typing.get_args(kind):
-            with contextlib.suppress(InputError):
-                return _fitting(value, text, one, what)
-    elif value is None:
-        if kind in (types.NoneType, Any):
-            return None
-    elif (found := typing.get_origin(kind) or kind) in (bool, dict):
-        if isinstance(value, found):
-            return value
-    elif found is list:
-        if isinstance(value, list):
-            return [_fitting(item, str(item), (*typing.get_args(kind), str)[0], what) for item in value]
-    elif kind is Any:
-        return value
-    elif isinstance(value, list | dict):
-        pass
-    elif found is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif found is float:
-        with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3 for a text
-            if not isinstance(value, bool) and math.isfinite(number := float(value)):
-                return number
-    elif kind is not types.NoneType:
-        return value if isinstance(value, str) else text
-    name = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
-    raise InputError(f"{what} is {value!r:.80}", hint=f"change the option: its type is {name}")
 
 
 def _is_writable(kind: Any) -> bool:

@@ -62,11 +62,6 @@ def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task
     return options, task
 
 
-def options_of_task(task: Task | None, objective: str) -> dict[str, Any]:
-    """Return what the task says about the options of an objective, which is about its own one."""
-    return dict(task.options) if task is not None and task.objective == objective else {}
-
-
 def is_own_data(task: Task | None, options: Common) -> bool:
     """Return whether --data is the task's own, so that its other splits and its numbers of rows count."""
     return task is not None and options.data == task.data

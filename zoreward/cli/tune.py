@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoreward.bench.plan import options_of_task
 from zoreward.cli.errors import place_of
 from zoreward.cli.options import (
+    PREFIX,
     command,
     config_option,
-    fitting,
     given_options,
     objective_options,
     options_from,
@@ -54,9 +55,10 @@ from zoreward.cli.saving import (
     say_why,
     with_findings,
 )
-from zoreward.cli.task import options_of_task, with_task
+from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
 from zoreward.config import Prompting, Steps, TuneOptions, ZOArguments, part_of
+from zoreward.data.reading import fitting, parse_yaml
 from zoreward.records import InputError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective
 
@@ -82,12 +84,13 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         options, task = with_task(context, options_from(TuneOptions, values))
         _check(options)
-        own = options_of_task(task, source) | given_options(context, values)
+        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
+        flags = {name: value for name, value in own.items() if PREFIX + name in values}  # a task may set others too
         objective = made_objective(source, own, options.also)
         patient_objective(objective, options)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
-            at_end = get_objective(task.objective, **task.options)
+            at_end = get_objective(task.objective, **(own if task.objective == source else options_of_task(task)))
         rows = tuning_rows(objective, at_end, options, task)
         if options.show_prompts:
             text = shown_prompts(objective, options, rows.train, rows.shots)
@@ -97,7 +100,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         found, problem = None, ""
         digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
         if options.resume:
-            found, problem = finished_run(output, resolved(source, options, own), objective, digest)
+            found, problem = finished_run(output, resolved(source, options, flags), objective, digest)
         if found is not None:
             print(printable(f"the run in {output} is finished"))
         else:
@@ -110,7 +113,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                     held.enter_context(trainer.holding_run())
                     chosen = {n: getattr(trainer.args, n) for n in BY_NEED if getattr(options, n) is None}
                     try:
-                        write_config(output, resolved(source, dataclasses.replace(options, **chosen), own))
+                        write_config(output, resolved(source, dataclasses.replace(options, **chosen), flags))
                     except InputError:
                         if not options.resume:  # the journal is ours: nobody else holds the run
                             Path(output, "journal.jsonl").unlink(missing_ok=True)
@@ -254,7 +257,8 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]}?" if near else "the fields are those of transformers.TrainingArguments"
             raise InputError(f"--set {name}: there is no such field", hint=hint)
-        found[name] = fitting(value, kinds[name], f"--set {name}")
+        what = f"--set {name}"
+        found[name] = fitting(parse_yaml(value, what), value.strip(), kinds[name], what)
         if isinstance(found[name], int | float) and found[name] < 0 and defaults[name] != -1:
             raise InputError(f"--set {name}: {value} is less than 0", hint="give 0 or more, or leave it out")
     return found
