@@ -37,8 +37,9 @@ def setting(*, default: Any, help: str, **about: Any) -> Any:
         default: its value where it is not given.
         help: a sentence.
         about: `flag`, if it is written otherwise than by its name; `panel` of the help, if not its group's; `least` and
-            `most` of a number; `kept=False`: it is not written into config.yaml; `recorded=False`: nor into the header
-            of a run; `may_change=True`: a run can go on with another value.
+            `most` of a number on the command line; what a number is `above`, in which `unit`; what is said where the
+            option `stops` a run; `kept=False`: it is not written into config.yaml; `recorded=False`: nor into the
+            header of a run; `may_change=True`: a run can go on with another value.
     """
     return field(default=default, metadata={"help": help, **about})
 
@@ -263,7 +264,11 @@ class Tuning:
     )
     kl: float = setting(default=0.0, help="Take so many times the KL to the base, per token, from each member's score.")
     max_kl: float | None = setting(
-        default=None, help="Stop where the model's KL to the base, per token, exceeds this.", may_change=True
+        default=None,
+        help="Stop where the model's KL to the base, per token, exceeds this.",
+        above=0,
+        unit="nats per token",
+        may_change=True,
     )
     anchor: float = setting(
         default=0.0, help="Decay towards the base, times the learning rate. Keeps a copy of the tuned weights."
@@ -271,6 +276,13 @@ class Tuning:
     base_device: str | None = setting(
         default=None, help="Where the copy of the base stands. Default: with the model; cpu is slower.", may_change=True
     )
+
+
+# What goes to the method under its own name; all but weight_decay and the seed are of `Tuning`.
+METHOD_OPTIONS = (
+    *("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every", "momentum"),
+    *("window", "refresh", "full_every", "full_rate", "anneal_every", "block_every", "seed"),
+)
 
 
 @options
@@ -446,7 +458,10 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
         default="last", help="The model of which step is saved: the last, or the one with the best dev score."
     )
     patience: int | None = setting(
-        default=None, help="Stop after so many dev scores in a row that are no better than the best so far.", least=1
+        default=None,
+        help="Stop after so many dev scores in a row that are no better than the best so far.",
+        least=1,
+        stops="so many dev scores in a row were no better",
     )
     output: str = field(metadata={"help": "The run folder to write to."})
     resume: bool = setting(

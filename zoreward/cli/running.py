@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,8 @@ def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
 def _why_stopped(trainer: ZOTrainer) -> str | None:
     from transformers import EarlyStoppingCallback
 
-    if trainer.drift and trainer.drift.exceeded is not None:
-        return "kl"
+    if trainer.keeper.stopped_by is not None:
+        return trainer.keeper.stopped_by
     patience = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
     over = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in patience)
     return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
@@ -142,8 +143,9 @@ def sentence_of(summary: dict[str, Any]) -> str:
     if "test" in summary:
         told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
     memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
-    if summary.get("stopped") == "patience":
-        told.append(f"stopped after {steps} steps: so many dev scores in a row were no better (--patience)")
+    for option in fields(TuneOptions):
+        if option.name == summary.get("stopped") and (why := option.metadata.get("stops")):
+            told.append(f"stopped after {steps} steps: {why} (--{option.name.replace('_', '-')})")
     if not load_run(output).has_moved_by(steps):
         told.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"

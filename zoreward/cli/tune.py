@@ -57,7 +57,7 @@ from zoreward.cli.saving import (
 )
 from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
-from zoreward.config import Prompting, Steps, TuneOptions, ZOArguments, part_of
+from zoreward.config import METHOD_OPTIONS, Prompting, Steps, TuneOptions, ZOArguments, part_of
 from zoreward.data.reading import fitting, parse_yaml
 from zoreward.records import InputError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective
@@ -317,13 +317,11 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, opti
 def _check_numbers(options: TuneOptions) -> None:
     from zoreward.methods import make_method, named
 
-    steps = ("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every")
-    others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
-    given = {name: getattr(options, name) for name in (*steps, *others)}
     defaults = named(options.method).defaults
-    low_rank = (options.noise or defaults.get("noise", "low-rank")) == "low-rank"
     every = options.block_every or defaults.get("block_every")
-    given |= {"block_every": every, "blocks": options.blocks or (every and 2)}  # how many there are, the model says
+    given = {name: getattr(options, name) for name in METHOD_OPTIONS} | {"block_every": every}
+    given["blocks"] = options.blocks or (every and 2)  # how many there are, the model says
+    low_rank = (options.noise or defaults.get("noise", "low-rank")) == "low-rank"
     make_method(options.method, **given, lr=options.learning_rate, rank=int(low_rank))
 
 

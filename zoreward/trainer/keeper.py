@@ -20,6 +20,7 @@ class Keeper(TrainerCallback):
     Attributes:
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
+        stopped_by: what ended the run before its last step, as its record calls it; None: nothing, or early stopping.
         first_score: of the dev rows before step 1, where it is known, or what else the best step goes by: the first
             best one. transformers' loop, which begins with a new state, would take the first after a step for that,
             however low it is.
@@ -27,6 +28,7 @@ class Keeper(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopping = False
+        self.stopped_by: str | None = None
         self.first_score: float | None = None
         self._last = 0.0
         self._took = 0.0

@@ -318,6 +318,7 @@ class ZOTrainer(ResumableTrainer):
     def _bound(self, kl: float) -> None:
         """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""
         if self.drift and self.drift.exceeds(kl):
+            self.keeper.stopped_by = "kl"
             self.control.should_training_stop = True
             self.control.should_evaluate = self.args.eval_strategy != "no"
 
