@@ -303,6 +303,14 @@ class Running:
         panel=TUNING,
         may_change=True,
     )
+    max_seconds: float | None = setting(
+        default=None,
+        help="Stop after the step in which so many seconds have passed since the first began. A resume counts anew.",
+        above=0,
+        unit="seconds",
+        recorded=False,
+        stops="so many seconds had passed",
+    )
 
 
 if TYPE_CHECKING:
