@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from zoreward.config import Prompting
@@ -107,15 +107,7 @@ class Plan:
     @property
     def prompting(self) -> Prompting:
         """How rows become prompts."""
-        task = self.task
-        return Prompting(
-            template=task.template,
-            choices=task.choices,
-            choice_column=task.choice_column,
-            label=task.label,
-            answer=task.answer,
-            max_length=self.settings.max_length,
-        )
+        return replace(self.task.prompting, max_length=self.settings.max_length)
 
     def configuration(self) -> dict[str, Any]:
         """Return what changes a result, in plain types: tables with different ones cannot be mixed."""

@@ -19,9 +19,9 @@ from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
 from zoreward.data import without_content
 from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
-    Generation,
     evaluate,
     examples_of,
+    generation_of,
     last_hidden_states,
     length_limit,
     linear_probe,
@@ -159,8 +159,7 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        max_completion_length=_generation(plan, run.seed).max_new_tokens,
-        stop=plan.task.stop,
+        **vars(plan.task.writing),
         **vars(plan.prompting),
     )
     objective = metric if method.metric or smooth is None else smooth
@@ -220,7 +219,7 @@ def _score(model: Any, tokenizer: Any, plan: Plan, rows: Rows, seed: int, **opti
         rows,
         tokenizer=tokenizer,
         seed=seed,
-        generation=_generation(plan, seed),
+        generation=generation_of(plan.task.writing, seed),
         **vars(plan.prompting) | options,
     )
 
@@ -232,13 +231,8 @@ def _examples(plan: Plan, rows: Rows, what: str, shots: int = 0, seed: int = 0) 
     prompting, trust = plan.prompting, plan.settings.trust_remote_code
     limit = length_limit(prompting.max_length, plan.model, trust_remote_code=trust)
     prompting = replace(prompting, max_length=limit, shots=shots)
-    new = _generation(plan, 0).max_new_tokens
+    new = plan.task.writing.max_completion_length
     return examples_of(rows, _tokenizer(plan), objective.needs, prompting, max_new_tokens=new, seed=seed)
-
-
-def _generation(plan: Plan, seed: int) -> Generation:
-    base = Generation(seed=seed, stop=tuple(plan.task.stop or ()))
-    return replace(base, max_new_tokens=plan.task.max_new_tokens or base.max_new_tokens)
 
 
 def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:

@@ -113,16 +113,9 @@ def _is_given(context: typer.Context, name: str) -> bool:
 def _prompt(task: Task, bare: bool, given: set[str]) -> dict[str, Any]:
     if bare and task.bare is None:
         raise InputError(f"the task {task.name!r} has no bare prompt", hint="write bare: '{column}' into its file")
-    return {
-        "template": task.bare if bare else task.template,
-        # What is given replaces either.
-        "choices": None if "choice_column" in given else task.choices,
-        "choice_column": None if "choices" in given else task.choice_column,
-        "label": task.label,
-        "answer": task.answer,
-        "max_completion_length": task.max_new_tokens,
-        "stop": task.stop,
-    }
+    said = vars(task.prompting) | vars(task.writing) | ({"template": task.bare} if bare else {})
+    replaced = {"choices": "choice_column", "choice_column": "choices"}  # by the other one, where that is given
+    return {name: value for name, value in said.items() if replaced.get(name) not in given}
 
 
 def _data(task: Task, options: Common) -> dict[str, Any]:
