@@ -51,7 +51,7 @@ _PANELS = {
     RUN: (),
 }
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
-PREFIX = "objective_"
+_PREFIX = "objective_"
 # What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
 _ALIASES = {
     "--max-steps": "--steps",
@@ -188,7 +188,7 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
             message = f"objective {objective.name!r} has an option {one.name!r}, but {flag} is one of zoreward's own"
             raise InputError(message, hint="rename the parameter")
         written = f"{flag}/--no-{flag[2:]}" if _without_none(one.type) is bool else flag
-        told = (PREFIX + one.name, one.type, one.help, OBJECTIVE, written)
+        told = (_PREFIX + one.name, one.type, one.help, OBJECTIVE, written)
         found.append(option(*told, default=one.default, most=None))
     return found
 
@@ -200,10 +200,15 @@ def options_from(group: type[_Group], values: Mapping[str, Any]) -> _Group:
 
 def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
     """Return those of the objective's options that are given, on the command line or by --config, under their names."""
-    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(PREFIX)}
+    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
     said = ("COMMANDLINE", "DEFAULT_MAP")  # the latter by --config
     given = [name for name, source in sources.items() if source is not None and source.name in said]
-    return {name.removeprefix(PREFIX): values[name] for name in given}
+    return {name.removeprefix(_PREFIX): values[name] for name in given}
+
+
+def flagged(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of an objective's options that have a flag: a task may set others too."""
+    return {name: value for name, value in own.items() if _PREFIX + name in values}
 
 
 def resolved(objective: str, options: Common, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +232,7 @@ def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter
         flag = flag_of(parameter).partition("/")[0]
         others = [alias for alias, written in _ALIASES.items() if written == flag]
         for spelling in (
-            parameter.name.removeprefix(PREFIX),
+            parameter.name.removeprefix(_PREFIX),
             *(word[2:].replace("-", "_") for word in (flag, *others)),
         ):
             known[spelling] = parameter.name
@@ -273,7 +278,7 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
         wanted = typing.get_origin(kinds[name]) or kinds[name]
         for kind, what in ((bool, "true or false"), (list, "a list"), (dict, "pairs")):
             if isinstance(value, kind) and wanted is not kind:
-                shown = name.removeprefix(PREFIX)
+                shown = name.removeprefix(_PREFIX)
                 raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint="write one number or text")
         if wanted is list and any(isinstance(item, bool | list | dict) for item in value if isinstance(value, list)):
             raise InputError(f"{path}: {name} is {value!r:.80}", hint="write a list of texts or numbers: [a, b]")

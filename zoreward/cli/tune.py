@@ -18,9 +18,9 @@ import typer
 from zoreward.bench.plan import options_of_task
 from zoreward.cli.errors import place_of
 from zoreward.cli.options import (
-    PREFIX,
     command,
     config_option,
+    flagged,
     given_options,
     objective_options,
     options_from,
@@ -85,7 +85,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         options, task = with_task(context, options_from(TuneOptions, values))
         _check(options)
         own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
-        flags = {name: value for name, value in own.items() if PREFIX + name in values}  # a task may set others too
+        flags = flagged(own, values)
         objective = made_objective(source, own, options.also)
         patient_objective(objective, options)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
