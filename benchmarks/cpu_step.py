@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 
+from zoreward.config import Prompting
 from zoreward.data import load_rows, render
 from zoreward.members import members_at, update_
 from zoreward.methods import SPSA
@@ -49,9 +50,8 @@ def main() -> None:
 
     tokenizer = load_tokenizer(options.model)
     rows = random.Random(0).sample(load_rows(options.data), options.batch_size)
-    examples = render(
-        rows, tokenizer, needs="choices", template="{sentence} It was", choices=[" terrible", " great"], label="label"
-    )
+    asked = Prompting(template="{sentence} It was", choices=[" terrible", " great"])
+    examples = render(rows, tokenizer, asked, needs="choices")
     model = load_model(options.model).requires_grad_(False)
     reader = reader_of(model, tokenizer.pad_token_id)
     objective = get_objective("accuracy")

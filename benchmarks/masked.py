@@ -33,6 +33,7 @@ from measure import Result, commit, finish, reach, record
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from zoreward.config import Prompting
 from zoreward.data import load_rows, load_task, render
 from zoreward.scoring import candidate_logprobs, load_model, reader_of
 
@@ -146,8 +147,8 @@ def margins(model: str, rows: list[Any]) -> tuple[NDArray[np.float64], NDArray[n
 
     task = load_task("sst2-masked")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    asked = {"needs": "choices", "template": task.template, "choices": task.choices, "kind": "masked"}
-    examples = render(rows, tokenizer, **asked, max_length=128)
+    asked = Prompting(template=task.template, choices=task.choices, max_length=128)
+    examples = render(rows, tokenizer, asked, needs="choices", kind="masked")
     logprobs = candidate_logprobs(reader_of(load_model(model), tokenizer.pad_token_id), examples)[0]
     return logprobs[:, 1] - logprobs[:, 0], np.array([example.reference for example in examples])
 

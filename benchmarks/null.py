@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from zoreward import get_objective
+from zoreward.config import Prompting
 from zoreward.data import load_rows
 from zoreward.noise import derive_seed
 from zoreward.records import Member, Scored, Term
@@ -66,8 +67,7 @@ def null(
     del other
     model = load_model(base, dtype=dtype)
     found = get_objective(objective)
-    settings = {"max_length": None, "max_new_tokens": 0, "template": None, "prompt": "prompt"}
-    examples = examples_of(rows, tokenizer, found.needs, **settings)
+    examples = examples_of(rows, tokenizer, found.needs, Prompting(), max_new_tokens=0)
     reader = reader_of(model.eval().requires_grad_(False), tokenizer.pad_token_id)
     if found.compares_with_base:
         examples = with_base(reader, examples)

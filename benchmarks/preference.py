@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from null import null
 
+from zoreward.config import Prompting
 from zoreward.data import load_rows
 from zoreward.scoring import (
     candidate_logprobs,
@@ -73,8 +74,7 @@ def summary(options: argparse.Namespace, seed: int) -> dict:
 def margins_and_chosen(model: str, base: str, rows: list[dict]) -> tuple[np.ndarray, float, float]:
     """Return DPO's margin of each row, and the chosen answers' log-probability per token of model and base."""
     tokenizer = prepare_tokenizer(load_tokenizer(base))
-    settings = {"max_length": None, "max_new_tokens": 0, "template": None, "prompt": "prompt"}
-    examples = examples_of(rows, tokenizer, "choices", **settings)
+    examples = examples_of(rows, tokenizer, "choices", Prompting(), max_new_tokens=0)
     counts = np.array([[len(tokens) for tokens in example.candidate_tokens] for example in examples])
     found = []
     for name in (model, base):

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from zoreward.config import Prompting
 from zoreward.data import load_rows, render, render_prompts
 from zoreward.members import tuned_weights
 from zoreward.records import Member, Term
@@ -84,9 +85,9 @@ def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]
     model, tokenizer = load_model(options.model, dtype=dtype), load_tokenizer(options.model)
     tuned, pad = tuned_weights(model), tokenizer.pad_token_id or 0
     rows = load_rows(f"{options.sst2}/train.jsonl", limit=8)
-    answers = {"template": "{sentence} It was", "choices": [" terrible", " great"], "label": "label"}
-    examples = render(rows, tokenizer, needs="choices", max_length=None, **answers)
-    chats = render_prompts(load_rows(Path(options.output, "prompts.jsonl"), limit=4), tokenizer)
+    answers = Prompting(template="{sentence} It was", choices=[" terrible", " great"])
+    examples = render(rows, tokenizer, answers, needs="choices")
+    chats = render_prompts(load_rows(Path(options.output, "prompts.jsonl"), limit=4), tokenizer, Prompting())
     found = []
     for rank, eps in ((0, 1e-3), (1, 1e-2)):
         members: tuple[Member, ...] = tuple((Term(7, sign * eps, rank),) for sign in (1, -1))

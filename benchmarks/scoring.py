@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from zoreward.config import Prompting
 from zoreward.data import load_rows, render
 from zoreward.scoring import candidate_logprobs, load_model, load_tokenizer, reader_of
 
@@ -30,10 +31,8 @@ def main() -> None:
     examples = render(
         load_rows(options.data)[: options.rows],
         tokenizer,
+        Prompting(template="{sentence} It was", choices=[" terrible", " great"]),
         needs="choices",
-        template="{sentence} It was",
-        choices=[" terrible", " great"],
-        label="label",
     )
     reader = reader_of(load_model(options.model), tokenizer.pad_token_id)
     whole_slices = replace(reader, tokens=1 << 30)

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from zoreward.config import Prompting
 from zoreward.data import load_rows, render
 from zoreward.scoring import candidate_logprobs, load_model, load_tokenizer, reader_of
 
@@ -49,7 +50,7 @@ def tune(options: argparse.Namespace, seed: int, threads: int) -> subprocess.Pop
 def margins(model: str, rows: list[dict[str, object]]) -> NDArray[np.float64]:
     """Return log p(great) − log p(terrible) of each row."""
     tokenizer = load_tokenizer(model)
-    examples = render(rows, tokenizer, needs="choices", **PROMPT)
+    examples = render(rows, tokenizer, Prompting(**PROMPT), needs="choices")
     logprobs = candidate_logprobs(reader_of(load_model(model, dtype="float32"), tokenizer.pad_token_id), examples)[0]
     return logprobs[:, 1] - logprobs[:, 0]
 

@@ -57,6 +57,7 @@ A YAML file, `--task my.yaml`. `template` and `objective` are needed; the other 
 | `rows` | how many: `{train: …, dev: …, test: …}`, or `{k_shot: …, test: …}` |
 | `drop` | rows to leave out: `{label: [-1]}` |
 | `columns` | columns made of others, below |
+| `options` | those of `objective`: `{target: 40}`; what is given on the command line wins |
 | `train_on` | what `zoreward tune --task` tunes on, if not `objective` |
 | `bare` | the template for `--bare` |
 | `content_free` | the template without what a row says |

@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegressionCV
 from transformers import PreTrainedTokenizerFast
 
 from conftest import FAMILIES, random_model
+from rendering import render
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
 from zoreward.cli import main
-from zoreward.data import content_free_examples, render, without_content
+from zoreward.data import content_free_examples, without_content
 from zoreward.records import InputError
 from zoreward.registry import get_objective
 from zoreward.scoring import calibrated_logprobs, evaluate, last_hidden_states, linear_probe, probe_score, reader_of

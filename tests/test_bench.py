@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from conftest import FAMILIES, random_model
+from rendering import render
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
 from tiny_tokenizers import bpe
 from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
@@ -25,7 +26,7 @@ from zoreward.bench.keeping import Best
 from zoreward.bench.rows import Counts, bench_rows
 from zoreward.bench.running import do_run
 from zoreward.cli import main
-from zoreward.data import Split, load_task, render
+from zoreward.data import Split, load_task
 from zoreward.records import InputError
 from zoreward.registry import get_objective
 from zoreward.scoring import (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rendering import render
 from tiny_tokenizers import bpe, ids, letters, unigram, wordpiece
-from zoreward.data import content_free_examples, render
+from zoreward.data import content_free_examples
 
 ENDS = [
     *("It was", "It was ", "It was  ", "Answer:", "Answer: ", "Answer (", 'He said "', "a [", "b {", "cost $", "x -"),

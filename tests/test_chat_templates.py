@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rendering import check_columns, check_prompts, render, render_prompts
 from test_cli import folder  # noqa: F401  (a fixture)
 from tiny_tokenizers import bpe, ids
 from zoreward.cli import main
-from zoreward.data import check_columns, check_prompts, render, render_prompts
 from zoreward.records import InputError
 
 CHAT = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rendering import check_columns, render
 from tiny_tokenizers import bpe, ids
-from zoreward.data import check_columns, render
 from zoreward.records import InputError, UnknownNameError
 
 OPTIONS = {"needs": "choices", "template": "{q}", "choice_column": "ends"}

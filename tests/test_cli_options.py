@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 import yaml
 
 from test_cli import EVAL, PROMPT, TUNE, folder, last_object  # noqa: F401  (a fixture)
+from zoreward import config
 from zoreward.cli import main
 from zoreward.cli.prepare import select_device
 from zoreward.records import ObjectiveError
+from zoreward.trainer import ZOConfig
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -244,3 +247,17 @@ def test_rows_that_a_task_names_may_be_fewer_and_those_that_are_asked_for_not(
     assert main(["tune", "accuracy", "--config", "run/config.yaml", "--output", "again"]) == 0
     assert main([*words, "--output", "other", "--train-rows", "999"]) == 2
     assert "--train-rows 999: there are 12" in capsys.readouterr().err
+
+
+def test_an_option_stands_once() -> None:
+    groups = (config.Prompting, config.Loading, config.Writing, config.Tuning, config.Rewarding, config.Seeding)
+    groups += (config.Running, config.Data, config.DevRows, config.Splits, config.Held, config.Steps, config.Command)
+    names = [one.name for group in groups for one in fields(group)]
+    assert len(names) == len(set(names))
+    assert {one.name for one in fields(config.TuneOptions)} == {*names, "set", "keep", "patience", "output", "resume"}
+    assert {one.name for one in fields(config.ZOArguments)} < {one.name for one in fields(ZOConfig)}
+    with pytest.raises(FrozenInstanceError):
+        config.Prompting().label = "other"
+    ZOConfig("run").label = "other"  # as transformers' are
+    lent = config.part_of(config.Prompting, ZOConfig("run", shots=3), max_length=7)
+    assert (type(lent), lent.shots, lent.max_length) == (config.Prompting, 3, 7)

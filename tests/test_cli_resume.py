@@ -9,12 +9,16 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl
 
 from zoreward.cli import main
 from zoreward.journal import Journal, load_run, reopen
-from zoreward.trainer import ZOTrainer
+from zoreward.records import InputError
+from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer.keeper import Keeper
 
 OBJECTIVES = """
 import json, os, signal
@@ -408,6 +412,60 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(folder: Path, capsys: p
     assert "the model of step 2 is in left/model" in capsys.readouterr().out
     assert b"".join(lines) == (folder / "left" / "journal.jsonl").read_bytes()
     assert weights(folder / "left") == weights(folder / "run")
+
+
+def test_max_seconds_ends_a_run_that_then_goes_on_as_if_nothing_had_happened(
+    whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["tune", "./rewards.py:plain", *TUNE, "--output", "left"]
+    assert main([*tune, "--max-seconds", "1e-9", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["steps"], told["kept"], told["stopped"]) == (1, 1, "max_seconds")
+    assert main(["replay", "whole", "--model", "model", "--step", "1", "--output", "one", "--device", "cpu"]) == 0
+    assert weights(folder / "left") == (folder / "one" / "model.safetensors").read_bytes()
+    assert main([*tune, "--max-seconds", "2e-9", "--resume"]) == 0
+    assert "stopped after 2 steps: so many seconds had passed (--max-seconds)\n" in capsys.readouterr().out
+    assert main([*tune, "--max-seconds", "600", "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["steps"], told["stopped"]) == (5, None)
+    assert (folder / "left" / "journal.jsonl").read_bytes() == (whole / "journal.jsonl").read_bytes()
+    assert weights(folder / "left") == weights(whole)
+
+
+def test_dev_rows_that_are_scored_at_the_end_are_scored_where_the_seconds_end(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for between, scored in (([], [0, 1]), (["--eval-every", "2"], [0])):  # the latter as in a run that goes on
+        words = [*TUNE, "--eval-data", "dev.jsonl", *between, "--max-seconds", "1e-9", "--output", "run"]
+        assert main(["tune", "./rewards.py:plain", *words]) == 0
+        assert [step for step, _ in load_run("run").evaluations] == scored
+        shutil.rmtree("run")
+
+
+def test_seconds_count_from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 110.0, 112.0, 113.0, 114.5, 115.0])  # as the run begins; then as each step begins and ends
+    monkeypatch.setattr("zoreward.trainer.keeper.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    keeper, args = Keeper(), SimpleNamespace(max_seconds=5, save_strategy="no", save_steps=0, eval_strategy="no")
+    ended = []
+    keeper.on_train_begin(args, SimpleNamespace(best_metric=None), None)
+    for step in (1, 2):
+        control, state = TrainerControl(), SimpleNamespace(global_step=step, max_steps=9)
+        keeper.on_step_begin(args, state, control)
+        keeper.on_step_end(args, state, control)
+        ended.append(control.should_training_stop)
+    assert ended == [False, False] and keeper.stopped_by is None, "4.5 seconds"
+    keeper.on_step_end(args, state, control)
+    assert control.should_training_stop and keeper.stopped_by == "max_seconds"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "nan", "inf"])
+def test_seconds_that_are_none(seconds: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "./rewards.py:plain", *TUNE, "--output", "run", "--max-seconds", seconds]) == 2
+    said = "is no number that" if seconds in ("nan", "inf") else f"max_seconds={float(seconds)} is out of range"
+    assert said in capsys.readouterr().err and not Path("run").exists()
+    if seconds != "inf":
+        with pytest.raises(InputError, match=r"max_seconds=.* is out of range"):
+            ZOConfig("run", max_seconds=float(seconds))
 
 
 def test_a_model_that_cannot_be_written_can_be_made_later(

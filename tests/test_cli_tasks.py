@@ -59,6 +59,14 @@ def shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+def read(run: str) -> dict[str, Any]:
+    return yaml.safe_load(Path(run, "config.yaml").read_text())
+
+
+def scores_of(run: str) -> list[list[float]]:
+    return [line["scores"] for line in steps_of(run)]
+
+
 def steps_of(run: str) -> list[dict]:
     lines = map(json.loads, Path(run, "journal.jsonl").read_text().splitlines())
     return [{**line, "crc": ""} for line in lines if line["kind"] == "step"]
@@ -175,6 +183,56 @@ def test_a_users_own_task(capsys: pytest.CaptureFixture[str]) -> None:
     text = 'template: "{t|lower} it was"\nobjective: accuracy\nchoices: ["sad= bad", "glad= good"]\nlabel: mood\n'
     Path("mine.yaml").write_text(text + "data: mine.jsonl\n")
     assert summary_of(["eval", "--task", "mine.yaml", "--model", "model"], capsys)["rows"] == 2
+
+
+REWARDS = """
+def near(completions, *, target: int = 3, scale: float = 1.0, weights: dict = {}) -> list[float]:
+    return [scale * target + weights.get("a", 0) for _ in completions]
+"""
+
+
+def test_a_task_holds_its_objective_s_options(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rewards.py").write_text(REWARDS)
+    write("mine.jsonl", [{"prompt": "a film"}] * 4)
+    told = "template: '{prompt}'\nobjective: rewards.py:near\ndata: mine.jsonl\nmax_new_tokens: 2\n"
+    task = Path("mine.yaml")
+    task.write_text(told + "options: {target: 5, scale: 1e-1, weights: {a: 2}}\n")
+    words = ["--task", "mine.yaml", "--model", "model"]
+    assert summary_of(["eval", *words], capsys)["score"] == pytest.approx(0.1 * 5 + 2)  # YAML reads 1e-1 as a text
+    assert summary_of(["eval", *words, "--target", "7"], capsys)["score"] == pytest.approx(0.1 * 7 + 2)
+    words += ["--steps", "1", "--batch-size", "2", "--num-directions", "1", "--output"]
+    summary_of(["tune", *words, "run"], capsys)
+    assert read("run")["scale"] == 0.1 and "weights" not in read("run"), "the latter has no flag"
+    summary_of(["tune", "--task", "mine.yaml", "--config", "run/config.yaml", "--output", "again"], capsys)
+    assert read("again") == {**read("run"), "output": "again"}
+    assert scores_of("run") == scores_of("again") == [[0.1 * 5 + 2] * 2]
+    task.write_text(told + "options: {target: 5, scale: 1e-1, weights: {a: 3}}\n")
+    assert main(["tune", *words, "run", "--resume"]) == 2, "a finished run of other options is not this one"
+    assert "was made with weights={'a': 2}, not {'a': 3}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("{target: many}", "target of the task 'mine' is 'many'"),
+        ("{targt: 5}", "objective 'near' has no option 'targt'"),
+        ("[5]", "mine.yaml: options is [5]"),
+        ("{weights: [5]}", "weights of the task 'mine' is [5]"),
+    ],
+)
+def test_options_of_a_task_that_do_not_fit(options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rewards.py").write_text(REWARDS)
+    write("mine.jsonl", [{"prompt": "a film"}] * 4)
+    write("train.jsonl", [{"prompt": "a film"}] * 4)
+    Path("mine.yaml").write_text(
+        f"template: '{{prompt}}'\nobjective: rewards.py:near\ndata: mine.jsonl\noptions: {options}\n"
+    )
+    asked = ["--task", "mine.yaml", "--model", "model"]
+    bench = ["bench", "mine.yaml", "--model", "model", "--data-dir", ".", "--dev-rows", "1", "--test-rows", "1"]
+    for words in (["eval", *asked], ["tune", *asked, "--output", "run"], [*bench, "--output", "table"]):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+        assert not Path("run").exists() and not Path("table").exists()
 
 
 @pytest.mark.parametrize("name", GOLDEN)

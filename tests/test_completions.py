@@ -11,8 +11,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 from conftest import random_model
+from rendering import render_prompts
 from zoreward import noise
-from zoreward.data import render_prompts
 from zoreward.records import Example, InputError, ObjectiveError, Term, UnknownNameError
 from zoreward.registry import get_objective
 from zoreward.scoring import (

@@ -17,10 +17,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from conftest import random_model
+from rendering import render, render_prompts
 from test_families import EXAMPLES, MEMBERS, model_of, moved, written
 from zoreward import ZOConfig, ZOTrainer, evaluate
 from zoreward.cli import main
-from zoreward.data import render, render_prompts
 from zoreward.members import tuned_weights
 from zoreward.records import InputError
 from zoreward.scoring import Generation, HFGenerator, candidate_logprobs, load_model, reader_of

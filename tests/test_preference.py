@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import random_model
+from rendering import check_columns, render
 from tiny_tokenizers import bpe, ids
-from zoreward.data import check_columns, render
 from zoreward.members import update_
 from zoreward.records import InputError, Term, UnknownNameError, Update, ZorewardError
 from zoreward.registry import get_objective

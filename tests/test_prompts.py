@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import warning_once
 
+from rendering import check_columns, render, render_prompts
 from tiny_tokenizers import bpe, ids, letters, wordpiece
-from zoreward.data import check_columns, render, render_prompts
 from zoreward.records import InputError, UnknownNameError
 
 SST2 = "{sentence} It was"

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from rendering import render
 from tiny_tokenizers import bpe
-from zoreward.data import classes_of, load_rows, render, rows_of
+from zoreward.data import classes_of, load_rows, rows_of
 from zoreward.data.choices import class_choices
 from zoreward.records import InputError, MissingFileError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rendering import check_columns, render
 from tiny_tokenizers import bpe, ids, letters
-from zoreward.data import check_columns, render
 from zoreward.records import InputError
 
 WORDS = ["fine", "dull", "a stirring film", "slow", "great fun", "bad", "long", "funny"]

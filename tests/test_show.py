@@ -5,8 +5,9 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from rendering import render
 from tiny_tokenizers import letters
-from zoreward.data import describe_prompts, render
+from zoreward.data import describe_prompts
 from zoreward.records import Example
 
 

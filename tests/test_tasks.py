@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from zoreward.cli import main
+from zoreward.config import Prompting
 from zoreward.data import list_tasks, load_rows, load_task
 from zoreward.data.derived import with_columns
 from zoreward.data.tasks import Task
 from zoreward.data.templates import fields_of, fill
-from zoreward.data.texts import Prompt, Text, texts_of
+from zoreward.data.texts import Text, texts_of
 from zoreward.records import InputError, MissingFileError, UnknownNameError
 from zoreward.registry import describe_objective
 
@@ -24,7 +25,8 @@ NAMES = [task.name for task in list_tasks()]
 
 def texts(task: Task, rows: list[dict], template: str | None = None, needs: str = "choices") -> list[Text]:
     template = task.template if template is None else template
-    return texts_of(rows, Prompt(needs, template, task.choices, task.choice_column, task.label, task.answer))
+    answers = {name: getattr(task, name) for name in ("choices", "choice_column", "label", "answer")}
+    return texts_of(rows, needs, Prompting(template=template, **answers))
 
 
 def loaded(task: Task, folder: Path) -> list[dict]:

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from conftest import random_model
-from zoreward.data import render
+from rendering import render
 from zoreward.journal import load_run, replay
 from zoreward.members import update_
 from zoreward.methods import SPSA

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from conftest import random_model
+from rendering import render
 from whole_models import CLASSIFIERS, MASKED, WORDS, byte_tokenizer, classifier, masked_model, word_tokenizer
 from zoreward import ZOConfig, ZOTrainer, evaluate, replay
-from zoreward.data import classes_of, render
+from zoreward.data import classes_of
 from zoreward.journal import load_run
 from zoreward.records import InputError, Term
 from zoreward.scoring import (

@@ -1,248 +1,503 @@
-"""The options of a run that are not Hugging Face's own. Free of torch: the command line reads them for its help."""
+"""Every option of zoreward, once: its type, its default, its help. Free of torch.
+
+The command line makes its flags of these classes, `config.yaml` holds their fields, `ZOConfig` takes them over, and
+functions are given the group that they need.
+
+    >>> Prompting(template="{sentence} It was", choices=[" terrible", " great"]).label
+    'label'
+    >>> ZOArguments(eps=5e-3).eps
+    0.005
+
+Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 # What the command line lets through. A journal holds no larger rank or window and no more blocks, and a line of it has
 # room for the scores and the terms of so many directions.
 MOST_RANK, MOST_WINDOW, MOST_BLOCKS, MOST_DIRECTIONS = 4096, 1023, 65_535, 16_384
 # Threads.
 MOST_WORKERS = 10_000
+# Of seeds: numpy's, which transformers sets, takes no more.
+MOST_SEED = 2**32 - 1
+# The panels of the help.
+DATA, TASK, PROMPT, TEXT = "Model and data", "Task and splits", "Prompt", "Text that is written"
+TUNING, OBJECTIVE, RUN = "Tuning", "Objective", "Run"
+
+_Group = TypeVar("_Group")
 
 
-@dataclass
-class ZOArguments:
-    """What `ZOConfig` adds to `transformers.TrainingArguments`. Every field is also an option of `zoreward tune`.
+def setting(*, default: Any, help: str, **about: Any) -> Any:
+    """Return a field of a group of options.
 
-    Example:
-        >>> ZOArguments(eps=5e-3, template="{sentence} It was", choices=[" terrible", " great"]).label
-        'label'
-
-    Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
+    Args:
+        default: its value where it is not given.
+        help: a sentence.
+        about: `flag`, if it is written otherwise than by its name; `panel` of the help, if not its group's; `least` and
+            `most` of a number on the command line; what a number is `above`, in which `unit`; what is said where the
+            option `stops` a run; `kept=False`: it is not written into config.yaml; `recorded=False`: nor into the
+            header of a run; `may_change=True`: a run can go on with another value.
     """
+    return field(default=default, metadata={"help": help, **about})
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(setting, field))
+def options(group: type[_Group]) -> type[_Group]:
+    """Make a class a group of options: a frozen dataclass.
+
+    Type checkers take it for one that is not frozen, since `ZOConfig` has its fields and must be open, as
+    `transformers.TrainingArguments` is.
+    """
+    return dataclass(frozen=True, kw_only=True)(group)
+
+
+def part_of(group: type[_Group], values: Any, **instead: Any) -> _Group:
+    """Return one group of options alone.
+
+    Args:
+        group: which.
+        values: what has them all, and more: a `ZOConfig`, or the options of a command.
+        instead: other values for some of them.
+
+    >>> part_of(Writing, ZOArguments(top_k=5), temperature=1.0).top_k
+    5
+    """
+    return group(**{one.name: getattr(values, one.name) for one in fields(group)} | instead)  # type: ignore[arg-type]
+
+
+@options
+class Prompting:
+    """How rows become prompts."""
+
+    template: str | None = setting(
+        default=None, help="The prompt, with the columns of a row in braces: '{sentence} It was'."
+    )
+    prompt: str = setting(
+        default="prompt", help="The column of the prompt, a text or messages. For objectives of text."
+    )
+    choices: list[str] | None = setting(
+        default=None,
+        help="A candidate answer, in the order of the labels; or label=answer. Give it once for each.",
+        flag="--choice",
+    )
+    choice_column: str | None = setting(
+        default=None,
+        help="Instead of choices: the column that holds each row's own answers, a list of strings, or a path to "
+        "it: choices[text]. Spaces at the end of the template are read with the answer, so 'Answer: ' fits "
+        "answers that begin without one.",
+    )
+    label: str = setting(default="label", help="The column that holds the right choice, or a path to it: answer[key].")
+    answer: str | None = setting(
+        default=None, help="The right answer, as a template: ' {answer}'. For objectives that need a likelihood."
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = setting(
+        default=None,
+        help="What the chat template is told, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
+        "messages; their columns tools and chat_template_kwargs are told too.",
+    )
+    shots: int = setting(
+        default=0,
+        help="Demonstrations in front of each prompt: other rows with their right answers, drawn by the seed. "
+        "Where the context is too short for all, the first ones go.",
+    )
+    max_length: int | None = setting(
+        default=None,
+        help="Tokens of prompt and answer; more are cut off on the left. Default: the model's context.",
+        least=1,
+    )
+
+
+@options
+class Loading:
+    """How the weights are loaded."""
+
+    dtype: str | None = setting(
+        default=None,
+        help="Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto.",
+    )
+    device_map: str | None = setting(
+        default=None,
+        help="auto: spread the layers over all GPUs that are seen, for a model that one does not hold.",
+        may_change=True,
+    )
+    trust_remote_code: bool = setting(
+        default=False, help="Run the code that a model from the Hub brings along.", may_change=True
+    )
+
+
+@options
+class Writing:
+    """How a model writes, for objectives that need completions."""
+
+    max_completion_length: int = setting(
+        default=64, help="Most tokens that are written behind a prompt.", flag="--max-new-tokens"
+    )
+    temperature: float = setting(
+        default=0.0, help="0: the likeliest token; otherwise tokens are drawn, with the same luck for all members."
+    )
+    top_p: float = setting(default=1.0, help="Draw from the likeliest tokens that have this probability.")
+    top_k: int = setting(default=0, help="Draw from so many likeliest tokens; 0: from all.")
+    stop: list[str] | None = setting(default=None, help="What is written ends before this text. Give it once for each.")
+
+
+@options
+class Rewarding:
+    """How the objective is called. It changes no score."""
+
+    reward_timeout: float | None = setting(
+        default=None,
+        help="Seconds that one call of the objective may take; then the run ends. Default: no limit.",
+        recorded=False,
+    )
+    reward_retries: int = setting(
+        default=0,
+        help="Call again so often where a call raises or takes too long, after at most 1, 2, 4, … seconds.",
+        recorded=False,
+    )
+    reward_workers: int | None = setting(
+        default=None,
+        help="Calls of the objective at a time, in threads; each of one row where the objective is rowwise "
+        "(docs/objectives.md). Default: one, or all of what is async.",
+        most=MOST_WORKERS,
+        recorded=False,
+    )
+    reward_cache: str | None = setting(
+        default=None,
+        help="Keep the scores of rowwise objectives in this folder, for this run and others.",
+        recorded=False,
+    )
+
+
+@options
+class Tuning:
+    """How the weights are moved. None: the default depends on the method, the objective and what is tuned."""
 
     method: Literal[
         "spsa", "svrg", "momentum", "sign", "lozo", "lozo-m", "subzero", "sparse", "bcd", "es", "fzoo", "eggroll"
-    ] = field(
-        default="spsa",
-        metadata={"help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."},
+    ] = setting(
+        default="spsa", help="How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."
     )
-    noise: Literal["dense", "low-rank"] | None = field(
+    noise: Literal["dense", "low-rank"] | None = setting(
         default=None,
-        metadata={
-            "help": "Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank."
-        },
+        help="Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank.",
     )
-    distribution: Literal["normal", "gaussian", "rademacher"] | None = field(
+    distribution: Literal["normal", "gaussian", "rademacher"] | None = setting(
         default=None,
-        metadata={
-            "help": "Entries of directions, or of the factors of low-rank ones: normal (33 levels), gaussian (slower) "
-            "or rademacher (±1). Default: normal, for fzoo rademacher."
-        },
+        help="Entries of directions, or of the factors of low-rank ones: normal (33 levels), gaussian (slower) or "
+        "rademacher (±1). Default: normal, for fzoo rademacher.",
     )
-    rank: int | None = field(
+    rank: int | None = setting(
+        default=None, help="Rank of low-rank directions. Default: 1, for lozo 2, for subzero 24.", most=MOST_RANK
+    )
+    eps: float | None = setting(
+        default=None, help="ε, how far members stand from the weights. Default: 1e-3, for text 1e-2."
+    )
+    num_directions: int | None = setting(
         default=None,
-        metadata={"help": "Rank of low-rank directions. Default: 1, for lozo 2, for subzero 24.", "most": MOST_RANK},
+        help="Directions a step (K); each costs two members. Default: 1, for text 16.",
+        most=MOST_DIRECTIONS,
     )
-    eps: float | None = field(
+    more_every: int | None = setting(
+        default=None, help="One direction more after every so many steps. Default: never.", least=1
+    )
+    normalize: Literal["none", "rms", "zscore", "rank", "sign"] | None = setting(
+        default=None, help="What becomes of differences of scores, with spsa. Default: none, for text rms."
+    )
+    momentum: float | None = setting(
+        default=None, help="β: the steps before count too, by β, β², … Default: 0, for momentum 0.9."
+    )
+    window: int | None = setting(
         default=None,
-        metadata={"help": "ε, how far members stand from the weights. Default: 1e-3, for text 1e-2."},
+        help="Steps that momentum looks back on; the update draws them all. Default: 10.",
+        most=MOST_WINDOW,
     )
-    num_directions: int | None = field(
+    refresh: int | None = setting(
         default=None,
-        metadata={
-            "help": "Directions a step (K); each costs two members. Default: 1, for text 16.",
-            "most": MOST_DIRECTIONS,
-        },
+        help="Steps that share a factor of low-rank directions, or a subspace. Default: 1, for lozo 50, for "
+        "subzero 1000.",
     )
-    more_every: int | None = field(
+    share: float | None = setting(
+        default=None, help="Tune this share of each tensor, its smallest weights. Default: all, for sparse 0.25."
+    )
+    blocks: int | None = setting(
         default=None,
-        metadata={"help": "One direction more after every so many steps. Default: never.", "least": 1},
+        help="Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
+        "block_every, one for each layer and one for the rest.",
+        most=MOST_BLOCKS,
     )
-    normalize: Literal["none", "rms", "zscore", "rank", "sign"] | None = field(
-        default=None,
-        metadata={"help": "What becomes of differences of scores, with spsa. Default: none, for text rms."},
+    block_every: int | None = setting(
+        default=None, help="Steps of a block before it is another's turn. Default: 1, with blocks."
     )
-    momentum: float | None = field(
-        default=None, metadata={"help": "β: the steps before count too, by β, β², … Default: 0, for momentum 0.9."}
+    full_every: int | None = setting(
+        default=None, help="Steps from one pass over all rows to the next, with svrg. Default: 2."
     )
-    window: int | None = field(
-        default=None,
-        metadata={
-            "help": "Steps that momentum looks back on; the update draws them all. Default: 10.",
-            "most": MOST_WINDOW,
-        },
+    full_rate: float | None = setting(
+        default=None, help="How much larger the step after such a pass is, with svrg. Default: 10."
     )
-    refresh: int | None = field(
-        default=None,
-        metadata={
-            "help": "Steps that share a factor of low-rank directions, or a subspace. Default: 1, for lozo 50, for "
-            "subzero 1000."
-        },
+    anneal_every: int | None = setting(
+        default=None, help="Steps of the two windows by which svrg lowers its rates; 0: never. Default: an epoch."
     )
-    share: float | None = field(
-        default=None,
-        metadata={"help": "Tune this share of each tensor, its smallest weights. Default: all, for sparse 0.25."},
-    )
-    blocks: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
-            "block_every, one for each layer and one for the rest.",
-            "most": MOST_BLOCKS,
-        },
-    )
-    block_every: int | None = field(
-        default=None, metadata={"help": "Steps of a block before it is another's turn. Default: 1, with blocks."}
-    )
-    full_every: int | None = field(
-        default=None, metadata={"help": "Steps from one pass over all rows to the next, with svrg. Default: 2."}
-    )
-    full_rate: float | None = field(
-        default=None, metadata={"help": "How much larger the step after such a pass is, with svrg. Default: 10."}
-    )
-    anneal_every: int | None = field(
-        default=None,
-        metadata={"help": "Steps of the two windows by which svrg lowers its rates; 0: never. Default: an epoch."},
-    )
-    tune: str = field(
+    tune: str = setting(
         default="full",
-        metadata={
-            "help": "What is tuned: full, lora (an adapter beside the weights), prefix (5 tokens before every row), "
-            "bias, head, last-N (layers), or a regular expression for names of weights. Of a model with an adapter: "
-            "the adapter."
-        },
+        help="What is tuned: full, lora (an adapter beside the weights), prefix (5 tokens before every row), bias, "
+        "head, last-N (layers), or a regular expression for names of weights. Of a model with an adapter: the "
+        "adapter.",
     )
-    head: Literal["classifier"] | None = field(
+    head: Literal["classifier"] | None = setting(
         default=None,
-        metadata={
-            "help": "classifier: put a new head on the model, with a class for each choice or label. By default a "
-            "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template."
-        },
+        help="classifier: put a new head on the model, with a class for each choice or label. By default a "
+        "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template.",
     )
-    lora_rank: int = field(
-        default=8, metadata={"help": "Rank of the adapter's matrices, with lora.", "most": MOST_RANK}
+    lora_rank: int = setting(default=8, help="Rank of the adapter's matrices, with lora.", most=MOST_RANK)
+    lora_alpha: int = setting(default=16, help="The adapter counts alpha/rank times, with lora.", least=1)
+    merge: bool = setting(
+        default=False, help="Save the whole model with its adapter merged in, instead of the adapter."
     )
-    lora_alpha: int = field(
-        default=16, metadata={"help": "The adapter counts alpha/rank times, with lora.", "least": 1}
-    )
-    merge: bool = field(
-        default=False, metadata={"help": "Save the whole model with its adapter merged in, instead of the adapter."}
-    )
-    template: str | None = field(
-        default=None, metadata={"help": "The prompt, with the columns of a row in braces: '{sentence} It was'."}
-    )
-    prompt: str = field(
-        default="prompt", metadata={"help": "The column of the prompt, a text or messages. For objectives of text."}
-    )
-    choices: list[str] | None = field(
-        default=None,
-        metadata={"help": "A candidate answer, in the order of the labels; or label=answer. Give it once for each."},
-    )
-    choice_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of choices: the column that holds each row's own answers, a list of strings, or a path "
-            "to it: choices[text]. Spaces at the end of the template are read with the answer, so 'Answer: ' fits "
-            "answers that begin without one."
-        },
-    )
-    label: str = field(
-        default="label", metadata={"help": "The column that holds the right choice, or a path to it: answer[key]."}
-    )
-    answer: str | None = field(
-        default=None,
-        metadata={"help": "The right answer, as a template: ' {answer}'. For objectives that need a likelihood."},
-    )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "What the chat template is told, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
-            "messages; their columns tools and chat_template_kwargs are told too."
-        },
-    )
-    shots: int = field(
-        default=0,
-        metadata={
-            "help": "Demonstrations in front of each prompt: other rows with their right answers, drawn by the seed. "
-            "Where the context is too short for all, the first ones go."
-        },
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens of prompt and answer; more are cut off on the left. Default: the model's context.",
-            "least": 1,
-        },
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Load the weights as float32, bfloat16, float16 or auto. Default: float32 on a CPU, else auto."
-        },
-    )
-    device_map: str | None = field(
-        default=None,
-        metadata={"help": "auto: spread the layers over all GPUs that are seen, for a model that one does not hold."},
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run the code that a model from the Hub brings along."}
-    )
-    max_completion_length: int = field(default=64, metadata={"help": "Most tokens that are written behind a prompt."})
-    temperature: float = field(
-        default=0.0,
-        metadata={"help": "0: the likeliest token; otherwise tokens are drawn, with the same luck for all members."},
-    )
-    top_p: float = field(default=1.0, metadata={"help": "Draw from the likeliest tokens that have this probability."})
-    top_k: int = field(default=0, metadata={"help": "Draw from so many likeliest tokens; 0: from all."})
-    stop: list[str] | None = field(
-        default=None, metadata={"help": "What is written ends before this text. Give it once for each."}
-    )
-    reward_timeout: float | None = field(
-        default=None,
-        metadata={"help": "Seconds that one call of the objective may take; then the run ends. Default: no limit."},
-    )
-    reward_retries: int = field(
-        default=0,
-        metadata={
-            "help": "Call again so often where a call raises or takes too long, after at most 1, 2, 4, … seconds."
-        },
-    )
-    reward_workers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Calls of the objective at a time, in threads; each of one row where the objective is rowwise "
-            "(docs/objectives.md). Default: one, or all of what is async.",
-            "most": MOST_WORKERS,
-        },
-    )
-    reward_cache: str | None = field(
-        default=None,
-        metadata={"help": "Keep the scores of rowwise objectives in this folder, for this run and others."},
-    )
-    completions_every: int = field(
-        default=10,
-        metadata={"help": "Show and keep prompts, completions and rewards every so many steps; 0: never.", "least": 0},
-    )
-    drift: bool = field(
+    drift: bool = setting(
         default=False,
-        metadata={
-            "help": "Log how far the model has moved from its base: KL per token of what it writes, and the weights. "
-            "Keeps a copy of the base. On by itself with kl and max_kl."
-        },
+        help="Log how far the model has moved from its base: KL per token of what it writes, and the weights. "
+        "Keeps a copy of the base. On by itself with kl and max_kl.",
+        may_change=True,
     )
-    kl: float = field(
-        default=0.0, metadata={"help": "Take so many times the KL to the base, per token, from each member's score."}
+    kl: float = setting(default=0.0, help="Take so many times the KL to the base, per token, from each member's score.")
+    max_kl: float | None = setting(
+        default=None,
+        help="Stop where the model's KL to the base, per token, exceeds this.",
+        above=0,
+        unit="nats per token",
+        may_change=True,
     )
-    max_kl: float | None = field(
-        default=None, metadata={"help": "Stop where the model's KL to the base, per token, exceeds this."}
+    anchor: float = setting(
+        default=0.0, help="Decay towards the base, times the learning rate. Keeps a copy of the tuned weights."
     )
-    anchor: float = field(
-        default=0.0,
-        metadata={"help": "Decay towards the base, times the learning rate. Keeps a copy of the tuned weights."},
+    base_device: str | None = setting(
+        default=None, help="Where the copy of the base stands. Default: with the model; cpu is slower.", may_change=True
     )
-    base_device: str | None = field(
-        default=None, metadata={"help": "Where the copy of the base stands. Default: with the model; cpu is slower."}
+
+
+# What goes to the method under its own name; all but weight_decay and the seed are of `Tuning`.
+METHOD_OPTIONS = (
+    *("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every", "momentum"),
+    *("window", "refresh", "full_every", "full_rate", "anneal_every", "block_every", "seed"),
+)
+
+
+@options
+class Seeding:
+    """What is drawn."""
+
+    seed: int = setting(default=0, help="Seed of directions and of the order of rows.", least=0, most=MOST_SEED)
+
+
+@options
+class Running:
+    """How a run goes, whatever moves the weights."""
+
+    completions_every: int = setting(
+        default=10,
+        help="Show and keep prompts, completions and rewards every so many steps; 0: never.",
+        least=0,
+        panel=TUNING,
+        may_change=True,
+    )
+    max_seconds: float | None = setting(
+        default=None,
+        help="Stop after the step in which so many seconds have passed since the first began. A resume counts anew.",
+        above=0,
+        unit="seconds",
+        recorded=False,
+        stops="so many seconds had passed",
+    )
+
+
+if TYPE_CHECKING:
+
+    class ZOArguments(Running, Seeding, Rewarding, Tuning, Writing, Loading, Prompting):
+        """What `ZOConfig` adds to `transformers.TrainingArguments`."""
+
+else:  # a class that is not frozen has no frozen one for a base
+    ZOArguments = make_dataclass(
+        "ZOArguments",
+        [
+            (one.name, one.type, field(default=one.default, metadata=one.metadata))
+            for group in (Prompting, Loading, Writing, Tuning, Rewarding, Seeding, Running)
+            for one in fields(group)
+        ],
+        namespace={"__module__": __name__, "__doc__": "What `ZOConfig` adds to `transformers.TrainingArguments`."},
+    )
+
+
+# What follows are options of the commands alone.
+
+
+@options
+class Data:
+    """Which model, and which rows."""
+
+    model: str = field(metadata={"help": "A folder, or a Hub id such as facebook/opt-125m."})
+    data: str | None = setting(
+        default=None,
+        help="The rows to tune on: a .jsonl, .json, .csv or .parquet file, or a Hub dataset. Default: the task's.",
+    )
+    data_config: str | None = setting(default=None, help="The configuration of a Hub dataset.")
+    split: str | None = setting(default=None, help="The split of a Hub dataset. Default: train.")
+    limit: int | None = setting(default=None, help="Take the first rows only.", least=1)
+    revision: str | None = setting(default=None, help="The revision of a Hub dataset: a branch, tag or commit.")
+    device: str | None = setting(default=None, help="cpu, cuda or cuda:1. Default: the GPU if there is one.")
+
+
+@options
+class DevRows:
+    """Rows that choose, where they are others than those of --data."""
+
+    eval_data: str | None = setting(
+        default=None, help="Dev rows, a file or a Hub dataset: scored before step 1, at the end and between."
+    )
+    eval_split: str | None = setting(
+        default=None, help="The split of the dev rows in a Hub dataset: that of --eval-data, else of --data."
+    )
+    eval_limit: int | None = setting(default=None, help="Take the first dev rows only.", least=1)
+
+
+@options
+class Splits:
+    """The task, and how its rows are divided."""
+
+    task: str | None = setting(
+        default=None,
+        help="A task of `zoreward tasks`, or a YAML file: data, prompt, answers, splits. What else is given wins.",
+    )
+    bare: bool = setting(default=False, help="The task without its prompt: the columns alone, then the answers.")
+    test_rows: int | None = setting(
+        default=None, help="Draw so many rows to score at the end: of --test-data, or held out of --data.", least=1
+    )
+    split_seed: int = setting(
+        default=0, help="Seed of the draw of rows to tune on and dev rows.", least=0, most=MOST_SEED
+    )
+
+
+@options
+class Held:
+    """Which rows are tuned on, and which are held out."""
+
+    test_data: str | None = setting(
+        default=None, help="Rows that are scored once, at the end: a file or a Hub dataset. They choose nothing."
+    )
+    train_rows: int | None = setting(
+        default=None, help="Draw so many rows to tune on. Default: the task's, else all.", least=1
+    )
+    dev_rows: int | None = setting(
+        default=None, help="Draw so many dev rows: of --eval-data, or held out of --data.", least=1
+    )
+    k_shot: int | None = setting(
+        default=None, help="Draw so many rows of each class to tune on, and as many dev rows.", least=1
+    )
+
+
+@options
+class Steps:
+    """Fields of `transformers.TrainingArguments` that have a flag of their own."""
+
+    max_steps: int = setting(default=1000, help="Steps.", flag="--steps", least=1)
+    per_device_train_batch_size: int = setting(default=16, help="Rows a batch.", flag="--batch-size", least=1)
+    gradient_accumulation_steps: int = setting(
+        default=1, help="Batches a step; their rows are scored together.", least=1
+    )
+    learning_rate: float | None = setting(
+        default=None, help="Learning rate. Default: 1e-6, for text 3e-3.", flag="--lr"
+    )
+    lr_scheduler_type: str = setting(
+        default="constant", help="How the learning rate changes: constant, linear, cosine, …"
+    )
+    warmup_steps: int = setting(
+        default=0,
+        help="Steps over which the learning rate rises from 0; then it goes on as the schedule says.",
+        least=0,
+    )
+    weight_decay: float = setting(default=0.0, help="Weight decay, times the learning rate.")
+    eval_steps: int | None = setting(
+        default=None, help="Score the dev rows every so many steps.", flag="--eval-every", panel=RUN, least=1
+    )
+    logging_steps: int = setting(default=10, help="Log every so many steps.", panel=RUN, least=1)
+    report_to: str = setting(default="none", help="Where the scores go too: wandb, tensorboard, mlflow, …", panel=RUN)
+
+
+@options
+class Command:
+    """What `tune` and `eval` share beside what stands in groups of its own."""
+
+    shots_data: str | None = setting(
+        default=None,
+        help="Rows to take the demonstrations from. Default: those of --data, but never the row itself.",
+        panel=PROMPT,
+    )
+    show_prompts: bool = setting(
+        default=False, help="Print the first prompts and their tokens, and stop.", panel=PROMPT, kept=False
+    )
+    eval_batch_size: int | None = setting(
+        default=None, help="Rows of one forward pass when scoring. Default: as many as make it efficient.", least=1
+    )
+    json: bool = setting(default=False, help="Print one JSON object as the last line.", kept=False)
+    also: list[str] | None = setting(
+        default=None,
+        help="Another objective to add, as NAME=WEIGHT: neg-cross-entropy=0.1. Give it once for each.",
+        panel=OBJECTIVE,
+    )
+
+
+# A class has the fields of its bases, the last one's first.
+@options
+class Common(Command, Seeding, Rewarding, Writing, Loading, Prompting, Splits, Data):
+    """The options that `tune` and `eval` share."""
+
+
+@options
+class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
+    """The options of `zoreward tune`."""
+
+    set: list[str] | None = setting(
+        default=None,
+        help="Another field of transformers' TrainingArguments, as name=value. Give it once for each.",
+    )
+    keep: Literal["last", "best"] = setting(
+        default="last", help="The model of which step is saved: the last, or the one with the best dev score."
+    )
+    patience: int | None = setting(
+        default=None,
+        help="Stop after so many dev scores in a row that are no better than the best so far.",
+        least=1,
+        stops="so many dev scores in a row were no better",
+    )
+    output: str = field(metadata={"help": "The run folder to write to."})
+    resume: bool = setting(
+        default=False,
+        help="Go on with the run in --output from its last step: the same command again. Begin it if there is none.",
+        kept=False,
+    )
+
+
+@options
+class EvalOptions(Common):
+    """The options of `zoreward eval`."""
+
+    data: str | None = setting(
+        default=None,
+        help="The rows to score on: a .jsonl, .json, .csv or .parquet file, or a Hub dataset. Default: the task's.",
+    )
+    test_rows: int | None = setting(
+        default=None, help="Draw so many rows to score. Default: the task's, else all.", least=1
+    )
+    seed: int = setting(default=0, help="Seed of demonstrations, and of what is drawn.", least=0, most=MOST_SEED)
+    base_model: str | None = setting(
+        default=None,
+        help="The model before it was tuned, for objectives that compare with it: a folder or a Hub id.",
+        panel=DATA,
+    )
+    calibrate: bool = setting(
+        default=False,
+        help="Score answers by how much likelier the prompt makes them than one without content does.",
+        panel=PROMPT,
     )

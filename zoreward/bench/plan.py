@@ -6,12 +6,14 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from zoreward.config import Prompting
 from zoreward.data import Split, Task
+from zoreward.data.reading import fitting
 from zoreward.records import InputError, UnknownNameError
-from zoreward.registry import Objective, get_objective
+from zoreward.registry import Objective, describe_objective, get_objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,22 +105,16 @@ class Plan:
     settings: Settings
 
     @property
-    def prompt(self) -> dict[str, Any]:
-        """How rows become prompts, as `evaluate` and `ZOConfig` take it."""
-        task = self.task
-        return {
-            "template": task.template,
-            "choices": task.choices,
-            "choice_column": task.choice_column,
-            "label": task.label,
-            "answer": task.answer,
-            "max_length": self.settings.max_length,
-        }
+    def prompting(self) -> Prompting:
+        """How rows become prompts."""
+        return replace(self.task.prompting, max_length=self.settings.max_length)
 
     def configuration(self) -> dict[str, Any]:
         """Return what changes a result, in plain types: tables with different ones cannot be mixed."""
         rows = {name: getattr(self.rows, name) for name in ("train", "dev", "test")}
         task = {name: value for name, value in asdict(self.task).items() if name not in ("about", "source", "rows")}
+        if not task["options"]:  # as tables of earlier versions had none
+            del task["options"]
         settings = asdict(self.settings)
         return {
             "task": self.task.name,
@@ -153,9 +149,23 @@ class Run:
         return f"{self.task} {self.method}{rate} seed {self.seed}{' (chooses)' if self.chooses else ''}"
 
 
+def options_of_task(task: Task) -> dict[str, Any]:
+    """Return what a task says about the options of its objective.
+
+    Raises:
+        ZorewardError: there is no such objective or option, or a value is of another type.
+    """
+    kinds = {option.name: option.type for option in describe_objective(task.objective).options}
+    return {
+        name: fitting(value, str(value), kinds.get(name, Any), f"{name} of the task {task.name!r}")
+        for name, value in task.options.items()
+    }
+
+
 def objectives_of(task: Task) -> tuple[Objective, Objective | None]:
     """Return the metric of a task, and what it tunes on if it says so."""
-    return get_objective(task.objective), None if task.train_on is None else get_objective(task.train_on)
+    metric = get_objective(task.objective, **options_of_task(task))
+    return metric, None if task.train_on is None else get_objective(task.train_on)
 
 
 def problem_of(task: Task, name: str) -> str | None:

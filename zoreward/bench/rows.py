@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,14 @@ def check_shots(plan: Plan) -> None:
         _check(metric, name, plan, shots=plan.settings.shots, shot_rows=plan.rows.train)
 
 
-def _check(objective: Objective, name: str, plan: Plan, **shots: Any) -> None:
+def _check(objective: Objective, name: str, plan: Plan, shots: int = 0, shot_rows: Any = None) -> None:
     rows = getattr(plan.rows, name)
     try:
         if objective.needs == "completions":
-            check_prompts(rows, template=plan.task.template, prompt="prompt")
+            check_prompts(rows, plan.prompting)
         else:
-            columns = {name: value for name, value in plan.prompt.items() if name != "max_length"}
-            check_columns(rows, needs=objective.needs, **columns, **shots)
+            prompting = replace(plan.prompting, shots=shots)
+            check_columns(rows, prompting, needs=objective.needs, shot_rows=shot_rows)
     except ZorewardError as error:
         raise type(error)(f"the {name} rows of {plan.task.name!r}: {error}", hint=error.hint) from error
 

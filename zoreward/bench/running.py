@@ -19,9 +19,9 @@ from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
 from zoreward.data import without_content
 from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
-    Generation,
     evaluate,
     examples_of,
+    generation_of,
     last_hidden_states,
     length_limit,
     linear_probe,
@@ -159,9 +159,8 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        max_completion_length=_generation(plan, run.seed).max_new_tokens,
-        stop=plan.task.stop,
-        **plan.prompt,
+        **vars(plan.task.writing),
+        **vars(plan.prompting),
     )
     objective = metric if method.metric or smooth is None else smooth
     trainer = ZOTrainer(plan.model, objective=objective, args=args, train_dataset=plan.rows.train)
@@ -216,31 +215,24 @@ def _score(model: Any, tokenizer: Any, plan: Plan, rows: Rows, seed: int, **opti
     """What a model is worth by the task's metric."""
     return evaluate(
         model,
-        plan.task.objective,
+        objectives_of(plan.task)[0],
         rows,
         tokenizer=tokenizer,
         seed=seed,
-        generation=_generation(plan, seed),
-        **plan.prompt,
-        **options,
+        generation=generation_of(plan.task.writing, seed),
+        **vars(plan.prompting) | options,
     )
 
 
-def _examples(plan: Plan, rows: Rows, what: str, **options: Any) -> list[Example]:
+def _examples(plan: Plan, rows: Rows, what: str, shots: int = 0, seed: int = 0) -> list[Example]:
     """Rows made ready for the task's metric, or for the smooth objective that it tunes on."""
     metric, smooth = objectives_of(plan.task)
     objective = metric if what == "metric" or smooth is None else smooth
-    prompt = plan.prompt
-    trust = plan.settings.trust_remote_code
-    prompt["max_length"] = length_limit(prompt["max_length"], plan.model, trust_remote_code=trust)
-    new = _generation(plan, 0).max_new_tokens
-    settings: dict[str, Any] = {"prompt": "prompt", "max_new_tokens": new, **prompt, **options}
-    return examples_of(rows, _tokenizer(plan), objective.needs, **settings)
-
-
-def _generation(plan: Plan, seed: int) -> Generation:
-    base = Generation(seed=seed, stop=tuple(plan.task.stop or ()))
-    return replace(base, max_new_tokens=plan.task.max_new_tokens or base.max_new_tokens)
+    prompting, trust = plan.prompting, plan.settings.trust_remote_code
+    limit = length_limit(prompting.max_length, plan.model, trust_remote_code=trust)
+    prompting = replace(prompting, max_length=limit, shots=shots)
+    new = plan.task.writing.max_completion_length
+    return examples_of(rows, _tokenizer(plan), objective.needs, prompting, max_new_tokens=new, seed=seed)
 
 
 def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:

@@ -35,10 +35,11 @@ from zoreward.bench import (
 )
 from zoreward.bench.plan import checked_methods
 from zoreward.cli.errors import place_of, report
-from zoreward.cli.options import DATA, LARGEST, MOST_SEED, RUN, SMALLEST, TUNING, command, option, own_options
+from zoreward.cli.options import LARGEST, SMALLEST, command, option, own_options
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.task import TASK, refuse_masked
+from zoreward.cli.task import refuse_masked
 from zoreward.cli.terminal import json_line
+from zoreward.config import DATA, MOST_SEED, RUN, TASK, TUNING, Command, Data, Loading, Splits
 from zoreward.data import load_task
 from zoreward.records import InputError, ZorewardError, one_line, printable
 
@@ -56,7 +57,6 @@ def bench_command() -> Callable[..., int]:
     rate = "Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all."
     eps = "ε of a method, METHOD=5e-3. Give it once for each."
     between = "Score the dev rows every so many steps; the best step counts. Default: four times."
-    drawn = "Seed of the draw of rows to tune on and dev rows."
     tokens = "Tokens of prompt and answer. Default: the context."
     jobs = "Runs side by side, each in a process of its own. Seconds are then those of a busy machine."
     output = (
@@ -66,14 +66,14 @@ def bench_command() -> Callable[..., int]:
     names = typer.Argument(help=what, metavar="TASK...", show_default=False)
     parameters = [
         inspect.Parameter("tasks", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], names]),
-        option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
+        *own_options(Data, ["model"]),
         option("data_dir", str | None, folder, DATA, default=None),
-        option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
-        *own_options(["dtype", "trust_remote_code"]),
+        *own_options(Data, ["device"]),
+        *own_options(Loading, ["dtype", "trust_remote_code"]),
         option("train_rows", int | None, "Rows to tune on. Default: the task's.", TASK, default=None, least=1),
         option("dev_rows", int | None, "Rows that choose. Default: the task's.", TASK, default=None, least=1),
         option("test_rows", int | None, "Rows that are reported. Default: the task's.", TASK, default=None, least=1),
-        option("split_seed", int, drawn, TASK, default=0, least=0, most=MOST_SEED),
+        *own_options(Splits, ["split_seed"]),
         option("methods", str | None, methods, TUNING, default=None),
         option("seeds", str, seeds, TUNING, default="5"),
         option("max_steps", int, "Steps of every tuning run.", TUNING, "--steps", default=1000, least=1),
@@ -85,7 +85,7 @@ def bench_command() -> Callable[..., int]:
         option("max_length", int | None, tokens, TUNING, default=None, least=1),
         option("jobs", int, jobs, RUN, default=1, least=1, most=1024),
         option("output", str, output, RUN, "--output"),
-        option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
+        *own_options(Command, ["json"]),
     ]
     return command(_bench, parameters)
 

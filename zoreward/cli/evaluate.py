@@ -7,64 +7,25 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from zoreward.cli.options import (
-    DATA,
-    MODEL_FIELDS,
-    MOST_SEED,
-    PROMPT,
-    PROMPT_FIELDS,
-    REWARD_FIELDS,
-    RUN,
-    TEXT_FIELDS,
-    command,
-    config_option,
-    given_options,
-    objective_options,
-    option,
-    own_options,
-)
-from zoreward.cli.prepare import (
-    batch_option,
-    data_options,
-    made_objective,
-    patient_objective,
-    prompt_options,
-    quiet_transformers,
-    select_device,
-    shown_prompts,
-    sum_options,
-)
+from zoreward.bench.plan import options_of_task
+from zoreward.cli.options import command, config_option, given_options, objective_options, options_from, own_options
+from zoreward.cli.prepare import made_objective, patient_objective, quiet_transformers, select_device, shown_prompts
 from zoreward.cli.rows import scored_rows
-from zoreward.cli.task import task_options, with_task
+from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
+from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content
 from zoreward.records import Evaluation, InputError, printable
 from zoreward.registry import Objective
 
-if TYPE_CHECKING:
-    from zoreward.scoring import Generation
-
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
-    base = "The model before it was tuned, for objectives that compare with it: a folder or a Hub id."
-    calibrate = "Score answers by how much likelier the prompt makes them than one without content does."
-    parameters = [
-        *data_options("score on"),
-        option("base_model", str | None, base, DATA, default=None),
-        *task_options("eval"),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS + TEXT_FIELDS + REWARD_FIELDS),
-        *prompt_options(),
-        option("calibrate", bool, calibrate, PROMPT, default=False),
-        batch_option(),
-        option("seed", int, "Seed of demonstrations, and of what is drawn.", RUN, default=0, least=0, most=MOST_SEED),
-        option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
-        *sum_options(),
-    ]
+    parameters = own_options(EvalOptions)
     parameters += objective_options(found, parameters)
     parameters.append(config_option("eval", source, parameters))
     return command(functools.partial(_eval, source), parameters)
@@ -75,62 +36,49 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     out = sys.stdout
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        task = with_task("eval", context, values)
-        prompt = {name: values[name] for name in PROMPT_FIELDS}
-        objective = made_objective(source, given_options(context, values), values["also"])
-        if values["base_model"] is not None and not objective.compares_with_base:
+        options, task = with_task(context, options_from(EvalOptions, values))
+        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
+        objective = made_objective(source, own, options.also)
+        if options.base_model is not None and not objective.compares_with_base:
             hint = "leave --base-model out, or take preference"
             raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
-        content_free = _content_free(objective, values, task)
-        objective = patient_objective(objective, values)
-        rows, shot_rows = scored_rows(objective, prompt, values, task)
-        device = select_device(values["device"])
-        if values["show_prompts"]:
-            text = shown_prompts(objective, prompt, values, rows, shot_rows)
-            print(json_line({"prompts": text}) if values["json"] else printable(text), file=out)
+        content_free = _content_free(objective, options, task)
+        objective = patient_objective(objective, options)
+        rows, shot_rows = scored_rows(objective, options, task)
+        device = select_device(options.device)
+        if options.show_prompts:
+            text = shown_prompts(objective, options, rows, shot_rows)
+            print(json_line({"prompts": text}) if options.json else printable(text), file=out)
             return 0
         quiet_transformers()
-        from zoreward.scoring import evaluate
+        from zoreward.scoring import evaluate, generation_of
 
         result = evaluate(
-            values["model"],
+            options.model,
             objective,
             rows,
-            **prompt,
+            **vars(part_of(Prompting, options)),
             shot_rows=shot_rows,
-            seed=values["seed"],
-            dtype=values["dtype"],
+            seed=options.seed,
+            dtype=options.dtype,
             device=device,
-            device_map=values["device_map"],
-            trust_remote_code=values["trust_remote_code"],
-            batch_size=values["eval_batch_size"],
-            generation=_generation(values),
-            base=values["base_model"],
+            device_map=options.device_map,
+            trust_remote_code=options.trust_remote_code,
+            batch_size=options.eval_batch_size,
+            generation=generation_of(options, options.seed),
+            base=options.base_model,
             content_free=content_free,
         )
-    summary = _summary(result, values, calibrated=content_free is not None)
+    summary = _summary(result, options, calibrated=content_free is not None)
     summary["seconds"] = round(time.perf_counter() - start, 3)
-    if values["json"]:
+    if options.json:
         print(json_line(summary))
     else:
         _print_table(summary)
     return 0
 
 
-def _generation(values: dict[str, Any]) -> Generation:
-    from zoreward.scoring import Generation
-
-    return Generation(
-        max_new_tokens=values["max_completion_length"],
-        temperature=values["temperature"],
-        top_p=values["top_p"],
-        top_k=values["top_k"],
-        stop=tuple(values["stop"] or ()),
-        seed=values["seed"],
-    )
-
-
-def _summary(result: Evaluation, values: dict[str, Any], *, calibrated: bool) -> dict[str, Any]:
+def _summary(result: Evaluation, options: EvalOptions, *, calibrated: bool) -> dict[str, Any]:
     return {
         "objective": result.objective,
         "score": result.score,
@@ -139,21 +87,21 @@ def _summary(result: Evaluation, values: dict[str, Any], *, calibrated: bool) ->
         **result.metrics,
         "rows": result.rows,
         "truncated": result.truncated,
-        **({"fewer_shots": result.fewer_shots} if values["shots"] else {}),
+        **({"fewer_shots": result.fewer_shots} if options.shots else {}),
         **({"calibrated": True} if calibrated else {}),
-        "model": values["model"],
+        "model": options.model,
     }
 
 
-def _content_free(objective: Objective, values: dict[str, Any], task: Task | None) -> str | None:
+def _content_free(objective: Objective, options: EvalOptions, task: Task | None) -> str | None:
     """The prompt to calibrate with: the task's, for its own prompt; otherwise that with "N/A" for all columns."""
-    if not values["calibrate"]:
+    if not options.calibrate:
         return None
     chooses = objective.needs == "choices" and not objective.compares_with_base
-    check_calibration(objective.name, chooses, values["template"])
-    if task is not None and values["template"] == task.template and task.content_free is not None:
+    check_calibration(objective.name, chooses, options.template)
+    if task is not None and options.template == task.template and task.content_free is not None:
         return task.content_free
-    return without_content(values["template"])
+    return without_content(options.template or "")
 
 
 def _print_table(summary: dict[str, Any]) -> None:

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import enum
 import functools
 import inspect
 import json
-import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from zoreward.config import ZOArguments
-from zoreward.data.reading import parse_yaml, read_yaml
+from zoreward.config import (
+    DATA,
+    OBJECTIVE,
+    PROMPT,
+    RUN,
+    TASK,
+    TEXT,
+    TUNING,
+    Common,
+    Data,
+    DevRows,
+    Held,
+    Loading,
+    Prompting,
+    Rewarding,
+    Splits,
+    Steps,
+    TuneOptions,
+    Tuning,
+    Writing,
+)
+from zoreward.data.reading import read_yaml
 from zoreward.records import InputError, printable
 from zoreward.registry import Objective
 
-DATA, PROMPT, TEXT, TUNING, RUN = "Model and data", "Prompt", "Text that is written", "Tuning", "Run"
-OBJECTIVE = "Objective"
-PROMPT_FIELDS = (
-    *("template", "prompt", "choices", "choice_column", "label", "answer", "max_length", "shots"),
-    "chat_template_kwargs",
-)
-TEXT_FIELDS = ("max_completion_length", "temperature", "top_p", "top_k", "stop")
-MODEL_FIELDS = ("dtype", "device_map", "trust_remote_code")
-REWARD_FIELDS = ("reward_timeout", "reward_retries", "reward_workers", "reward_cache")
-TUNING_FIELDS = tuple(
-    field.name
-    for field in dataclasses.fields(ZOArguments)
-    if field.name not in PROMPT_FIELDS + TEXT_FIELDS + MODEL_FIELDS + REWARD_FIELDS
-)
-
+_Group = TypeVar("_Group")
+_PANELS = {
+    DATA: (Data, DevRows, Loading),
+    TASK: (Splits, Held),
+    PROMPT: (Prompting,),
+    TEXT: (Writing,),
+    TUNING: (Tuning, Steps),
+    OBJECTIVE: (Rewarding,),
+    RUN: (),
+}
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
 _PREFIX = "objective_"
-_FLAGS = {"choices": "--choice", "max_completion_length": "--max-new-tokens"}
 # What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
 _ALIASES = {
     "--max-steps": "--steps",
@@ -53,14 +65,9 @@ _ALIASES = {
     "--per-device-eval-batch-size": "--eval-batch-size",
 }
 _REQUIRED = inspect.Parameter.empty
-# Not written into config.yaml: how a result is shown, or how often a run was begun, is no part of it.
-_NOT_KEPT = ("json", "config", "show_prompts", "resume")
-
 
 # Of whole numbers, unless an option has its own bound; beyond it torch, and Python's clock, end in tracebacks.
 _MOST = 2**31 - 1
-# Of seeds: numpy's, which transformers sets, takes no more.
-MOST_SEED = 2**32 - 1
 # The smallest and the largest float32 that have all their digits.
 SMALLEST, LARGEST = 2.0**-126, 3.4028234663852886e38
 
@@ -142,37 +149,34 @@ def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) ->
     return callback
 
 
-def own_options(names: Iterable[str]) -> list[inspect.Parameter]:
-    """Return the fields of `ZOArguments` that have these names, as options."""
-    kinds = _argument_kinds()
-    panels = {
-        **dict.fromkeys(PROMPT_FIELDS, PROMPT),
-        **dict.fromkeys(TEXT_FIELDS, TEXT),
-        **dict.fromkeys(MODEL_FIELDS, DATA),
-        **dict.fromkeys(REWARD_FIELDS, OBJECTIVE),
-    }
-    found = []
-    for field in dataclasses.fields(ZOArguments):
-        if field.name in names:
-            panel = panels.get(field.name, TUNING)
-            flag = _FLAGS.get(field.name, "")
-            default = field.default if field.default is not dataclasses.MISSING else None
-            kind = str | None if _takes_pairs(field.name) else kinds[field.name]  # pairs are written as JSON
-            bounds = {name: field.metadata[name] for name in ("least", "most") if name in field.metadata}
-            told = (kind, field.metadata["help"], panel, flag)
-            found.append(option(field.name, *told, default=default, **bounds))
-    return found
+def own_options(group: type, names: Collection[str] | None = None) -> list[inspect.Parameter]:
+    """Return the fields of a group of options, or those that have these names, panel by panel."""
+    hints, found = _kinds_of(group), []
+    for field in dataclasses.fields(group):
+        if names is None or field.name in names:
+            about = dict(field.metadata)
+            bounds = {name: about[name] for name in ("least", "most") if name in about}
+            default = _REQUIRED if field.default is dataclasses.MISSING else field.default
+            kind = str | None if _takes_pairs(field.name) else hints[field.name]  # pairs are written as JSON
+            panel, flag = about.get("panel") or _panel_of(field.name), about.get("flag", "")
+            found.append((panel, option(field.name, kind, about["help"], panel, flag, default=default, **bounds)))
+    return [parameter for panel in _PANELS for its_panel, parameter in found if its_panel == panel]
+
+
+def _panel_of(name: str) -> str:
+    groups = [(panel, group) for panel, of_panel in _PANELS.items() for group in of_panel]
+    return next((panel for panel, group in groups if name in group.__dataclass_fields__), RUN)
 
 
 @functools.cache
-def _argument_kinds() -> dict[str, Any]:
-    """The types of the fields of `ZOArguments`, by name."""
-    return typing.get_type_hints(ZOArguments)
+def _kinds_of(group: type) -> dict[str, Any]:
+    """The types of the fields of a group of options, by name."""
+    return typing.get_type_hints(group)
 
 
 def _takes_pairs(name: str) -> bool:
-    """Whether a field of `ZOArguments` takes a dict."""
-    return any(typing.get_origin(kind) is dict for kind in typing.get_args(_argument_kinds().get(name)))
+    """Whether an option takes a dict."""
+    return any(typing.get_origin(kind) is dict for kind in typing.get_args(_kinds_of(TuneOptions).get(name)))
 
 
 def objective_options(objective: Objective, parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
@@ -201,6 +205,11 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
     return found
 
 
+def options_from(group: type[_Group], values: Mapping[str, Any]) -> _Group:
+    """Return the options of a command, from what Typer read."""
+    return group(**{field.name: values[field.name] for field in dataclasses.fields(group)})  # type: ignore[arg-type]
+
+
 def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
     """Return those of the objective's options that are given, on the command line or by --config, under their names."""
     sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
@@ -209,21 +218,21 @@ def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, A
     return {name.removeprefix(_PREFIX): values[name] for name in given}
 
 
-def resolved(objective: str, values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+def flagged(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of an objective's options that have a flag: a task may set others too."""
+    return {name: value for name, value in own.items() if _PREFIX + name in values}
+
+
+def resolved(objective: str, options: Common, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options under their own names, in plain types: what `config.yaml` holds.
 
     Args:
         objective: what names it.
-        values: all options.
-        given: the names of the objective's own that were given: others stay with its defaults, and out of the file.
+        options: of the command.
+        own: those of the objective that were given: others stay with its defaults, and out of the file.
     """
-    kept = {name: value for name, value in values.items() if name not in _NOT_KEPT}
-    plain = {
-        name.removeprefix(_PREFIX): _plain(value)
-        for name, value in kept.items()
-        if not name.startswith(_PREFIX) or name.removeprefix(_PREFIX) in given
-    }
-    return {"objective": objective, **plain}
+    kept = [field.name for field in dataclasses.fields(options) if field.metadata.get("kept", True)]
+    return {"objective": objective, **_plain({name: getattr(options, name) for name in kept} | dict(own))}
 
 
 def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter]) -> inspect.Parameter:
@@ -316,56 +325,6 @@ def escape(text: str) -> str:
     return without_markup(printable(text))
 
 
-def fitting(text: str, kind: Any, what: str) -> Any:
-    """Return the value of a type that a text stands for, as YAML reads it.
-
-    Args:
-        text: the text.
-        kind: the type; those that are not plain take a text.
-        what: asks, for errors.
-
-    Raises:
-        InputError: it stands for another type, or is no YAML.
-
-    >>> fitting("1e-3", float | None, "eps"), fitting("[1, 2]", list[float], "weights")
-    (0.001, [1.0, 2.0])
-    >>> fitting("no", str, "strategy"), fitting("no", bool, "merge"), fitting("null", int | None, "rank")
-    ('no', False, None)
-    """
-    return _fitting(parse_yaml(text, what), text.strip(), kind, what)
-
-
-def _fitting(value: Any, text: str, kind: Any, what: str) -> Any:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        for one in typing.get_args(kind):
-            with contextlib.suppress(InputError):
-                return _fitting(value, text, one, what)
-    elif value is None:
-        if kind in (types.NoneType, Any):
-            return None
-    elif (found := typing.get_origin(kind) or kind) in (bool, dict):
-        if isinstance(value, found):
-            return value
-    elif found is list:
-        if isinstance(value, list):
-            return [_fitting(item, str(item), (*typing.get_args(kind), str)[0], what) for item in value]
-    elif kind is Any:
-        return value
-    elif isinstance(value, list | dict):
-        pass
-    elif found is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif found is float:
-        with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3 for a text
-            if not isinstance(value, bool) and math.isfinite(number := float(value)):
-                return number
-    elif kind is not types.NoneType:
-        return value if isinstance(value, str) else text
-    name = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
-    raise InputError(f"{what} is {value!r:.80}", hint=f"change the option: its type is {name}")
-
-
 def _is_writable(kind: Any) -> bool:
     kind = _without_none(kind)
     if typing.get_origin(kind) is list:
@@ -388,6 +347,8 @@ def _without_none(kind: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, enum.Enum):
         return _plain(value.value)
     return str(value) if isinstance(value, Path) else value

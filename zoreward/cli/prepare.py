@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import sys
 import warnings
@@ -11,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.cli.options import DATA, OBJECTIVE, PROMPT, REWARD_FIELDS, RUN, option
+from zoreward.config import Common, Prompting, Rewarding, part_of
 from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
 from zoreward.records import InputError
-from zoreward.registry import Objective, Patience, get_objective, patient, weighted_sum
+from zoreward.registry import Objective, get_objective, patience_of, patient, weighted_sum
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -25,42 +24,6 @@ Rows = list[dict[str, Any]]
 
 # Their deprecations are told to those who write the code that calls them: us, or each other.
 _LIBRARIES = "accelerate|datasets|evaluate|huggingface_hub|peft|sklearn|tokenizers|torch|transformers|trl"
-
-_KINDS = "a .jsonl, .json, .csv or .parquet file, or a Hub dataset"
-
-
-def data_options(purpose: str) -> list[inspect.Parameter]:
-    """Return the options that say which model, and which rows for which purpose."""
-    return [
-        option("model", str, "A folder, or a Hub id such as facebook/opt-125m.", DATA),
-        option("data", str | None, f"The rows to {purpose}: {_KINDS}. Default: the task's.", DATA, default=None),
-        option("data_config", str | None, "The configuration of a Hub dataset.", DATA, default=None),
-        option("split", str | None, "The split of a Hub dataset. Default: train.", DATA, default=None),
-        option("limit", int | None, "Take the first rows only.", DATA, default=None, least=1),
-        option("revision", str | None, "The revision of a Hub dataset: a branch, tag or commit.", DATA, default=None),
-        option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
-    ]
-
-
-def prompt_options() -> list[inspect.Parameter]:
-    """Return the options about prompts that only the command line has."""
-    shots = "Rows to take the demonstrations from. Default: those of --data, but never the row itself."
-    return [
-        option("shots_data", str | None, shots, PROMPT, default=None),
-        option("show_prompts", bool, "Print the first prompts and their tokens, and stop.", PROMPT, default=False),
-    ]
-
-
-def sum_options() -> list[inspect.Parameter]:
-    """Return the option that adds objectives."""
-    also = "Another objective to add, as NAME=WEIGHT: neg-cross-entropy=0.1. Give it once for each."
-    return [option("also", list[str] | None, also, OBJECTIVE, default=None)]
-
-
-def batch_option() -> inspect.Parameter:
-    """Return the option that bounds the rows of a forward pass over the rows that are scored."""
-    rows = "Rows of one forward pass when scoring. Default: as many as make it efficient."
-    return option("eval_batch_size", int | None, rows, RUN, "--eval-batch-size", default=None, least=1)
 
 
 def made_objective(source: str, options: dict[str, Any], also: list[str] | None) -> Objective:
@@ -80,15 +43,15 @@ def made_objective(source: str, options: dict[str, Any], also: list[str] | None)
     return weighted_sum(objectives, weights)
 
 
-def patient_objective(objective: Objective, values: dict[str, Any]) -> Objective:
+def patient_objective(objective: Objective, options: Rewarding) -> Objective:
     """Return the objective, called as the options about rewards say.
 
     Raises:
         InputError: they are out of their range, or the objective has nothing that can be kept, or nowhere.
     """
-    made = patient(objective, Patience(**{name.removeprefix("reward_"): values[name] for name in REWARD_FIELDS}))
-    if values["reward_cache"] is not None:
-        _check_cache(values["reward_cache"])
+    made = patient(objective, patience_of(options))
+    if options.reward_cache is not None:
+        _check_cache(options.reward_cache)
     return made
 
 
@@ -103,46 +66,56 @@ def _check_cache(folder: str) -> None:
         check_folder(folder, "--reward-cache", hint="give a folder that can be made and written to")
 
 
-def kind_for(values: dict[str, Any]) -> str:
+def kind_for(options: Common) -> str:
     """Return which kind of model the options ask for; see `zoreward.scoring.model_kind`.
 
     Raises:
         ZorewardError: there is no such model.
     """
-    if values.get("head"):
-        return str(values["head"])
+    if head := getattr(options, "head", None):  # `eval` makes none
+        return str(head)
     quiet_transformers()
     from zoreward.scoring import head_of
 
-    return head_of(values["model"], trust_remote_code=values["trust_remote_code"]).kind
+    return head_of(options.model, trust_remote_code=options.trust_remote_code).kind
 
 
-def head_for(values: dict[str, Any], rows: Rows) -> Head | None:
+def head_for(options: Common, rows: Rows) -> Head | None:
     """Return what the model gives for a row, where what is right of the prompt's options depends on it.
 
     With a template and answers, and no mask, it does not: then torch need not be imported to check them.
 
     Args:
-        values: the options.
+        options: of the command.
         rows: those to tune on, or to score.
 
     Raises:
         ZorewardError: there is no such model, or its head gives no classes.
     """
-    answers = values["choices"] is not None or values["choice_column"] is not None or values["answer"] is not None
-    template = values["template"]
-    if not values.get("head") and answers and template is not None and MASK not in template:
+    answers = (options.choices, options.choice_column, options.answer) != (None, None, None)
+    template = options.template
+    if not getattr(options, "head", None) and answers and template is not None and MASK not in template:
         return None
+    return _head_of(options, rows)
+
+
+def _head_of(options: Common, rows: Rows) -> Head:
     quiet_transformers()
     from zoreward.scoring import head_of
 
-    settings = {name: values[name] for name in ("choices", "label", "trust_remote_code")}
-    return head_of(values["model"], rows, head=values.get("head"), **settings)
+    return head_of(
+        options.model,
+        rows,
+        head=getattr(options, "head", None),
+        choices=options.choices,
+        label=options.label,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def check_rows(
     objective: Objective,
-    prompt: dict[str, Any],
+    prompting: Prompting,
     rows: Rows,
     shot_rows: Rows | None = None,
     head: Head | None = None,
@@ -151,7 +124,7 @@ def check_rows(
 
     Args:
         objective: what the rows are for.
-        prompt: the options of the panel "Prompt", by name.
+        prompting: the prompt's options.
         rows: at least one.
         shot_rows: rows for demonstrations; by default `rows`.
         head: what the model gives for a row, if that is known.
@@ -160,49 +133,43 @@ def check_rows(
         ZorewardError: a template, a label or a choice does not fit.
     """
     if objective.needs == "completions":
-        names = ("template", "prompt", "chat_template_kwargs")
-        check_prompts(rows, **{name: prompt[name] for name in names})
+        check_prompts(rows, prompting)
     else:
-        columns = {name: value for name, value in prompt.items() if name != "max_length"}
-        if head is not None:
-            columns |= {"kind": head.kind, "classes": head.classes}
-        check_columns(rows, needs=objective.needs, shot_rows=shot_rows, **columns)
+        known: dict[str, Any] = {} if head is None else {"kind": head.kind, "classes": head.classes}
+        check_columns(rows, prompting, needs=objective.needs, shot_rows=shot_rows, **known)
 
 
-def shot_rows_of(
-    objective: Objective, prompt: dict[str, Any], values: dict[str, Any], task: Task | None = None
-) -> Rows | None:
+def shot_rows_of(objective: Objective, options: Common, task: Task | None = None) -> Rows | None:
     """Return the rows of --shots-data, None without it."""
-    if values["shots_data"] is None:
+    if options.shots_data is None:
         return None
-    if not values["shots"]:
+    if not options.shots:
         raise InputError("--shots-data has no demonstrations to give", hint="say how many: --shots 4")
-    rows = load_rows(values["shots_data"])
+    rows = load_rows(options.shots_data)
     if task is not None:
         rows = task.prepared(task.kept(rows))
-    check_rows(objective, {**prompt, "shots": 0}, rows)
+    check_rows(objective, part_of(Prompting, options, shots=0), rows)
     return rows
 
 
-def shown_prompts(
-    objective: Objective,
-    prompt: dict[str, Any],
-    values: dict[str, Any],
-    rows: Rows,
-    shot_rows: Rows | None,
-) -> str:
+def shown_prompts(objective: Objective, options: Common, rows: Rows, shot_rows: Rows | None) -> str:
     """Return the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
-    quiet_transformers()
+    head = _head_of(options, rows)
     from zoreward.data import describe_prompts
-    from zoreward.scoring import examples_of, head_of, length_limit, load_tokenizer
+    from zoreward.scoring import examples_of, length_limit, load_tokenizer
 
-    trust = {"trust_remote_code": values["trust_remote_code"]}
-    asked = {"head": values.get("head"), "choices": prompt["choices"], "label": prompt["label"]}
-    head = head_of(values["model"], rows, **asked, **trust)
-    tokenizer = load_tokenizer(values["model"], **trust, kind=head.kind)
-    limit = length_limit(prompt["max_length"], values["model"], **trust)
-    settings = {**prompt, "max_length": limit, "max_new_tokens": values["max_completion_length"], "head": head}
-    examples = examples_of(rows, tokenizer, objective.needs, shot_rows=shot_rows, seed=values["seed"], **settings)
+    trust = {"trust_remote_code": options.trust_remote_code}
+    tokenizer = load_tokenizer(options.model, **trust, kind=head.kind)
+    examples = examples_of(
+        rows,
+        tokenizer,
+        objective.needs,
+        part_of(Prompting, options, max_length=length_limit(options.max_length, options.model, **trust)),
+        max_new_tokens=options.max_completion_length,
+        head=head,
+        shot_rows=shot_rows,
+        seed=options.seed,
+    )
     return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
 
 

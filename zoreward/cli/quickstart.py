@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoreward.cli.errors import report, unexpected
-from zoreward.cli.options import MOST_SEED, RUN, TUNING, command, option
+from zoreward.cli.options import command, option, own_options
 from zoreward.cli.prepare import quiet_transformers
 from zoreward.cli.saving import digest_of_rows, save_model
 from zoreward.cli.terminal import json_line
 from zoreward.cli.tune import check_output, write_config
+from zoreward.config import RUN, TUNING, Command, Seeding
 from zoreward.data import load_rows
 from zoreward.records import ZorewardError, printable
 
@@ -146,9 +147,9 @@ def quickstart_command() -> Callable[..., int]:
     """Return the command."""
     parameters = [
         option("max_steps", int, "Steps.", TUNING, "--steps", default=STEPS, least=1),
-        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0, least=0, most=MOST_SEED),
+        *own_options(Seeding),
         option("output", str | None, "Keep the run and the tuned model in this folder.", RUN, default=None),
-        option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
+        *own_options(Command, ["json"]),
     ]
     return command(_quickstart, parameters)
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoreward.cli.errors import report
-from zoreward.cli.options import DATA, RUN, command, option
+from zoreward.cli.options import command, option, own_options
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.terminal import json_line
+from zoreward.config import DATA, RUN, Data
 from zoreward.records import InputError, StorageError, printable
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def replay_command() -> Callable[..., int]:
     parameters = [
         run,
         option("model", str | None, base, DATA, default=None),
-        option("device", str | None, "cpu, cuda or cuda:1. Default: the GPU if there is one.", DATA, default=None),
+        *own_options(Data, ["device"]),
         option("device_map", str | None, "auto: spread the model over all GPUs that are seen.", DATA, default=None),
         option("trust_remote_code", bool, "Run the code that the model brings along.", DATA, default=False),
         option(

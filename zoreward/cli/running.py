@@ -9,12 +9,14 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.cli.errors import place_of, report
 from zoreward.cli.saving import MODEL_NAME
+from zoreward.config import TuneOptions
 from zoreward.records import ZorewardError, named, printable
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
 def _why_stopped(trainer: ZOTrainer) -> str | None:
     from transformers import EarlyStoppingCallback
 
-    if trainer.drift and trainer.drift.exceeded is not None:
-        return "kl"
+    if trainer.keeper.stopped_by is not None:
+        return trainer.keeper.stopped_by
     patience = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
     over = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in patience)
     return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
@@ -141,27 +143,28 @@ def sentence_of(summary: dict[str, Any]) -> str:
     if "test" in summary:
         told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
     memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
-    if summary.get("stopped") == "patience":
-        told.append(f"stopped after {steps} steps: so many dev scores in a row were no better (--patience)")
+    for option in fields(TuneOptions):
+        if option.name == summary.get("stopped") and (why := option.metadata.get("stops")):
+            told.append(f"stopped after {steps} steps: {why} (--{option.name.replace('_', '-')})")
     if not load_run(output).has_moved_by(steps):
         told.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
     return "\n".join([*told, done])
 
 
-def provenance_of(values: Mapping[str, Any], rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:
+def provenance_of(options: TuneOptions, rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:
     """Return what the card of the model says beside what the trainer knows; see `ZOTrainer`.
 
     Args:
-        values: the options.
+        options: of the command.
         rows: what the run was given.
         words: those behind `zoreward` that began it.
     """
-    data = ", ".join(str(values[name]) for name in ("data", "data_config", "split") if values[name])
-    dev = ", ".join(str(value) for value in (values["eval_data"], values["eval_split"]) if value)
+    data = ", ".join(str(part) for part in (options.data, options.data_config, options.split) if part)
+    dev = ", ".join(part for part in (options.eval_data, options.eval_split) if part)
     told = {"tune": data, "choose": dev or f"of {data}"}
     if rows.test is not None:
-        told["test"] = f"{len(rows.test):,}, {values['test_data'] or data}"
+        told["test"] = f"{len(rows.test):,}, {options.test_data or data}"
     kept = [word for word in words if word not in ("--resume", "--json")]
     secret = re.compile(r"(token|password|secret|key)=.*", re.IGNORECASE)
     return {"rows": told, "command": shlex.join(["zoreward", *(secret.sub(r"\1=…", word) for word in kept)])}

@@ -251,6 +251,9 @@ def _is_made_so(run: Run, objective: Objective, options: dict[str, Any]) -> bool
     code, before = code_of(objective), run.header.get("code") or {}
     if any(code.get(name) != was for name, was in before.items() if was and code.get(name)):
         return False
+    values = json.loads(json.dumps(dict(objective.values), default=str))
+    if not objective.parts and values != run.header.get("options"):  # its task may have set them
+        return False
     then, file = run.header.get("model_config") or {}, Path(options["model"], "config.json")
     if not file.is_file():  # on the Hub, or gone: the model of the run is there without it
         return True

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import typer
 
-from zoreward.cli.options import MOST_SEED, option
 from zoreward.cli.prepare import kind_for
+from zoreward.config import Common, TuneOptions
 from zoreward.data import BORDER, MASK, Task, load_task
 from zoreward.records import InputError, ZorewardError
 
-TASK = "Task and splits"
-
-
-def task_options(verb: str) -> list[inspect.Parameter]:
-    """Return the options about tasks and splits of `tune` or `eval`."""
-    name = "A task of `zoreward tasks`, or a YAML file: data, prompt, answers, splits. What else is given wins."
-    bare = "The task without its prompt: the columns alone, then the answers."
-    common = [
-        option("task", str | None, name, TASK, default=None),
-        option("bare", bool, bare, TASK, default=False),
-    ]
-    seed = option(
-        "split_seed", int, "Seed of the draw of rows to tune on and dev rows.", TASK, default=0, least=0, most=MOST_SEED
-    )
-    if verb == "eval":
-        rows = "Draw so many rows to score. Default: the task's, else all."
-        return [*common, option("test_rows", int | None, rows, TASK, default=None, least=1), seed]
-    test = "Rows that are scored once, at the end: a file or a Hub dataset. They choose nothing."
-    train = "Draw so many rows to tune on. Default: the task's, else all."
-    dev = "Draw so many dev rows: of --eval-data, or held out of --data."
-    drawn = "Draw so many rows to score at the end: of --test-data, or held out of --data."
-    shot = "Draw so many rows of each class to tune on, and as many dev rows."
-    return [
-        *common,
-        option("test_data", str | None, test, TASK, default=None),
-        option("train_rows", int | None, train, TASK, default=None, least=1),
-        option("dev_rows", int | None, dev, TASK, default=None, least=1),
-        option("test_rows", int | None, drawn, TASK, default=None, least=1),
-        option("k_shot", int | None, shot, TASK, default=None, least=1),
-        seed,
-    ]
+_Options = TypeVar("_Options", bound=Common)
 
 
 def with_objective(words: list[str]) -> list[str]:
@@ -66,8 +36,8 @@ def with_objective(words: list[str]) -> list[str]:
     return [words[0], objective, *words[1:]]
 
 
-def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task | None:
-    """Set the options that are not given to what the task says; return the task.
+def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task | None]:
+    """Return the options, with what the task says where they are not given, and the task.
 
     Of a task that has one for masked models too, `NAME-masked`, a masked model gets that. A classifier reads the
     columns alone; its classes are the labels.
@@ -75,28 +45,27 @@ def with_task(verb: str, context: typer.Context, values: dict[str, Any]) -> Task
     Raises:
         ZorewardError: there is no such task, it is for other models, or there are no rows.
     """
-    if values["task"] is None:
-        if values["bare"]:
+    if options.task is None:
+        if options.bare:
             raise InputError("--bare is for a task", hint="--task sst2 --bare; or write your own --template")
-        if values["data"] is None:
+        if options.data is None:
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
-        return None
-    given = {name for name in values if _is_given(context, name)}
-    task = load_task(values["task"])
-    kind = kind_for(values)
+        return options, None
+    given = {one.name for one in fields(options) if _is_given(context, one.name)}
+    task = load_task(options.task)
+    kind = kind_for(options)
     task = _for_kind(task, kind)
-    prompt = _text_alone(task) if kind == "classifier" else _prompt(task, values["bare"], given)
-    for name, value in {**prompt, **_data(task, verb, values)}.items():
-        if name not in given and value is not None:
-            values[name] = value
-    if values["data"] is None:
+    prompt = _text_alone(task) if kind == "classifier" else _prompt(task, options.bare, given)
+    of_task = {**prompt, **_data(task, options)}
+    options = replace(options, **{n: value for n, value in of_task.items() if n not in given and value is not None})
+    if options.data is None:
         raise InputError(f"the task {task.name!r} names no data", hint="give --data, a file or a Hub dataset")
-    return task
+    return options, task
 
 
-def is_own_data(task: Task | None, values: dict[str, Any]) -> bool:
+def is_own_data(task: Task | None, options: Common) -> bool:
     """Return whether --data is the task's own, so that its other splits and its numbers of rows count."""
-    return task is not None and values["data"] == task.data
+    return task is not None and options.data == task.data
 
 
 def _for_kind(task: Task, kind: str) -> Task:
@@ -145,33 +114,26 @@ def _is_given(context: typer.Context, name: str) -> bool:
 def _prompt(task: Task, bare: bool, given: set[str]) -> dict[str, Any]:
     if bare and task.bare is None:
         raise InputError(f"the task {task.name!r} has no bare prompt", hint="write bare: '{column}' into its file")
-    return {
-        "template": task.bare if bare else task.template,
-        # What is given replaces either.
-        "choices": None if "choice_column" in given else task.choices,
-        "choice_column": None if "choices" in given else task.choice_column,
-        "label": task.label,
-        "answer": task.answer,
-        "max_completion_length": task.max_new_tokens,
-        "stop": task.stop,
-    }
+    said = vars(task.prompting) | vars(task.writing) | ({"template": task.bare} if bare else {})
+    replaced = {"choices": "choice_column", "choice_column": "choices"}  # by the other one, where that is given
+    return {name: value for name, value in said.items() if replaced.get(name) not in given}
 
 
-def _data(task: Task, verb: str, values: dict[str, Any]) -> dict[str, Any]:
+def _data(task: Task, options: Common) -> dict[str, Any]:
     """What the task says about rows; nothing where others are given."""
-    if values["data"] not in (None, task.data):
+    if options.data not in (None, task.data):
         return {}
     found: dict[str, Any] = {"data": task.data, "data_config": task.data_config, "revision": task.revision}
-    if verb == "eval":
+    if not isinstance(options, TuneOptions):
         split = task.splits.get("test") or task.splits.get("train")
         return {**found, "split": split, "test_rows": task.rows.test}
     found |= {"split": task.splits.get("train"), "test_rows": task.rows.test}
-    if values["eval_data"] is None and values["eval_split"] is None:
+    if options.eval_data is None and options.eval_split is None:
         found["eval_split"] = task.splits.get("dev")
-        if values["k_shot"] is None:
+        if options.k_shot is None:
             found["dev_rows"] = task.rows.dev
-    if values["k_shot"] is None:
+    if options.k_shot is None:
         found["train_rows"] = task.rows.train
-    if values["train_rows"] is None and values["dev_rows"] is None:
+    if options.train_rows is None and options.dev_rows is None:
         found["k_shot"] = task.rows.k_shot
     return found

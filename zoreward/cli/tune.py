@@ -11,41 +11,29 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoreward.bench.plan import options_of_task
 from zoreward.cli.errors import place_of
 from zoreward.cli.options import (
-    DATA,
-    MODEL_FIELDS,
-    MOST_SEED,
-    PROMPT_FIELDS,
-    REWARD_FIELDS,
-    RUN,
-    TEXT_FIELDS,
-    TUNING,
-    TUNING_FIELDS,
     command,
     config_option,
-    fitting,
+    flagged,
     given_options,
     objective_options,
-    option,
+    options_from,
     own_options,
     resolved,
 )
 from zoreward.cli.prepare import (
-    batch_option,
     check_folder,
-    data_options,
     made_objective,
     patient_objective,
-    prompt_options,
     quiet_transformers,
     select_device,
     shown_prompts,
-    sum_options,
 )
 from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
 from zoreward.cli.running import (
@@ -67,14 +55,14 @@ from zoreward.cli.saving import (
     say_why,
     with_findings,
 )
-from zoreward.cli.task import task_options, with_task
+from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
+from zoreward.config import METHOD_OPTIONS, Prompting, Steps, TuneOptions, ZOArguments, part_of
+from zoreward.data.reading import fitting, parse_yaml
 from zoreward.records import InputError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
-    import inspect
-
     from zoreward.cli.progress import ProgressCallback
     from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -83,59 +71,10 @@ _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 def tune_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that tunes a model on the objective that `source` names."""
-    dev = "Dev rows, a file or a Hub dataset: scored before step 1, at the end and between."
-    dev_split = "The split of the dev rows in a Hub dataset: that of --eval-data, else of --data."
-    keep = "The model of which step is saved: the last, or the one with the best dev score."
-    patience = "Stop after so many dev scores in a row that are no better than the best so far."
-    resume = "Go on with the run in --output from its last step: the same command again. Begin it if there is none."
-    others = "Another field of transformers' TrainingArguments, as name=value. Give it once for each."
-    parameters = [
-        *data_options("tune on"),
-        option("eval_data", str | None, dev, DATA, default=None),
-        option("eval_split", str | None, dev_split, DATA, default=None),
-        option("eval_limit", int | None, "Take the first dev rows only.", DATA, default=None, least=1),
-        *task_options("tune"),
-        *own_options(MODEL_FIELDS + PROMPT_FIELDS),
-        *prompt_options(),
-        *own_options(TEXT_FIELDS),
-        *own_options(TUNING_FIELDS),
-        *own_options(REWARD_FIELDS),
-        *_trainer_options(),
-        batch_option(),
-        option("set", list[str] | None, others, RUN, default=None),
-        option("keep", Literal["last", "best"], keep, RUN, default="last"),
-        option("patience", int | None, patience, RUN, default=None, least=1),
-        option("output", str, "The run folder to write to.", RUN, "--output"),
-        option("resume", bool, resume, RUN, default=False),
-        option("json", bool, "Print one JSON object as the last line.", RUN, default=False),
-        *sum_options(),
-    ]
+    parameters = own_options(TuneOptions)
     parameters += objective_options(found, parameters)
     parameters.append(config_option("tune", source, parameters))
     return command(functools.partial(_tune, source), parameters)
-
-
-def _trainer_options() -> list[inspect.Parameter]:
-    """The options of `transformers.TrainingArguments` that have a flag of their own, under their names there."""
-    rate = "Learning rate. Default: 1e-6, for text 3e-3."
-    accumulation = "Batches a step; their rows are scored together."
-    schedule = "How the learning rate changes: constant, linear, cosine, …"
-    warmup = "Steps over which the learning rate rises from 0; then it goes on as the schedule says."
-    between = "Score the dev rows every so many steps."
-    loggers = "Where the scores go too: wandb, tensorboard, mlflow, …"
-    return [
-        option("max_steps", int, "Steps.", TUNING, "--steps", default=1000, least=1),
-        option("per_device_train_batch_size", int, "Rows a batch.", TUNING, "--batch-size", default=16, least=1),
-        option("gradient_accumulation_steps", int, accumulation, TUNING, default=1, least=1),
-        option("learning_rate", float | None, rate, TUNING, "--lr", default=None),
-        option("lr_scheduler_type", str, schedule, TUNING, default="constant"),
-        option("warmup_steps", int, warmup, TUNING, default=0, least=0),
-        option("weight_decay", float, "Weight decay, times the learning rate.", TUNING, default=0.0),
-        option("seed", int, "Seed of directions and of the order of rows.", RUN, default=0, least=0, most=MOST_SEED),
-        option("eval_steps", int | None, between, RUN, "--eval-every", default=None, least=1),
-        option("logging_steps", int, "Log every so many steps.", RUN, default=10, least=1),
-        option("report_to", str, loggers, RUN, default="none"),
-    ]
 
 
 def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
@@ -143,25 +82,25 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     words = context.find_root().obj or []
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        task = with_task("tune", context, values)
-        _check(values)
-        own = given_options(context, values)
-        objective = made_objective(source, own, values["also"])
-        patient_objective(objective, values)  # the trainer makes it so; here it is seen whether it can be
+        options, task = with_task(context, options_from(TuneOptions, values))
+        _check(options)
+        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
+        flags = flagged(own, values)
+        objective = made_objective(source, own, options.also)
+        patient_objective(objective, options)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
-            at_end = get_objective(task.objective)
-        rows = tuning_rows(objective, at_end, values, task)
-        if values["show_prompts"]:
-            prompt = {name: values[name] for name in PROMPT_FIELDS}
-            text = shown_prompts(objective, prompt, values, rows.train, rows.shots)
-            print(json_line({"prompts": text}) if values["json"] else printable(text), file=out)
+            at_end = get_objective(task.objective, **(own if task.objective == source else options_of_task(task)))
+        rows = tuning_rows(objective, at_end, options, task)
+        if options.show_prompts:
+            text = shown_prompts(objective, options, rows.train, rows.shots)
+            print(json_line({"prompts": text}) if options.json else printable(text), file=out)
             return 0
-        output, start = Path(values["output"]), time.perf_counter()
+        output, start = Path(options.output), time.perf_counter()
         found, problem = None, ""
         digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
-        if values["resume"]:
-            found, problem = finished_run(output, resolved(source, values, own), objective, digest)
+        if options.resume:
+            found, problem = finished_run(output, resolved(source, options, flags), objective, digest)
         if found is not None:
             print(printable(f"the run in {output} is finished"))
         else:
@@ -169,43 +108,42 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             with contextlib.ExitStack() as held:
                 with _no_new_folder(output):
                     with contextlib.chdir("."):  # a reward function may change it
-                        trainer, progress = _prepared(objective, rows, values)
-                    trainer.provenance = provenance_of(values, rows, words)
+                        trainer, progress = _prepared(objective, rows, options)
+                    trainer.provenance = provenance_of(options, rows, words)
                     held.enter_context(trainer.holding_run())
-                    chosen = {n: getattr(trainer.args, n) for n in values if values[n] is None and n in BY_NEED}
+                    chosen = {n: getattr(trainer.args, n) for n in BY_NEED if getattr(options, n) is None}
                     try:
-                        write_config(output, resolved(source, {**values, **chosen}, own))
+                        write_config(output, resolved(source, dataclasses.replace(options, **chosen), flags))
                     except InputError:
-                        if not values["resume"]:  # the journal is ours: nobody else holds the run
+                        if not options.resume:  # the journal is ours: nobody else holds the run
                             Path(output, "journal.jsonl").unlink(missing_ok=True)
                         raise
                 start = time.perf_counter()
                 try:
                     with contextlib.chdir("."), finishing_steps(trainer), progress:
-                        trainer.train(resume_from_checkpoint=values["resume"])
+                        trainer.train(resume_from_checkpoint=options.resume)
                     if trainer.keeper.stopping:
-                        return interrupted(trainer, values["output"], words)
-                    found = _saved_and_found(trainer, at_end, rows, values, digest)
+                        return interrupted(trainer, options.output, words)
+                    found = _saved_and_found(trainer, at_end, rows, options, digest)
                 except KeyboardInterrupt:
-                    return interrupted(trainer, values["output"], words)
+                    return interrupted(trainer, options.output, words)
                 except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
                     return failed(error, words)
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
-    print(json_line(summary) if values["json"] else printable(sentence_of(summary)), file=out)
+    print(json_line(summary) if options.json else printable(sentence_of(summary)), file=out)
     return 0
 
 
-def _check(values: dict[str, Any]) -> None:
+def _check(options: TuneOptions) -> None:
     """Find what is wrong with the options themselves."""
-    check_output(values["output"], resume=values["resume"])
-    for name in ("eval_steps", "eval_limit"):
-        if values[name] is not None and not has_dev_rows(values):
-            flag = {"eval_steps": "--eval-every"}.get(name, "--eval-limit")
+    check_output(options.output, resume=options.resume)
+    for flag, given in (("--eval-every", options.eval_steps), ("--eval-limit", options.eval_limit)):
+        if given is not None and not has_dev_rows(options):
             raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
-    for given, flag in ((values["keep"] == "best", "--keep best"), (values["patience"], "--patience")):
-        if given and not values["eval_steps"]:
+    for wanted, flag in ((options.keep == "best", "--keep best"), (options.patience, "--patience")):
+        if wanted and not options.eval_steps:
             raise InputError(f"{flag} goes by dev scores between the steps", hint="give --eval-every, and --eval-data")
-    _check_numbers(values)
+    _check_numbers(options)
 
 
 @contextlib.contextmanager
@@ -221,9 +159,9 @@ def _no_new_folder(output: Path) -> Iterator[None]:
         raise
 
 
-def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) -> tuple[ZOTrainer, ProgressCallback]:
+def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> tuple[ZOTrainer, ProgressCallback]:
     """Everything else that can fail before the run is opened."""
-    trainer = _trainer(objective, values, rows)
+    trainer = _trainer(objective, options, rows)
     print(_what_is_tuned(trainer))
     if trainer.memory is not None:
         print(f"memory: {trainer.memory}")
@@ -232,7 +170,7 @@ def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) ->
     without_own_progress(trainer)
     progress = ProgressCallback(trainer)
     trainer.add_callback(progress)
-    done = trainer.resume() if values["resume"] else 0
+    done = trainer.resume() if options.resume else 0
     if done:
         print(f"resuming after step {done}")
     elif rows.dev and not trainer.begun_with_a_score:
@@ -240,41 +178,33 @@ def _prepared(objective: Objective, rows: TuningRows, values: dict[str, Any]) ->
     return trainer, progress
 
 
-def _trainer(objective: Objective, values: dict[str, Any], rows: TuningRows) -> ZOTrainer:
-    device = select_device(values["device"])
+def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZOTrainer:
+    device = select_device(options.device)
     quiet_transformers()
     from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
     from zoreward.trainer.past import EndsRun
 
-    check_device_map(values["device_map"], device)
+    check_device_map(options.device_map, device)
     kind = None if device is None else checked_device(device).type
-    _check_logger(values["report_to"])
-    names = [
-        *MODEL_FIELDS,
-        *PROMPT_FIELDS,
-        *TEXT_FIELDS,
-        *TUNING_FIELDS,
-        *REWARD_FIELDS,
-        *(parameter.name for parameter in _trainer_options()),
-    ]
-    settings = {name: values[name] for name in names}
+    _check_logger(options.report_to)
+    settings = vars(part_of(ZOArguments, options)) | vars(part_of(Steps, options))
     settings |= {
-        "output_dir": values["output"],
+        "output_dir": options.output,
         "eval_strategy": "steps" if rows.dev else "no",
-        "eval_steps": values["eval_steps"] or (values["max_steps"] if rows.dev else None),
-        "load_best_model_at_end": values["keep"] == "best",
-        "per_device_eval_batch_size": values["eval_batch_size"] or 0,
+        "eval_steps": options.eval_steps or (options.max_steps if rows.dev else None),
+        "load_best_model_at_end": options.keep == "best",
+        "per_device_eval_batch_size": options.eval_batch_size or 0,
         "disable_tqdm": True,
         "use_cpu": kind == "cpu",
     }
-    others = _others(values["set"], settings, ZOConfig)
+    others = _others(options.set, settings, ZOConfig)
     try:
         args = ZOConfig(**settings | others)
         _check_schedule(args)
         datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
-        callbacks = [EndsRun(values["patience"])] if values["patience"] else None
-        return ZOTrainer(model=values["model"], objective=objective, args=args, callbacks=callbacks, **datasets)
+        callbacks = [EndsRun(options.patience)] if options.patience else None
+        return ZOTrainer(model=options.model, objective=objective, args=args, callbacks=callbacks, **datasets)
     except ZorewardError:
         raise
     except Exception as error:  # transformers' own checks of its options, of several kinds
@@ -327,7 +257,8 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]}?" if near else "the fields are those of transformers.TrainingArguments"
             raise InputError(f"--set {name}: there is no such field", hint=hint)
-        found[name] = fitting(value, kinds[name], f"--set {name}")
+        what = f"--set {name}"
+        found[name] = fitting(parse_yaml(value, what), value.strip(), kinds[name], what)
         if isinstance(found[name], int | float) and found[name] < 0 and defaults[name] != -1:
             raise InputError(f"--set {name}: {value} is less than 0", hint="give 0 or more, or leave it out")
     return found
@@ -345,16 +276,16 @@ def _what_is_tuned(trainer: ZOTrainer) -> str:
 
 
 def _saved_and_found(
-    trainer: ZOTrainer, at_end: Objective, rows: TuningRows, values: dict[str, Any], digest: str
+    trainer: ZOTrainer, at_end: Objective, rows: TuningRows, options: TuneOptions, digest: str
 ) -> dict[str, Any]:
     """Save the model of a run that is over, and return what is known of it beside the scores in the journal."""
     from zoreward.journal import load_run
 
-    output = Path(values["output"])
-    saved = save_model(trainer, output, keep=values["keep"], rows=digest)
+    output = Path(options.output)
+    saved = save_model(trainer, output, keep=options.keep, rows=digest)
     found = found_in(trainer, load_run(output))
     if rows.test is not None:
-        found |= _test_score(trainer, at_end, rows, values)
+        found |= _test_score(trainer, at_end, rows, options)
         trainer.provenance["scores"] = {f"{found['test_objective']} on the test rows": found["test"]}
         with contextlib.suppress(OSError):  # the model is there
             trainer.write_card(str(output / MODEL_NAME), merged=trainer.args.merge)
@@ -362,39 +293,36 @@ def _saved_and_found(
     return found
 
 
-def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, values: dict[str, Any]) -> dict[str, Any]:
+def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, options: TuneOptions) -> dict[str, Any]:
     """The score of the tuned model on the test rows, which nothing has seen until now."""
-    from zoreward.scoring import evaluate
-    from zoreward.trainer.options import generation_of
+    from zoreward.scoring import evaluate, generation_of
 
-    prompt = {name: values[name] for name in PROMPT_FIELDS}
     result = evaluate(
         trainer.model,
         objective,
         rows.test or [],
         tokenizer=trainer.processing_class,
-        **prompt,
+        **vars(part_of(Prompting, options)),
         shot_rows=rows.shots or rows.train,
-        seed=values["seed"],
-        batch_size=values["eval_batch_size"],
-        generation=generation_of(trainer.args),
-        base=values["model"] if objective.compares_with_base else None,
-        dtype=values["dtype"],
-        trust_remote_code=values["trust_remote_code"],
+        seed=options.seed,
+        batch_size=options.eval_batch_size,
+        generation=generation_of(trainer.args, trainer.args.seed),
+        base=options.model if objective.compares_with_base else None,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
     )
     return {"test": result.score, "test_objective": result.objective, "test_rows": result.rows}
 
 
-def _check_numbers(values: dict[str, Any]) -> None:
+def _check_numbers(options: TuneOptions) -> None:
     from zoreward.methods import make_method, named
 
-    steps = ("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every")
-    others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
-    given = {name: values[name] for name in (*steps, *others)}
-    low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
-    every = values["block_every"] or named(values["method"]).defaults.get("block_every")
-    given |= {"block_every": every, "blocks": values["blocks"] or (every and 2)}  # how many there are, the model says
-    make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
+    defaults = named(options.method).defaults
+    every = options.block_every or defaults.get("block_every")
+    given = {name: getattr(options, name) for name in METHOD_OPTIONS} | {"block_every": every}
+    given["blocks"] = options.blocks or (every and 2)  # how many there are, the model says
+    low_rank = (options.noise or defaults.get("noise", "low-rank")) == "low-rank"
+    make_method(options.method, **given, lr=options.learning_rate, rank=int(low_rank))
 
 
 def check_output(output: str, *, resume: bool | None = None) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoreward.config import Prompting
 from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
 from zoreward.data.pairs import PAIRS, source_tokens
 from zoreward.data.rows import rows_of
@@ -27,12 +28,9 @@ class _Prompt(NamedTuple):
 def render_prompts(
     rows: Iterable[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
+    prompting: Prompting,
     *,
-    template: str | None = None,
-    prompt: str = "prompt",
-    max_length: int | None = None,
     kind: str = "causal",
-    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> list[Example]:
     """Every row as an `Example` without candidates: a prompt to write on from.
 
@@ -45,12 +43,13 @@ def render_prompts(
     Args:
         rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will write.
-        template: the prompt; a `str.format` template over the columns: `Question: {question} Answer:`.
-        prompt: the column of the prompt, where there is no template.
-        max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts lose
-            tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
+        prompting: the options, of which are read:
+            template: the prompt; a `str.format` template over the columns: `Question: {question} Answer:`.
+            prompt: the column of the prompt, where there is no template.
+            max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts
+                lose tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
+            chat_template_kwargs: what the chat template is told, as a dict or JSON; a row's own win.
         kind: of the model; the encoder of an `encoder-decoder` also reads what the tokenizer puts behind a plain text.
-        chat_template_kwargs: what the chat template is told, as a dict or JSON; a row's own win.
 
     Raises:
         InputError: a prompt is no text and no conversation, some are one and some the other, the tokenizer has no
@@ -63,21 +62,21 @@ def render_prompts(
         >>> words = Tokenizer(models.WordLevel({"a": 0, "fine": 1, "film": 2}))
         >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-        >>> [example] = render_prompts([{"prompt": "a fine film"}], tokenizer, max_length=2)
+        >>> [example] = render_prompts([{"prompt": "a fine film"}], tokenizer, Prompting(max_length=2))
         >>> example.prompt, example.prompt_tokens, example.truncated
         ('a fine film', (1, 2), 1)
 
     Source: rows and conversations as in TRL's "prompt-only" dataset formats; the last message as in its
     `apply_chat_template`.
     """
-    rows = rows_of(rows)
+    rows, max_length = rows_of(rows), prompting.max_length
     if not rows:
         raise InputError("there are no rows", hint="give at least one row")
     if max_length is not None and max_length < 1:
         hint = "write fewer new tokens, or take a model with a longer context"
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
-    warn_of_empty(rows, template, prompt)
-    prompts = _prompts(rows, tokenizer, template, prompt, read_template_kwargs(chat_template_kwargs))
+    warn_of_empty(rows, prompting.template, prompting.prompt)
+    prompts = _prompts(rows, tokenizer, prompting)
     chat = prompts[0].messages is not None
     if kind == PAIRS:
         read = source_tokens([one.text for one in prompts], tokenizer, max_length, specials=not chat)
@@ -101,31 +100,25 @@ def render_prompts(
     return examples
 
 
-def check_prompts(
-    rows: Iterable[dict[str, Any]],
-    *,
-    template: str | None = None,
-    prompt: str = "prompt",
-    chat_template_kwargs: Mapping[str, Any] | str | None = None,
-) -> None:
+def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:
     """Raise what `render_prompts` would raise about a template or a column, without a tokenizer.
 
     Raises:
         InputError, UnknownNameError: as `render_prompts`.
 
-    >>> check_prompts([{"text": "fine"}])
+    >>> check_prompts([{"text": "fine"}], Prompting())
     Traceback (most recent call last):
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
     hint: give --prompt or --template; the columns are text
     """
     rows = rows_of(rows)
-    given = read_template_kwargs(chat_template_kwargs)
-    if template is not None:
-        fill(template, rows, "--template")
+    given = read_template_kwargs(prompting.chat_template_kwargs)
+    if prompting.template is not None:
+        fill(prompting.template, rows, "--template")
         refuse_template_kwargs(given)
     else:
-        _check_column(rows, prompt)
-        if isinstance(rows[0].get(prompt), str):
+        _check_column(rows, prompting.prompt)
+        if isinstance(rows[0].get(prompting.prompt), str):
             refuse_template_kwargs(given)
 
 
@@ -194,13 +187,9 @@ def _check_column(rows: list[dict[str, Any]], column: str) -> None:
     values_of(rows, column, "prompt", "--prompt")
 
 
-def _prompts(
-    rows: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
-    column: str,
-    template_kwargs: dict[str, Any],
-) -> list[_Prompt]:
+def _prompts(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> list[_Prompt]:
+    template, column = prompting.template, prompting.prompt
+    template_kwargs = read_template_kwargs(prompting.chat_template_kwargs)
     if template is not None or isinstance(rows[0].get(column), str):
         refuse_template_kwargs(template_kwargs)
     if template is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoreward.config import Prompting
 from zoreward.data.columns import close_hint, columns_of, is_conversation, is_missing, listed, values_of
 from zoreward.data.conversations import template_arguments
 from zoreward.data.templates import fill
-from zoreward.data.texts import Prompt, Text
+from zoreward.data.texts import Text
 from zoreward.records import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -35,19 +36,19 @@ class Judged(NamedTuple):
     reference: int
 
 
-def are_preferences(rows: Sequence[dict[str, Any]], prompt: Prompt) -> bool:
+def are_preferences(rows: Sequence[dict[str, Any]], needs: str, prompting: Prompting) -> bool:
     """Whether rows bring their own answers as preferences, and no option says what the answers are.
 
-    >>> are_preferences([{"chosen": "a b", "rejected": "a c"}], Prompt("choices", None, None, None, "label", None))
+    >>> are_preferences([{"chosen": "a b", "rejected": "a c"}], "choices", Prompting())
     True
     """
-    if prompt.needs != "choices" or prompt.choices is not None or prompt.choice_column is not None:
+    if needs != "choices" or prompting.choices is not None or prompting.choice_column is not None:
         return False
     columns = set(columns_of(row for row in rows if isinstance(row, dict)))
     return bool(columns & {*PAIR, "completion"})
 
 
-def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list[Judged]:
+def judged_rows(rows: list[dict[str, Any]], prompting: Prompting) -> list[Judged]:
     """Every row's prompt and answers.
 
     Pairs have the columns `chosen` and `rejected`, single answers `completion` and a label, true or false. The prompt
@@ -55,19 +56,17 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
 
     Args:
         rows: at least one.
-        prompt: the options about prompts; `label` names the column of true and false.
-        column: of the prompt.
+        prompting: the options about prompts; `label` names the column of true and false.
 
     Raises:
         InputError: a column is missing or has a value of another kind, or the answers of a pair are alike.
 
     Source: the preference and unpaired preference formats of TRL, standard and conversational; `extract_prompt`.
 
-    >>> plain = Prompt("choices", None, None, None, "label", None)
-    >>> judged_rows([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], plain, "prompt")
+    >>> judged_rows([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], Prompting())
     [Judged(number=1, prompt='The sky is', answers=(' blue.', ' green.'), reference=0)]
     """
-    columns = columns_of(rows)
+    column, columns = prompting.prompt, columns_of(rows)
     paired = any(name in columns for name in PAIR)
     names = PAIR if paired else ("completion",)
     for name in names:
@@ -75,8 +74,8 @@ def judged_rows(rows: list[dict[str, Any]], prompt: Prompt, column: str) -> list
             hint = f"{close_hint(name, columns)}{_FORMAT}; the columns are {listed(columns)}"
             raise UnknownNameError(f"no row has the column {name!r}", hint=hint)
     answers = list(zip(*(values_of(rows, name, "answer", name) for name in names), strict=True))
-    labels = [True] * len(rows) if paired else values_of(rows, prompt.label, "label", "--label")
-    filled = fill(prompt.template, rows, "--template") if prompt.template is not None else None
+    labels = [True] * len(rows) if paired else values_of(rows, prompting.label, "label", "--label")
+    filled = fill(prompting.template, rows, "--template") if prompting.template is not None else None
     if filled is None and column not in columns and (not paired or column != "prompt"):
         hint = f"give --prompt or --template; {close_hint(column, columns)}the columns are {listed(columns)}"
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)

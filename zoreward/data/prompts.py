@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.config import Prompting
 from zoreward.data.conversations import read_template_kwargs, refuse_template_kwargs
 from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.rows import rows_of
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.templates import warn_of_empty
-from zoreward.data.texts import Prompt, Text, texts_of
+from zoreward.data.texts import Text, texts_of
 from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
@@ -22,21 +23,13 @@ if TYPE_CHECKING:
 def render(
     rows: Iterable[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
+    prompting: Prompting,
     *,
     needs: str,
-    template: str | None,
-    prompt: str = "prompt",
-    choices: Sequence[str] | None = None,
-    choice_column: str | None = None,
-    label: str = "label",
-    answer: str | None = None,
-    max_length: int | None = None,
-    shots: int = 0,
     shot_rows: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
     kind: str = "causal",
     classes: Sequence[str] = (),
-    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> list[Example]:
     """Every row as an `Example`: the prompt, the candidates, the index of the right one, and the tokens of all.
 
@@ -59,27 +52,30 @@ def render(
     Args:
         rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will read the prompts.
+        prompting: the options, of which `render` makes this:
+            template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`,
+                `{question|as_question}`.
+            prompt: the column of the prompt, for rows of preferences without a template.
+            choices: for `choices`: two or more different answers, the answer for label 0 first. Labels that are no
+                numbers, or have names: `label=answer` each, or the labels themselves, in any order. Choices are read as
+                `label=answer` where every one has an `=` and a label of the rows stands in front of one of them.
+            choice_column: instead of `choices`: the column that holds each row's own answers, a list of two or more
+                different strings, as many as the row likes; or a path to it, `choices[text]`. Of a column that holds
+                `{"text": […], "label": […]}`, or a list of such pairs, the texts are the answers, and the labels their
+                names.
+            label: for `choices`: the column of the right choice, or a path to it: an integer, a bool, "0" or "1", or a
+                name. With `choice_column` the name of the answer, where answers have names and every row's label is
+                one; else its index, or its text: strings are texts where every one is an answer of its row, indices
+                where every one is one; where both could be and disagree, that is an error. A list of texts: several
+                right answers, of which the first is asked for and the others are left out.
+            answer: for `likelihood`: the right answer, a template like `template`; by default the right choice.
+            max_length: tokens that the prompt and its longest candidate may have together. Where they have more, the
+                demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
+                None: no limit.
+            shots: demonstrations in front of each prompt, ≥ 0.
+            chat_template_kwargs: for preferences that are conversations: what the chat template is told, as a dict or
+                JSON. A row's columns `tools` and `chat_template_kwargs` are told too, and win.
         needs: `choices` or `likelihood`.
-        prompt: the column of the prompt, for rows of preferences without a template.
-        template: the prompt; a `str.format` template over the columns: `{sentence} It was`, `{answers[0]}`,
-            `{question|as_question}`.
-        choices: for `choices`: two or more different answers, the answer for label 0 first. Labels that are no
-            numbers, or have names: `label=answer` each, or the labels themselves, in any order. Choices are read as
-            `label=answer` where every one has an `=` and a label of the rows stands in front of one of them.
-        choice_column: instead of `choices`: the column that holds each row's own answers, a list of two or more
-            different strings, as many as the row likes; or a path to it, `choices[text]`. Of a column that holds
-            `{"text": […], "label": […]}`, or a list of such pairs, the texts are the answers, and the labels their
-            names.
-        label: for `choices`: the column of the right choice, or a path to it: an integer, a bool, "0" or "1", or a
-            name. With `choice_column` the name of the answer, where answers have names and every row's label is one;
-            else its index, or its text: strings are texts where every one is an answer of its row, indices where every
-            one is one; where both could be and disagree, that is an error. A list of texts: several right answers, of
-            which the first is asked for and the others are left out.
-        answer: for `likelihood`: the right answer, a template like `template`; by default the right choice.
-        max_length: tokens that the prompt and its longest candidate may have together. Where they have more, the
-            demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
-            None: no limit.
-        shots: demonstrations in front of each prompt, ≥ 0.
         shot_rows: where the demonstrations come from; by default `rows`.
         seed: of the draw.
         kind: of the model. For a `masked` one the template has one `[MASK]`, where the answer stands: one token, as
@@ -88,8 +84,6 @@ def render(
             its classes are the candidates. The encoder of an `encoder-decoder` reads the prompt, with all that the
             tokenizer puts around it; the candidates are texts of their own, without spaces in front and without EOS.
         classes: names of a classifier's classes, in the order of its outputs.
-        chat_template_kwargs: for preferences that are conversations: what the chat template is told, as a dict or JSON.
-            A row's columns `tools` and `chat_template_kwargs` are told too, and win.
 
     Raises:
         InputError: an option is missing; a template, a choice or a label does not fit the rows; a candidate without
@@ -102,8 +96,8 @@ def render(
         >>> words = Tokenizer(models.WordLevel({"fine": 0, "It": 1, "was": 2, "bad": 3, "good": 4}))
         >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-        >>> [example] = render([{"sentence": "fine", "label": 1}], tokenizer, needs="choices",
-        ...                    template="{sentence} It was", choices=[" bad", " good"])
+        >>> [example] = render([{"sentence": "fine", "label": 1}], tokenizer,
+        ...                    Prompting(template="{sentence} It was", choices=[" bad", " good"]), needs="choices")
         >>> example.prompt, example.candidates, example.reference
         ('fine It was', (' bad', ' good'), 1)
         >>> example.prompt_tokens, example.candidate_tokens
@@ -114,16 +108,15 @@ def render(
     the character before it ("?⏎"), not with the word behind it.
     """
     rows = rows_of(rows)
-    asked = Prompt(needs, template, choices, choice_column, label, answer)
-    told = read_template_kwargs(chat_template_kwargs)
-    warn_of_empty(rows, template, prompt)
+    max_length, told = prompting.max_length, read_template_kwargs(prompting.chat_template_kwargs)
+    warn_of_empty(rows, prompting.template, prompting.prompt)
     if kind in WHOLE:
         refuse_template_kwargs(told)
-        texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
+        texts = whole_texts(rows, needs, prompting, kind, classes)
         return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
-    refuse_mask(template, "a model that writes from left to right")
-    if are_preferences(rows, asked):
-        judged = _judged(rows, asked, prompt, shots, told)
+    refuse_mask(prompting.template, "a model that writes from left to right")
+    if are_preferences(rows, needs, prompting):
+        judged = _judged(rows, prompting, told)
         texts = preference_texts(judged, rows, tokenizer, told)
         chat = not isinstance(judged[0].prompt, str)
         all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
@@ -132,7 +125,7 @@ def render(
             for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
         ]
     refuse_template_kwargs(told)
-    texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
+    texts, shown = _texts_and_shots(rows, needs, prompting, shot_rows, seed)
     return [
         Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
         for row, (text, tokens, count) in zip(
@@ -143,20 +136,13 @@ def render(
 
 def check_columns(
     rows: Iterable[dict[str, Any]],
+    prompting: Prompting,
     *,
     needs: str,
-    template: str | None,
-    prompt: str = "prompt",
-    choices: Sequence[str] | None = None,
-    choice_column: str | None = None,
-    label: str = "label",
-    answer: str | None = None,
-    shots: int = 0,
     shot_rows: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
     kind: str = "causal",
     classes: Sequence[str] = (),
-    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> None:
     """Raise what `render` would raise about rows and options, without a tokenizer: before any model is loaded.
 
@@ -164,51 +150,49 @@ def check_columns(
         InputError, UnknownNameError: as `render`.
 
     Example:
-        >>> check_columns([{"text": "fine"}], needs="likelihood", template="{txt}:", answer="{text}")
+        >>> check_columns([{"text": "fine"}], Prompting(template="{txt}:", answer="{text}"), needs="likelihood")
         Traceback (most recent call last):
         zoreward.records.InputError: --template: no row has the column 'txt'
         hint: did you mean text? the columns are text
     """
     rows = rows_of(rows)
-    asked = Prompt(needs, template, choices, choice_column, label, answer)
-    told = read_template_kwargs(chat_template_kwargs)
+    told = read_template_kwargs(prompting.chat_template_kwargs)
     if kind in WHOLE:
         refuse_template_kwargs(told)
-        whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
+        whole_texts(rows, needs, prompting, kind, classes)
         return
-    refuse_mask(template, "a model that writes from left to right")
-    if are_preferences(rows, asked):
-        _judged(rows, asked, prompt, shots, told)
+    refuse_mask(prompting.template, "a model that writes from left to right")
+    if are_preferences(rows, needs, prompting):
+        _judged(rows, prompting, told)
     else:
         refuse_template_kwargs(told)
-        _texts_and_shots(rows, asked, shots, shot_rows, seed)
+        _texts_and_shots(rows, needs, prompting, shot_rows, seed)
 
 
-def _judged(
-    rows: list[dict[str, Any]], asked: Prompt, column: str, shots: int, template_kwargs: Mapping[str, Any]
-) -> list[Judged]:
+def _judged(rows: list[dict[str, Any]], prompting: Prompting, template_kwargs: Mapping[str, Any]) -> list[Judged]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
-    if shots:
+    if prompting.shots:
         raise InputError("preferences take no demonstrations", hint="leave --shots out")
-    judged = judged_rows(rows, asked, column)
+    judged = judged_rows(rows, prompting)
     if isinstance(judged[0].prompt, str):
         refuse_template_kwargs(template_kwargs)
     return judged
 
 
 def _texts_and_shots(
-    rows: list[dict[str, Any]], prompt: Prompt, shots: int, shot_rows: Iterable[dict[str, Any]] | None, seed: int
+    rows: list[dict[str, Any]],
+    needs: str,
+    prompting: Prompting,
+    shot_rows: Iterable[dict[str, Any]] | None,
+    seed: int,
 ) -> tuple[list[Text], list[list[str]]]:
-    texts = texts_of(rows, prompt)
-    pool = _pool(rows_of(shot_rows), prompt) if shots > 0 and shot_rows is not None else texts
-    return texts, demonstrations(texts, pool, shots, seed)
-
-
-def _pool(rows: list[dict[str, Any]], prompt: Prompt) -> list[Text]:
-    """The rows for demonstrations as texts; their errors say that they are about these."""
-    try:
-        return texts_of(rows, prompt)
-    except ZorewardError as error:
-        raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
+    texts = texts_of(rows, needs, prompting)
+    pool = texts
+    if prompting.shots > 0 and shot_rows is not None:
+        try:
+            pool = texts_of(rows_of(shot_rows), needs, prompting)
+        except ZorewardError as error:
+            raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
+    return texts, demonstrations(texts, pool, prompting.shots, seed)

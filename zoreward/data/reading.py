@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import stat
+import types
+import typing
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,3 +129,50 @@ def _check_size(root: Node, where: str) -> None:
         return sizes[id(node)]
 
     size(root, ())
+
+
+def fitting(value: Any, text: str, kind: Any, what: str) -> Any:
+    """Return the value of a type that a value from YAML stands for.
+
+    Args:
+        value: as `parse_yaml` reads it.
+        text: as it was written.
+        kind: the type; those that are not plain take a text.
+        what: asks, for errors.
+
+    Raises:
+        InputError: it stands for another type.
+
+    >>> fitting("1e-3", "1e-3", float | None, "eps"), fitting([1, 2], "[1, 2]", list[float], "weights")
+    (0.001, [1.0, 2.0])
+    >>> fitting(False, "no", str, "strategy"), fitting(False, "no", bool, "merge"), fitting(None, "", int | None, "r")
+    ('no', False, None)
+    """
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for one in typing.get_args(kind):
+            with contextlib.suppress(InputError):
+                return fitting(value, text, one, what)
+    elif value is None:
+        if kind in (types.NoneType, Any):
+            return None
+    elif (found := typing.get_origin(kind) or kind) in (bool, dict):
+        if isinstance(value, found):
+            return value
+    elif found is list:
+        if isinstance(value, list):
+            return [fitting(item, str(item), (*typing.get_args(kind), str)[0], what) for item in value]
+    elif kind is Any:
+        return value
+    elif isinstance(value, list | dict):
+        pass
+    elif found is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif found is float:
+        with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3 for a text
+            if not isinstance(value, bool) and math.isfinite(number := float(value)):
+                return number
+    elif kind is not types.NoneType:
+        return value if isinstance(value, str) else text
+    name = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    raise InputError(f"{what} is {value!r:.80}", hint=f"change the option: its type is {name}")

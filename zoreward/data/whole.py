@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoreward.config import Prompting, part_of
 from zoreward.data.columns import columns_hint, columns_of, listed
-from zoreward.data.texts import Prompt, Text, texts_of
+from zoreward.data.texts import Text, texts_of
 from zoreward.data.tokens import encode
 from zoreward.records import Example, InputError
 
@@ -19,7 +20,7 @@ WHOLE = ("masked", "classifier")
 
 
 def whole_texts(
-    rows: list[dict[str, Any]], asked: Prompt, kind: str, classes: Sequence[str], *, prompt: str, shots: int
+    rows: list[dict[str, Any]], needs: str, prompting: Prompting, kind: str, classes: Sequence[str]
 ) -> list[Text]:
     """Every row as text for a model of this kind.
 
@@ -28,36 +29,37 @@ def whole_texts(
 
     Args:
         rows: at least one.
-        asked: how a row becomes a text.
+        needs: what the objective needs; it must be `choices`.
+        prompting: how a row becomes a text; without demonstrations. A classifier reads the column `prompt` where there
+            is no template.
         kind: `masked` or `classifier`.
         classes: names of the classifier's classes, in the order of its outputs.
-        prompt: the column that a classifier reads where there is no template.
-        shots: must be 0.
 
     Raises:
         InputError, UnknownNameError: an option is missing, makes no sense for such a model, or does not fit the rows.
     """
     name = f"a {kind} model" if kind == "masked" else "a classifier"
-    if asked.needs != "choices":
+    if needs != "choices":
         hint = "take one of choices, such as accuracy or neg-cross-entropy"
-        raise InputError(f"{name} gives no {asked.needs}, which the objective needs", hint=hint)
-    if shots:
+        raise InputError(f"{name} gives no {needs}, which the objective needs", hint=hint)
+    if prompting.shots:
         raise InputError(f"{name} takes no demonstrations", hint="leave --shots out")
     if kind == "masked":
-        return _texts_with_mask(rows, asked)
-    if asked.choice_column is not None:
+        return _texts_with_mask(rows, needs, prompting)
+    if prompting.choice_column is not None:
         raise InputError("a classifier has the same classes for all rows", hint="give --choice, or only --label")
-    if asked.template is None:
+    if prompting.template is None:
         columns = columns_of(row for row in rows if isinstance(row, dict))
-        if prompt not in columns:
-            hint = f"give --template '{{sentence}}' or --prompt, with your column; {columns_hint(prompt, columns)}"
+        if prompting.prompt not in columns:
+            near = columns_hint(prompting.prompt, columns)
+            hint = f"give --template '{{sentence}}' or --prompt, with your column; {near}"
             raise InputError("there is no text to classify", hint=hint)
-        asked = asked._replace(template=f"{{{prompt}}}")
-    if MASK in (asked.template or ""):
+        prompting = part_of(Prompting, prompting, template=f"{{{prompting.prompt}}}")
+    if MASK in (prompting.template or ""):
         raise InputError(
-            f"the template {asked.template!r} has a mask, and a classifier fills none", hint="leave it out"
+            f"the template {prompting.template!r} has a mask, and a classifier fills none", hint="leave it out"
         )
-    return texts_of(rows, asked, classes)
+    return texts_of(rows, needs, prompting, classes)
 
 
 def refuse_mask(template: str | None, name: str) -> None:
@@ -70,12 +72,12 @@ def refuse_mask(template: str | None, name: str) -> None:
         raise InputError(f"the template {template!r} has a mask, and {name} fills none", hint=f"leave {MASK} out")
 
 
-def _texts_with_mask(rows: list[dict[str, Any]], asked: Prompt) -> list[Text]:
-    if asked.template is not None and (count := asked.template.count(MASK)) != 1:
+def _texts_with_mask(rows: list[dict[str, Any]], needs: str, prompting: Prompting) -> list[Text]:
+    if prompting.template is not None and (count := prompting.template.count(MASK)) != 1:
         found = f"{count} masks" if count else "no mask"
         hint = f"write {MASK} once, where the answer stands: '{{sentence}} It was {MASK} .'"
-        raise InputError(f"the template {asked.template!r} has {found}, and a masked model fills one", hint=hint)
-    return texts_of(rows, asked)
+        raise InputError(f"the template {prompting.template!r} has {found}, and a masked model fills one", hint=hint)
+    return texts_of(rows, needs, prompting)
 
 
 def whole_examples(

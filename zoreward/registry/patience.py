@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoreward.config import Rewarding
 from zoreward.records import InputError
 from zoreward.registry.decorator import OUTPUTS
 from zoreward.registry.objective import Objective, submit
@@ -64,6 +65,15 @@ class Patience:
         # Not Path.exists, which raises where a name is too long to be one.
         if self.cache is not None and os.path.exists(self.cache) and not os.path.isdir(self.cache):
             raise InputError(f"the rewards' cache {self.cache!r} is a file", hint="give a folder")
+
+
+def patience_of(about: Rewarding) -> Patience:
+    """Return how an objective is called, by the options about it.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return Patience(about.reward_timeout, about.reward_retries, about.reward_workers, about.reward_cache)
 
 
 def patient(objective: Objective, patience: Patience) -> Objective:

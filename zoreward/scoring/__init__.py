@@ -4,7 +4,7 @@ from zoreward.scoring.answers import answer_scores, member_scores, scores_of, wi
 from zoreward.scoring.calibration import calibrated_logprobs
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.completions import completion_scores
-from zoreward.scoring.decoding import Generation
+from zoreward.scoring.decoding import Generation, generation_of
 from zoreward.scoring.devices import check_device_map, check_loaded, check_one_gpu, checked_device, is_spread
 from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
@@ -62,6 +62,7 @@ __all__ = [
     "evaluate",
     "examples_of",
     "free_bytes",
+    "generation_of",
     "head_of",
     "is_spread",
     "kind_of",

@@ -20,6 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from zoreward.config import Writing
 from zoreward.data import PAIRS
 from zoreward.members import members_at
 from zoreward.records import InputError, Member, ObjectiveError
@@ -74,6 +75,16 @@ class Generation:
         for name, what in wrong.items():
             if what:
                 raise InputError(f"{name}={getattr(self, name)!r} is out of range", hint=f"{name} {what}")
+
+
+def generation_of(writing: Writing, seed: int) -> Generation:
+    """Return how members write, by the options about it.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    how = (writing.max_completion_length, writing.temperature, writing.top_p, writing.top_k)
+    return Generation(*how, stop=tuple(writing.stop or ()), seed=seed)
 
 
 def write(

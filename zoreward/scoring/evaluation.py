@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from zoreward.config import Prompting
 from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
@@ -105,23 +106,20 @@ def evaluate(
     tokenizer = prepare_tokenizer(tokenizer, head.kind)
     generation = generation or Generation(seed=seed)
     limit = length_limit(max_length, model, trust_remote_code=trust_remote_code)
-    examples = examples_of(
-        rows,
-        tokenizer,
-        chosen.needs,
-        max_length=limit,
-        max_new_tokens=generation.max_new_tokens,
+    prompting = Prompting(
         template=template,
         prompt=prompt,
-        head=head,
-        choices=choices,
+        choices=choices,  # type: ignore[arg-type]
         choice_column=choice_column,
         label=label,
         answer=answer,
+        max_length=limit,
         shots=shots,
-        shot_rows=shot_rows,
-        seed=seed,
         chat_template_kwargs=chat_template_kwargs,
+    )
+    new = generation.max_new_tokens
+    examples = examples_of(
+        rows, tokenizer, chosen.needs, prompting, max_new_tokens=new, head=head, shot_rows=shot_rows, seed=seed
     )
     free = None
     if content_free is not None:

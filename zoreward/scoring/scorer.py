@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
+from zoreward.config import Prompting, part_of
 from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
 from zoreward.records import Example, InputError, Member, Scored, ZorewardError, named, one_line
@@ -196,14 +197,12 @@ def examples_of(
     rows: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     needs: str,
+    prompting: Prompting,
     *,
-    max_length: int | None,
     max_new_tokens: int,
-    template: str | None,
-    prompt: str,
     head: Head | None = None,
-    chat_template_kwargs: Mapping[str, Any] | str | None = None,
-    **answers: Any,
+    shot_rows: Sequence[dict[str, Any]] | None = None,
+    seed: int = 0,
 ) -> list[Example]:
     """Return rows made ready for what an objective needs.
 
@@ -211,13 +210,11 @@ def examples_of(
         rows: at least one.
         tokenizer: of the model.
         needs: what the objective needs.
-        max_length: tokens of a prompt and what stands or is written behind it; None: no limit.
+        prompting: how rows become prompts; its `max_length` counts what stands or is written behind them too.
         max_new_tokens: tokens that are written at most.
-        template: the prompt, with columns in braces.
-        prompt: the column of the prompt, for `completions`, and without a template for preferences and classifiers.
         head: of the model; by default a causal one's.
-        chat_template_kwargs: what the chat template is told, for prompts that are messages.
-        answers: the other arguments of `render`, which is for answers that are given.
+        shot_rows: where demonstrations come from; by default `rows`.
+        seed: of the draw of demonstrations.
 
     Raises:
         ZorewardError: rows, template and answers do not fit together.
@@ -225,17 +222,12 @@ def examples_of(
     head = head or Head()
     check_needs(needs, head)
     if needs == "completions":
-        # An encoder–decoder writes in a text of its own.
-        room = max_length if max_length is None or head.kind == PAIRS else max_length - max_new_tokens
-        settings: dict[str, Any] = {
-            "template": template,
-            "prompt": prompt,
-            "chat_template_kwargs": chat_template_kwargs,
-        }
-        return render_prompts(rows, tokenizer, max_length=room, kind=head.kind, **settings)
-    answers |= {"template": template, "prompt": prompt, "chat_template_kwargs": chat_template_kwargs}
-    answers |= {"kind": head.kind, "classes": head.classes}
-    return render(rows, tokenizer, needs=needs, max_length=max_length, **answers)
+        room = prompting.max_length
+        if room is not None and head.kind != PAIRS:  # an encoder–decoder writes in a text of its own
+            room -= max_new_tokens
+        return render_prompts(rows, tokenizer, part_of(Prompting, prompting, max_length=room), kind=head.kind)
+    how: dict[str, Any] = {"shot_rows": shot_rows, "seed": seed, "kind": head.kind, "classes": head.classes}
+    return render(rows, tokenizer, prompting, needs=needs, **how)
 
 
 def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:

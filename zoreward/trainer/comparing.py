@@ -5,43 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
+from zoreward.config import ZOArguments
 from zoreward.journal.fingerprint import other_config, short_value, without_address
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective
 
-# Options of TrainingArguments that do not touch the steps: what is logged, evaluated, saved and sent where. Whatever is
-# not named here must be what it was.
+# Fields of TrainingArguments that do not touch the steps, or how they begin: what is logged, evaluated, saved and sent
+# where. Of our own options each says so itself. Whatever is not named must be what it was.
 _MAY_CHANGE = (
-    "eval_",
-    "per_device_eval_batch_size",
-    "log",
-    "report_to",
-    "run_name",
-    "save_",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "greater_is_better",
-    "completions_every",
-    "drift",
-    "max_kl",
-    "base_device",
-    "device_map",
-    "disable_tqdm",
-    "project",
-    "trackio_",
-    "hub_",
-    "push_to_hub",
-    "resume_from_checkpoint",
-    "trust_remote_code",
-    "skip_memory_metrics",
-    "dataloader_num_workers",
-    "dataloader_prefetch_factor",
-    "dataloader_persistent_workers",
-    "dataloader_pin_memory",
-    "restore_callback_states_from_checkpoint",
+    *("eval_", "per_device_eval_batch_size", "log", "report_to", "run_name", "save_", "load_best_model_at_end"),
+    *("metric_for_best_model", "greater_is_better", "disable_tqdm", "project", "trackio_", "hub_", "push_to_hub"),
+    *("resume_from_checkpoint", "skip_memory_metrics", "dataloader_num_workers", "dataloader_prefetch_factor"),
+    *("dataloader_persistent_workers", "dataloader_pin_memory", "restore_callback_states_from_checkpoint"),
     "enable_jit_checkpoint",
+    *(option.name for option in fields(ZOArguments) if option.metadata.get("may_change")),
 )
 _LENGTH = ("max_steps", "num_train_epochs")
 _HINT = "Resume it with what it began with (config.yaml), or start another run in a new folder."

@@ -110,8 +110,6 @@ def check_drift(args: ZOConfig) -> None:
     """
     if args.kl < 0 or not math.isfinite(args.kl):
         raise InputError(f"kl={args.kl} is out of range", hint="It is 0 or more: how much of the KL a score loses.")
-    if args.max_kl is not None and not args.max_kl > 0:
-        raise InputError(f"max_kl={args.max_kl} is out of range", hint="It is above 0, in nats per token.")
     if args.base_device is not None:
         checked_device(args.base_device)
         if not keeps_base(args):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from zoreward.config import Prompting, part_of
 from zoreward.data import rows_of
 from zoreward.members import (
     PREFIX_TOKENS,
@@ -45,6 +46,7 @@ from zoreward.scoring import (
     load_with_head,
     with_base,
 )
+from zoreward.trainer.drift import keeps_base
 from zoreward.trainer.options import takes_turns
 from zoreward.trainer.reward_funcs import rewards_of
 
@@ -75,24 +77,9 @@ def made_examples(
         prefix=PREFIX_TOKENS if args.tune == "prefix" else None,
         trust_remote_code=args.trust_remote_code,
     )
-    return examples_of(
-        rows,
-        tokenizer,
-        needs,
-        max_length=limit,
-        max_new_tokens=args.max_completion_length,
-        template=args.template,
-        prompt=args.prompt,
-        head=head,
-        choices=args.choices,
-        choice_column=args.choice_column,
-        label=args.label,
-        answer=args.answer,
-        shots=args.shots,
-        shot_rows=shot_rows,
-        seed=args.seed,
-        chat_template_kwargs=args.chat_template_kwargs,
-    )
+    prompting, new = part_of(Prompting, args, max_length=limit), args.max_completion_length
+    how: dict[str, Any] = {"max_new_tokens": new, "head": head, "shot_rows": shot_rows, "seed": args.seed}
+    return examples_of(rows, tokenizer, needs, prompting, **how)
 
 
 def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows: Sequence[dict[str, Any]]) -> Head:
@@ -105,12 +92,12 @@ def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows:
     head = head_of(model, rows, head=args.head, choices=args.choices, label=args.label, trust_remote_code=trust)
     if head.reads_whole:
         name = "a masked model" if head.kind == "masked" else "a classifier"
-        if args.drift or args.kl or args.max_kl is not None:
+        if keeps_base(args):
             raise InputError(f"{name} writes nothing whose drift could be measured", hint="Leave drift and kl out.")
         if args.tune == "prefix":
             raise InputError(f"{name} takes no prefix", hint="Take tune=lora, last-N, head or full.")
     if head.kind == "encoder-decoder":
-        if args.drift or args.kl or args.max_kl is not None:
+        if keeps_base(args):
             raise InputError("the drift of an encoder–decoder is not measured yet", hint="Leave drift and kl out.")
         if args.tune == "prefix":
             raise InputError("an encoder–decoder takes no prefix", hint="Take tune=lora, last-N, head or full.")
@@ -241,7 +228,7 @@ def _check_spread(model: PreTrainedModel | PeftModel | str, args: ZOConfig) -> N
         raise InputError("device and device_map say two things", hint="Leave one of them out.")
     if args.tune == "prefix":
         raise InputError("a prefix lies on one device, as the model must", hint="Take tune=lora, or no device_map.")
-    if (args.drift or args.kl or args.max_kl is not None) and not tunes_adapter(model, args, None):
+    if keeps_base(args) and not tunes_adapter(model, args, None):
         hint = "Take tune=lora, whose base costs nothing; or no device_map."
         raise InputError("the base that drift is measured from would need all devices again", hint=hint)
 

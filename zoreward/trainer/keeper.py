@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ class Keeper(TrainerCallback):
     Attributes:
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
+        stopped_by: what ended the run before its last step, as its record calls it; None: nothing, or early stopping.
         first_score: of the dev rows before step 1, where it is known, or what else the best step goes by: the first
             best one. transformers' loop, which begins with a new state, would take the first after a step for that,
             however low it is.
@@ -27,7 +29,9 @@ class Keeper(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopping = False
+        self.stopped_by: str | None = None
         self.first_score: float | None = None
+        self._began = math.inf
         self._last = 0.0
         self._took = 0.0
 
@@ -42,16 +46,25 @@ class Keeper(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and tell the loop of the score before step 1, unless it takes that itself."""
-        self._last = time.perf_counter()
+        self._began, self._last = math.inf, time.perf_counter()
         if self.first_score is not None and state.best_metric is None and not args.eval_on_start:
             state.best_metric = self.first_score
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock of `max_seconds` with the first step."""
+        self._began = min(self._began, time.perf_counter())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a snapshot, and for the end."""
         by_cost = args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0
+        late = args.max_seconds is not None and time.perf_counter() - self._began >= args.max_seconds
         if self.stopping:
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
+        elif late and state.global_step < state.max_steps:
+            self.stopped_by, control.should_training_stop = "max_seconds", True
+            # Else the scores would be others than those of a run that goes on.
+            control.should_evaluate |= args.eval_strategy == "steps" and state.eval_steps >= state.max_steps
         elif by_cost:
             control.should_save = state.global_step < state.max_steps and self.due
 
@@ -62,5 +75,5 @@ class Keeper(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the loop, which ends an epoch when it stops, from evaluating."""
-        if self.stopping:
+        if self.stopping or self.stopped_by == "max_seconds":
             control.should_evaluate = False

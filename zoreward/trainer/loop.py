@@ -21,11 +21,12 @@ from zoreward.members import called_model, check_merged, in_all_blocks, merged_c
 from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord, one_line
-from zoreward.registry import Source, no_score, patient
+from zoreward.registry import Source, no_score, patience_of, patient
 from zoreward.scoring import (
     Reader,
     Scorer,
     checked_scorer,
+    generation_of,
     load_tokenizer,
     prepare_tokenizer,
     statistics_of,
@@ -48,7 +49,7 @@ from zoreward.trainer.inputs import (
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, generation_of, method_of, patience_of
+from zoreward.trainer.options import ZOConfig, completed, method_of
 from zoreward.trainer.predicting import predicted
 from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.resumable import ResumableTrainer
@@ -134,7 +135,7 @@ class ZOTrainer(ResumableTrainer):
         self.objective = patient(chosen, patience_of(args))
         adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
         eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
-        self.method, generation = method_of(args), generation_of(args)
+        self.method, generation = method_of(args), generation_of(args, args.seed)
         check_drift(args)
         train_rows = rows_of(train_dataset if train_dataset is not None else ())
         self.head = checked_head(model, args, train_rows)
@@ -317,6 +318,7 @@ class ZOTrainer(ResumableTrainer):
     def _bound(self, kl: float) -> None:
         """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""
         if self.drift and self.drift.exceeds(kl):
+            self.keeper.stopped_by = "kl"
             self.control.should_training_stop = True
             self.control.should_evaluate = self.args.eval_strategy != "no"
 

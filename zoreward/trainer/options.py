@@ -9,12 +9,10 @@ from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 
-from zoreward.config import ZOArguments
+from zoreward.config import METHOD_OPTIONS, ZOArguments
 from zoreward.methods import Method, make_method, named, steps_by_slope, takes
 from zoreward.methods.directions import MAX_STEPS
 from zoreward.records import InputError
-from zoreward.registry import Patience
-from zoreward.scoring import Generation
 
 # What trades time for the memory of a backward pass; transformers 5.24 gives it the first name, and v6 takes the other.
 _SAVING = ("activation_checkpointing", "gradient_checkpointing")
@@ -66,7 +64,6 @@ class ZOConfig(ZOArguments, TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of several objectives. Default: 1 each."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of directions and of the order of rows."})
 
     def __post_init__(self) -> None:
         for option in ("max_steps", "num_train_epochs"):
@@ -93,6 +90,11 @@ class ZOConfig(ZOArguments, TrainingArguments):
         for name, (given, hint) in refusals.items():
             if given:
                 raise InputError(f"{name} has no use in a run of forward passes", hint=hint)
+        for one in fields(self):
+            value, above = getattr(self, one.name), one.metadata.get("above")
+            if above is not None and value is not None and not value > above:  # NaN neither
+                hint = f"It is above {above}, in {one.metadata['unit']}."
+                raise InputError(f"{one.name}={value} is out of range", hint=hint)
         if best and self.eval_strategy == "no":
             raise InputError("load_best_model_at_end has no scores to choose by", hint='Set eval_strategy="steps".')
         if best and self.metric_for_best_model not in ("score", "eval_score"):
@@ -102,7 +104,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
         left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
-        left_out += ["reward_timeout", "reward_retries", "reward_workers", "reward_cache"]  # they change no score
+        left_out += [one.name for one in fields(self) if not one.metadata.get("recorded", True)]
         # Not by comparing with a ZOConfig of defaults: making one resets accelerate's state of the process.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return {
@@ -139,12 +141,6 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 LEAST_BLOCKS = 2
-
-# What goes to the method under its own name.
-METHOD_OPTIONS = (
-    *("distribution", "normalize", "refresh", "more_every", "momentum", "window"),
-    *("full_every", "full_rate", "block_every"),
-)
 
 
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
@@ -227,23 +223,12 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     if takes_turns(args):
         _check_turns(args)
         blocks = blocks or args.blocks or LEAST_BLOCKS
-    anneal_every, batch = args.anneal_every, args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if args.method == "svrg" and anneal_every is None:
-        anneal_every = -(-rows // batch)
-    return make_method(
-        args.method,
-        eps=args.eps,
-        lr=args.learning_rate,
-        num_directions=args.num_directions,
-        weight_decay=args.weight_decay,
-        anchor=args.anchor,
-        seed=args.seed,
-        rank=(args.rank or 1) if args.noise == "low-rank" else 0,
-        anneal_every=anneal_every,
-        rows=min(rows, batch),
-        blocks=blocks,
-        **{name: getattr(args, name) for name in METHOD_OPTIONS},
-    )
+    given = {name: getattr(args, name) for name in METHOD_OPTIONS}
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.method == "svrg" and args.anneal_every is None:
+        given["anneal_every"] = -(-rows // batch)
+    rank = (args.rank or 1) if args.noise == "low-rank" else 0
+    return make_method(args.method, **given, lr=args.learning_rate, rank=rank, rows=min(rows, batch), blocks=blocks)
 
 
 def _check_turns(args: ZOConfig) -> None:
@@ -254,28 +239,3 @@ def _check_turns(args: ZOConfig) -> None:
     if args.tune == "prefix":
         hint = "Take tune=lora, whose weights lie in all layers; or method=spsa."
         raise InputError("a prefix lies in no layer, and blocks are of layers", hint=hint)
-
-
-def patience_of(args: ZOConfig) -> Patience:
-    """Return how the objective is called.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    return Patience(args.reward_timeout, args.reward_retries, args.reward_workers, args.reward_cache)
-
-
-def generation_of(args: ZOConfig) -> Generation:
-    """Return how members write.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    return Generation(
-        max_new_tokens=args.max_completion_length,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        stop=tuple(args.stop or ()),
-        seed=args.seed,
-    )

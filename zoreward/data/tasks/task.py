@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zoreward.config import Prompting, Writing
 from zoreward.data.derived import with_columns
 from zoreward.records import InputError
 
@@ -51,6 +52,7 @@ class Task:
         content_free: the prompt without what the row says, for calibration.
         choices, choice_column, label, answer: see `zoreward.data.render`.
         needs: what the objective needs.
+        options: of `objective`, by name; what is given on the command line wins.
         train_on: the objective that the paper tunes on.
         max_new_tokens: most tokens that are written, for `completions`.
         stop: what ends a text that is written.
@@ -76,9 +78,21 @@ class Task:
     label: str = "label"
     answer: str | None = None
     needs: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     train_on: str | None = None
     max_new_tokens: int | None = None
     stop: list[str] | None = None
+
+    @property
+    def prompting(self) -> Prompting:
+        """How its rows become prompts."""
+        names = ("template", "choices", "choice_column", "label", "answer")
+        return Prompting(**{name: getattr(self, name) for name in names})
+
+    @property
+    def writing(self) -> Writing:
+        """How a model writes for it."""
+        return Writing(max_completion_length=self.max_new_tokens or Writing.max_completion_length, stop=self.stop)
 
     def kept(self, rows: Sequence[Row]) -> list[Row]:
         """The rows that belong to the task: those without a value that `drop` names.
