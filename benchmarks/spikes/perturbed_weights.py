@@ -240,17 +240,28 @@ def once_a_member(find: Find, keep: Keep, function: Any, args: Any, kwargs: Any)
         first = args[0] if args else None
         if find(first) is not None or not reads.has_rows(first):
             raise InputError(f"{function.__name__} writes what differs between members into a tensor that they share")
-    outputs = []
     count = len(reads.members)
-    for member in range(count):
-        share = reads.part(member) if cuts else None
-        outputs.append(
-            function(
-                *_with(args, lambda s, m=member: s.at(m), find, share),
-                **_with(kwargs, lambda s, m=member: s.at(m), find, share),
-            )
-        )
+    names = list(kwargs)
+    lines = _by_member([*args, *kwargs.values()], find, reads, cuts, count)
+    outputs = [function(*line[: len(args)], **dict(zip(names, line[len(args) :], strict=True))) for line in lines]
     return _joined(outputs, reads, cuts, keep)
+
+
+def _by_member(values: list[Any], find: Find, reads: Reads, cuts: bool, count: int) -> list[tuple[Any, ...]]:
+    """Some arguments, as each member is to get them."""
+    columns: list[Sequence[Any]] = []
+    for value in values:
+        if (seen := find(value)) is not None:
+            columns.append(seen.copies)
+        elif cuts and reads.has_rows(value):
+            columns.append(value.chunk(count))
+        elif type(value) is tuple and value:
+            columns.append(_by_member(list(value), find, reads, cuts, count))
+        elif type(value) is list and value:
+            columns.append([list(line) for line in _by_member(value, find, reads, cuts, count)])
+        else:
+            columns.append([value] * count)
+    return list(zip(*columns, strict=True))
 
 
 def _joined(outputs: list[Any], reads: Reads, cuts: bool, keep: Keep) -> Any:
@@ -281,16 +292,15 @@ def _seen_in(value: Any, find: Find) -> Iterator[Seen]:
     return (seen for item in _flat(value) if (seen := find(item)) is not None)
 
 
-def _with(value: Any, show: Callable[[Seen], Any], find: Find, share: Callable[[Any], Any] | None = None) -> Any:
-    """The arguments with something else in place of each weight, and a share of what has rows."""
-    seen = find(value)
-    if seen is not None:
+def _with(value: Any, show: Callable[[Seen], Any], find: Find) -> Any:
+    """The arguments with something else in place of each weight."""
+    if (seen := find(value)) is not None:
         return show(seen)
     if type(value) in (list, tuple):
-        return type(value)(_with(item, show, find, share) for item in value)
+        return type(value)(_with(item, show, find) for item in value)
     if type(value) is dict:
-        return {key: _with(item, show, find, share) for key, item in value.items()}
-    return share(value) if share is not None else value
+        return {key: _with(item, show, find) for key, item in value.items()}
+    return value
 
 
 # Rules: what is faster than once a member. Each gives None where it does not apply.
@@ -387,16 +397,21 @@ def embedding_rule(find: Find, ids: Any, weight: Any, *args: Any, **kwargs: Any)
 
 def norm_rule(find: Find, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
     seen, own_bias = find(weight), find(bias)
-    usable = seen is not None and seen.factors is None and seen.reads.keeps and tuple(shape) == x.shape[-1:]
-    if not RULED.triton or not usable or not _rows_rule(seen, x) or torch.is_grad_enabled():
+    if find(x) is not None or not _rows_rule(seen, x):
         return None
-    from zoreward.kernels.norm import layer_norm
-
     count = len(seen.reads.members)
-    biases = bias if bias is None else [bias] * count if own_bias is None else own_bias.stacked.unbind()
-    y = layer_norm(x, seen.stacked.unbind(), biases, eps, count)
-    RULED.norms += y is not None
-    return y
+    usable = seen.reads.keeps and tuple(shape) == x.shape[-1:] and not torch.is_grad_enabled()
+    if RULED.triton and usable:
+        from zoreward.kernels.norm import layer_norm
+
+        biases = bias if bias is None else [bias] * count if own_bias is None else own_bias.stacked.unbind()
+        y = layer_norm(x, seen.stacked.unbind(), biases, eps, count)
+        if y is not None:
+            RULED.norms += 1
+            return y
+    own = [bias] * count if own_bias is None else own_bias.copies
+    parts = zip(x.chunk(count), seen.copies, own, strict=True)
+    return torch.cat([F.layer_norm(part, shape, one, other, eps) for part, one, other in parts])
 
 
 def mul_rule(find: Find, left: Any, right: Any) -> torch.Tensor | None:
@@ -947,8 +962,20 @@ def whole_seconds(
 @torch.no_grad()
 def graphs(device: str) -> Answers:
     """On a CPU nothing is captured, but the rest is tried: the same copies, cache and buffers at other members."""
-    yield from forward_graphs(device)
-    yield from decode_graphs(device)
+    for name, work in {"forward": forward_graph, "decoding step": decode_graph}.items():
+        for kind in KINDS:
+            for way in ("subclass", "mode"):
+                yield from guarded("graphs", f"{name}, {kind}, {way}", work, kind, way, device)
+
+
+def guarded(question: str, name: str, work: Callable[..., Answer], *args: Any) -> Answers:
+    """One answer, also where it fails."""
+    try:
+        yield work(*args)
+    except TimeoutError:
+        raise
+    except Exception as error:
+        yield failed(question, name, error)
 
 
 def captured(work: Callable[[], Any]) -> Callable[[], None]:
@@ -966,44 +993,42 @@ def near(got: torch.Tensor, expected: torch.Tensor) -> tuple[bool, float]:
     return error <= (2e-2 if expected.dtype != torch.float32 else 1e-3 if expected.is_cuda else 1e-5), error
 
 
-def forward_graphs(device: str) -> Answers:
+def forward_graph(kind: str, way: str, device: str) -> Answer:
     RULED.triton = device == "cuda"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    for kind in KINDS:
-        for way in ("subclass", "mode"):
-            model = llama(128, 4, 512, device, dtype)
-            ids = torch.randint(3, 500, (8, 16), device=device)
-            given = {"input_ids": ids, "attention_mask": torch.zeros(8, 1, 16, 16, device=device, dtype=dtype)}
-            first, second = (scaled(some_members(kind, 4, seed)) for seed in (10, 20))
-            reads = Reads(model, first, tuned_weights(model))
-            logits = torch.empty(8, 16, 512, device=device, dtype=dtype)
+    model = llama(128, 4, 512, device, dtype)
+    ids = torch.randint(3, 500, (8, 16), device=device)
+    given = {"input_ids": ids, "attention_mask": torch.zeros(8, 1, 16, 16, device=device, dtype=dtype)}
+    first, second = (scaled(some_members(kind, 4, seed)) for seed in (10, 20))
+    reads = Reads(model, first, tuned_weights(model))
+    logits = torch.empty(8, 16, 512, device=device, dtype=dtype)
 
-            def work(m: Any = model, g: Any = given, to: Any = logits) -> None:
-                to.copy_(m(**g, use_cache=False).logits)
+    def work(m: Any = model, g: Any = given, to: Any = logits) -> None:
+        to.copy_(m(**g, use_cache=False).logits)
 
-            with shown(model, reads, way):
-                replay = captured(work) if device == "cuda" else work
-                replay()
-                before = logits.clone()
-                reads.move_to(second)
-                logits.zero_()
-                replay()
-                again, eager = timed(replay, ids.device), timed(work, ids.device)
-            ok, error = near(*both(model, second, given, logits))
-            moved = float((logits - before).float().abs().max()) > 0
-            told = (
-                f"replayed after other members were written into its copies; eager {1e3 * eager:.2f} ms"
-                if (device == "cuda")
-                else "no GPU: not captured, the same buffers moved to other members"
-            )
-            yield Answer(
-                "graphs",
-                f"forward, {kind}, {way}",
-                ok and moved,
-                1e3 * again,
-                "ms",
-                f"{told}; error {error:.1e} of today's, members {'moved' if moved else 'DID NOT MOVE'}",
-            )
+    with shown(model, reads, way):
+        replay = captured(work) if device == "cuda" else work
+        replay()
+        before = logits.clone()
+        reads.move_to(second)
+        logits.zero_()
+        replay()
+        again, eager = timed(replay, ids.device), timed(work, ids.device)
+    ok, error = near(*both(model, second, given, logits))
+    moved = float((logits - before).float().abs().max()) > 0
+    told = (
+        f"replayed after other members were written into its copies; eager {1e3 * eager:.2f} ms"
+        if (device == "cuda")
+        else "no GPU: not captured, the same buffers moved to other members"
+    )
+    return Answer(
+        "graphs",
+        f"forward, {kind}, {way}",
+        ok and moved,
+        1e3 * again,
+        "ms",
+        f"{told}; error {error:.1e} of today's, members {'moved' if moved else 'DID NOT MOVE'}",
+    )
 
 
 def scaled(members: Sequence[Member], by: float = 20.0) -> tuple[Member, ...]:
@@ -1058,38 +1083,36 @@ class Decoder:
         self.position += 1
 
 
-def decode_graphs(device: str) -> Answers:
+def decode_graph(kind: str, way: str, device: str) -> Answer:
     RULED.triton = device == "cuda"
-    for kind in KINDS:
-        for way in ("subclass", "mode"):
-            model = llama(128, 4, 512, device, torch.float32)
-            ids = torch.randint(3, 500, (8, 6), device=device)
-            first, second = (scaled(some_members(kind, 4, seed)) for seed in (10, 20))
-            reads = Reads(model, first, tuned_weights(model))
-            with shown(model, reads, way):
-                decoder = Decoder(model, ids, 16)
-                decoder.begin(ids)
-                step = captured(decoder.step) if device == "cuda" else decoder.step
-                reads.move_to(second)
-                decoder.begin(ids)  # other members read the prompts otherwise
-                written = [decoder.token.clone()]
-                for _ in range(4):
-                    step()
-                    written.append(decoder.token.clone())
-                got = decoder.logits.clone()
-                again = timed(step, ids.device)
-            with members_at(model, second):
-                expected = model(input_ids=torch.cat([ids, *written[:-1]], 1), use_cache=False).logits[:, -1]
-            ok, error = near(got, expected)
-            told = "captured at other members, replayed" if device == "cuda" else "no GPU: not captured, run as it is"
-            yield Answer(
-                "graphs",
-                f"decoding step, {kind}, {way}",
-                ok,
-                1e3 * again,
-                "ms",
-                f"{told}; 4 steps from a static cache, error {error:.1e} of a pass without one",
-            )
+    model = llama(128, 4, 512, device, torch.float32)
+    ids = torch.randint(3, 500, (8, 6), device=device)
+    first, second = (scaled(some_members(kind, 4, seed)) for seed in (10, 20))
+    reads = Reads(model, first, tuned_weights(model))
+    with shown(model, reads, way):
+        decoder = Decoder(model, ids, 16)
+        decoder.begin(ids)
+        step = captured(decoder.step) if device == "cuda" else decoder.step
+        reads.move_to(second)
+        decoder.begin(ids)  # other members read the prompts otherwise
+        written = [decoder.token.clone()]
+        for _ in range(4):
+            step()
+            written.append(decoder.token.clone())
+        got = decoder.logits.clone()
+        again = timed(step, ids.device)
+    with members_at(model, second):
+        expected = model(input_ids=torch.cat([ids, *written[:-1]], 1), use_cache=False).logits[:, -1]
+    ok, error = near(got, expected)
+    told = "captured at other members, replayed" if device == "cuda" else "no GPU: not captured, run as it is"
+    return Answer(
+        "graphs",
+        f"decoding step, {kind}, {way}",
+        ok,
+        1e3 * again,
+        "ms",
+        f"{told}; 4 steps from a static cache, error {error:.1e} of a pass without one",
+    )
 
 
 # 4. The Triton rules.
@@ -1099,45 +1122,42 @@ def decode_graphs(device: str) -> Answers:
 def rules(device: str) -> Answers:
     """Whether what is launched by hand can be launched from inside the dispatch; on a CPU by Triton's interpreter."""
     for kind in KINDS:
-        model = opt("tiny", device, torch.float32) if device == "cuda" else a_model("opt")
-        ids = torch.randint(3, 30, (8, 6), device=device)
-        members = scaled(some_members(kind, 4))
-        tuned = tuned_weights(model)
-        RULED.triton = False
-        with members_by("subclass", model, members, tuned):
-            expected = model(input_ids=ids).logits
         for way in ("subclass", "mode"):
-            RULED.triton, RULED.corrected, RULED.norms = True, 0, 0
-            reads = Reads(model, members, tuned)
-            if device != "cuda" and kind == "dense":  # on a GPU the copies of a dtype lie in one allocation
-                for seen in reads.seen.values():
-                    seen._copies = list(torch.stack(seen.copies).unbind())
-            logits = torch.empty_like(expected)
-            mask = torch.zeros(8, 6, device=device).long() + 1
-
-            def work(m: Any = model, to: Any = logits, k: Any = mask, given: Any = ids) -> None:
-                to.copy_(m(input_ids=given, attention_mask=k, use_cache=False).logits)
-
-            with shown(model, reads, way):
-                eager = timed(work, ids.device)
-                calls = RULED.corrected if kind == "low-rank" else RULED.norms
-                told = (
-                    f"{'correction' if kind == 'low-rank' else 'norm'} launched {calls} times in {1e3 * eager:.1f} ms"
-                )
-                if device == "cuda":
-                    logits.zero_()
-                    captured(work)()
-                    told += ", and replayed from a graph"
-            ok, error = near(logits, expected)
-            yield Answer(
-                "rules",
-                f"{kind}, {way}",
-                ok and calls > 0,
-                calls,
-                "launches",
-                f"{told}; error {error:.1e} of the plain operations",
-            )
+            yield from guarded("rules", f"{kind}, {way}", rule_at, kind, way, device)
     RULED.triton = device == "cuda"
+
+
+def rule_at(kind: str, way: str, device: str) -> Answer:
+    model = opt("tiny", device, torch.float32) if device == "cuda" else a_model("opt")
+    ids = torch.randint(3, 30, (8, 6), device=device)
+    mask, places = torch.zeros(8, 1, 6, 6, device=device), torch.arange(6, device=device).repeat(8, 1)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": places, "use_cache": False}
+    members = scaled(some_members(kind, 4))
+    tuned = tuned_weights(model)
+    RULED.triton = False
+    with members_by("subclass", model, members, tuned):
+        expected = model(**given).logits
+    RULED.triton, RULED.corrected, RULED.norms = True, 0, 0
+    reads = Reads(model, members, tuned)
+    if device != "cuda" and kind == "dense":  # on a GPU the copies of a dtype lie in one allocation
+        for seen in reads.seen.values():
+            seen._copies = list(torch.stack(seen.copies).unbind())
+    logits = torch.empty_like(expected)
+
+    def work() -> None:
+        logits.copy_(model(**given).logits)
+
+    with shown(model, reads, way):
+        eager = timed(work, ids.device)
+        calls = RULED.corrected if kind == "low-rank" else RULED.norms
+        told = f"{'correction' if kind == 'low-rank' else 'norm'} launched {calls} times in {1e3 * eager:.1f} ms"
+        if device == "cuda":
+            logits.zero_()
+            captured(work)()
+            told += ", and replayed from a graph"
+    ok, error = near(logits, expected)
+    told += f"; error {error:.1e} of the plain operations"
+    return Answer("rules", f"{kind}, {way}", ok and calls > 0, calls, "launches", told)
 
 
 # 5. accelerate and a device map.
@@ -1145,35 +1165,14 @@ def rules(device: str) -> Answers:
 
 @torch.no_grad()
 def devices(device: str) -> Answers:
-    from accelerate import cpu_offload, dispatch_model
+    from accelerate import cpu_offload
 
     places = ("cuda:0", "cpu") if device == "cuda" else ("cpu", "cpu")
     RULED.triton = RULED.thin = False
     for family in ("llama-tied", "opt", "gpt2", "t5", "qwen3-moe"):
-        for kind, members in KINDS.items():
+        for kind in KINDS:
             for way in ("subclass", "mode"):
-                spread = copy.deepcopy(a_model(family))
-                where = map_of(spread, *places)
-                options = {"skip_keys": spread._skip_keys_device_placement, "force_hooks": True, "main_device": "cpu"}
-                dispatch_model(spread, where, **options)
-                given = inputs_of(spread, 4, 7)
-                many = {k: v.repeat(len(members), 1).to(places[0]) for k, v in given.items()}
-                with members_by(way, spread, members, tuned_weights(spread)):
-                    logits = spread(**many).logits.cpu()
-                keep = valid_of(spread, given).cpu().repeat(len(members), 1)
-                got = logits[keep].view(len(members), -1, logits.shape[-1])
-                expected = together(family, members, (4, 7), way)
-                error = near(got, expected)[1]
-                ok = torch.equal(got, expected) if device == "cpu" else error <= 1e-3
-                hooks = sum("_old_forward" in module.__dict__ for module in spread.modules())
-                yield Answer(
-                    "devices",
-                    f"{family}, {kind}, {way}",
-                    ok,
-                    error,
-                    "error",
-                    f"{hooks} hooked modules in {' and '.join(places)}, beside the model in one place",
-                )
+                yield from guarded("devices", f"{family}, {kind}, {way}", spread_at, family, kind, way, places)
     for way in ("today", "subclass", "mode"):
         away = copy.deepcopy(a_model("llama"))
         cpu_offload(away, execution_device=torch.device(device))
@@ -1201,6 +1200,25 @@ def devices(device: str) -> Answers:
                 f"{type(error).__name__}: {str(error).splitlines()[0][:100]}",
             )
     RULED.thin = True
+
+
+def spread_at(family: str, kind: str, way: str, places: tuple[str, str]) -> Answer:
+    from accelerate import dispatch_model
+
+    spread, members = copy.deepcopy(a_model(family)), KINDS[kind]
+    options = {"skip_keys": spread._skip_keys_device_placement, "force_hooks": True, "main_device": "cpu"}
+    dispatch_model(spread, map_of(spread, *places), **options)
+    given = inputs_of(a_model(family), 4, 7)
+    many = {name: tensor.repeat(len(members), 1).to(places[0]) for name, tensor in given.items()}
+    with members_by(way, spread, members, tuned_weights(spread)):
+        logits = spread(**many).logits.cpu()
+    got = logits[valid_of(spread, given).repeat(len(members), 1)].view(len(members), -1, logits.shape[-1])
+    expected = together(family, members, (4, 7), way)
+    error = near(got, expected)[1]
+    ok = torch.equal(got, expected) if places[0] == "cpu" else error <= 1e-3
+    hooks = sum("_old_forward" in module.__dict__ for module in spread.modules())
+    told = f"{hooks} hooked modules in {' and '.join(places)}, beside the model in one place"
+    return Answer("devices", f"{family}, {kind}, {way}", ok, error, "error", told)
 
 
 def map_of(model: nn.Module, first: str, last: str) -> dict[str, str]:
@@ -1426,32 +1444,27 @@ def storage_of_dtensors(mesh: Any) -> Answers:
 
 @torch.no_grad()
 def compiled(device: str) -> Answers:
-    backend = "inductor" if device == "cuda" else "eager"
     RULED.triton = False
     for kind in KINDS:
+        yield from guarded("compile", f"{kind}, export, weights made inside", exported_at, kind, device)
+        yield from guarded("compile", f"{kind}, export of a shown model", exported_as_shown, kind, device)
+    for kind in KINDS:
         for way in ("subclass", "mode", "today"):
+            backend = "inductor" if device == "cuda" and way == "subclass" else "eager"
             for full in (True, False)[: 1 if device == "cuda" else 2]:
                 name = f"{kind}, {way}, {backend}{', fullgraph' if full else ''}"
-                try:
-                    yield compiled_at(name, kind, way, full, backend, device)
-                except Exception as error:
-                    yield failed("compile", name, error)
+                yield from guarded("compile", name, compiled_at, name, kind, way, full, backend, device)
                 torch._dynamo.reset()
-        try:
-            yield exported_at(kind, device)
-        except Exception as error:
-            yield failed("compile", f"{kind}, export, weights made inside", error)
-        try:
-            model = small(device)
-            with members_by("subclass", model, KINDS[kind], tuned_weights(model)):
-                program = torch.export.export(model, (), inputs_for_export(device), strict=False)
-                got = program.module()(**inputs_for_export(device)).logits
-            with members_at(model, KINDS[kind]):
-                expected = model(**inputs_for_export(device)).logits
-            ok, error = near(got, expected)
-            yield Answer("compile", f"{kind}, export of a shown model", ok, error, "error", "not strict")
-        except Exception as error:
-            yield failed("compile", f"{kind}, export of a shown model", error)
+
+
+def exported_as_shown(kind: str, device: str) -> Answer:
+    model, given = small(device), inputs_for_export(device)
+    with members_at(model, KINDS[kind]):
+        expected = model(**given).logits
+    with members_by("subclass", model, KINDS[kind], tuned_weights(model)):
+        got = torch.export.export(model, (), given, strict=False).module()(**given).logits
+    ok, error = near(got, expected)
+    return Answer("compile", f"{kind}, export of a shown model", ok, error, "error", "not strict")
 
 
 def small(device: str) -> Any:
