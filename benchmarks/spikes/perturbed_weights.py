@@ -746,7 +746,7 @@ def equality(device: str) -> Answers:
     for kind in KINDS:
         for way in ways if kind == "dense" else ways[:-1]:
             bad = wrong.get((kind, way), {})
-            asked = "equal bits" if kind == "dense" and way != "today" else f"within {TOLERANCE:g}"
+            asked = "equal bits" if kind == "dense" and way in ("subclass", "mode") else f"within {TOLERANCE:g}"
             told = (
                 "; ".join(f"{name} ({why})" for name, why in bad.items()) or f"worst difference {worst[kind, way]:.2g}"
             )
