@@ -59,7 +59,7 @@ KINDS = {
     "a prefix": ["accuracy", "--tune", "prefix"],
     "a method of blocks": ["neg-cross-entropy", "--method", "bcd", "--set", "data_seed=4", "--set", "adam_beta1=0.8"],
     "the best step": [
-        *("neg-cross-entropy", "--eval-data", "dev.jsonl", "--eval-every", "1", "--keep", "best", "--patience", "1"),
+        *("neg-cross-entropy", "--eval-data", "dev.jsonl", "--eval-every", "1", "--keep", "best", "--patience", "2"),
         *("--lr-scheduler-type", "cosine", "--warmup-steps", "1", "--dtype", "bfloat16", "--noise", "low-rank"),
     ],
 }

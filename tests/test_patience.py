@@ -711,7 +711,7 @@ calls = []
 
 def hangs(completions):
     calls.append(1)
-    if len(calls) == 15:  # one before step 1, eight a step: in the second step
+    if len(calls) == 15 and not Path("hung").exists():  # one before step 1, eight a step: in the second step
         Path("hung").write_text(str(time.time()))
         time.sleep(60)
     return [float(len(text)) for text in completions]
@@ -737,7 +737,6 @@ def test_a_process_whose_reward_hangs_ends_soon_and_can_be_resumed(tmp_path: Pat
     lines = (tmp_path / "run" / JOURNAL_NAME).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["header", "step"]
 
-    (tmp_path / "rewards.py").write_text(HANGS.replace("time.sleep(60)", "pass"))
     command = [sys.executable, "-m", "zoreward", *resume.split()[2:], "--reward-timeout", "60"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -229,7 +229,9 @@ TOY = [{"text": f"a {word} film", "label": int(word in ("good", "great", "lovely
 def test_a_masked_model_improves_and_its_replay_has_the_bytes(family, tmp_path):
     base = saved(tmp_path / "base", masked_model(family), tokenizer_of(family))
     options = {"template": "{text} it was [MASK] .", "choices": ["terrible", "great"]}
-    trainer, before, after = tuned(tmp_path / "run", base, TOY, **options)
+    trainer, before, after = tuned(
+        tmp_path / "run", base, TOY, **options, learning_rate=1e-2, max_steps=100, num_directions=8
+    )
     assert trainer.scorer.problem is None
     assert after > before + 0.05, (before, after)
     trainer.save_model(str(tmp_path / "model"))
