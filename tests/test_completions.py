@@ -115,6 +115,7 @@ def test_all_members_and_prompts_go_through_one_call_within_the_rows_that_are_al
     assert calls == [3, 2]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_the_next_ones_are_smaller(tokenizer) -> None:
     model, sizes = random_model("llama"), []
     generator = generator_for(model, tokenizer)

@@ -148,6 +148,7 @@ def test_a_plugins_options_reach_it(
     assert alone <= together
 
 
+@pytest.mark.slow
 def test_a_plugin_without_its_dependency_breaks_only_its_own_command(site: Path, tmp_path: Path) -> None:
     (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
     path = Path(f"{tmp_path}{os.pathsep}{site}")

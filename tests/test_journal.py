@@ -542,6 +542,7 @@ def test_hostile_trajectories_are_refused(case, trajectory, tmp_path):
     assert load(changed(trajectory), tmp_path).n_steps == 4  # what is not changed is read
 
 
+@pytest.mark.slow
 def test_names_that_unpack_without_end_are_refused(trajectory, tmp_path):
     length = int.from_bytes(trajectory[:8], "little")
     entries, body = json.loads(trajectory[8 : 8 + length]), trajectory[8 + length :]

@@ -152,6 +152,7 @@ def test_one_that_is_too_late_counts_nothing_and_the_next_is_asked_in_its_place(
     assert (writing.score, writing.metrics) == (2.0, {"metric/calls": 2.0})
 
 
+@pytest.mark.slow
 def test_time_in_the_queue_is_not_the_call_s() -> None:
     def slow(completions):
         time.sleep(0.3)
@@ -649,6 +650,7 @@ def tuned(folder: Path, tokenizer, chosen, **changes) -> ZOTrainer:
     return ZOTrainer(model, objective=chosen, args=args, train_dataset=rows, processing_class=tokenizer)
 
 
+@pytest.mark.slow
 def test_a_run_whose_reward_fails_every_tenth_call_is_the_run_of_one_that_never_fails(tmp_path, tokenizer) -> None:
     calls = []
 

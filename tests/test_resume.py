@@ -106,7 +106,7 @@ def whole(tmp_path_factory, tokenizer) -> tuple[dict[str, torch.Tensor], bytes]:
 
 @pytest.mark.parametrize(
     "step",
-    [step if step in (1, 4, STEPS) else pytest.param(step, marks=pytest.mark.slow) for step in range(1, STEPS + 1)],
+    [step if step in (1, STEPS) else pytest.param(step, marks=pytest.mark.slow) for step in range(1, STEPS + 1)],
 )
 def test_a_run_that_was_left_after_any_step_goes_on_exactly(step, whole, tmp_path, tokenizer):
     killed(tmp_path, tokenizer, step)
@@ -801,8 +801,8 @@ TIES = [0.5, 0.5, 0.6, 0.5, 0.6]  # a tie is no better; step 2 is, 3 and 4 are n
     ("scores", "steps", "scored", "kill"),
     [
         (BEFORE, 2, "before", None),
-        (BEFORE, 2, "by the loop", 1),
-        (TIES, 4, "by the loop", None),
+        pytest.param(BEFORE, 2, "by the loop", 1, marks=pytest.mark.slow),
+        pytest.param(TIES, 4, "by the loop", None, marks=pytest.mark.slow),
         (TIES, 4, "before", 1),
         ([0.1, 0.2, 0.1, 0.1, 0.9], 3, "before", None),
     ],

@@ -438,6 +438,7 @@ def test_prompts_stay_within_the_context_whatever_is_asked_for(tmp_path, tokeniz
     assert {len(example.prompt_tokens) + 1 for example in run.train_dataset} == {64}
 
 
+@pytest.mark.slow
 def test_while_a_run_lasts_pythons_collector_leaves_alone_what_was_there(tmp_path, tokenizer, monkeypatch):
     seen = []
     monkeypatch.undo()  # that of conftest.py
