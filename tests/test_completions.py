@@ -11,8 +11,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 from conftest import random_model
-from zoreward import noise
 from zoreward.data import render_prompts
+from zoreward.noise import definition as noise
 from zoreward.records import Example, InputError, ObjectiveError, Term, UnknownNameError
 from zoreward.registry import get_objective
 from zoreward.scoring import (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoreward import noise
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.philox import entries_of_many
+from zoreward.noise import definition as noise
 from zoreward.records import Term, Update
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

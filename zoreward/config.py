@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from zoreward.noise import FAMILIES, NOISES, Distribution
+
+if TYPE_CHECKING:
+    Noise = str
+else:
+    Noise = Literal[NOISES]
 
 # What the command line lets through. A journal holds no larger rank or window and no more blocks, and a line of it has
 # room for the scores and the terms of so many directions.
@@ -29,13 +36,14 @@ class ZOArguments:
         default="spsa",
         metadata={"help": "How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."},
     )
-    noise: Literal["dense", "low-rank"] | None = field(
+    noise: Noise | None = field(
         default=None,
         metadata={
-            "help": "Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank."
+            "help": f"Directions {', or '.join(FAMILIES[name].about for name in NOISES)}. Default: dense, for text "
+            "low-rank."
         },
     )
-    distribution: Literal["normal", "gaussian", "rademacher"] | None = field(
+    distribution: Distribution | None = field(
         default=None,
         metadata={
             "help": "Entries of directions, or of the factors of low-rank ones: normal (33 levels), gaussian (slower) "

@@ -387,14 +387,15 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
 
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import make_method, named
+    from zoreward.noise import family_options
 
     steps = ("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every")
     others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")
     given = {name: values[name] for name in (*steps, *others)}
-    low_rank = (values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")) == "low-rank"
+    noise = values["noise"] or named(values["method"]).defaults.get("noise", "low-rank")
     every = values["block_every"] or named(values["method"]).defaults.get("block_every")
     given |= {"block_every": every, "blocks": values["blocks"] or (every and 2)}  # how many there are, the model says
-    make_method(values["method"], **given, lr=values["learning_rate"], rank=int(low_rank))
+    make_method(values["method"], **given, lr=values["learning_rate"], **family_options(noise))
 
 
 def check_output(output: str, *, resume: bool | None = None) -> None:

@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 from zoreward.journal.lines import number, shown, whole
-from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_RANK, MAX_STEPS, MAX_WINDOW
-from zoreward.records import DISTRIBUTIONS, InputError
+from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_STEPS, MAX_WINDOW
+from zoreward.noise import DISTRIBUTIONS, FAMILIES
+from zoreward.noise.factors import MAX_RANK
+from zoreward.records import InputError
 
 FREE_DIRECTIONS = 64
 """Directions that a journal's step may have without as many scores: more must show in the file."""
@@ -61,6 +63,9 @@ def check_method(header: dict[str, Any]) -> None:
     distribution = method.get("distribution", "normal")
     if not (isinstance(distribution, str) and distribution in DISTRIBUTIONS):
         raise InputError(f"its method has distribution={shown(distribution)}", hint=_HINT)
+    noise = method.get("noise", "")
+    if not (isinstance(noise, str) and (not noise or noise in FAMILIES)):
+        raise InputError(f"its method has noise={shown(noise)}", hint="Take the zoreward that wrote it.")
     terms = (method.get("num_directions") or 1) * ((method.get("window") or 1) if momentum else 1)
     if terms > MAX_TERMS or terms * (method.get("rank") or 1) > MAX_RANKS:
         raise InputError("its method has more directions a step, or of a higher rank, than any run", hint=_HINT)

@@ -11,9 +11,10 @@ from typing import Any
 from zoreward.journal.bounds import check_made, check_method
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
-from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_RANK, MAX_STEPS, MAX_WINDOW
-from zoreward.noise import NOISE_VERSION
-from zoreward.records import DISTRIBUTIONS, InputError, StepRecord, Update, to_float32
+from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_STEPS, MAX_WINDOW
+from zoreward.noise import NOISE_VERSION, family_of
+from zoreward.noise.factors import MAX_RANK
+from zoreward.records import InputError, StepRecord, Update, to_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,29 +175,28 @@ def directions(header: dict[str, Any]) -> Directions | None:
     momentum, window = method.get("momentum", 0.0), method.get("window", 1)
     if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW + 1) and window):
         return None
-    if type(subspace := method.get("subspace", False)) is not bool or (subspace and not rank):
-        return None
     blocks, block_every = method.get("blocks", 0), method.get("block_every", 1)
     if not (whole(blocks, MAX_BLOCKS + 1) and whole(block_every, MAX_STEPS + 1) and block_every):
         return None
-    if (distribution := method.get("distribution", "normal")) not in DISTRIBUTIONS:
+    if type(subspace := method.get("subspace", False)) is not bool:
         return None
-    if subspace and distribution != "normal":
+    told = {name: method[name] for name in ("noise", "distribution") if name in method}
+    try:
+        family = family_of(rank=rank, subspace=subspace, refresh=refresh, **told)
+    except (ValueError, TypeError):
         return None
     window = window if momentum else 1
     return Directions(
         seed,
         count,
-        rank,
+        family,
         refresh,
         more,
         float(momentum),
         window,
         full,
-        subspace,
         blocks=blocks,
         block_every=block_every,
-        distribution=distribution,
     )
 
 

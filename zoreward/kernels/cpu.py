@@ -6,6 +6,7 @@ A tensor is cut into chunks that fit a core's cache; NumPy lets go of the interp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zoreward import noise
 from zoreward.kernels.philox import Workspace, entries_of_many
 from zoreward.kernels.subspaces import Subspaces, holding
-from zoreward.records import Distribution, Member, Term, Update
+from zoreward.noise import Dense, Distribution, Subspace
+from zoreward.noise import definition as noise
+from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
@@ -41,29 +43,32 @@ class Job:
 
 
 class Directions:
-    """The directions of one tensor, chunk by chunk; of the low-rank ones the factors are kept."""
+    """The directions of one tensor, chunk by chunk; of those that are made of parts, the parts are kept."""
 
     def __init__(
         self, shape: torch.Size, stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
     ) -> None:
-        self._ndim, self._stream, self._drawn = len(shape), stream, drawn
-        low_rank = {term.direction: term for term in terms if term.rank and term.moves(len(shape))}.values()
-        # Transposed: a line of b at a time is multiplied, and lies in one piece.
-        self._factors = {
-            term.direction: tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term, subspaces))
-            for term in low_rank
+        self._shape, self._stream, self._drawn = tuple(shape), stream, drawn
+        made = {term.direction: term for term in terms if not is_dense(term) and term.moves(len(shape))}
+        self._parts = {
+            # A column of a factor at a time is multiplied, and lies in one piece.
+            direction: [part.copy(order="F" if term.family.rank else "C") for part in own]
+            for direction, term in made.items()
+            for own in [parts(self._shape, stream, term, subspaces)]
         }
 
     def add(self, acc: NDArray[Any], terms: Iterable[Term], start: int, workspace: Workspace) -> NDArray[Any]:
         """Add Σ coefficient · z of the elements from `start` on, in place; returns `acc`."""
         with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
             for term in terms:
-                if term.rank == 0:
-                    z = self._drawn.get((term.seed, self._stream, term.distribution))
+                if is_dense(term):
+                    distribution = term.family.distribution
+                    z = self._drawn.get((term.seed, self._stream, distribution))
                     if z is None:
-                        z = workspace.entries(term.seed, self._stream, start, len(acc), distribution=term.distribution)
-                elif term.moves(self._ndim):
-                    z = self._low_rank(term, start, len(acc))
+                        z = workspace.entries(term.seed, self._stream, start, len(acc), distribution=distribution)
+                elif term.direction in self._parts:
+                    own = self._parts[term.direction]
+                    z = term.family.piece(own, self._shape, start, len(acc), np.arange)
                 else:
                     continue
                 if acc.dtype == np.float32:
@@ -72,26 +77,14 @@ class Directions:
                     acc += acc.dtype.type(term.coefficient) * z
         return acc
 
-    def _low_rank(self, term: Term, start: int, count: int) -> NDArray[np.float32]:
-        """The lines of `noise.low_rank` that the chunk touches, cut to the chunk."""
-        a, b = self._factors[term.direction]
-        columns = b.shape[1]
-        first, last = start // columns, -(-(start + count) // columns)
-        z: NDArray[np.float32] = a[0, first:last, None] * b[0]
-        for k in range(1, term.rank):
-            z += a[k, first:last, None] * b[k]
-        if term.rank > 1:  # float32(1/√1) changes nothing
-            z *= noise.inv_sqrt_rank(term.rank)
-        return z.reshape(-1)[start - first * columns :][:count]
-
 
 def drawn_together(weights: Iterable[tuple[torch.Tensor, int]], terms: Iterable[Term]) -> Drawn:
     """Return small tensors' dense directions by seed, stream and distribution; {} where they are too many."""
     small = {stream: weight.numel() for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)}
     seeds: dict[Distribution, dict[int, None]] = {}
     for term in terms:
-        if term.rank == 0:
-            seeds.setdefault(term.distribution, {})[term.seed] = None
+        if is_dense(term):
+            seeds.setdefault(term.family.distribution, {})[term.seed] = None
     if not small or sum(map(len, seeds.values())) * sum(small.values()) > TOGETHER:
         return {}
     drawn: dict[tuple[int, int, Distribution], NDArray[np.float32]] = {}
@@ -102,18 +95,21 @@ def drawn_together(weights: Iterable[tuple[torch.Tensor, int]], terms: Iterable[
     return drawn
 
 
-def factors(
-    shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the factors a (m, r) and b (n, r) of a low-rank direction of a matrix of shape (m, n)."""
-    if term.basis_seed is not None:
-        [pair] = subspaces.factors([(tuple(shape), stream)], term, _DEVICE)
-        return pair[0].numpy(), pair[1].numpy()
-    a, b = (
-        _whole(seed, stream, size * term.rank, purpose, term.distribution).reshape(size, term.rank)
-        for size, seed, purpose in zip(shape, term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
-    )
-    return a, b
+def is_dense(term: Term) -> bool:
+    """Whether a term's direction is drawn where it is added, an entry for each element."""
+    return isinstance(term.family, Dense)
+
+
+def parts(shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces) -> list[NDArray[np.float32]]:
+    """Return `Family.parts` of a direction for a tensor."""
+    family = term.family
+    if isinstance(family, Subspace):
+        [pair] = subspaces.factors([(shape, stream)], term, _DEVICE)
+        return [part.numpy() for part in pair]
+    return [
+        _whole(draw.seed, stream, math.prod(draw.shape), draw.purpose, family.distribution).reshape(draw.shape)
+        for draw in family.draws(term.seed, shape)
+    ]
 
 
 def factors_all(
@@ -130,7 +126,7 @@ def factors_all(
     return [
         [
             (torch.from_numpy(a), torch.from_numpy(b))
-            for a, b in (factors(weight.shape, stream, term, held) for term in terms)
+            for a, b in (parts(tuple(weight.shape), stream, term, held) for term in terms)
         ]
         for weight, stream in weights
     ]

@@ -1,4 +1,4 @@
-"""The subspaces of SubZero's directions, in torch operations, on any device: the bits of `noise.subspace_factors`.
+"""The subspaces of SubZero's directions, in torch operations, on any device: the bits of `noise.Subspace.parts`.
 
 A basis lasts for many steps and takes far longer to make than to read, so those that were asked for last are kept. The
 matrix products are of whole numbers, or of whole multiples of a power of 2, and their sums fit a float64: they are
@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from zoreward import noise
+from zoreward.noise import Subspace, subspace
 from zoreward.records import Member, Term, Update
 
 # Numbers of the bases that are made or used at once: a float64 temporary of theirs takes 34 MB.
@@ -52,7 +52,8 @@ class Subspaces:
 
         Nothing changes where no term lies in a subspace.
         """
-        wanted = {(term.basis_seed, term.rank) for term in terms if term.basis_seed is not None}
+        families = [term.family for term in terms]
+        wanted = {(family.basis_seed, family.rank) for family in families if isinstance(family, Subspace)}
         if wanted:
             for key in [key for key in self.held if key[:2] not in wanted]:
                 del self.held[key]
@@ -63,21 +64,21 @@ class Subspaces:
                 used = min(m, n, rank)
                 sides = [
                     self._bases(seed, rank, used, size, purpose, streams, device)
-                    for size, purpose in ((m, noise.BASIS_U), (n, noise.BASIS_V))
+                    for size, purpose in ((m, subspace.BASIS_U), (n, subspace.BASIS_V))
                 ]
                 for matrix, u, v in zip(some, *sides, strict=True):
                     self.held[seed, rank, *matrix] = u, v
 
     def factors(self, matrices: Sequence[Matrix], term: Term, device: torch.device) -> list[Factors]:
         """Return the factors of a direction in a subspace that is held, for each matrix."""
-        assert term.basis_seed is not None
-        rank = term.rank
+        assert isinstance(term.family, Subspace)
+        rank = term.family.rank
         found: dict[Matrix, Factors] = {}
         for some in _alike(list(dict.fromkeys(matrices)), rank):
-            pairs = [self.held[term.basis_seed, rank, *matrix] for matrix in some]
-            drawn = self.draw(term.seed, noise.CORE, [(rank * rank, stream) for _, stream in some], device)
+            pairs = [self.held[term.family.basis_seed, rank, *matrix] for matrix in some]
+            drawn = self.draw(term.seed, subspace.CORE, [(rank * rank, stream) for _, stream in some], device)
             counts = _counts(drawn, rank)
-            scale = noise.core_scale(rank, min(*some[0][0], rank))
+            scale = subspace.core_scale(rank, min(*some[0][0], rank))
             a_all = (torch.stack([u for u, _ in pairs]).double() @ counts).mul_(scale).float()
             found |= {matrix: (a, v) for matrix, a, (_, v) in zip(some, a_all, pairs, strict=True)}
         return [found[matrix] for matrix in matrices]
@@ -85,16 +86,16 @@ class Subspaces:
     def _bases(
         self, seed: int, rank: int, used: int, size: int, purpose: int, streams: Sequence[int], device: torch.device
     ) -> torch.Tensor:
-        """`noise.basis` for each stream: (streams, size, rank)."""
+        """`subspace.basis` for each stream: (streams, size, rank)."""
         padded = torch.zeros(len(streams), size, rank, device=device)
         if used == size:
             columns = torch.eye(size, dtype=torch.float64, device=device) * math.sqrt(size)
         else:
             drawn = self.draw(seed, purpose, [(size * rank, stream) for stream in streams], device)
             counts = _counts(drawn, rank)[:, :, :used]
-            turned = noise.orthogonalising((counts.mT @ counts).cpu().numpy(), size)
+            turned = subspace.orthogonalising((counts.mT @ counts).cpu().numpy(), size)
             columns = counts @ torch.from_numpy(turned).to(device)
-        padded[:, :, :used] = (torch.round(columns * 2.0**30) * noise.BASIS_GRID).float()
+        padded[:, :, :used] = (torch.round(columns * 2.0**30) * subspace.BASIS_GRID).float()
         return padded
 
 

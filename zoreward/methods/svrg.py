@@ -117,12 +117,10 @@ class SVRG(Method):
         return Directions(
             self.seed,
             self.num_directions,
-            self.rank,
+            self.family,
             self.refresh,
             self.more_every,
             full_every=self.full_every,
-            subspace=self.subspace,
-            distribution=self.distribution,
         )
 
     def init(self) -> SVRGState:

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
-from zoreward.noise import MASK_32, MULTIPLIER_0, MULTIPLIER_1, WEYL_0, WEYL_1, derive_seed
+from zoreward.noise import derive_seed
+from zoreward.noise.definition import MASK_32, MULTIPLIER_0, MULTIPLIER_1, WEYL_0, WEYL_1
 
 # The fifth purpose of the Philox counter: no direction, factor or rounding shares its numbers.
 SAMPLING = 4

@@ -12,6 +12,7 @@ from transformers import SchedulerType, TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, steps_by_slope, takes
 from zoreward.methods.directions import MAX_STEPS
+from zoreward.noise import Family, family_of, family_options, has_rank
 from zoreward.records import InputError
 from zoreward.registry import Patience
 from zoreward.scoring import Generation
@@ -166,8 +167,9 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if rank is not None and args.noise == "dense":
-        raise InputError(f"rank={rank} has no use with dense directions", hint="Take noise=low-rank, or leave it out.")
+    if rank is not None and not has_rank(args.noise):
+        message = f"rank={rank} has no use with {args.noise} directions"
+        raise InputError(message, hint="Take noise=low-rank, or leave it out.")
     if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
         args.data_seed = args.seed
     return args
@@ -238,12 +240,17 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
         weight_decay=args.weight_decay,
         anchor=args.anchor,
         seed=args.seed,
-        rank=(args.rank or 1) if args.noise == "low-rank" else 0,
+        **family_options(str(args.noise), args.rank),
         anneal_every=anneal_every,
         rows=min(rows, batch),
         blocks=blocks,
         **{name: getattr(args, name) for name in METHOD_OPTIONS},
     )
+
+
+def family_of_run(args: ZOConfig) -> Family:
+    """Return the family of the directions that completed options ask for."""
+    return family_of(**family_options(str(args.noise), args.rank), distribution=args.distribution or "normal")
 
 
 def _check_turns(args: ZOConfig) -> None:

@@ -1,8 +1,9 @@
-"""The definition of a direction z and of stochastic rounding: plain, slow, and the last word.
+"""The definition of noise and of stochastic rounding: plain, slow, and the last word.
 
-z is a function of (seed, stream, index) and of nothing else: not of the device, the dtype of the weights, the order of
-the tensors, or what was drawn before. `zoreward.kernels` computes the same numbers quickly; the tests hold it to this
-file bit for bit. Changing a number here changes what every stored run means: raise `NOISE_VERSION` then.
+A number is a function of (seed, stream, purpose, index) and of nothing else: not of the device, the dtype of the
+weights, the order of the tensors, or what was drawn before. `zoreward.kernels` computes the same numbers quickly; the
+tests hold it to this file, and to the families' own, bit for bit. Changing a number here changes what every stored run
+means: raise `NOISE_VERSION` then.
 
 Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
@@ -11,30 +12,24 @@ Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel 
 | key (2 × 32 bits) | the 64-bit seed, low word first |
 | counter words 0, 1 | index // 4, low word first |
 | counter word 2 | the stream of the tensor |
-| counter word 3 | the purpose: 0 dense directions, 1 rounding, 2 and 3 the factors a and b of low-rank directions, |
-| | 4 the first weights of an adapter, 5 and 6 the bases U and V of a subspace, 7 the directions Z in it |
+| counter word 3 | the purpose: 0 dense directions, 1 rounding, 4 the first weights of an adapter; a family of |
+| | directions that is made of more than one such array has purposes of its own, in its file |
 | output word | number index % 4; a rounding takes half a word, see `rounding_bits` |
 
 `index` is the flat (row-major) index in the whole tensor; in a factor of rank r, i·r + k is that of a[i, k].
-The purpose keeps a, b, dense directions and rounding apart; the streams keep the tensors apart.
+The purpose keeps families, their parts and rounding apart; the streams keep the tensors apart.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zoreward.records import Distribution
-
-NOISE_VERSION = 2
-DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 3, 4
-BASIS_U, BASIS_V, CORE = 5, 6, 7
+from zoreward.noise.family import Distribution
+from zoreward.noise.seeds import DIRECTION, ROUNDING
 
 # Philox 4x32's multipliers and Weyl constants (Salmon et al. 2011, table 2).
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -58,59 +53,6 @@ LN = tuple(
 # sin(π/2 · g)/g and cos(π/2 · g) by powers of g², the first five of Taylor's: right to 3e-8 for |g| ≤ ½.
 SINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1)) for n in range(5))
 COSINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n) / math.factorial(2 * n)) for n in range(5))
-
-# Entries of a basis are multiples of this, so that sums of their products with whole numbers are exact.
-BASIS_GRID = 2.0**-30
-# A column of whose square no larger share is left depends on those before it.
-DEPENDENT = 2.0**-26
-
-_WRAPPERS = re.compile(r"(^|(?<=\.))(base_model\.model\.|_orig_mod\.|module\.)")
-
-
-def canonical_name(name: str) -> str:
-    """Return a parameter's name without the wrappers that tools put around a model.
-
-    >>> canonical_name("module._orig_mod.base_model.model.lm_head.weight")
-    'lm_head.weight'
-    """
-    inner = _WRAPPERS.sub("", name)
-    return inner if inner == name else canonical_name(inner)  # one wrapper may sit inside another's name
-
-
-def stream_of(name: str) -> int:
-    """Return the 32-bit stream of a tensor: the first 4 bytes of BLAKE2b of its canonical name.
-
-    >>> stream_of("lm_head.weight") == stream_of("module.lm_head.weight")
-    True
-    """
-    return int.from_bytes(hashlib.blake2b(canonical_name(name).encode(), digest_size=4).digest(), "little")
-
-
-def streams(names: Iterable[str]) -> dict[str, int]:
-    """Return a stream for each name, no two alike.
-
-    Two names whose hashes collide would share their z. The later one in sorted order is hashed again with a suffix.
-    """
-    table: dict[str, int] = {}
-    taken: set[int] = set()
-    for name in sorted(names, key=canonical_name):
-        stream, attempt = stream_of(name), 0
-        while stream in taken:
-            attempt += 1
-            stream = stream_of(f"{canonical_name(name)}\0{attempt}")
-        taken.add(stream)
-        table[name] = stream
-    return table
-
-
-def derive_seed(run_seed: int, step: int, k: int) -> int:
-    """Return the 64-bit seed of direction `k` of step `step`; `k` = 2^64 − 1 is the step's rounding seed.
-
-    >>> derive_seed(0, 0, 0) != derive_seed(0, 0, 1)
-    True
-    """
-    digest = hashlib.blake2b(struct.pack("<QQQ", run_seed, step, k), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def words(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.uint32]:
@@ -233,141 +175,11 @@ def entries(
 def uniform(seed: int, stream: int, start: int, count: int, purpose: int) -> NDArray[np.float32]:
     """Return numbers spread evenly over [−1, 1), multiples of 2^−23: float32, exact.
 
-    >>> uniform(seed=0, stream=0, start=0, count=2, purpose=FIRST_WEIGHTS).tolist()
+    >>> uniform(seed=0, stream=0, start=0, count=2, purpose=4).tolist()
     [-0.7766942977905273, 0.8932474851608276]
     """
     word = words(seed, stream, start, count, purpose)
     return (word >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
-
-
-def inv_sqrt_rank(rank: int) -> np.float32:
-    """Return 1/√r, computed in float64 and rounded to float32."""
-    return np.float32(1 / math.sqrt(rank))
-
-
-def low_rank(
-    seed: int,
-    stream: int,
-    shape: tuple[int, int],
-    rank: int,
-    b_seed: int | None = None,
-    basis_seed: int | None = None,
-    distribution: Distribution = "normal",
-) -> NDArray[np.float32]:
-    """Return the low-rank direction z of a matrix: float32, shape (m, n).
-
-        z[i, j] = (a[i, 0]·b[j, 0] + a[i, 1]·b[j, 1] + … + a[i, r−1]·b[j, r−1]) · float32(1/√r)
-
-    a (m, r) and b (n, r) are `entries` with purposes of their own. Each product and each sum is rounded to float32, in
-    this order; nothing is fused. Each entry has mean 0 and variance 1. Only matrices have such a direction: tensors
-    with more or fewer dimensions are left as they are. b is drawn from `b_seed` where there is one; with `basis_seed`
-    both are those of `subspace_factors`.
-
-    >>> round(float(low_rank(seed=0, stream=0, shape=(3, 2), rank=1)[2, 1]), 6)  # 1/√8 · 4/√8
-    0.5
-    """
-    rows, columns = shape
-    if basis_seed is not None:
-        a, b = subspace_factors(seed, basis_seed, stream, shape, rank)
-    else:
-        own = seed if b_seed is None else b_seed
-        a = entries(seed, stream, 0, rows * rank, FACTOR_A, distribution).reshape(rows, rank)
-        b = entries(own, stream, 0, columns * rank, FACTOR_B, distribution).reshape(columns, rank)
-    z = a[:, None, 0] * b[None, :, 0]
-    for k in range(1, rank):
-        z = z + a[:, None, k] * b[None, :, k]
-    return z * inv_sqrt_rank(rank)
-
-
-def subspace_factors(
-    seed: int, basis_seed: int, stream: int, shape: tuple[int, int], rank: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the factors a (m, r) and b (n, r) of a direction in a subspace of m × n matrices, SubZero's.
-
-        a·bᵀ/√r = √(mn)/s · U Z Vᵀ,  s = min(m, n, r),  a = √(mr)/s · UZ,  b = √n · V
-
-    √m·U and √n·V are the `basis` of the subspace, with s columns that are not 0; Z is `normal` from `seed`, s × s of
-    r × r numbers. So the mean variance of z's entries is 1. UZ is summed exactly, as whole numbers are: multiples of
-    2^−30 times the counts popcount − 16 of Z. While m·r ≤ 2^38 these sums fit a float64, whatever the order, fused or
-    not. A sum times the rest of the scale is rounded to float64, then to float32.
-
-    >>> a, b = subspace_factors(seed=0, basis_seed=0, stream=0, shape=(3, 2), rank=4)
-    >>> a.shape, (b * b / 2).sum(0).round(6).tolist()  # two columns of length 1, two that are 0
-    ((3, 4), [1.0, 1.0, 0.0, 0.0])
-    """
-    used = min(*shape, rank)
-    u, b = (
-        basis(basis_seed, stream, size, rank, used, purpose)
-        for size, purpose in zip(shape, (BASIS_U, BASIS_V), strict=True)
-    )
-    counts = _counts(seed, stream, (rank, rank), CORE)
-    return ((u.astype(np.float64) @ counts) * core_scale(rank, used)).astype(np.float32), b
-
-
-def core_scale(rank: int, used: int) -> float:
-    """Return what a count popcount − 16 of Z is worth in a = √r/s · (√m·U) Z: √(r/8)/s, or 0 where s is.
-
-    >>> core_scale(rank=8, used=4)
-    0.25
-    """
-    return math.sqrt(rank / 8) / used if used else 0.0
-
-
-def basis(seed: int, stream: int, size: int, rank: int, used: int, purpose: int) -> NDArray[np.float32]:
-    """Return √size times orthonormal columns: float32, shape (size, rank), 0 from column `used` on.
-
-    They are C·T, where C (size, used) are the counts popcount − 16 of `normal` numbers and T `orthogonalising` of CᵀC:
-    the columns that Gram–Schmidt makes of C's. Both products are of whole numbers, so exact, whatever the order. C·T is
-    rounded to the nearest multiple of 2^−30, then to float32. Where `used` is `size` the columns are √size · I's.
-
-    >>> columns = basis(seed=0, stream=0, size=500, rank=3, used=2, purpose=BASIS_U).astype(float)
-    >>> bool(np.allclose(columns.T @ columns, 500 * np.diag([1, 1, 0]), atol=1e-4))
-    True
-    """
-    if used == size:
-        columns = math.sqrt(size) * np.eye(size)
-    else:
-        counts = _counts(seed, stream, (size, rank), purpose)[:, :used]
-        columns = counts @ orthogonalising(counts.T @ counts, size)
-    padded = np.zeros((size, rank), np.float32)
-    padded[:, :used] = np.rint(columns / BASIS_GRID) * BASIS_GRID
-    return padded
-
-
-def orthogonalising(gram: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Return T for which the columns of C·T are orthogonal and √size long, from CᵀC: float64, shape (…, s, s).
-
-    [D | M] is what is left of [CᵀC | I] when for k = 0, 1, … row k times D_ik/D_kk is taken from each row i > k, and
-    T_ik = M_ki · √(size/D_kk). Where D_kk ≤ 2^−26 · (CᵀC)_kk column k depends on those before it: it is left out, and
-    is 0 in T. T is rounded to the nearest multiple of 2^(p−48), where p is the least with s · max |T| < 2^p: so sums of
-    its products with counts are exact. Every operation is rounded by itself.
-
-    Args:
-        gram: CᵀC, whole numbers.
-        size: how long the columns of C are.
-
-    >>> orthogonalising(np.array([[4.0, 2.0], [2.0, 2.0]]), 4).tolist()  # of the columns (2, 0) and (1, 1)
-    [[1.0, -1.0], [0.0, 2.0]]
-    """
-    count = gram.shape[-1]
-    rows = np.concatenate([gram, np.broadcast_to(np.eye(count), gram.shape)], axis=-1)
-    lengths = np.zeros(gram.shape[:-1])
-    for k in range(count):
-        pivots = rows[..., k, k]
-        new = pivots > DEPENDENT * gram[..., k, k]
-        pivots = np.where(new, pivots, 1.0)
-        lengths[..., k] = np.where(new, np.sqrt(size / pivots), 0.0)
-        shares = np.where(new[..., None], rows[..., k + 1 :, k] / pivots[..., None], 0.0)
-        rows[..., k + 1 :, :] -= shares[..., None] * rows[..., k : k + 1, :]
-    scaled = rows[..., count:] * lengths[..., None]
-    _, powers = np.frexp(count * np.abs(scaled).max(axis=(-2, -1), initial=0.0, keepdims=True))
-    rounded = np.ldexp(np.rint(np.ldexp(scaled, 48 - powers)), powers - 48)
-    return np.ascontiguousarray(np.swapaxes(rounded, -2, -1))
-
-
-def _counts(seed: int, stream: int, shape: tuple[int, int], purpose: int) -> NDArray[np.float64]:
-    """popcount − 16 of numbers as they are in `normal`."""
-    return np.rint(normal(seed, stream, 0, math.prod(shape), purpose) * np.sqrt(8.0)).reshape(shape)
 
 
 def rounding_bits(seed: int, stream: int, start: int, count: int) -> NDArray[np.uint32]:
