@@ -76,7 +76,7 @@ def costs(options: argparse.Namespace, device: torch.device, rank: int) -> list[
     works["bases by Gram–Schmidt, less the drawing"] = lambda: bases_by_gram_schmidt(weights, rank)
     for name, term in terms.items() if not options.bases else ():
         works[f"{name}, factors"] = partial(kernel.factors_all, pairs, [term])
-        works[f"{name}, update"] = partial(kernel.update_all_, pairs, Update(0.0, (term,), 3))
+        works[f"{name}, update"] = partial(kernel.replay_all_, pairs, [Update(0.0, (term,), 3)])
     found = medians(works, options.rounds, device)
     return results + [Result(f"rank {rank}: {name}", seconds, "s") for name, seconds in found.items()]
 

@@ -433,7 +433,7 @@ def test_what_a_kernel_remembers_is_of_one_distribution(kernel, rank):
             [(weight, 6)], ((term,), (term_of(4, -0.25, rank, distribution=name),))
         )
         moved = weight.clone()
-        functions.update_all_([(moved, 6)], Update(0.0, (term,), 1))
+        functions.replay_all_([(moved, 6)], [Update(0.0, (term,), 1)])
         for got, coefficient in ((first, 0.25), (second, -0.25), (moved, 0.25)):
             own = [(4, coefficient, rank) if rank else (4, coefficient)]
             expected = reference.perturbed(np.full((3, 5), 0.5), "float32", 6, own, distribution=name)

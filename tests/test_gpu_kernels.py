@@ -148,8 +148,8 @@ def test_blocks_of_many_short_lines(columns):
     update = Update(0.0, (term_of(4, 0.1, 1),), 6)
     got = [(tensor.to(DEVICE, copy=True), stream) for stream, tensor in enumerate(tensors)]
     expected = [(tensor.clone(), stream) for stream, tensor in enumerate(tensors)]
-    gpu.Kernels(block=1024, unit=2048).update_all_(got, update)
-    cpu.update_all_(expected, update)
+    gpu.Kernels(block=1024, unit=2048).replay_all_(got, [update])
+    cpu.replay_all_(expected, [update])
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
     assert pattern(got[1][0]) != pattern(tensors[1])
 
@@ -165,8 +165,8 @@ def test_tensors_of_whole_blocks_have_a_launch_of_their_own(kernels, dtype, monk
         expected = [(tensor.clone(), stream) for tensor, stream in tensors]
         for copies, others in zip(kernels.perturb_all(got, (terms,)), cpu.perturb_all(expected, (terms,)), strict=True):
             assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in others]
-        kernels.update_all_(got, Update(0.0, terms, 8))
-        cpu.update_all_(expected, Update(0.0, terms, 8))
+        kernels.replay_all_(got, [Update(0.0, terms, 8)])
+        cpu.replay_all_(expected, [Update(0.0, terms, 8)])
         assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
         moved = (expected[0][0] != tensors[0][0]).double().mean()
         assert 0.01 < moved < 1.0 and len(next(iter(kernels._groups(got)[0].tables.values())).parts) == 2
@@ -178,8 +178,8 @@ def test_sums_beyond_the_largest_number_and_roundings_beyond_it(kernels):
     for coefficient in (1e35, 3.4e38):  # rounded up beyond the largest; sums that are infinite
         got, expected = ([(edges.repeat(32).bfloat16().to(device), 3)] for device in (DEVICE, "cpu"))
         update = Update(0.0, (Term(4, coefficient),), 6)
-        kernels.update_all_(got, update)
-        cpu.update_all_(expected, update)
+        kernels.replay_all_(got, [update])
+        cpu.replay_all_(expected, [update])
         assert pattern(got[0][0]) == pattern(expected[0][0])
         infinite = got[0][0].isinf().view(-1, 8)[:, :4]
         assert infinite.any() == (coefficient > 1e38), "what is finite ends at the largest, what is not stays"
@@ -308,8 +308,8 @@ def test_other_dtypes_beside_each_other(kernels):
     got, expected = mixed(DEVICE), mixed("cpu")
     for mine, theirs in zip(kernels.perturb_all(got, COUPLES[:2]), cpu.perturb_all(expected, COUPLES[:2]), strict=True):
         assert [pattern(copy) for copy in mine] == [pattern(copy) for copy in theirs]
-    kernels.update_all_(got, UPDATES[0])
-    cpu.update_all_(expected, UPDATES[0])
+    kernels.replay_all_(got, [UPDATES[0]])
+    cpu.replay_all_(expected, [UPDATES[0]])
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
 
 
@@ -448,7 +448,7 @@ def test_more_than_2_to_the_31_elements_on_a_gpu():
 
     expected = torch.from_numpy(noise.normal(1, 7, start, 3_000)).bfloat16()
     assert torch.equal(copy[start:].cpu(), expected)
-    gpu.Kernels().update_all_([(weight, 7)], Update(0.0, (Term(1, 1.0),), 3))
+    gpu.Kernels().replay_all_([(weight, 7)], [Update(0.0, (Term(1, 1.0),), 3)])
     bits = noise.rounding_bits(3, 7, start, 3_000)
     rounded = noise.round_bf16(noise.normal(1, 7, start, 3_000), bits)
     assert (weight[start:].cpu().view(torch.uint16).numpy() == rounded).all()

@@ -107,13 +107,15 @@ def test_a_term_carries_its_rank():
 def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
     weight = make_weight(shape, dtype)
     before, theta = patterns(weight), floats(weight)
-    for copy, member in zip(cpu.perturb(weight, STREAM, [terms_of(m) for m in MEMBERS]), MEMBERS, strict=True):
+    for copy, member in zip(
+        cpu.perturb_all([(weight, STREAM)], [terms_of(m) for m in MEMBERS])[0], MEMBERS, strict=True
+    ):
         assert_same(patterns(copy), reference.perturbed(theta, dtype, STREAM, member), dtype)
     assert patterns(weight).tobytes() == before.tobytes()
     for decay in (0.0, 0.1):
         for member in (MEMBERS[2], MEMBERS[4], MEMBERS[5]):
             moved = weight.clone()
-            cpu.update_(moved, STREAM, Update(decay, terms_of(member), ROUNDING_SEED))
+            cpu.replay_all_([(moved, STREAM)], [Update(decay, terms_of(member), ROUNDING_SEED)])
             expected = reference.updated(theta, dtype, len(shape), STREAM, decay, member, ROUNDING_SEED)
             assert_same(patterns(moved), expected, dtype, any_zero=dtype == "float16")
 
@@ -121,7 +123,7 @@ def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
 def test_update_writes_a_transposed_matrix_by_its_own_index():
     weight = torch.randn(6, 5).t()
     theta = floats(weight.contiguous())
-    cpu.update_(weight, STREAM, Update(0.0, terms_of(MEMBERS[0]), 0))
+    cpu.replay_all_([(weight, STREAM)], [Update(0.0, terms_of(MEMBERS[0]), 0)])
     expected = reference.updated(theta, "float32", 2, STREAM, 0.0, MEMBERS[0], 0)
     assert_same(patterns(weight), expected, "float32")
 
@@ -152,8 +154,8 @@ def test_kernels_agree_bit_for_bit(dtype, device, cut):
     assert [[raw(copy) for copy in copies] for copies in got] == [[raw(copy) for copy in own] for own in expected]
     for terms in (members[0], members[2], members[4], members[5]):
         theirs, mine = weights(dtype), weights(dtype, device)
-        cpu.update_all_(theirs, Update(0.1, terms, 9))
-        portable.update_all_(mine, Update(0.1, terms, 9))
+        cpu.replay_all_(theirs, [Update(0.1, terms, 9)])
+        portable.replay_all_(mine, [Update(0.1, terms, 9)])
         assert [raw(weight) for weight, _ in mine] == [raw(weight) for weight, _ in theirs]
 
 
@@ -176,10 +178,10 @@ def test_what_nothing_moves_is_not_written(dtype, kernel):
     special = torch.tensor([-0.0, 1.5, float("nan"), 6e-8]).to(dtype)
     vector, table, matrix = special.clone(), special.repeat(2, 2, 1), special.repeat(2, 1)
     before = [(raw(tensor), tensor._version) for tensor in (vector, table, matrix)]
-    kernel.update_all_([(vector, 1), (table, 2), (matrix, 3)], Update(0.0, (term_of(1, 1.0, 1),), 5))
+    kernel.replay_all_([(vector, 1), (table, 2), (matrix, 3)], [Update(0.0, (term_of(1, 1.0, 1),), 5)])
     assert [(raw(tensor), tensor._version) for tensor in (vector, table)] == before[:2]
     assert raw(matrix) != before[2][0]
-    kernel.update_all_([(vector, 1), (table, 2)], Update(0.25, (term_of(1, 1.0, 1),), 5))
+    kernel.replay_all_([(vector, 1), (table, 2)], [Update(0.25, (term_of(1, 1.0, 1),), 5)])
     assert raw(vector) == before[0][0] and raw(table) != before[1][0], "a decay takes from all but vectors"
 
 
@@ -498,10 +500,10 @@ def test_a_basis_is_made_once_and_let_go_with_its_subspace(functions, monkeypatc
     kernel.factors_all(given[:2], [first])
     assert bases() == [8] * 4
     kernel.perturb_all(given, [(first,), (term_of(5, 0.1, 2, basis_seed=8),), (Term(1, 0.5),)])
-    kernel.update_all_(given, Update(0.0, (first,), 0))
+    kernel.replay_all_(given, [Update(0.0, (first,), 0)])
     kernel.perturb_all(given, [()])  # asks for no subspace
     assert bases() == []
-    kernel.update_all_(given, Update(0.0, (second, first), 0))  # both, for a while
+    kernel.replay_all_(given, [Update(0.0, (second, first), 0)])  # both, for a while
     assert bases() == [9] * 4
     kernel.perturb_all(given, [(second,)])
     assert len(kernel._subspaces.held) == 2 and bases() == []

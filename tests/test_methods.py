@@ -521,7 +521,7 @@ def test_members_and_update_move_along_entries_of_the_methods_distribution():
             (term,) = update.terms
             assert {one.direction for member in query.members for one in member} == {term.direction}
             weight = torch.zeros(6, 5)
-            cpu.update_(weight, 3, update)
+            cpu.replay_all_([(weight, 3)], [update])
             if rank:
                 z = z_low_rank(seed_of(0), 3, (6, 5), rank, distribution=distribution)
             else:

@@ -174,7 +174,7 @@ def test_many_updates_in_one_pass_are_the_updates_one_by_one(dtype, kernel, monk
 
     expected, got = weights(), weights()
     for update in updates:
-        cpu.update_all_(expected, update)
+        cpu.replay_all_(expected, [update])
     kernel.replay_all_(got, updates)
     assert all(torch.equal(mine, theirs) for (mine, _), (theirs, _) in zip(got, expected, strict=True))
     backwards = weights()

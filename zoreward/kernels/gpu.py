@@ -14,8 +14,8 @@ import triton
 
 from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
-from zoreward.kernels.subspaces import Subspaces, matrices_of
-from zoreward.kernels.tables import Group, Known, Table, Weight, table_of
+from zoreward.kernels.subspaces import Subspaces, Weight, matrices_of
+from zoreward.kernels.tables import Group, Known, Table, table_of
 from zoreward.noise import DISTRIBUTIONS, LowRank, Subspace
 from zoreward.noise.factors import FACTOR_A, FACTOR_B
 from zoreward.records import Member, Term, Update
@@ -33,7 +33,7 @@ MOST_KNOWN = 4096
 
 
 class Kernels:
-    """The four functions of a kernel, for CUDA tensors.
+    """The functions of a kernel, for CUDA tensors.
 
     Remembers where the tensors lie that it has seen, and the subspaces that it was asked for last.
 
@@ -73,10 +73,6 @@ class Kernels:
             for number, copies in zip(group.numbers, made, strict=True):
                 found[number] = copies
         return found
-
-    def update_all_(self, weights: Sequence[Weight], update: Update) -> None:
-        """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
-        self.replay_all_(weights, [update])
 
     @torch.no_grad()
     def replay_all_(

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from zoreward.kernels.subspaces import Factors, Subspaces, holding, matrices_of
+from zoreward.kernels.subspaces import Factors, Subspaces, Weight, holding, matrices_of
 from zoreward.noise import Dense, Distribution, Subspace
 from zoreward.noise import definition as noise
 from zoreward.noise.seeds import DIRECTION, ROUNDING
@@ -22,9 +22,6 @@ from zoreward.records import Direction, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
 GROUP = 1 << 22
-
-Weight = tuple[torch.Tensor, int]
-"""A tensor and its stream."""
 
 PartsOf = dict[tuple[int, Direction], Sequence[torch.Tensor]]
 """(number of the tensor, `Term.direction`) → parts, of directions that move it and are not dense."""
@@ -68,11 +65,6 @@ def perturb_all(
                 out = copies[piece.tensor][m].view(-1)
                 out[piece.start : piece.start + piece.count] = acc.to(out.dtype)
     return copies
-
-
-def update_all_(weights: Sequence[Weight], update: Update) -> None:
-    """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
-    replay_all_(weights, [update])
 
 
 @torch.no_grad()

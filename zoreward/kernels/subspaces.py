@@ -20,6 +20,9 @@ from zoreward.records import Member, Term, Update
 # Numbers of the bases that are made or used at once: a float64 temporary of theirs takes 34 MB.
 AT_ONCE = 1 << 22
 
+Weight = tuple[torch.Tensor, int]
+"""A tensor and its stream."""
+
 Factors = tuple[torch.Tensor, torch.Tensor]
 """a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
 
@@ -30,7 +33,7 @@ Draw = Callable[[int, int, Sequence[tuple[int, int]], torch.device], list[torch.
 """(seed, purpose, count and stream of each tensor, device) → the first `count` normals of each."""
 
 
-def matrices_of(weights: Sequence[tuple[torch.Tensor, int]]) -> list[Matrix]:
+def matrices_of(weights: Sequence[Weight]) -> list[Matrix]:
     """Return the matrices among tensors and their streams."""
     return [(tuple(weight.shape), stream) for weight, stream in weights if weight.ndim == 2]
 
@@ -99,9 +102,7 @@ class Subspaces:
         return padded
 
 
-def holding(
-    subspaces: Subspaces | None, draw: Draw, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
-) -> Subspaces:
+def holding(subspaces: Subspaces | None, draw: Draw, weights: Sequence[Weight], terms: Sequence[Term]) -> Subspaces:
     """Return the subspaces, or new ones, with those that the terms need of all these weights at once."""
     subspaces = subspaces or Subspaces(draw)
     if weights:
@@ -133,7 +134,7 @@ class Keeping:
 
     def perturb_all(
         self,
-        weights: Sequence[tuple[torch.Tensor, int]],
+        weights: Sequence[Weight],
         members: Sequence[Member],
         into: list[list[torch.Tensor]] | None = None,
     ) -> list[list[torch.Tensor]]:
@@ -141,25 +142,21 @@ class Keeping:
         copies: list[list[torch.Tensor]] = self._functions.perturb_all(weights, members, into, self._subspaces)
         return copies
 
-    def update_all_(self, weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> None:
-        """See `zoreward.kernels.cpu.update_all_`."""
-        self.replay_all_(weights, [update])
-
     def replay_all_(
         self,
-        weights: Sequence[tuple[torch.Tensor, int]],
+        weights: Sequence[Weight],
         updates: Sequence[Update],
         bases: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """See `zoreward.kernels.cpu.replay_all_`."""
         self._functions.replay_all_(weights, updates, bases, self._subspaces)
 
-    def factors_all(self, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]) -> list[list[Factors]]:
+    def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[Factors]]:
         """See `zoreward.kernels.cpu.factors_all`."""
         pairs: list[list[Factors]] = self._functions.factors_all(weights, terms, self._subspaces)
         return pairs
 
-    def factor_lines(self, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]) -> torch.Tensor:
+    def factor_lines(self, weights: Sequence[Weight], terms: Sequence[Term]) -> torch.Tensor:
         """Return a of all matrices, one below the other, then b of all; the terms' ranks side by side: float32."""
         pairs = self.factors_all(weights, terms)
         return torch.cat([torch.cat([own[t][side] for side in (0, 1) for own in pairs]) for t in range(len(terms))], 1)
