@@ -1,6 +1,6 @@
 """Contract under test: entries of directions that are gaussian or rademacher, beside the normal ones.
 
-- `noise.gaussian`, `noise.rademacher`, `noise.entries`, `LowRank(…, distribution)`: float32, the numbers of
+- `noise.entries`, `LowRank(…, distribution)`: float32, the numbers of
   `reference.py` bit for bit, wherever a call starts and ends. Gaussian is Box–Muller: elements 0 and 1 of a block of
   four are made of its words 0 and 1, elements 2 and 3 of its words 2 and 3. Rademacher is the sign of the highest bit.
 - Gaussian entries are those of exact Box–Muller of the same words but for their last bits, and have the normal law;
@@ -16,7 +16,7 @@ Triton's interpreter. Limits of the statistics are those of test_noise.py: fixed
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from math import log, sqrt
 from typing import Any
@@ -30,13 +30,15 @@ from terms import low_rank, term_of
 from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, from_patterns, make_weight, patterns
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
-from zoreward.noise import DISTRIBUTIONS, Subspace, family_from_json, family_of, seeds
+from zoreward.noise import DISTRIBUTIONS, Subspace, family_of, seeds
 from zoreward.noise import definition as noise
+from zoreward.noise.families import family_from_json
 from zoreward.records import Term, Update
 
 SIGMAS = 5
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 OTHERS = ["gaussian", "rademacher"]
+GAUSSIAN, RADEMACHER = (partial(noise.entries, distribution=name) for name in ("gaussian", "rademacher"))
 ALL = ["normal", *OTHERS]
 PURPOSES = [reference.DIRECTIONS, reference.FACTOR_A, reference.FACTOR_B]
 # (start, count): every alignment to a block and to a pair, within one, none; far away.
@@ -101,17 +103,16 @@ def test_entries_equal_the_reference(seed, distribution):
             for purpose in PURPOSES:
                 given = seed, stream, start, count, purpose
                 expected = getattr(reference, distribution)(seed, stream, range(start, start + count), purpose)
-                for got in (getattr(noise, distribution)(*given), noise.entries(*given, distribution)):
-                    assert (got.dtype, got.shape) == (np.float32, (count,))
-                    assert got.tobytes() == expected.tobytes(), given
+                got = noise.entries(*given, distribution)
+                assert (got.dtype, got.shape) == (np.float32, (count,))
+                assert got.tobytes() == expected.tobytes(), given
 
 
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_directions_are_the_default_purpose_and_normal_the_default_entries(distribution):
-    some = getattr(noise, distribution)(9, 3, 2, 50)
-    assert some.tobytes() == getattr(noise, distribution)(9, 3, 2, 50, seeds.DIRECTION).tobytes()
-    assert some.tobytes() != getattr(noise, distribution)(9, 3, 2, 50, seeds.ROUNDING).tobytes()
-    assert noise.entries(9, 3, 2, 50, distribution=distribution).tobytes() == some.tobytes()
+    some = noise.entries(9, 3, 2, 50, distribution=distribution)
+    assert some.tobytes() == noise.entries(9, 3, 2, 50, seeds.DIRECTION, distribution).tobytes()
+    assert some.tobytes() != noise.entries(9, 3, 2, 50, seeds.ROUNDING, distribution).tobytes()
     for normal in (noise.entries(9, 3, 2, 50), noise.entries(9, 3, 2, 50, distribution="normal")):
         assert normal.tobytes() == noise.normal(9, 3, 2, 50).tobytes()
 
@@ -119,7 +120,7 @@ def test_directions_are_the_default_purpose_and_normal_the_default_entries(distr
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_a_long_call_is_its_short_calls_put_together(distribution):
     start, cuts = 5, [0, 1, 6, 4_098, 65_537, 100_001]
-    draw = getattr(noise, distribution)
+    draw = partial(noise.entries, distribution=distribution)
     whole = draw(42, 7, start, cuts[-1])
     parts = [draw(42, 7, start + low, high - low) for low, high in pairwise(cuts)]
     assert whole.tobytes() == np.concatenate(parts).tobytes()
@@ -149,8 +150,8 @@ def test_low_rank_directions_equal_the_reference(rank, distribution):
     ],
 )
 def test_frozen_entries_of_noise_version_2(seed, stream, start, purpose, gaussian, rademacher):
-    assert noise.gaussian(seed, stream, start, 8, purpose).astype("<f4").tobytes().hex() == gaussian
-    assert noise.rademacher(seed, stream, start, 8, purpose).tolist() == rademacher
+    assert GAUSSIAN(seed, stream, start, 8, purpose).astype("<f4").tobytes().hex() == gaussian
+    assert RADEMACHER(seed, stream, start, 8, purpose).tolist() == rademacher
 
 
 def test_box_muller_of_chosen_words_is_that_of_the_reference():
@@ -175,18 +176,18 @@ def test_extreme_words_are_extreme_and_their_entries_are_those_of_the_reference(
         for value, (stream, pair) in values.items():
             assert share(reference.words(1, stream, [2 * pair + which])[0]) == value, "else this tests nothing"
     for stream in EXTREMES:
-        got = noise.gaussian(1, stream, 0, 4)
+        got = GAUSSIAN(1, stream, 0, 4)
         assert got.tobytes() == reference.gaussian(1, stream, range(4)).tobytes(), stream
         assert_close_to_exact(got, noise.words(1, stream, 0, 4))
     stream, pair = EXTREME_N[1]
-    assert np.hypot(*noise.gaussian(1, stream, 2 * pair, 2)) == pytest.approx(sqrt(48 * log(2)), rel=8 * 2**-24)
+    assert np.hypot(*GAUSSIAN(1, stream, 2 * pair, 2)) == pytest.approx(sqrt(48 * log(2)), rel=8 * 2**-24)
     stream, pair = EXTREME_N[2**24]
-    assert not noise.gaussian(1, stream, 2 * pair, 2).any()
+    assert not GAUSSIAN(1, stream, 2 * pair, 2).any()
 
 
 @pytest.mark.parametrize(("seed", "stream"), [(42, 7), (2**64 - 1, 2**32 - 1)])
 def test_gaussian_entries_are_accurate(seed, stream):
-    assert_close_to_exact(noise.gaussian(seed, stream, 0, 200_000), noise.words(seed, stream, 0, 200_000))
+    assert_close_to_exact(GAUSSIAN(seed, stream, 0, 200_000), noise.words(seed, stream, 0, 200_000))
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_gaussian_entries_are_accurate(seed, stream):
 
 def test_gaussian_entries_have_the_normal_law():
     n = 400_000
-    z = noise.gaussian(42, 7, 3, n).astype(np.float64)
+    z = GAUSSIAN(42, 7, 3, n).astype(np.float64)
     # E z^2p = 1, 3, 15, 105 for p = 1, 2, 3, 4; the standard error of the mean of z^p is √((E z^2p − (E z^p)²) / n).
     # What lies beyond 5.77 adds less than 1e-5 to a moment.
     for power, moment, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
@@ -206,14 +207,14 @@ def test_gaussian_entries_have_the_normal_law():
 
 def test_rademacher_entries_are_fair_signs():
     n = 400_000
-    z = noise.rademacher(42, 7, 3, n)
+    z = RADEMACHER(42, 7, 3, n)
     assert set(z.tolist()) == {-1.0, 1.0}
     assert abs(z.astype(np.float64).mean()) < 4 / sqrt(n)
 
 
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_neighbours_are_not_correlated(distribution):
-    z = getattr(noise, distribution)(42, 7, 0, 400_000).astype(np.float64)
+    z = partial(noise.entries, distribution=distribution)(42, 7, 0, 400_000).astype(np.float64)
     for lag in (1, 2, 3, 4, 5, 8, 64, 4096):
         n = len(z) - lag
         assert abs(np.mean(z[lag:] * z[:-lag])) < SIGMAS / sqrt(n), lag
@@ -225,7 +226,10 @@ def test_neighbours_are_not_correlated(distribution):
 def test_seeds_and_streams_are_not_correlated():
     n = 100_000
     for distribution in OTHERS:
-        z = [getattr(noise, distribution)(*names, 0, n).astype(np.float64) for names in ((4, 7), (5, 7), (4, 8))]
+        z = [
+            partial(noise.entries, distribution=distribution)(*names, 0, n).astype(np.float64)
+            for names in ((4, 7), (5, 7), (4, 8))
+        ]
         for one, other in ((0, 1), (0, 2), (1, 2)):
             assert abs(np.mean(z[one] * z[other])) < SIGMAS / sqrt(n), (distribution, one, other)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoreward.noise import FAMILIES, NOISES, Distribution
+from zoreward.noise import FAMILIES, Distribution
+from zoreward.noise.families import NOISES
 
 if TYPE_CHECKING:
     Noise = str

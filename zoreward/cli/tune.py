@@ -387,7 +387,7 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, valu
 
 def _check_numbers(values: dict[str, Any]) -> None:
     from zoreward.methods import make_method, named
-    from zoreward.noise import family_options
+    from zoreward.noise.families import family_options
 
     steps = ("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every")
     others = ("momentum", "window", "refresh", "full_every", "full_rate", "anneal_every", "seed")

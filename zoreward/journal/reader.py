@@ -16,7 +16,8 @@ from zoreward.journal.run import Run, check_header, directions
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
 from zoreward.methods import Directions
-from zoreward.noise import DISTRIBUTIONS, Distribution, family_from_json
+from zoreward.noise import DISTRIBUTIONS, Distribution
+from zoreward.noise.families import family_from_json
 from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
 
 

@@ -197,15 +197,12 @@ def replay_all_(
         subspaces: as for `factors_all`.
     """
     terms, jobs, copied = [term for update in updates for term in update.terms], [], []
-    for number, directions in enumerate(_directions(weights, terms, subspaces)):
-        weight = weights[number][0].detach()
-        moving = [update for update in updates if update.moves(weight.ndim)]
-        if moving and not weight.is_contiguous():
-            copied.append((weight, weight.contiguous()))
-        theta = copied[-1][1] if moving and not weight.is_contiguous() else weight
-        base = _flat(bases[number]) if bases else None
-        work = partial(_write, theta, base, moving, directions)
-        jobs += _over_chunks(work, weight.numel() if moving else 0)
+    all_directions = _directions(weights, terms, subspaces)
+    for (weight, _), base, directions in zip(weights, bases or [None] * len(weights), all_directions, strict=True):
+        if moving := [update for update in updates if update.moves(weight.ndim)]:
+            theta = weight.detach().contiguous()  # a copy where it is not
+            copied += [] if weight.is_contiguous() else [(weight, theta)]
+            jobs += _over_chunks(partial(_write, theta, base, moving, directions), weight.numel())
     run(jobs)
     for weight, theta in copied:
         weight.copy_(theta)
@@ -234,7 +231,7 @@ def _fill(
 
 def _write(
     weight: torch.Tensor,
-    base: NDArray[Any] | None,
+    base: torch.Tensor | None,
     updates: Sequence[Update],
     directions: Directions,
     start: int,
@@ -253,7 +250,7 @@ def _write(
             if decays:
                 acc -= acc.dtype.type(update.decay) * before
             if update.anchor != 0 and base is not None:
-                acc -= acc.dtype.type(update.anchor) * (before - _load(base[start : start + CHUNK], dtype))
+                acc -= acc.dtype.type(update.anchor) * (before - _load(_flat(base)[start : start + CHUNK], dtype))
         if dtype in (torch.bfloat16, torch.float16):
             bits = workspace.rounding_bits(update.rounding_seed, directions.stream, start, len(piece))
             piece[:] = _round_bf16(acc, bits) if dtype == torch.bfloat16 else noise.round_fp16(acc, bits)

@@ -158,13 +158,8 @@ def entries_of_many(draws: Sequence[tuple[int, int, int]], distribution: Distrib
     x1, x3 = np.zeros_like(x0), np.full_like(x0, DIRECTION)
     seeds, streams = (np.array([draw[i] for draw in draws], np.uint64) for i in (0, 1))
     x2 = np.repeat(streams, blocks)
-    k0, k1 = seeds & _LOW, seeds >> _HALF
-    for _ in range(10):
-        p0, p1 = x0 * _M0, x2 * _M1
-        x0, x2 = (p1 >> _HALF) ^ x1 ^ np.repeat(k0, blocks), (p0 >> _HALF) ^ x3 ^ np.repeat(k1, blocks)
-        x1, x3 = p1 & _LOW, p0 & _LOW
-        k0, k1 = (k0 + np.uint64(noise.WEYL_0)) & _LOW, (k1 + np.uint64(noise.WEYL_1)) & _LOW
-    words = np.stack([x0, x1, x2, x3], axis=1).astype(np.uint32).reshape(-1)
+    k0, k1 = np.repeat(seeds & _LOW, blocks), np.repeat(seeds >> _HALF, blocks)
+    words = np.stack(noise.philox((x0, x1, x2, x3), k0, k1), axis=1).astype(np.uint32).reshape(-1)
     z = noise.entries_of_words(words, distribution)
     return [z[4 * (end - own) :][:count] for end, own, (_, _, count) in zip(ends, blocks, draws, strict=True)]
 

@@ -223,18 +223,10 @@ class _Draw:
         return torch.where((place < sharing)[:, None], words & 0xFFFF, words >> 16).view(-1)
 
     def words(self, seed: int, purpose: int, block: torch.Tensor | None = None) -> torch.Tensor:
-        """Philox 4x32-10 on 32-bit words held in int64; a product that overflows keeps the 64 bits that count."""
-        low = noise.MASK_32
+        """`noise.words` of the blocks: 32 bits each, in int64."""
         block = self._block if block is None else block
-        x0, x1 = block & low, block >> 32
-        x2, x3 = self._stream, torch.full_like(self._stream, purpose)
-        k0, k1 = seed & low, seed >> 32
-        for _ in range(10):
-            p0, p1 = x0 * noise.MULTIPLIER_0, x2 * noise.MULTIPLIER_1
-            x0, x1 = ((p1 >> 32) & low) ^ x1 ^ k0, p1 & low
-            x2, x3 = ((p0 >> 32) & low) ^ x3 ^ k1, p0 & low
-            k0, k1 = (k0 + noise.WEYL_0) & low, (k1 + noise.WEYL_1) & low
-        return torch.stack([x0, x1, x2, x3], dim=1).view(-1)
+        counter = block & noise.MASK_32, block >> 32, self._stream, torch.full_like(self._stream, purpose)
+        return torch.stack(noise.philox(counter, seed & noise.MASK_32, seed >> 32), dim=1).view(-1)
 
 
 def _groups(sizes: Sequence[int]) -> Iterator[list[Piece]]:

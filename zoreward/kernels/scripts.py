@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from zoreward.noise import DISTRIBUTIONS, Dense, Distribution, Factored
-from zoreward.noise.factors import inv_sqrt_rank
+from zoreward.noise import DISTRIBUTIONS, Dense
+from zoreward.noise.factors import Factored, inv_sqrt_rank
 from zoreward.records import Member, Term
 
 # What moves a tensor.
@@ -57,13 +57,8 @@ def drawn_of(terms: Iterable[Term]) -> int | None:
 
     None where no launch can: the terms have two distributions, or a family that the kernels have no rule for.
     """
-    found: set[Distribution] = set()
-    for family in {term.family for term in terms}:
-        if isinstance(family, Dense):
-            found.add(family.distribution)
-        elif not isinstance(family, Factored):
-            return None
-    return DISTRIBUTIONS.index(min(found, default="normal")) if len(found) <= 1 else None
+    first, *others = {term.family for term in terms if not isinstance(term.family, Factored)} or {Dense()}
+    return DISTRIBUTIONS.index(first.distribution) if isinstance(first, Dense) and not others else None
 
 
 def padded(side: int) -> int:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -132,29 +133,17 @@ class Keeping:
     def __init__(self, functions: ModuleType) -> None:
         self._functions, self._subspaces = functions, Subspaces(functions.normals)
 
-    def perturb_all(
-        self,
-        weights: Sequence[Weight],
-        members: Sequence[Member],
-        into: list[list[torch.Tensor]] | None = None,
-    ) -> list[list[torch.Tensor]]:
+    def perturb_all(self, weights: Sequence[Weight], members: Sequence[Member], into: Any = None) -> Any:
         """See `zoreward.kernels.cpu.perturb_all`."""
-        copies: list[list[torch.Tensor]] = self._functions.perturb_all(weights, members, into, self._subspaces)
-        return copies
+        return self._functions.perturb_all(weights, members, into, self._subspaces)
 
-    def replay_all_(
-        self,
-        weights: Sequence[Weight],
-        updates: Sequence[Update],
-        bases: Sequence[torch.Tensor] | None = None,
-    ) -> None:
+    def replay_all_(self, weights: Sequence[Weight], updates: Sequence[Update], bases: Any = None) -> None:
         """See `zoreward.kernels.cpu.replay_all_`."""
         self._functions.replay_all_(weights, updates, bases, self._subspaces)
 
-    def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> list[list[Factors]]:
+    def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> Any:
         """See `zoreward.kernels.cpu.factors_all`."""
-        pairs: list[list[Factors]] = self._functions.factors_all(weights, terms, self._subspaces)
-        return pairs
+        return self._functions.factors_all(weights, terms, self._subspaces)
 
     def factor_lines(self, weights: Sequence[Weight], terms: Sequence[Term]) -> torch.Tensor:
         """Return a of all matrices, one below the other, then b of all; the terms' ranks side by side: float32."""

@@ -23,7 +23,8 @@ from zoreward.records import InputError, Member, Query, StepRecord, Term, Update
 
 # Beyond these a float32 coefficient, or a slope over 2ε, is 0 or infinite, whatever the model.
 LEAST_EPS, MOST_EPS, MOST_RATE = 1e-12, 1e6, 1e6
-_BOUNDS = {
+# The least and the most that whole numbers of a method may be.
+BOUNDS = {
     **{"num_directions": (1, MAX_DIRECTIONS), "rank": (0, MAX_RANK), "refresh": (1, MAX_STEPS)},
     **{"more_every": (0, MAX_STEPS), "window": (2, MAX_WINDOW), "blocks": (0, MAX_BLOCKS)},
     **{"block_every": (1, MAX_STEPS), "rows": (0, MAX_STEPS)},
@@ -119,7 +120,7 @@ class Method(ABC):
             raise ValueError(f"eps must lie between {LEAST_EPS:g} and {MOST_EPS:g}, not {self.eps}")
         if not (self.floor > 0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be positive, not {self.floor}")
-        for name, (least, most) in _BOUNDS.items():
+        for name, (least, most) in BOUNDS.items():
             if not least <= getattr(self, name) <= most:
                 told = f"at least {least}" if getattr(self, name) < least else f"at most {most:,}"
                 raise ValueError(f"{name} must be {told}, not {getattr(self, name)}")
@@ -149,10 +150,13 @@ class Method(ABC):
     @property
     def directions(self) -> Directions:
         """What the directions of its steps derive from."""
+        return self._drawn()
+
+    def _drawn(self, full_every: int = 0) -> Directions:
         window = self.window if self.momentum else 1
         return Directions(
             self.seed, self.num_directions, self.family, self.refresh, self.more_every, self.momentum, window,
-            blocks=self.blocks, block_every=self.block_every,
+            full_every, self.blocks, self.block_every,
         )  # fmt: skip
 
     def for_header(self, name: str) -> dict[str, Any]:

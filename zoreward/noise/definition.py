@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,53 +59,59 @@ COSINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n) / math.factorial(
 def words(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.uint32]:
     """Return the random words of the elements `start` … `start + count − 1`: uint32, shape (count,)."""
     index = np.arange(start, start + count, dtype=np.uint64)
-    block, low = index >> np.uint64(2), np.uint64(MASK_32)
-    x0, x1 = block & low, block >> np.uint64(32)
-    x2, x3 = np.full_like(x0, stream), np.full_like(x0, purpose)
-    k0, k1 = seed & MASK_32, seed >> 32
+    block = index >> np.uint64(2)
+    counter = block & MASK_32, block >> 32, np.full_like(block, stream), np.full_like(block, purpose)
+    return np.choose((index & 3).astype(np.intp), philox(counter, seed & MASK_32, seed >> 32)).astype(np.uint32)
+
+
+def philox(counter: Sequence[Any], k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the four words of Philox 4x32-10 of each counter.
+
+    Args:
+        counter: its words 0 to 3, 32 bits each: arrays of NumPy's uint64, or of torch's int64, where a product that
+            overflows keeps the 64 bits that count.
+        k0: the lower half of the key; a number or an array.
+        k1: the upper half.
+    """
+    x0, x1, x2, x3 = counter
     for _ in range(10):
-        p0, p1 = x0 * np.uint64(MULTIPLIER_0), x2 * np.uint64(MULTIPLIER_1)
-        x0, x1 = (p1 >> np.uint64(32)) ^ x1 ^ np.uint64(k0), p1 & low
-        x2, x3 = (p0 >> np.uint64(32)) ^ x3 ^ np.uint64(k1), p0 & low
+        p0, p1 = x0 * MULTIPLIER_0, x2 * MULTIPLIER_1
+        x0, x1 = ((p1 >> 32) & MASK_32) ^ x1 ^ k0, p1 & MASK_32
+        x2, x3 = ((p0 >> 32) & MASK_32) ^ x3 ^ k1, p0 & MASK_32
         k0, k1 = (k0 + WEYL_0) & MASK_32, (k1 + WEYL_1) & MASK_32
-    return np.choose((index & np.uint64(3)).astype(np.intp), [x0, x1, x2, x3]).astype(np.uint32)
+    return x0, x1, x2, x3
 
 
-def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
-    """Return z of the elements `start` … `start + count − 1`: float32, shape (count,).
+def entries(
+    seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION, distribution: Distribution = "normal"
+) -> NDArray[np.float32]:
+    """Return random numbers of the elements `start` … `start + count − 1`: float32, shape (count,).
 
-    z = (popcount(word) − 16) · float32(1/√8), rounded once. Mean 0, variance 1, kurtosis 2.94; 33 levels from −5.66 to
-    5.66, 14 % of them zero. Only integers and one product: the same bits on every machine.
+    | distribution | a number |
+    |---|---|
+    | `normal` | (popcount(word) − 16) · float32(1/√8), rounded once: mean 0, variance 1, kurtosis 2.94; 33 levels |
+    | | from −5.66 to 5.66, 14 % of them zero |
+    | `rademacher` | 1 or −1, by the highest bit of the word |
+    | `gaussian` | of a normal distribution, up to ±5.77: the two of `box_muller` of words 0 and 1 of a block of |
+    | | Philox, and of words 2 and 3 |
 
-    >>> (normal(seed=0, stream=0, start=0, count=4) * 8**0.5).round().tolist()
+    Only integers, single products and polynomials instead of a library's functions: the same bits on every machine.
+
+    >>> (entries(seed=0, stream=0, start=0, count=4) * 8**0.5).round().tolist()
     [1.0, 0.0, 1.0, -1.0]
-    """
-    return entries_of_words(words(seed, stream, start, count, purpose), "normal")
-
-
-def rademacher(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
-    """Return 1 or −1 of the elements `start` … `start + count − 1`, by the highest bit of their words: float32.
-
-    >>> rademacher(seed=0, stream=0, start=0, count=4).tolist()
-    [1.0, -1.0, -1.0, -1.0]
-    """
-    return entries_of_words(words(seed, stream, start, count, purpose), "rademacher")
-
-
-def gaussian(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
-    """Return numbers of a normal distribution of the elements `start` … `start + count − 1`: float32, |z| ≤ 5.77.
-
-    Box–Muller: √(−2 ln u) · (cos θ, sin θ) are the two of `box_muller` of words 0 and 1 of a block of Philox, and of
-    words 2 and 3. Polynomials instead of a library's functions, so the same bits on every machine.
-
-    >>> [round(float(z), 4) for z in gaussian(seed=0, stream=0, start=0, count=4)]
+    >>> [round(float(z), 4) for z in entries(seed=0, stream=0, start=0, count=4, distribution="gaussian")]
     [0.047, -1.3547, -0.7776, 0.0958]
 
     Source: Box, Muller 1958, "A note on the generation of random normal deviates".
     """
     first = start - start % 4
     whole = words(seed, stream, first, -(-(start + count - first) // 4) * 4, purpose)
-    return entries_of_words(whole, "gaussian")[start - first :][:count]
+    return entries_of_words(whole, distribution)[start - first :][:count]
+
+
+def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
+    """Return `entries` that are `normal`."""
+    return entries(seed, stream, start, count, purpose)
 
 
 def entries_of_words(words: NDArray[np.uint32], distribution: Distribution) -> NDArray[np.float32]:
@@ -158,18 +165,6 @@ def polynomial(coefficients: Sequence[np.float32], x: NDArray[np.float32]) -> ND
     for coefficient in coefficients[-2::-1]:
         value = value * x + coefficient
     return value
-
-
-def entries(
-    seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION, distribution: Distribution = "normal"
-) -> NDArray[np.float32]:
-    """Return `normal`, `gaussian` or `rademacher` of the elements `start` … `start + count − 1`, by name.
-
-    >>> entries(seed=0, stream=0, start=0, count=2, distribution="rademacher").tolist()
-    [1.0, -1.0]
-    """
-    draw = {"normal": normal, "gaussian": gaussian, "rademacher": rademacher}[distribution]
-    return draw(seed, stream, start, count, purpose)
 
 
 def uniform(seed: int, stream: int, start: int, count: int, purpose: int) -> NDArray[np.float32]:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from zoreward.noise.family import Distribution, Draw, Family
 from zoreward.noise.seeds import DIRECTION
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,6 @@ class Dense(Family):
 
     name: ClassVar[str] = "dense"
     about: ClassVar[str] = "of every weight"
-    purposes: ClassVar[tuple[int, ...]] = (DIRECTION,)
 
     distribution: Distribution = "normal"
 
@@ -39,12 +34,6 @@ class Dense(Family):
         """Return lines of what was drawn."""
         [z] = parts
         return z.reshape(-1, z.shape[-1] if z.shape else 1)[rows]
-
-    def entries(self, seed: int, stream: int, shape: tuple[int, ...], start: int, count: int) -> NDArray[np.float32]:
-        """Return some elements, without the others."""
-        from zoreward.noise.definition import entries
-
-        return entries(seed, stream, start, count, DIRECTION, self.distribution)
 
     def to_json(self, seed: int) -> list[int | str]:
         """Return nothing: a term without a family is dense."""

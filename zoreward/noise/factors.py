@@ -66,7 +66,6 @@ class LowRank(Factored):
 
     name: ClassVar[str] = "low-rank"
     about: ClassVar[str] = "of matrices, by a low rank"
-    purposes: ClassVar[tuple[int, ...]] = (FACTOR_A, FACTOR_B)
 
     rank: int
     b_seed: int | None = None
@@ -78,10 +77,8 @@ class LowRank(Factored):
 
     def draws(self, seed: int, shape: tuple[int, ...]) -> tuple[Draw, ...]:
         """Return a and b."""
-        seeds, purposes = self.seeds(seed), self.purposes
-        return tuple(
-            Draw(own, purpose, (size, self.rank)) for own, purpose, size in zip(seeds, purposes, shape, strict=True)
-        )
+        parts = zip(self.seeds(seed), (FACTOR_A, FACTOR_B), shape, strict=True)
+        return tuple(Draw(own, purpose, (size, self.rank)) for own, purpose, size in parts)
 
     def seeds(self, seed: int) -> tuple[int, int]:
         """Return the seeds of the factors a and b.

@@ -6,7 +6,7 @@ from typing import Any
 
 from zoreward.noise.dense import Dense
 from zoreward.noise.factors import LowRank
-from zoreward.noise.family import DISTRIBUTIONS, Distribution, Family
+from zoreward.noise.family import Distribution, Family
 from zoreward.noise.subspace import Subspace
 
 _KINDS: tuple[type[Family], ...] = (Dense, LowRank, Subspace)
@@ -44,8 +44,6 @@ def family_of(
     options: dict[str, Any] = {"rank": rank, "distribution": distribution}
     if rank and "rank" not in kind.options():
         raise ValueError(f"{name} directions have no rank")
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, not {distribution!r}")
     if distribution != kind.distribution and "distribution" not in kind.options():
         raise ValueError(f"directions in a {name} have entries of their own: distribution must be {kind.distribution}")
     if refresh > 1 and not kind.refreshes:

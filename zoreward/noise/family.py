@@ -36,7 +36,6 @@ class Family(ABC):
     Attributes:
         name: in a journal, and for `noise`, if there is an `about`.
         about: what z is, for the help; "" where no option names the family.
-        purposes: of what it draws; no two families share one.
         refreshes: whether `at_step` depends on `refresh`.
         distribution: of the entries that it draws.
         rank: where z of a matrix is a·bᵀ/√rank with `parts` a (m, rank) and b (n, rank), so that outputs can be
@@ -45,7 +44,6 @@ class Family(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str] = ""
-    purposes: ClassVar[tuple[int, ...]]
     refreshes: ClassVar[bool] = False
     distribution: Distribution = "normal"
     rank: int = 0
@@ -56,7 +54,8 @@ class Family(ABC):
 
     @abstractmethod
     def draws(self, seed: int, shape: tuple[int, ...]) -> tuple[Draw, ...]:
-        """Return what is drawn for z of a tensor of a shape: as many, for the same purposes, whatever the shape."""
+        """Return what is drawn for z of a tensor of a shape: as many, for the same purposes, whatever the
+        shape; no other family has a purpose of it."""
 
     @abstractmethod
     def lines(self, parts: Sequence[Any], rows: Any) -> Any:

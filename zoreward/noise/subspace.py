@@ -43,7 +43,6 @@ class Subspace(Factored):
     """
 
     name: ClassVar[str] = "subspace"
-    purposes: ClassVar[tuple[int, ...]] = (BASIS_U, BASIS_V, CORE)
 
     rank: int
     basis_seed: int = 0

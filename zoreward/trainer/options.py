@@ -12,7 +12,8 @@ from transformers import SchedulerType, TrainingArguments
 from zoreward.config import ZOArguments
 from zoreward.methods import Method, make_method, named, steps_by_slope, takes
 from zoreward.methods.directions import MAX_STEPS
-from zoreward.noise import Family, family_of, family_options, has_rank
+from zoreward.noise import Family, family_of
+from zoreward.noise.families import family_options, has_rank
 from zoreward.records import InputError
 from zoreward.registry import Patience
 from zoreward.scoring import Generation
