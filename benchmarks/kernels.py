@@ -15,6 +15,7 @@ import torch
 from measure import Result, commit, finish, medians, record
 
 from zoreward.members.tuned import by_kernel
+from zoreward.noise import Dense, LowRank
 from zoreward.records import Term, Update
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,18 +44,18 @@ def passes(weights: list[torch.Tensor], device: torch.device) -> dict[str, Calla
     others = {
         f"{what}, {distribution}": work
         for distribution in ("rademacher", "gaussian")
-        for term in [Term(2, 1e-6, distribution=distribution)]
+        for term in [Term(2, 1e-6, Dense(distribution))]
         for what, work in (
             ("perturbed copy", lambda term=term: kernel.perturb_all(pairs, ((term,),), one)),
-            ("update, one term", lambda term=term: kernel.update_all_(pairs, Update(0.0, (term,), 3))),
+            ("update, one term", lambda term=term: kernel.replay_all_(pairs, [Update(0.0, (term,), 3)])),
         )
     }
     return {
         "perturbed copy": lambda: kernel.perturb_all(pairs, COUPLE[:1], one),
         "both perturbed copies of a couple": lambda: kernel.perturb_all(pairs, COUPLE, both),
         "perturbed copy, in new memory": lambda: kernel.perturb_all(pairs, COUPLE[:1]),
-        "update, one term": lambda: kernel.update_all_(pairs, Update(0.0, (Term(2, 1e-6),), 3)),
-        "update, one low-rank term": lambda: kernel.update_all_(pairs, Update(0.0, (Term(2, 1e-6, 1),), 3)),
+        "update, one term": lambda: kernel.replay_all_(pairs, [Update(0.0, (Term(2, 1e-6),), 3)]),
+        "update, one low-rank term": lambda: kernel.replay_all_(pairs, [Update(0.0, (Term(2, 1e-6, LowRank(1)),), 3)]),
         "16 updates in one pass": lambda: kernel.replay_all_(
             pairs, [Update(0.0, (Term(n, 1e-6),), n) for n in range(16)]
         ),

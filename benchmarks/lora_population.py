@@ -23,6 +23,7 @@ from measure import SHAPES, opt_config, timed
 from transformers import OPTForCausalLM
 
 from zoreward.members import adapted, called_model, lora_config, members_at, tuned_weights, update_
+from zoreward.noise import family_of
 from zoreward.records import Member, Term, Update
 
 
@@ -50,7 +51,8 @@ def main() -> None:
     peft_model = adapted(base, lora_config(base, options.rank, 16), 0).eval().requires_grad_(False)
     model, tuned = called_model(peft_model), tuned_weights(peft_model)
     update_(model, Update(0.0, (Term(7, 1e-2),), 0), tuned=tuned)  # B is no longer 0
-    couples = [(Term(k, sign * 1e-2, options.noise_rank),) for k in range(options.members) for sign in (1, -1)]
+    family = family_of(rank=options.noise_rank)
+    couples = [(Term(k, sign * 1e-2, family),) for k in range(options.members) for sign in (1, -1)]
     members: list[Member] = couples[: options.members]
     own = torch.randint(10, config.vocab_size, (options.rows, options.tokens), device=next(model.parameters()).device)
     rows = own.repeat(options.members, 1)

@@ -19,7 +19,7 @@ from torch import nn
 from zoreward import get_objective
 from zoreward.config import Prompting
 from zoreward.data import load_rows
-from zoreward.noise import derive_seed
+from zoreward.noise import derive_seed, family_of
 from zoreward.records import Member, Scored, Term
 from zoreward.scoring import Scorer, examples_of, load_model, load_tokenizer, prepare_tokenizer, reader_of, with_base
 
@@ -43,10 +43,11 @@ def random_members(model: nn.Module, norm: float, count: int, *, rank: int, seed
     The distance is that of the mean: entries of z have variance 1, so ‖z‖² is the number of weights that z moves. A
     direction of rank 1 is some per cent longer or shorter.
     """
-    sizes = [weight.numel() for weight in model.parameters() if Term(0, 1.0, rank).moves(weight.ndim)]
+    family = family_of(rank=rank)
+    sizes = [weight.numel() for weight in model.parameters() if family.moves(weight.ndim)]
     coefficient = norm / math.sqrt(sum(sizes))
     seeds = [derive_seed(seed, 0, k) for k in range(-(-count // 2))]
-    return [(Term(one, sign * coefficient, rank),) for one in seeds for sign in (1, -1)][:count]
+    return [(Term(one, sign * coefficient, family),) for one in seeds for sign in (1, -1)][:count]
 
 
 def scores_of_random(scorer: Scorer, examples: Sequence, members: Sequence[Member]) -> list[Scored]:

@@ -21,6 +21,7 @@ import torch
 from measure import SHAPES, medians, opt_config
 from transformers import OPTForCausalLM
 
+from zoreward.noise import LowRank
 from zoreward.records import Member, Term
 from zoreward.scoring import Generation, Stepper, reader_of
 from zoreward.scoring.decoding import write
@@ -45,7 +46,9 @@ def main() -> None:
     reader = reader_of(model, 1)
     tokenizer: Any = SimpleNamespace(eos_token_id=2)
     prompts = [tuple(torch.randint(10, min(50000, config.vocab_size), (8,)).tolist()) for _ in range(options.prompts)]
-    members: list[Member] = [(Term(k // 2, sign * 1e-2, 1),) for k in range(options.members) for sign in (1, -1)]
+    members: list[Member] = [
+        (Term(k // 2, sign * 1e-2, LowRank(1)),) for k in range(options.members) for sign in (1, -1)
+    ]
     members = members[: options.members]
     settings = Generation(max_new_tokens=options.new_tokens)
 

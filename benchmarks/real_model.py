@@ -26,6 +26,7 @@ import torch
 from zoreward.config import Prompting
 from zoreward.data import load_rows, render, render_prompts
 from zoreward.members import tuned_weights
+from zoreward.noise import family_of
 from zoreward.records import Member, Term
 from zoreward.scoring import checked_generator, checked_reader, load_model, load_tokenizer, reader_of
 
@@ -90,7 +91,7 @@ def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]
     chats = render_prompts(load_rows(Path(options.output, "prompts.jsonl"), limit=4), tokenizer, Prompting())
     found = []
     for rank, eps in ((0, 1e-3), (1, 1e-2)):
-        members: tuple[Member, ...] = tuple((Term(7, sign * eps, rank),) for sign in (1, -1))
+        members: tuple[Member, ...] = tuple((Term(7, sign * eps, family_of(rank=rank)),) for sign in (1, -1))
         start = time.perf_counter()
         reader = checked_reader(model, pad, examples, members, tuned=tuned)
         packer = "" if reader.packer is None else reader.packer.problem or ""

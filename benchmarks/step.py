@@ -23,6 +23,7 @@ from transformers import OPTForCausalLM
 
 from zoreward.members import members_at, update_
 from zoreward.methods import SPSA
+from zoreward.noise import family_of
 from zoreward.records import Example, Term, Update
 from zoreward.scoring import needed_memory
 from zoreward.scoring.logprobs import candidate_logprobs
@@ -100,7 +101,8 @@ def plain_step(model: OPTForCausalLM, ids: torch.Tensor) -> None:
 
 def parts_of(reader: Reader, ids: torch.Tensor) -> dict[str, Callable[[], None]]:
     """What a step is made of."""
-    couples = {rank: tuple((Term(1, sign * EPS, rank),) for sign in (1, -1)) for rank in (0, 1)}
+    families = {rank: family_of(rank=rank) for rank in (0, 1)}
+    couples = {rank: tuple((Term(1, sign * EPS, family),) for sign in (1, -1)) for rank, family in families.items()}
 
     @torch.no_grad()
     def members(rank: int) -> None:
@@ -108,7 +110,7 @@ def parts_of(reader: Reader, ids: torch.Tensor) -> dict[str, Callable[[], None]]
             forwards(reader.model, ids.repeat(2, 1), 1)
 
     def update(rank: int) -> None:
-        update_(reader.model, Update(0.0, (Term(1, 1e-9, rank),), 2), tuned=reader.tuned)
+        update_(reader.model, Update(0.0, (Term(1, 1e-9, families[rank]),), 2), tuned=reader.tuned)
 
     return {
         "dense: both members": lambda: members(0),

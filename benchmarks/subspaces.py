@@ -20,6 +20,7 @@ from transformers import OPTForCausalLM
 from zoreward.kernels import portable
 from zoreward.kernels.subspaces import Subspaces, matrices_of
 from zoreward.members.tuned import by_kernel
+from zoreward.noise import LowRank, Subspace
 from zoreward.records import Term, Update
 
 
@@ -62,7 +63,7 @@ def costs(options: argparse.Namespace, device: torch.device, rank: int) -> list[
         shapes = [weight.shape for weight in OPTForCausalLM(opt_config(options.shape)).parameters() if weight.ndim == 2]
     weights = [torch.zeros(shape, device=device, dtype=torch.bfloat16) for shape in shapes]
     ((kernel, pairs),) = by_kernel([(weight, stream) for stream, weight in enumerate(weights)], {})
-    terms = {"LOZO": Term(1, 1e-6, rank), "SubZero": Term(1, 1e-6, rank, basis_seed=2)}
+    terms = {"LOZO": Term(1, 1e-6, LowRank(rank)), "SubZero": Term(1, 1e-6, Subspace(rank, 2))}
 
     def make() -> Subspaces:
         subspaces = Subspaces(getattr(kernel, "_functions", portable).normals)
@@ -75,7 +76,7 @@ def costs(options: argparse.Namespace, device: torch.device, rank: int) -> list[
     works["bases by Gram–Schmidt, less the drawing"] = lambda: bases_by_gram_schmidt(weights, rank)
     for name, term in terms.items() if not options.bases else ():
         works[f"{name}, factors"] = partial(kernel.factors_all, pairs, [term])
-        works[f"{name}, update"] = partial(kernel.update_all_, pairs, Update(0.0, (term,), 3))
+        works[f"{name}, update"] = partial(kernel.replay_all_, pairs, [Update(0.0, (term,), 3)])
     found = medians(works, options.rounds, device)
     return results + [Result(f"rank {rank}: {name}", seconds, "s") for name, seconds in found.items()]
 

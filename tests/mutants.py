@@ -100,9 +100,9 @@ MUTANTS = [
     ),
     Mutant(
         "SubZero steps in the next subspace",
-        "zoreward/methods/directions.py",
-        "basis_seed = derive_seed(self.seed, start, 0)",
-        "basis_seed = derive_seed(self.seed, start + self.refresh * (step % 2), 0)",
+        "zoreward/noise/subspace.py",
+        "derive_seed(run_seed, step - step % refresh, 0)",
+        "derive_seed(run_seed, step - step % refresh + refresh * (step % 2), 0)",
         "tests/test_methods.py",
     ),
     Mutant(
@@ -177,7 +177,7 @@ MUTANTS = [
     ),
     Mutant(
         "all tensors share one z",
-        "zoreward/noise.py",
+        "zoreward/noise/seeds.py",
         "table[name] = stream\n",
         "table[name] = 0\n",
         "tests/test_noise.py",
@@ -198,9 +198,9 @@ MUTANTS = [
     ),
     Mutant(
         "the factors of a low-rank direction are one",
-        "zoreward/noise.py",
-        "DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 3, 4",
-        "DIRECTION, ROUNDING, FACTOR_A, FACTOR_B, FIRST_WEIGHTS = 0, 1, 2, 2, 4",
+        "zoreward/noise/factors.py",
+        "FACTOR_A, FACTOR_B = 2, 3",
+        "FACTOR_A, FACTOR_B = 2, 2",
         "tests/test_lowrank.py",
     ),
     Mutant(

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from conftest import random_model
 from families import HEADS
+from terms import term_of
 from test_lowrank import raw
 from test_memory import DENSE, LOW, example
 from test_resume import trainer
@@ -43,6 +44,7 @@ from zoreward.members import (
     updates_,
 )
 from zoreward.members.blocks import slots_by_members
+from zoreward.noise import LowRank
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.scoring.memory import needed_memory
 
@@ -94,7 +96,9 @@ def test_what_directions_do_not_move_has_no_turn():
     model = deep(3)
     tuned = tuned_weights(model, r"layers|\.norm")
     assert set(by_layer(model, tuned).values()) == {0, 1, 2, 3}, "dense directions move the last norm"
-    assert set(by_layer(model, tuned, rank=1).values()) == {0, 1, 2}, "a vector alone would be a turn of nothing"
+    assert set(by_layer(model, tuned, family=LowRank(1)).values()) == {0, 1, 2}, (
+        "a vector alone would be a turn of nothing"
+    )
 
 
 def test_an_adapters_weights_belong_to_the_layers_that_they_adapt():
@@ -130,7 +134,9 @@ def test_a_model_without_layers_is_refused():
 
 # --- updates ---------------------------------------------------------------------------------------------------------
 
-TERMS = [((Term(seed, 0.05), Term(seed, 0.03, rank=1)), Term(seed + 9, 0.02, rank=2, b_seed=4)) for seed in (1, 2, 3)]
+TERMS = [
+    ((Term(seed, 0.05), term_of(seed, 0.03, rank=1)), term_of(seed + 9, 0.02, rank=2, b_seed=4)) for seed in (1, 2, 3)
+]
 
 
 def blocked(number: int, block: int) -> Update:
@@ -206,8 +212,8 @@ def test_blocks_that_there_are_not_are_refused():
 
 
 def members_of(block: int, rank: int) -> tuple[tuple[Term, ...], ...]:
-    couple = tuple((Term(1, sign * 0.1, rank, block=block),) for sign in (1, -1))
-    return *couple, (), (Term(2, 0.05, rank, block=block), Term(3, 0.1, rank, block=(block + 1) % 3))
+    couple = tuple((term_of(1, sign * 0.1, rank, block=block),) for sign in (1, -1))
+    return *couple, (), (term_of(2, 0.05, rank, block=block), term_of(3, 0.1, rank, block=(block + 1) % 3))
 
 
 @pytest.mark.parametrize(

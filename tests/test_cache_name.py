@@ -8,6 +8,7 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from conftest import random_model
+from terms import term_of
 from test_completions import PROMPTS
 from test_scoring import LONG, slow_logprobs
 from zoreward.members import called_model, with_prefix
@@ -54,7 +55,7 @@ def test_answers_of_several_tokens_are_read_behind_a_shared_prompt(family: str, 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("argument", CACHE_NAMES)
 def test_texts_are_written_by_steps(argument: str, tokenizer) -> None:
-    members = tuple((Term(seed, 0.1, 1),) for seed in (1, 2))
+    members = tuple((term_of(seed, 0.1, 1),) for seed in (1, 2))
     settings = Generation(max_new_tokens=6)
 
     def texts(name: str) -> list[list[tuple[int, ...]]]:

@@ -209,11 +209,13 @@ def test_a_hub_name_without_network_is_said_at_once(
 
 def test_what_the_command_line_lets_through_a_journal_holds() -> None:
     from zoreward import config
-    from zoreward.journal import lines, run
+    from zoreward.journal import lines
+    from zoreward.methods import directions
+    from zoreward.noise.factors import MAX_RANK
 
-    assert config.MOST_RANK == run.MAX_RANK
-    assert run.MAX_WINDOW - 1 == config.MOST_WINDOW
-    assert run.MAX_BLOCKS - 1 == config.MOST_BLOCKS
+    assert config.MOST_RANK == MAX_RANK
+    assert directions.MAX_WINDOW - 1 == config.MOST_WINDOW
+    assert directions.MAX_BLOCKS - 1 == config.MOST_BLOCKS
     seed = 2**64 - 1
     term = [seed, -1.2345678901234567e-38, config.MOST_RANK, seed, seed]
     scores = [-1.2345678901234567e-300] * (2 * config.MOST_DIRECTIONS)

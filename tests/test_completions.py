@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, RwkvConfig, 
 
 from conftest import random_model
 from rendering import render_prompts
-from zoreward import noise
+from zoreward.noise import definition as noise
 from zoreward.records import Example, InputError, ObjectiveError, Term, UnknownNameError
 from zoreward.registry import get_objective
 from zoreward.scoring import (

@@ -14,6 +14,7 @@ from accelerate import dispatch_model
 from torch import nn
 
 from conftest import random_model
+from terms import term_of
 from test_families import EXAMPLES, MEMBERS, logits_at, model_of, written
 from test_pairs import ASKED, ROWS
 from zoreward import ZOConfig, ZOTrainer, evaluate
@@ -101,7 +102,7 @@ def test_tied_weights_move_once_and_buffers_not_at_all() -> None:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert buffers
     for one in (model, plain):
-        update_(one, Update(0.1, (Term(5, 0.25), Term(6, 0.125, 1)), 1))
+        update_(one, Update(0.1, (Term(5, 0.25), term_of(6, 0.125, 1)), 1))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     for name, weight in tuned_weights(plain).weights.items():
         assert torch.equal(tuned_weights(model).weights[name], weight), name

@@ -1,6 +1,6 @@
 """Contract under test: entries of directions that are gaussian or rademacher, beside the normal ones.
 
-- `noise.gaussian`, `noise.rademacher`, `noise.entries`, `noise.low_rank(…, distribution)`: float32, the numbers of
+- `noise.entries`, `LowRank(…, distribution)`: float32, the numbers of
   `reference.py` bit for bit, wherever a call starts and ends. Gaussian is Box–Muller: elements 0 and 1 of a block of
   four are made of its words 0 and 1, elements 2 and 3 of its words 2 and 3. Rademacher is the sign of the highest bit.
 - Gaussian entries are those of exact Box–Muller of the same words but for their last bits, and have the normal law;
@@ -16,7 +16,7 @@ Triton's interpreter. Limits of the statistics are those of test_noise.py: fixed
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from math import log, sqrt
 from typing import Any
@@ -26,15 +26,19 @@ import pytest
 import torch
 
 import reference
+from terms import low_rank, term_of
 from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, from_patterns, make_weight, patterns
-from zoreward import noise
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
-from zoreward.records import DISTRIBUTIONS, Term, Update
+from zoreward.noise import DISTRIBUTIONS, Subspace, family_of, seeds
+from zoreward.noise import definition as noise
+from zoreward.noise.families import family_from_json
+from zoreward.records import Term, Update
 
 SIGMAS = 5
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 OTHERS = ["gaussian", "rademacher"]
+GAUSSIAN, RADEMACHER = (partial(noise.entries, distribution=name) for name in ("gaussian", "rademacher"))
 ALL = ["normal", *OTHERS]
 PURPOSES = [reference.DIRECTIONS, reference.FACTOR_A, reference.FACTOR_B]
 # (start, count): every alignment to a block and to a pair, within one, none; far away.
@@ -99,17 +103,16 @@ def test_entries_equal_the_reference(seed, distribution):
             for purpose in PURPOSES:
                 given = seed, stream, start, count, purpose
                 expected = getattr(reference, distribution)(seed, stream, range(start, start + count), purpose)
-                for got in (getattr(noise, distribution)(*given), noise.entries(*given, distribution)):
-                    assert (got.dtype, got.shape) == (np.float32, (count,))
-                    assert got.tobytes() == expected.tobytes(), given
+                got = noise.entries(*given, distribution)
+                assert (got.dtype, got.shape) == (np.float32, (count,))
+                assert got.tobytes() == expected.tobytes(), given
 
 
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_directions_are_the_default_purpose_and_normal_the_default_entries(distribution):
-    some = getattr(noise, distribution)(9, 3, 2, 50)
-    assert some.tobytes() == getattr(noise, distribution)(9, 3, 2, 50, noise.DIRECTION).tobytes()
-    assert some.tobytes() != getattr(noise, distribution)(9, 3, 2, 50, noise.ROUNDING).tobytes()
-    assert noise.entries(9, 3, 2, 50, distribution=distribution).tobytes() == some.tobytes()
+    some = noise.entries(9, 3, 2, 50, distribution=distribution)
+    assert some.tobytes() == noise.entries(9, 3, 2, 50, seeds.DIRECTION, distribution).tobytes()
+    assert some.tobytes() != noise.entries(9, 3, 2, 50, seeds.ROUNDING, distribution).tobytes()
     for normal in (noise.entries(9, 3, 2, 50), noise.entries(9, 3, 2, 50, distribution="normal")):
         assert normal.tobytes() == noise.normal(9, 3, 2, 50).tobytes()
 
@@ -117,7 +120,7 @@ def test_directions_are_the_default_purpose_and_normal_the_default_entries(distr
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_a_long_call_is_its_short_calls_put_together(distribution):
     start, cuts = 5, [0, 1, 6, 4_098, 65_537, 100_001]
-    draw = getattr(noise, distribution)
+    draw = partial(noise.entries, distribution=distribution)
     whole = draw(42, 7, start, cuts[-1])
     parts = [draw(42, 7, start + low, high - low) for low, high in pairwise(cuts)]
     assert whole.tobytes() == np.concatenate(parts).tobytes()
@@ -130,7 +133,7 @@ def test_a_long_call_is_its_short_calls_put_together(distribution):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_low_rank_directions_equal_the_reference(rank, distribution):
     for b_seed in (None, 2**64 - 1):
-        got = noise.low_rank(5, STREAM, (5, 7), rank, b_seed, distribution=distribution)
+        got = low_rank(5, STREAM, (5, 7), rank, b_seed, distribution=distribution)
         expected = reference.low_rank(5, STREAM, (5, 7), rank, b_seed, distribution=distribution)
         np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
@@ -147,8 +150,8 @@ def test_low_rank_directions_equal_the_reference(rank, distribution):
     ],
 )
 def test_frozen_entries_of_noise_version_2(seed, stream, start, purpose, gaussian, rademacher):
-    assert noise.gaussian(seed, stream, start, 8, purpose).astype("<f4").tobytes().hex() == gaussian
-    assert noise.rademacher(seed, stream, start, 8, purpose).tolist() == rademacher
+    assert GAUSSIAN(seed, stream, start, 8, purpose).astype("<f4").tobytes().hex() == gaussian
+    assert RADEMACHER(seed, stream, start, 8, purpose).tolist() == rademacher
 
 
 def test_box_muller_of_chosen_words_is_that_of_the_reference():
@@ -173,18 +176,18 @@ def test_extreme_words_are_extreme_and_their_entries_are_those_of_the_reference(
         for value, (stream, pair) in values.items():
             assert share(reference.words(1, stream, [2 * pair + which])[0]) == value, "else this tests nothing"
     for stream in EXTREMES:
-        got = noise.gaussian(1, stream, 0, 4)
+        got = GAUSSIAN(1, stream, 0, 4)
         assert got.tobytes() == reference.gaussian(1, stream, range(4)).tobytes(), stream
         assert_close_to_exact(got, noise.words(1, stream, 0, 4))
     stream, pair = EXTREME_N[1]
-    assert np.hypot(*noise.gaussian(1, stream, 2 * pair, 2)) == pytest.approx(sqrt(48 * log(2)), rel=8 * 2**-24)
+    assert np.hypot(*GAUSSIAN(1, stream, 2 * pair, 2)) == pytest.approx(sqrt(48 * log(2)), rel=8 * 2**-24)
     stream, pair = EXTREME_N[2**24]
-    assert not noise.gaussian(1, stream, 2 * pair, 2).any()
+    assert not GAUSSIAN(1, stream, 2 * pair, 2).any()
 
 
 @pytest.mark.parametrize(("seed", "stream"), [(42, 7), (2**64 - 1, 2**32 - 1)])
 def test_gaussian_entries_are_accurate(seed, stream):
-    assert_close_to_exact(noise.gaussian(seed, stream, 0, 200_000), noise.words(seed, stream, 0, 200_000))
+    assert_close_to_exact(GAUSSIAN(seed, stream, 0, 200_000), noise.words(seed, stream, 0, 200_000))
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ def test_gaussian_entries_are_accurate(seed, stream):
 
 def test_gaussian_entries_have_the_normal_law():
     n = 400_000
-    z = noise.gaussian(42, 7, 3, n).astype(np.float64)
+    z = GAUSSIAN(42, 7, 3, n).astype(np.float64)
     # E z^2p = 1, 3, 15, 105 for p = 1, 2, 3, 4; the standard error of the mean of z^p is √((E z^2p − (E z^p)²) / n).
     # What lies beyond 5.77 adds less than 1e-5 to a moment.
     for power, moment, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
@@ -204,14 +207,14 @@ def test_gaussian_entries_have_the_normal_law():
 
 def test_rademacher_entries_are_fair_signs():
     n = 400_000
-    z = noise.rademacher(42, 7, 3, n)
+    z = RADEMACHER(42, 7, 3, n)
     assert set(z.tolist()) == {-1.0, 1.0}
     assert abs(z.astype(np.float64).mean()) < 4 / sqrt(n)
 
 
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_neighbours_are_not_correlated(distribution):
-    z = getattr(noise, distribution)(42, 7, 0, 400_000).astype(np.float64)
+    z = partial(noise.entries, distribution=distribution)(42, 7, 0, 400_000).astype(np.float64)
     for lag in (1, 2, 3, 4, 5, 8, 64, 4096):
         n = len(z) - lag
         assert abs(np.mean(z[lag:] * z[:-lag])) < SIGMAS / sqrt(n), lag
@@ -223,7 +226,10 @@ def test_neighbours_are_not_correlated(distribution):
 def test_seeds_and_streams_are_not_correlated():
     n = 100_000
     for distribution in OTHERS:
-        z = [getattr(noise, distribution)(*names, 0, n).astype(np.float64) for names in ((4, 7), (5, 7), (4, 8))]
+        z = [
+            partial(noise.entries, distribution=distribution)(*names, 0, n).astype(np.float64)
+            for names in ((4, 7), (5, 7), (4, 8))
+        ]
         for one, other in ((0, 1), (0, 2), (1, 2)):
             assert abs(np.mean(z[one] * z[other])) < SIGMAS / sqrt(n), (distribution, one, other)
 
@@ -233,26 +239,29 @@ def test_seeds_and_streams_are_not_correlated():
 
 def test_a_term_carries_its_distribution():
     assert DISTRIBUTIONS == ("normal", "gaussian", "rademacher")
-    assert Term(1, 0.5) == Term(1, 0.5, distribution="normal") != Term(1, 0.5, distribution="gaussian")
+    assert Term(1, 0.5) == term_of(1, 0.5, distribution="normal") != term_of(1, 0.5, distribution="gaussian")
     for unknown in ("uniform", "Gaussian", ""):
         with pytest.raises(ValueError, match="distribution"):
-            Term(1, 0.5, distribution=unknown)
+            term_of(1, 0.5, distribution=unknown)
     with pytest.raises(TypeError):
-        Term(1, 0.5, 1, None, None, "gaussian")  # by its name only
+        term_of(1, 0.5, 1, None, None, "gaussian")  # by its name only
 
 
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_only_normal_directions_lie_in_a_subspace(distribution):
-    assert Term(1, 0.5, 2, basis_seed=3, distribution="normal") == Term(1, 0.5, 2, basis_seed=3)
+    assert family_from_json(1, [2, 1, 3], "normal") == Subspace(2, 3)
+    assert family_of(rank=2, subspace=True) == Subspace(2)
     with pytest.raises(ValueError, match="subspace"):
-        Term(1, 0.5, 2, basis_seed=3, distribution=distribution)
+        family_from_json(1, [2, 1, 3], distribution)
+    with pytest.raises(ValueError, match="subspace"):
+        family_of(rank=2, subspace=True, distribution=distribution)
 
 
 def test_a_direction_tells_distributions_apart():
     for rank in (0, 2):
-        directions = [Term(1, 0.5, rank, distribution=name).direction for name in ALL]
-        assert [direction[-1] for direction in directions] == ALL and len(set(directions)) == 3
-        assert directions == [Term(1, -0.25, rank, distribution=name).direction for name in ALL]
+        directions = [term_of(1, 0.5, rank, distribution=name).direction for name in ALL]
+        assert [family.distribution for _, family in directions] == ALL and len(set(directions)) == 3
+        assert directions == [term_of(1, -0.25, rank, distribution=name).direction for name in ALL]
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -332,7 +341,7 @@ UPDATES: dict[str, list[tuple[float, tuple[Spec, ...]]]] = {
 
 
 def terms_of(member: tuple[Spec, ...]) -> tuple[Term, ...]:
-    return tuple(Term(*term, distribution=distribution) for distribution, term in member)
+    return tuple(term_of(*term, distribution=distribution) for distribution, term in member)
 
 
 def updates_of(name: str) -> list[Update]:
@@ -405,15 +414,16 @@ def test_float64_weights_move_as_on_the_cpu(kernel):
 def test_factors_equal_the_reference(kernel):
     functions, device = kernel
     matrices = [(torch.empty(5, 3, device=device), 7), (torch.empty(2, 41, device=device), 2**32 - 1)]
-    terms = [Term(1, 1.0, 1, distribution=name) for name in ALL]
-    terms += [Term(1, 1.0, 3, b_seed=8, distribution=name) for name in OTHERS]
+    terms = [term_of(1, 1.0, 1, distribution=name) for name in ALL]
+    terms += [term_of(1, 1.0, 3, b_seed=8, distribution=name) for name in OTHERS]
     lines = (Keeping(functions) if functions in (cpu, portable) else functions).factor_lines(matrices, terms)
     sides = [(weight.shape[side], stream, side) for side in (0, 1) for weight, stream in matrices]
     by_side = lines.cpu().split([size for size, _, _ in sides])
     for (size, stream, side), own in zip(sides, by_side, strict=True):
-        for term, factor in zip(terms, own.split([term.rank for term in terms], dim=1), strict=True):
-            seed, purpose = term.seeds[side], PURPOSES[1 + side]
-            expected = reference.entries(seed, stream, range(size * term.rank), purpose, term.distribution)
+        for term, factor in zip(terms, own.split([term.family.rank for term in terms], dim=1), strict=True):
+            family, purpose = term.family, PURPOSES[1 + side]
+            seed = family.seeds(term.seed)[side]
+            expected = reference.entries(seed, stream, range(size * family.rank), purpose, family.distribution)
             assert_same(patterns(factor.contiguous()), expected.view(np.uint32), "float32")
 
 
@@ -422,10 +432,12 @@ def test_what_a_kernel_remembers_is_of_one_distribution(kernel, rank):
     functions, device = kernel
     weight = torch.full((3, 5), 0.5, device=device)
     for name in ALL:  # all else stays as it is
-        term = Term(4, 0.25, rank, distribution=name)
-        [[first, second]] = functions.perturb_all([(weight, 6)], ((term,), (Term(4, -0.25, rank, distribution=name),)))
+        term = term_of(4, 0.25, rank, distribution=name)
+        [[first, second]] = functions.perturb_all(
+            [(weight, 6)], ((term,), (term_of(4, -0.25, rank, distribution=name),))
+        )
         moved = weight.clone()
-        functions.update_all_([(moved, 6)], Update(0.0, (term,), 1))
+        functions.replay_all_([(moved, 6)], [Update(0.0, (term,), 1)])
         for got, coefficient in ((first, 0.25), (second, -0.25), (moved, 0.25)):
             own = [(4, coefficient, rank) if rank else (4, coefficient)]
             expected = reference.perturbed(np.full((3, 5), 0.5), "float32", 6, own, distribution=name)
@@ -436,7 +448,7 @@ def test_extreme_words_are_those_of_the_reference_in_kernels(kernel):
     # What a weight of −0 becomes shows the sign of a z of 0.
     functions, device = kernel
     given = [(torch.full((4,), -0.0, device=device), stream) for stream in EXTREMES]
-    copies = functions.perturb_all(given, ((Term(1, 1.0, distribution="gaussian"),),))
+    copies = functions.perturb_all(given, ((term_of(1, 1.0, distribution="gaussian"),),))
     for stream, [copy] in zip(EXTREMES, copies, strict=True):
         theta = np.full(4, -0.0, np.float32)
         expected = reference.perturbed(theta, "float32", stream, [(1, 1.0)], distribution="gaussian")
@@ -447,7 +459,7 @@ def test_extreme_words_are_those_of_the_reference_in_kernels(kernel):
 def test_large_tensors_are_those_of_the_definition(distribution):
     # Of more than one chunk of the CPU's kernel, with all lanes of its vectors busy.
     count = 2 * (1 << 16) + 3
-    [[copy]] = cpu.perturb_all([(torch.zeros(count), 7)], ((Term(3, 1.0, distribution=distribution),),))
+    [[copy]] = cpu.perturb_all([(torch.zeros(count), 7)], ((term_of(3, 1.0, distribution=distribution),),))
     z = noise.entries(3, 7, 0, count, distribution=distribution)
     assert_same(patterns(copy), (np.float32(0) + z).view(np.uint32), "float32")
 
@@ -459,8 +471,8 @@ def test_large_tensors_on_a_gpu(distribution, dtype):
     from zoreward.kernels import gpu
 
     whole = (torch.randn(1003, 1021, generator=torch.Generator().manual_seed(0)) * 0.02).to(DTYPES[dtype])
-    terms = [Term(seed, 0.1, rank, distribution=distribution) for seed, rank in ((1, 0), (2, 2), (3, 24))]
-    members = ((terms[0],), (Term(1, -0.1, distribution=distribution),))
+    terms = [term_of(seed, 0.1, rank, distribution=distribution) for seed, rank in ((1, 0), (2, 2), (3, 24))]
+    members = ((terms[0],), (term_of(1, -0.1, distribution=distribution),))
     kernels = gpu.Kernels()
     [copies], [expected] = (
         some.perturb_all([(whole.to(device), 7)], members) for some, device in ((kernels, "cuda"), (cpu, "cpu"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import FAMILIES, random_model
+from terms import term_of
 from zoreward.members import members_at, update_
 from zoreward.records import InputError, Term, Update
 from zoreward.scoring import base_of, kl_to_base, reader_of, weights_moved
@@ -16,7 +17,7 @@ from zoreward.trainer import ZOConfig, ZOTrainer
 
 PROMPTS = [(5, 6), (7, 8, 9, 10, 11), (4,)]
 TEXTS = [[(12, 13, 14), (15,), (16, 17)], [(20, 21), (22, 23, 24, 25), ()]]
-MEMBERS = ((Term(7, 0.05, 1),), (Term(7, -0.05, 1),))
+MEMBERS = ((term_of(7, 0.05, 1),), (term_of(7, -0.05, 1),))
 
 
 def slow_kl(model, base, prompts, texts) -> float:

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 import reference
+from terms import term_of
 from zoreward.members import members_at, update_
 from zoreward.methods import SPSA, Population, SPSAState
 from zoreward.methods.estimators import centred_ranks, gains_over_std, over_rms, z_scores
-from zoreward.records import Term, to_float32
+from zoreward.records import to_float32
 
 SCORES = [0.5, 0.25, -1.0, 2.0, 0.25, 0.75]
 TINY = 1e-12
@@ -93,9 +94,9 @@ def test_spsa_steps_by_the_mean_of_weighted_directions(normalize, expected):
     state = SPSAState(step=4, silent=1)
     query = spsa.ask(state)
     seeds = [reference.derive_seed(8, 4, k) for k in range(3)]
-    assert query.members == tuple((Term(seed, sign * 0.5, 2),) for seed in seeds for sign in (1, -1))
+    assert query.members == tuple((term_of(seed, sign * 0.5, 2),) for seed in seeds for sign in (1, -1))
     update, after = spsa.tell(state, query, SCORES)
-    assert [(term.seed, term.rank) for term in update.terms] == [(seed, 2) for seed in seeds]
+    assert [(term.seed, term.family.rank) for term in update.terms] == [(seed, 2) for seed in seeds]
     # coefficients are rounded to float32
     assert [term.coefficient for term in update.terms] == pytest.approx([0.3 * w / 3 for w in expected], rel=1e-6)
     assert after == SPSAState(step=5, silent=1)
@@ -113,7 +114,7 @@ def test_dense_spsa_is_what_it_was():
     update, _ = spsa.tell(spsa.init(), spsa.ask(spsa.init()), [0.7, 0.4, 0.1, 0.3])
     slopes = [(0.7 - 0.4) / (2 * to_float32(1e-3)), (0.1 - 0.3) / (2 * to_float32(1e-3))]
     assert [term.coefficient for term in update.terms] == [to_float32(0.05 * slope / 2) for slope in slopes]
-    assert {term.rank for term in update.terms} == {0}
+    assert {term.family.rank for term in update.terms} == {0}
 
 
 @pytest.mark.parametrize(
@@ -128,10 +129,10 @@ def test_a_population_steps_by_the_mean_of_weighted_directions(estimator, scores
     state = SPSAState(step=2)
     query = population.ask(state)
     seeds = [reference.derive_seed(8, 2, k) for k in range(3)]
-    members = tuple((Term(seed, 0.25, 1),) for seed in seeds)
+    members = tuple((term_of(seed, 0.25, 1),) for seed in seeds)
     assert query.members == (members if estimator == "zscore" else ((), *members))
     update, after = population.tell(state, query, scores, lr=0.6)
-    assert [(term.seed, term.rank) for term in update.terms] == [(seed, 1) for seed in seeds]
+    assert [(term.seed, term.family.rank) for term in update.terms] == [(seed, 1) for seed in seeds]
     assert [term.coefficient for term in update.terms] == pytest.approx([0.6 * w / 3 for w in expected], rel=1e-6)
     assert after == SPSAState(step=3)
     update, after = population.tell(state, query, [0.1] * len(scores))

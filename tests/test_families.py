@@ -16,6 +16,7 @@ import transformers as hf
 from torch import nn
 
 from families import ALONE, CAUSAL, ENCODER_DECODER, MASKED, random_model
+from terms import term_of
 from zoreward import ZOConfig, ZOTrainer, evaluate
 from zoreward.members import members_at, update_
 from zoreward.records import Example, InputError, Member, Term, Update
@@ -32,8 +33,8 @@ from zoreward.scoring import (
 MEMBERS: dict[str, tuple[Member, ...]] = {
     "dense": ((Term(11, 0.05),), (Term(11, -0.05),), (Term(12, 0.05), Term(13, 0.02))),
     "low-rank": (
-        *((Term(21, 0.1, 1),), (Term(22, 0.1, 2),), (Term(23, 0.07, 1), Term(24, 0.07, 3))),
-        (Term(25, 0.1, 1, b_seed=21),),
+        *((term_of(21, 0.1, 1),), (term_of(22, 0.1, 2),), (term_of(23, 0.07, 1), term_of(24, 0.07, 3))),
+        (term_of(25, 0.1, 1, b_seed=21),),
     ),
 }
 PROMPTS = [(5, 6, 7), (9, 9, 3, 4, 5, 6, 11), (20, 21, 22, 23)]

@@ -23,6 +23,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from conftest import random_model
+from terms import term_of
 from zoreward.kernels import cpu, tables
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members import Tuned, grouping, in_blocks, low_rank, members_at, tuned_weights, updates_
@@ -40,11 +41,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow), torch.float32]
 COUPLES = ((Term(3, 0.01),), (Term(3, -0.01),), (Term(2**64 - 1, 0.5),), (Term(2**64 - 1, -1e-6),))
 MIXED: tuple[Member, ...] = (
-    (Term(2, 0.3, 3), Term(2**64 - 1, -0.1)),
+    (term_of(2, 0.3, 3), Term(2**64 - 1, -0.1)),
     (),
-    (Term(2, -0.25, 3),),
-    (Term(5, 0.25, 2), Term(2, 0.1, 2, b_seed=5)),
-    (Term(6, 0.2, 3, basis_seed=2), Term(5, -0.2, 2, basis_seed=2**64 - 1)),
+    (term_of(2, -0.25, 3),),
+    (term_of(5, 0.25, 2), term_of(2, 0.1, 2, b_seed=5)),
+    (term_of(6, 0.2, 3, basis_seed=2), term_of(5, -0.2, 2, basis_seed=2**64 - 1)),
 )
 UPDATES = [
     Update(0.1, MIXED[0], 9),  # all at once
@@ -133,7 +134,7 @@ def test_units_of_several_blocks_and_half_empty_ones():
 def test_lines_that_blocks_divide():
     # Then a program reads one number of a, and b from one place on.
     weight = torch.randn(2, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
-    member = (Term(4, 0.1, 2),)
+    member = (term_of(4, 0.1, 2),)
     kernels = gpu.Kernels(block=128, unit=512)
     [[copy]] = kernels.perturb_all([(weight.to(DEVICE), 5)], [member])
     [[expected]] = cpu.perturb_all([(weight, 5)], [member])
@@ -144,11 +145,11 @@ def test_lines_that_blocks_divide():
 def test_blocks_of_many_short_lines(columns):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in ((140, 12), (270, columns), (3,))]
-    update = Update(0.0, (Term(4, 0.1, 1),), 6)
+    update = Update(0.0, (term_of(4, 0.1, 1),), 6)
     got = [(tensor.to(DEVICE, copy=True), stream) for stream, tensor in enumerate(tensors)]
     expected = [(tensor.clone(), stream) for stream, tensor in enumerate(tensors)]
-    gpu.Kernels(block=1024, unit=2048).update_all_(got, update)
-    cpu.update_all_(expected, update)
+    gpu.Kernels(block=1024, unit=2048).replay_all_(got, [update])
+    cpu.replay_all_(expected, [update])
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
     assert pattern(got[1][0]) != pattern(tensors[1])
 
@@ -159,13 +160,13 @@ def test_tensors_of_whole_blocks_have_a_launch_of_their_own(kernels, dtype, monk
     edges = torch.tensor([0.0, -0.0, 1e-6, -6e-8, 6.1e-5, 65504.0, float("inf"), float("nan")])
     numbers = torch.cat([edges.repeat(32), torch.randn(768, generator=torch.Generator().manual_seed(0)) * 0.02])
     tensors = [(numbers.repeat(2).view(32, 64).to(dtype), 5), (numbers[:1023].to(dtype), 6), (numbers.to(dtype), 7)]
-    for terms in ((Term(3, 1e-5),), (Term(3, 1e-5, 1),), (Term(3, 1e-5, 1), Term(4, 1e-5))):
+    for terms in ((Term(3, 1e-5),), (term_of(3, 1e-5, 1),), (term_of(3, 1e-5, 1), Term(4, 1e-5))):
         got = [(tensor.to(DEVICE, copy=True), stream) for tensor, stream in tensors]
         expected = [(tensor.clone(), stream) for tensor, stream in tensors]
         for copies, others in zip(kernels.perturb_all(got, (terms,)), cpu.perturb_all(expected, (terms,)), strict=True):
             assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in others]
-        kernels.update_all_(got, Update(0.0, terms, 8))
-        cpu.update_all_(expected, Update(0.0, terms, 8))
+        kernels.replay_all_(got, [Update(0.0, terms, 8)])
+        cpu.replay_all_(expected, [Update(0.0, terms, 8)])
         assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
         moved = (expected[0][0] != tensors[0][0]).double().mean()
         assert 0.01 < moved < 1.0 and len(next(iter(kernels._groups(got)[0].tables.values())).parts) == 2
@@ -177,8 +178,8 @@ def test_sums_beyond_the_largest_number_and_roundings_beyond_it(kernels):
     for coefficient in (1e35, 3.4e38):  # rounded up beyond the largest; sums that are infinite
         got, expected = ([(edges.repeat(32).bfloat16().to(device), 3)] for device in (DEVICE, "cpu"))
         update = Update(0.0, (Term(4, coefficient),), 6)
-        kernels.update_all_(got, update)
-        cpu.update_all_(expected, update)
+        kernels.replay_all_(got, [update])
+        cpu.replay_all_(expected, [update])
         assert pattern(got[0][0]) == pattern(expected[0][0])
         infinite = got[0][0].isinf().view(-1, 8)[:, :4]
         assert infinite.any() == (coefficient > 1e38), "what is finite ends at the largest, what is not stays"
@@ -205,7 +206,7 @@ def test_updates_are_bit_equal(kernels, dtype):
 def test_an_anchor_takes_back_a_share_of_the_way_from_the_base(kernels, dtype):
     updates = [
         Update(0.0, (Term(7, 0.3),), rounding_seed=1),
-        Update(0.1, (Term(8, 0.2), Term(9, -0.1, 2)), rounding_seed=2, anchor=0.25),
+        Update(0.1, (Term(8, 0.2), term_of(9, -0.1, 2)), rounding_seed=2, anchor=0.25),
         Update(0.0, (), rounding_seed=3, anchor=0.5),  # alone: moves vectors too
     ]
     # The first has no elements: the bases begin before it all the same.
@@ -225,7 +226,7 @@ def test_what_nothing_moves_is_not_written(kernels, dtype):
     vector, table, matrix = special.clone(), special.repeat(2, 2, 1), special.repeat(2, 1)
     before = [pattern(tensor) for tensor in (vector, table, matrix)]
     # Together with an update that moves all but vectors, so that they are in one launch.
-    update = Update(0.0, (Term(1, 1.0, 1),), 5)
+    update = Update(0.0, (term_of(1, 1.0, 1),), 5)
     kernels.replay_all_([(vector, 1), (table, 2), (matrix, 3)], [update])
     assert [pattern(vector), pattern(table)] == before[:2] and pattern(matrix) != before[2]
     kernels.replay_all_([(vector, 1), (table, 2)], [update, Update(0.25, (), 6)])
@@ -233,8 +234,12 @@ def test_what_nothing_moves_is_not_written(kernels, dtype):
 
 
 def test_factors_are_bit_equal(kernels):
-    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(5, 1.0, 1, b_seed=2**64 - 1)]
-    terms += [Term(1, 1.0, 3, basis_seed=2**64 - 1), Term(2, 1.0, 40, basis_seed=4), Term(3, 1.0, 40, basis_seed=4)]
+    terms = [term_of(1, 1.0, 1), term_of(2**64 - 1, 1.0, 3), term_of(5, 1.0, 1, b_seed=2**64 - 1)]
+    terms += [
+        term_of(1, 1.0, 3, basis_seed=2**64 - 1),
+        term_of(2, 1.0, 40, basis_seed=4),
+        term_of(3, 1.0, 40, basis_seed=4),
+    ]
     shapes = [((5, 3), 7), ((0, 4), 8), ((2, 300), 2**32 - 1), ((70, 90), 9), ((70, 90), 10)]
     for some in (terms, terms[:1]):
         got, expected = (
@@ -255,7 +260,7 @@ def test_blocks_are_bit_equal(kernels, dtype):
 
     (mine, tuned), (theirs, plain) = net(DEVICE), net("cpu")
     tuned.kernels[next(mine.parameters()).device] = kernels
-    terms = Term(3, 0.05, block=2), Term(4, 0.03, 2, basis_seed=9, block=2), Term(2, 0.1, block=0)
+    terms = Term(3, 0.05, block=2), term_of(4, 0.03, 2, basis_seed=9, block=2), Term(2, 0.1, block=0)
     members = ((terms[0],), (replace(terms[0], coefficient=-0.05),), (), terms)
     copies = [
         [copy for own in perturbed_copies(some.slots, members, some.kernels).values() for copy in own]
@@ -277,14 +282,14 @@ def test_tables_and_scripts_follow_the_weights(kernels):
         (weight, 1, Term(1, 0.5)),
         (weight, 1, Term(2, 0.5)),  # another seed
         (weight, 2, Term(2, 0.5)),  # another stream
-        (weight.view(4, 6), 2, Term(2, 0.5, 1)),  # another shape at the same address
-        (weight.view(6, 4), 2, Term(2, 0.5, 1)),
-        (weight[2:], 2, Term(2, 0.5, 1)),  # another address
-        (weight.view(6, 4), 2, Term(2, 0.5, 2, basis_seed=1)),
-        (weight.view(6, 4), 2, Term(3, 0.5, 2, basis_seed=1)),  # another direction in the same subspace
-        (weight.view(6, 4), 3, Term(3, 0.5, 2, basis_seed=1)),
-        (weight.view(4, 6), 3, Term(3, 0.5, 2, basis_seed=1)),
-        (weight.view(4, 6), 3, Term(3, 0.5, 2, basis_seed=2)),
+        (weight.view(4, 6), 2, term_of(2, 0.5, 1)),  # another shape at the same address
+        (weight.view(6, 4), 2, term_of(2, 0.5, 1)),
+        (weight[2:], 2, term_of(2, 0.5, 1)),  # another address
+        (weight.view(6, 4), 2, term_of(2, 0.5, 2, basis_seed=1)),
+        (weight.view(6, 4), 2, term_of(3, 0.5, 2, basis_seed=1)),  # another direction in the same subspace
+        (weight.view(6, 4), 3, term_of(3, 0.5, 2, basis_seed=1)),
+        (weight.view(4, 6), 3, term_of(3, 0.5, 2, basis_seed=1)),
+        (weight.view(4, 6), 3, term_of(3, 0.5, 2, basis_seed=2)),
         (weight, 2, Term(2, 0.5)),  # the same tensor, elsewhere
     ]
     for number, (given, stream, term) in enumerate(cases):
@@ -303,8 +308,8 @@ def test_other_dtypes_beside_each_other(kernels):
     got, expected = mixed(DEVICE), mixed("cpu")
     for mine, theirs in zip(kernels.perturb_all(got, COUPLES[:2]), cpu.perturb_all(expected, COUPLES[:2]), strict=True):
         assert [pattern(copy) for copy in mine] == [pattern(copy) for copy in theirs]
-    kernels.update_all_(got, UPDATES[0])
-    cpu.update_all_(expected, UPDATES[0])
+    kernels.replay_all_(got, [UPDATES[0]])
+    cpu.replay_all_(expected, [UPDATES[0]])
     assert [pattern(mine) for mine, _ in got] == [pattern(theirs) for theirs, _ in expected]
 
 
@@ -358,7 +363,7 @@ def test_linear_layers_of_both_kinds_begin_with_their_correction(monkeypatch):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), Conv1D(5, 16), torch.nn.Linear(5, 3, bias=False)).to(DEVICE)
     torch.nn.init.normal_(model[1].bias)  # it begins as zeros
-    members = tuple((Term(seed, sign * 0.5, 1),) for seed in (1, 2) for sign in (1, -1))
+    members = tuple((term_of(seed, sign * 0.5, 1),) for seed in (1, 2) for sign in (1, -1))
     x = torch.randn(8, 8).to(DEVICE)
     seen: list[int] = []
     begun = correction.corrected
@@ -425,7 +430,7 @@ def test_large_tensors_on_a_gpu(dtype):
     [copies] = kernels.perturb_all([(whole.cuda(), 7)], members)
     [expected] = cpu.perturb_all([(whole, 7)], members)
     assert [pattern(copy) for copy in copies] == [pattern(copy) for copy in expected]
-    terms = (Term(1, 1e-6), Term(2, 1e-4, 2), Term(5, 1e-4, 24, basis_seed=6))
+    terms = (Term(1, 1e-6), term_of(2, 1e-4, 2), term_of(5, 1e-4, 24, basis_seed=6))
     updates = [Update(1e-4, terms, 3), Update(0.0, (Term(4, 1e-3),), 5)]
     mine, theirs = whole.cuda(), whole.clone()
     kernels.replay_all_([(mine, 7)], updates)
@@ -439,11 +444,11 @@ def test_more_than_2_to_the_31_elements_on_a_gpu():
     weight = torch.zeros(size, dtype=torch.bfloat16, device="cuda")
     [[copy]] = gpu.Kernels().perturb_all([(weight, 7)], [(Term(1, 1.0),)])
     start = size - 3_000
-    from zoreward import noise
+    from zoreward.noise import definition as noise
 
     expected = torch.from_numpy(noise.normal(1, 7, start, 3_000)).bfloat16()
     assert torch.equal(copy[start:].cpu(), expected)
-    gpu.Kernels().update_all_([(weight, 7)], Update(0.0, (Term(1, 1.0),), 3))
+    gpu.Kernels().replay_all_([(weight, 7)], [Update(0.0, (Term(1, 1.0),), 3)])
     bits = noise.rounding_bits(3, 7, start, 3_000)
     rounded = noise.round_bf16(noise.normal(1, 7, start, 3_000), bits)
     assert (weight[start:].cpu().view(torch.uint16).numpy() == rounded).all()
@@ -474,7 +479,7 @@ def test_other_seeds_compile_nothing_and_a_graph_can_run_again():
 @pytest.mark.parametrize("family", ["opt", "llama-tied"])
 def test_members_on_a_gpu_are_those_of_one_at_a_time(family, tokens, rank):
     model = random_model(family).cuda()
-    members = tuple((Term(seed, sign * 0.05, rank),) for seed in (1, 2) for sign in (1, -1))
+    members = tuple((term_of(seed, sign * 0.05, rank),) for seed in (1, 2) for sign in (1, -1))
     ids = torch.randint(3, 30, (4, tokens), generator=torch.Generator().manual_seed(0)).cuda()
 
     def logits(some: tuple[Member, ...], **options: int) -> torch.Tensor:

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from conftest import random_model
+from terms import term_of
 from zoreward.journal import Journal, Run, fingerprint, load_run, read_journal, read_trajectory, weights_dtype
 from zoreward.journal.lines import MAX_LINE, encode
 from zoreward.journal.trajectory import run_of, trajectory_bytes
 from zoreward.methods import SPSA
 from zoreward.noise import streams
-from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
+from zoreward.records import InputError, MissingFileError, StepRecord, Update
 
 METHOD = {"name": "spsa", "seed": 5, "num_directions": 2, "rank": 1, "eps": 0.5, "lr": 0.25, "normalize": "none"}
 HEADER = {"fingerprint": "ab" * 32, "dtype": "bfloat16", "streams": {"head.weight": 7, "body.weight": 9}}
@@ -351,7 +352,7 @@ def test_terms_of_0_and_no_terms_are_told_apart(tmp_path):
     records = steps(3)
     for step, zero in ((0, 0.0), (2, -0.0)):
         seeds = [member[0].seed for member in SPSA(num_directions=2, seed=5).ask(SPSA().init()).members[::2]]
-        terms = (Term(seeds[1], zero, 1),) if step == 0 else records[step].update.terms
+        terms = (term_of(seeds[1], zero, 1),) if step == 0 else records[step].update.terms
         update = Update(0.0, terms, records[step].update.rounding_seed)
         records[step] = StepRecord(step, records[step].scores, update, 0.25)
     run = read_journal(write(tmp_path, records))
@@ -400,7 +401,7 @@ def test_other_readers_can_read_a_trajectory(tmp_path):
 
 def test_steps_that_do_not_follow_from_the_seed_cannot_be_a_trajectory(tmp_path):
     for name, update in {
-        "direction": Update(0.0, (Term(1, 0.5, 1),), steps()[0].update.rounding_seed),
+        "direction": Update(0.0, (term_of(1, 0.5, 1),), steps()[0].update.rounding_seed),
         "rank": steps(rank=2)[0].update,
         "rounding": Update(0.0, steps()[0].update.terms, 1),
     }.items():

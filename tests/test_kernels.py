@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoreward import noise
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.philox import entries_of_many
+from zoreward.noise import definition as noise
 from zoreward.records import Term, Update
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -70,8 +70,8 @@ def test_copies_that_are_there_are_written_over(kernel):
 def test_updates_are_bit_equal(dtype, decay, device, group):
     update = Update(decay, (Term(7, 1e-3), Term(8, -2e-5)), rounding_seed=9)
     expected, got = weights(dtype, "cpu"), weights(dtype, device)
-    cpu.update_all_(expected, update)
-    portable.update_all_(got, update)
+    cpu.replay_all_(expected, [update])
+    portable.replay_all_(got, [update])
     for (mine, _), (theirs, _) in zip(got, expected, strict=True):
         assert pattern(mine) == pattern(theirs)
     assert any(

@@ -11,6 +11,7 @@ from torch import nn
 
 import reference
 from conftest import random_model
+from terms import term_of
 from test_lowrank import raw
 from zoreward.journal.lines import number
 from zoreward.members import limited, members_at, smallest, tuned_weights, update_, updates_
@@ -65,7 +66,7 @@ def test_updates_move_the_small_weights_alone(dtype):
     plain, masked = net(dtype), net(dtype)
     tuned = tuned_weights(masked)
     tuned = limited(tuned, smallest(tuned, 0.4))
-    updates = [Update(0.1, (Term(seed, 0.05), Term(seed, 0.03, rank=1)), seed) for seed in (1, 2, 3)]
+    updates = [Update(0.1, (Term(seed, 0.05), term_of(seed, 0.03, rank=1)), seed) for seed in (1, 2, 3)]
     resting = []
     for update in updates:
         before = {name: weight.detach().clone() for name, weight in tuned.weights.items()}
@@ -91,7 +92,7 @@ def test_members_are_shown_with_their_small_weights_moved(rank, keep_bytes):
     model, x = random_model("llama-tied"), torch.randint(3, 30, (2, 5))
     tuned = tuned_weights(model)
     tuned = limited(tuned, smallest(tuned, 0.25))
-    members = ((Term(1, 0.1, rank),), (Term(1, -0.1, rank),))
+    members = ((term_of(1, 0.1, rank),), (term_of(1, -0.1, rank),))
     with torch.no_grad(), members_at(model, members, tuned=tuned, keep_bytes=keep_bytes):
         got = model(input_ids=x.repeat(2, 1)).logits.view(2, 2, 5, -1)
     for m, ((term,),) in enumerate(zip(members, strict=True)):

@@ -1,7 +1,7 @@
 """Contract under test: low-rank directions, z = a·bᵀ/√r for matrices and nothing for other tensors.
 
-- `noise.low_rank` is the formula, one float32 operation at a time; the kernels' copies and updates are those of the
-  slow reference bit for bit, in every dtype, cut anywhere, mixed with dense terms; the two kernels agree.
+- `LowRank` and `Subspace` are the formula, one float32 operation at a time; the kernels' copies and updates are those
+  of the slow reference bit for bit, in every dtype, cut anywhere, mixed with dense terms; the two kernels agree.
 - What no term moves and no decay takes from is not written at all.
 - A member's weights and an update by the same term are the same. Tied weights have one z.
 - A subspace's bases are orthonormal, those of Gram and Schmidt; they are made once and let go when none needs them.
@@ -21,13 +21,15 @@ from transformers.pytorch_utils import Conv1D
 
 import reference
 from conftest import random_model
+from terms import low_rank, numbers_of, term_of
 from test_members import digest
 from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, make_weight, patterns
-from zoreward import noise
 from zoreward.journal import Journal
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members import members_at, self_check, tuned_weights, update_
+from zoreward.noise import Subspace, factors, subspace
+from zoreward.noise import definition as noise
 from zoreward.records import InputError, StepRecord, Term, Update
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -48,7 +50,7 @@ MEMBERS = [
 
 
 def terms_of(member: tuple) -> tuple[Term, ...]:
-    return tuple(Term(*term) for term in member)
+    return tuple(term_of(*term) for term in member)
 
 
 @pytest.fixture(params=[12, None], ids=["cut", "whole"])
@@ -66,13 +68,13 @@ def cut(request, monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (9, 2)])
 def test_a_direction_is_the_formula(shape, rank):
     for seeds in ((0, None), (2**64 - 1, None), (0, 2**64 - 1), (0, None, 0), (2**64 - 1, None, 2**64 - 1)):
-        got, expected = (one(seeds[0], STREAM, shape, rank, *seeds[1:]) for one in (noise.low_rank, reference.low_rank))
+        got, expected = (one(seeds[0], STREAM, shape, rank, *seeds[1:]) for one in (low_rank, reference.low_rank))
         np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
 def test_a_direction_has_its_rank_its_mean_and_its_variance():
     for rank in (1, 4):
-        z = np.stack([noise.low_rank(seed, 7, (24, 20), rank).astype(np.float64) for seed in range(200)])
+        z = np.stack([low_rank(seed, 7, (24, 20), rank).astype(np.float64) for seed in range(200)])
         sizes = np.linalg.svd(z[0], compute_uv=False)
         assert (sizes > 1e-5 * sizes[0]).sum() == rank  # the rest is float32 rounding, 2^-24 each
         # An entry's mean over 200 seeds has standard error 1/√200; over all entries, whose products of different
@@ -84,17 +86,17 @@ def test_a_direction_has_its_rank_its_mean_and_its_variance():
 
 def test_frozen_values():
     # √8·a and √8·b, from reference.py: whoever changes the purposes fails here, even if it is done in both places.
-    assert (noise.normal(0, 0, 0, 4, noise.FACTOR_A) * 8**0.5).round().tolist() == [1, 3, 1, 1]
-    assert (noise.normal(0, 0, 0, 4, noise.FACTOR_B) * 8**0.5).round().tolist() == [3, 4, 2, -3]
-    drawn = [noise.normal(0, 0, 0, 4, purpose) for purpose in (noise.BASIS_U, noise.BASIS_V, noise.CORE)]
+    assert (noise.normal(0, 0, 0, 4, factors.FACTOR_A) * 8**0.5).round().tolist() == [1, 3, 1, 1]
+    assert (noise.normal(0, 0, 0, 4, factors.FACTOR_B) * 8**0.5).round().tolist() == [3, 4, 2, -3]
+    drawn = [noise.normal(0, 0, 0, 4, purpose) for purpose in (subspace.BASIS_U, subspace.BASIS_V, subspace.CORE)]
     assert [(some * 8**0.5).round().tolist() for some in drawn] == FROZEN
 
 
 def test_a_term_carries_its_rank():
-    assert Term(1, 0.5) == Term(1, 0.5, 0) != Term(1, 0.5, 1)
+    assert Term(1, 0.5) == term_of(1, 0.5, 0) != term_of(1, 0.5, 1)
     for wrong in (-1, 1.5):
         with pytest.raises(ValueError, match="rank"):
-            Term(1, 0.5, wrong)
+            term_of(1, 0.5, wrong)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -105,13 +107,15 @@ def test_a_term_carries_its_rank():
 def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
     weight = make_weight(shape, dtype)
     before, theta = patterns(weight), floats(weight)
-    for copy, member in zip(cpu.perturb(weight, STREAM, [terms_of(m) for m in MEMBERS]), MEMBERS, strict=True):
+    for copy, member in zip(
+        cpu.perturb_all([(weight, STREAM)], [terms_of(m) for m in MEMBERS])[0], MEMBERS, strict=True
+    ):
         assert_same(patterns(copy), reference.perturbed(theta, dtype, STREAM, member), dtype)
     assert patterns(weight).tobytes() == before.tobytes()
     for decay in (0.0, 0.1):
         for member in (MEMBERS[2], MEMBERS[4], MEMBERS[5]):
             moved = weight.clone()
-            cpu.update_(moved, STREAM, Update(decay, terms_of(member), ROUNDING_SEED))
+            cpu.replay_all_([(moved, STREAM)], [Update(decay, terms_of(member), ROUNDING_SEED)])
             expected = reference.updated(theta, dtype, len(shape), STREAM, decay, member, ROUNDING_SEED)
             assert_same(patterns(moved), expected, dtype, any_zero=dtype == "float16")
 
@@ -119,7 +123,7 @@ def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
 def test_update_writes_a_transposed_matrix_by_its_own_index():
     weight = torch.randn(6, 5).t()
     theta = floats(weight.contiguous())
-    cpu.update_(weight, STREAM, Update(0.0, terms_of(MEMBERS[0]), 0))
+    cpu.replay_all_([(weight, STREAM)], [Update(0.0, terms_of(MEMBERS[0]), 0)])
     expected = reference.updated(theta, "float32", 2, STREAM, 0.0, MEMBERS[0], 0)
     assert_same(patterns(weight), expected, "float32")
 
@@ -150,21 +154,21 @@ def test_kernels_agree_bit_for_bit(dtype, device, cut):
     assert [[raw(copy) for copy in copies] for copies in got] == [[raw(copy) for copy in own] for own in expected]
     for terms in (members[0], members[2], members[4], members[5]):
         theirs, mine = weights(dtype), weights(dtype, device)
-        cpu.update_all_(theirs, Update(0.1, terms, 9))
-        portable.update_all_(mine, Update(0.1, terms, 9))
+        cpu.replay_all_(theirs, [Update(0.1, terms, 9)])
+        portable.replay_all_(mine, [Update(0.1, terms, 9)])
         assert [raw(weight) for weight, _ in mine] == [raw(weight) for weight, _ in theirs]
 
 
 @pytest.mark.parametrize("kernel", [cpu, portable])
 def test_factors_are_those_of_the_definition(kernel, cut):
     matrices = [(torch.empty(5, 3), 7), (torch.empty(2, 40), 2**32 - 1)]
-    terms = [Term(1, 1.0, 1), Term(2**64 - 1, 1.0, 3), Term(1, 1.0, 1, 8)]
+    terms = [term_of(1, 1.0, 1), term_of(2**64 - 1, 1.0, 3), term_of(1, 1.0, 1, 8)]
     for (weight, stream), pairs in zip(matrices, kernel.factors_all(matrices, terms), strict=True):
         for term, (a, b) in zip(terms, pairs, strict=True):
             for factor, size, purpose in ((a, weight.shape[0], 2), (b, weight.shape[1], 3)):
-                seed = term.seeds[purpose == 3]
-                expected = reference.normal(seed, stream, range(size * term.rank), purpose)
-                np.testing.assert_array_equal(factor.numpy(), expected.reshape(size, term.rank))
+                seed = term.family.seeds(term.seed)[purpose == 3]
+                expected = reference.normal(seed, stream, range(size * term.family.rank), purpose)
+                np.testing.assert_array_equal(factor.numpy(), expected.reshape(size, term.family.rank))
 
 
 @pytest.mark.parametrize("kernel", [cpu, portable])
@@ -174,17 +178,17 @@ def test_what_nothing_moves_is_not_written(dtype, kernel):
     special = torch.tensor([-0.0, 1.5, float("nan"), 6e-8]).to(dtype)
     vector, table, matrix = special.clone(), special.repeat(2, 2, 1), special.repeat(2, 1)
     before = [(raw(tensor), tensor._version) for tensor in (vector, table, matrix)]
-    kernel.update_all_([(vector, 1), (table, 2), (matrix, 3)], Update(0.0, (Term(1, 1.0, 1),), 5))
+    kernel.replay_all_([(vector, 1), (table, 2), (matrix, 3)], [Update(0.0, (term_of(1, 1.0, 1),), 5)])
     assert [(raw(tensor), tensor._version) for tensor in (vector, table)] == before[:2]
     assert raw(matrix) != before[2][0]
-    kernel.update_all_([(vector, 1), (table, 2)], Update(0.25, (Term(1, 1.0, 1),), 5))
+    kernel.replay_all_([(vector, 1), (table, 2)], [Update(0.25, (term_of(1, 1.0, 1),), 5)])
     assert raw(vector) == before[0][0] and raw(table) != before[1][0], "a decay takes from all but vectors"
 
 
 @pytest.mark.parametrize("basis_seed", [None, 7], ids=["free", "subspace"])
 def test_members_and_updates_agree_on_the_direction(basis_seed):
     model = random_model("llama-tied")
-    member = (Term(9, 0.5, 2, basis_seed=basis_seed),)
+    member = (term_of(9, 0.5, 2, basis_seed=basis_seed),)
     with members_at(model, (member,)):
         shown = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -200,12 +204,12 @@ def test_members_and_updates_agree_on_the_direction(basis_seed):
 
 # Large enough that each member writes another text; ranks differ, one has two terms.
 POPULATION = (
-    (Term(21, 0.1, 1),),
-    (Term(21, -0.1, 1),),
-    (Term(22, 0.1, 2),),
-    (Term(22, -0.1, 2),),
-    (Term(23, 0.07, 1), Term(24, 0.07, 3)),
-    (Term(25, 0.1, 1, b_seed=21),),
+    (term_of(21, 0.1, 1),),
+    (term_of(21, -0.1, 1),),
+    (term_of(22, 0.1, 2),),
+    (term_of(22, -0.1, 2),),
+    (term_of(23, 0.07, 1), term_of(24, 0.07, 3)),
+    (term_of(25, 0.1, 1, b_seed=21),),
 )
 NEW = 8
 
@@ -248,7 +252,7 @@ def test_one_member_that_is_too_large_for_a_copy_writes_what_it_writes_on_one():
 @pytest.mark.parametrize("keep_bytes", [0, 2**30])
 def test_a_dense_or_mixed_population_writes_what_its_members_write_alone(keep_bytes):
     model = random_model("gpt2")
-    members = ((Term(31, 0.05),), (Term(31, -0.05),), (Term(32, 0.1, 1), Term(33, 0.05)), (Term(21, 0.1, 1),))
+    members = ((Term(31, 0.05),), (Term(31, -0.05),), (term_of(32, 0.1, 1), Term(33, 0.05)), (term_of(21, 0.1, 1),))
     text, logits = write(model, members, keep_bytes=keep_bytes)
     for m, member in enumerate(members):
         alone, expected = write(model, (member,))
@@ -405,8 +409,7 @@ def by_the_formula(member, tokens: torch.Tensor) -> torch.Tensor:
     tuned = tuned_weights(moved)
     for name, weight in tuned.weights.items():
         for term in member if weight.ndim == 2 else ():
-            shape, seeds = tuple(weight.shape), (term.b_seed, term.basis_seed)
-            z = reference.low_rank(term.seed, tuned.streams[name], shape, term.rank, *seeds)
+            z = reference.low_rank(term.seed, tuned.streams[name], tuple(weight.shape), *numbers_of(term))
             weight.data += term.coefficient * torch.from_numpy(z)
     with torch.no_grad():
         logits: torch.Tensor = moved(input_ids=tokens).logits
@@ -424,8 +427,8 @@ def counts(seed: int, shape: tuple[int, int], purpose: int) -> np.ndarray:
 @pytest.mark.parametrize(("size", "rank"), [(2, 1), (7, 3), (40, 39), (300, 24), (5000, 64)])
 def test_a_basis_is_that_of_gram_and_schmidt(size, rank):
     for seed in range(3):
-        got = noise.basis(seed, 7, size, rank + 1, rank, noise.BASIS_U).astype(np.float64)
-        drawn = counts(seed, (size, rank + 1), noise.BASIS_U)[:, :rank]
+        drawn = counts(seed, (size, rank + 1), subspace.BASIS_U)
+        got, drawn = subspace.basis(drawn, rank).astype(np.float64), drawn[:, :rank]
         expected, upper = np.linalg.qr(drawn)
         expected *= np.sign(np.diag(upper))
         # Both solve with CᵀC or C in float64: κ² · 2^-53 · size is below 1e-9 while κ ≤ 1e3 (40 × 39 has the largest).
@@ -440,9 +443,10 @@ def test_a_basis_is_that_of_gram_and_schmidt(size, rank):
 
 
 def test_a_subspace_of_all_is_no_restriction_and_dependent_columns_are_left_out():
-    assert np.array_equal(noise.basis(0, 7, 3, 5, 3, noise.BASIS_V)[:, :3], np.sqrt(3).astype(np.float32) * np.eye(3))
+    whole = subspace.basis(counts(0, (3, 5), subspace.BASIS_V), 3)
+    assert np.array_equal(whole[:, :3], np.sqrt(3).astype(np.float32) * np.eye(3))
     columns = np.array([[1.0, 2.0, 3.0, 0.0], [2.0, 4.0, 1.0, 0.0], [-1.0, -2.0, 1.0, 0.0]])  # 1 ∥ 0, 3 is nothing
-    turned = noise.orthogonalising(columns.T @ columns, 3)
+    turned = subspace.orthogonalising(columns.T @ columns, 3)
     found = columns @ turned
     np.testing.assert_allclose(found.T @ found, np.diag([3.0, 0, 3, 0]), rtol=0, atol=1e-13)  # 2^-48 each
     assert not turned[:, [1, 3]].any()
@@ -451,22 +455,23 @@ def test_a_subspace_of_all_is_no_restriction_and_dependent_columns_are_left_out(
 def test_sums_with_whole_numbers_are_exact():
     # Any order of the columns gives the same bits, which no rounded sum would.
     order = np.random.default_rng(0).permutation(64)
-    drawn = counts(1, (3000, 64), noise.BASIS_U)
-    turned = noise.orthogonalising(drawn.T @ drawn, 3000)
+    drawn = counts(1, (3000, 64), subspace.BASIS_U)
+    turned = subspace.orthogonalising(drawn.T @ drawn, 3000)
     assert np.array_equal(drawn @ turned, drawn[:, order] @ turned[order])
     assert np.array_equal(drawn @ turned, sum(drawn[:, k, None] * turned[k] for k in range(64)))
-    u = noise.basis(1, 7, 3000, 64, 64, noise.BASIS_U).astype(np.float64)
-    core = counts(2, (64, 64), noise.CORE)
+    u = subspace.basis(drawn, 64).astype(np.float64)
+    core = counts(2, (64, 64), subspace.CORE)
     assert np.array_equal(u @ core, u[:, order] @ core[order])
 
 
 def test_a_direction_in_a_subspace_has_mean_square_1_and_stays_in_it():
     rank, shape = 3, (24, 20)
-    bases = [noise.basis(5, 7, size, rank, rank, purpose) for size, purpose in zip(shape, (5, 6), strict=True)]
+    drawn = [counts(5, (size, rank), purpose) for size, purpose in zip(shape, (5, 6), strict=True)]
+    bases = [subspace.basis(some, rank) for some in drawn]
     u, v = (one / np.sqrt(len(one)) for one in bases)
     squares = []
     for seed in range(400):
-        z = noise.low_rank(seed, 7, shape, rank, basis_seed=5).astype(np.float64)
+        z = low_rank(seed, 7, shape, rank, basis_seed=5).astype(np.float64)
         # Three float32 products and sums of each entry, of size ≤ 5.66² · 3, and those of the factors: 8 · 100 · 2^-24.
         assert np.abs(z - u @ (u.T @ z @ v) @ v.T).max() < 5e-5
         squares.append((z**2).mean())
@@ -485,20 +490,20 @@ def test_a_basis_is_made_once_and_let_go_with_its_subspace(functions, monkeypatc
     )
     kernel = Keeping(functions)
     given = [(torch.randn(6, 5), 1), (torch.randn(7, 4), 2), (torch.randn(3), 3)]
-    first, second = Term(1, 0.5, 2, basis_seed=8), Term(2, 0.5, 2, basis_seed=9)
+    first, second = term_of(1, 0.5, 2, basis_seed=8), term_of(2, 0.5, 2, basis_seed=9)
 
     def bases() -> list[int]:
-        found = [seed for seed, purpose in drawn if purpose in (noise.BASIS_U, noise.BASIS_V)]
+        found = [seed for seed, purpose in drawn if purpose in (subspace.BASIS_U, subspace.BASIS_V)]
         drawn.clear()
         return found
 
     kernel.factors_all(given[:2], [first])
     assert bases() == [8] * 4
-    kernel.perturb_all(given, [(first,), (Term(5, 0.1, 2, basis_seed=8),), (Term(1, 0.5),)])
-    kernel.update_all_(given, Update(0.0, (first,), 0))
+    kernel.perturb_all(given, [(first,), (term_of(5, 0.1, 2, basis_seed=8),), (Term(1, 0.5),)])
+    kernel.replay_all_(given, [Update(0.0, (first,), 0)])
     kernel.perturb_all(given, [()])  # asks for no subspace
     assert bases() == []
-    kernel.update_all_(given, Update(0.0, (second, first), 0))  # both, for a while
+    kernel.replay_all_(given, [Update(0.0, (second, first), 0)])  # both, for a while
     assert bases() == [9] * 4
     kernel.perturb_all(given, [(second,)])
     assert len(kernel._subspaces.held) == 2 and bases() == []
@@ -511,7 +516,7 @@ def test_a_basis_is_made_once_and_let_go_with_its_subspace(functions, monkeypatc
 
 def test_members_in_a_subspace_are_those_of_the_formula_without_copies(monkeypatch):
     model, tokens = random_model("llama-tied"), prompts()[0]
-    members = tuple((Term(seed, sign * 0.1, 5, basis_seed=3),) for seed in (1, 2) for sign in (1, -1))
+    members = tuple((term_of(seed, sign * 0.1, 5, basis_seed=3),) for seed in (1, 2) for sign in (1, -1))
     monkeypatch.setattr(cpu, "perturb_all", lambda weights, *rest: weights and pytest.fail("weights were copied"))
     with torch.no_grad(), members_at(model, members):
         logits = model(input_ids=tokens.repeat(4, 1)).logits.view(4, 3, 6, -1)
@@ -521,10 +526,10 @@ def test_members_in_a_subspace_are_those_of_the_formula_without_copies(monkeypat
 
 
 def test_only_a_direction_of_a_rank_lies_in_a_subspace():
-    for wrong in ((1, 0.5, 0, None, 3), (1, 0.5, 2, 4, 3), (1, 0.5, 2, None, 2**64), (1, 0.5, 2, None, -1)):
-        with pytest.raises(ValueError, match=r"subspace|basis seed"):
-            Term(*wrong)
-    assert Term(1, 0.5, 2, basis_seed=1).direction != Term(1, 0.5, 2).direction
+    for rank, seed in ((0, 3), (2, 2**64), (2, -1)):
+        with pytest.raises(ValueError, match=r"rank|seed"):
+            Subspace(rank, seed)
+    assert term_of(1, 0.5, 2, basis_seed=1).direction != term_of(1, 0.5, 2).direction
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
@@ -532,7 +537,7 @@ def test_only_a_direction_of_a_rank_lies_in_a_subspace():
 
 def test_the_journal_writes_a_rank_where_there_is_one(tmp_path):
     with Journal(tmp_path, {}) as journal:
-        terms = (Term(1, 0.5), Term(2, 0.25, 4), Term(2, 0.25, 4, b_seed=7), Term(2, 0.25, 4, basis_seed=7))
+        terms = (Term(1, 0.5), term_of(2, 0.25, 4), term_of(2, 0.25, 4, b_seed=7), term_of(2, 0.25, 4, basis_seed=7))
         journal.append(StepRecord(0, (1.0,), Update(0.0, terms, 3), lr=0.1))
     step = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])
     assert step["terms"] == [[1, 0.5], [2, 0.25, 4], [2, 0.25, 4, 7], [2, 0.25, 4, 2, 7]]

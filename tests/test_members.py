@@ -17,6 +17,7 @@ from torch import nn
 
 import reference
 from conftest import random_model
+from terms import term_of
 from zoreward.members import members_at, self_check, tuned_weights, update_
 from zoreward.members.grouping import Grouping
 from zoreward.records import InputError, Term, Update
@@ -247,7 +248,7 @@ def test_linear_outputs_written_side_by_side_are_the_joined_ones(bias, keep_byte
 
 
 def couple(seed: int, rank: int, size: float = 0.3) -> tuple[tuple[Term, ...], ...]:
-    return tuple((Term(seed, sign * size, rank),) for sign in (1, -1))
+    return tuple((term_of(seed, sign * size, rank),) for sign in (1, -1))
 
 
 def logits(model: nn.Module, ids: torch.Tensor, members, tuned) -> torch.Tensor:

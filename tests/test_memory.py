@@ -12,6 +12,7 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import FAMILIES, random_model
+from terms import term_of
 from zoreward import scoring
 from zoreward.cli import running
 from zoreward.members import (
@@ -27,7 +28,8 @@ from zoreward.members import (
     shared,
     tuned_weights,
 )
-from zoreward.members.memory import scratch_bytes, subspace_bytes
+from zoreward.members.memory import lasting_bytes, scratch_bytes
+from zoreward.noise import LowRank
 from zoreward.records import Example, Member, NoRoomError, Term
 from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, load_model, memory, reader_of
 from zoreward.scoring.memory import Memory, cache_bytes, check_memory, needed_memory
@@ -35,8 +37,8 @@ from zoreward.trainer import ZOConfig, ZOTrainer
 
 CPU = torch.device("cpu")
 DENSE = ((Term(1, 0.1),), (Term(1, -0.1),))
-SUBSPACE = ((Term(1, 0.1, 3, basis_seed=5),), (Term(1, -0.1, 3, basis_seed=5),))
-LOW = ((Term(1, 0.1, 2), Term(2, 0.1, 1)), (Term(1, -0.1, 2),))
+SUBSPACE = ((term_of(1, 0.1, 3, basis_seed=5),), (term_of(1, -0.1, 3, basis_seed=5),))
+LOW = ((term_of(1, 0.1, 2), term_of(2, 0.1, 1)), (term_of(1, -0.1, 2),))
 ROWS = [{"text": word, "label": n % 2} for n, word in enumerate(["good", "bad", "great", "awful"])]
 
 
@@ -120,8 +122,8 @@ def test_a_subspace_is_counted_with_the_scratch(folder: Path, count: int) -> Non
     with torch.no_grad(), members_at(model, members, tuned=tuned):
         [kernel] = tuned.kernels.values()
     held = sum(side.nbytes for pair in kernel._subspaces.held.values() for side in pair)
-    assert subspace_bytes(tuned, members) == held > 0
-    free = tuple(tuple(replace(term, basis_seed=None) for term in member) for member in members)
+    assert lasting_bytes(tuned, members) == held > 0
+    free = tuple(tuple(replace(term, family=LowRank(3)) for term in member) for member in members)
     settings = {"rows": 2, "new_tokens": 0, "base": False, "anchor": False, "device": CPU}
     found, without = (needed_memory(model, tuned, some, [example(5, 0)], **settings) for some in (members, free))
     assert found.scratch - without.scratch == held

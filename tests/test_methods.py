@@ -20,13 +20,15 @@ import pytest
 import torch
 
 import reference
-from zoreward import noise
+from terms import low_rank as z_low_rank
+from terms import numbers_of, term_of
 from zoreward.journal import Journal, read_journal
 from zoreward.journal.trajectory import run_of, trajectory_bytes
 from zoreward.kernels import cpu
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
-from zoreward.noise import streams
-from zoreward.records import DISTRIBUTIONS, Direction, InputError, Member, StepRecord, Term, Update
+from zoreward.noise import DISTRIBUTIONS, streams
+from zoreward.noise import definition as noise
+from zoreward.records import Direction, InputError, Member, StepRecord, Term, Update
 from zoreward.trainer.options import ZOConfig, defaults_of
 
 Weights = reference.Weights
@@ -57,10 +59,8 @@ BLOCKS = {"matrix": 0, "vector": 1}
 
 def z_of(weights: Weights, term: Term) -> Weights:
     """The direction of a term, by the reference."""
-    if term.rank:
-        z = low_rank(weights, term.seed, term.rank, term.b_seed, term.basis_seed)
-    else:
-        z = reference.direction(weights, term.seed)
+    of_rank = term.family.rank > 0
+    z = low_rank(weights, term.seed, *numbers_of(term)) if of_rank else reference.direction(weights, term.seed)
     return z if term.block is None else {name: z[name] * (BLOCKS[name] == term.block) for name in z}
 
 
@@ -309,8 +309,9 @@ def directions_stepped_along(name: str) -> list[list[Direction]]:
 
 def test_lozo_steps_along_the_directions_that_it_measured():
     seen = [measured[0] for measured in directions_stepped_along("lozo")]
-    assert [z[2] for z in seen] == [seed for seed in (seen[0][1], seen[3][1], seen[6][1]) for _ in range(3)][:7]
-    assert len({z[1] for z in seen}) == 7
+    b_seeds = [family.seeds(seed)[1] for seed, family in seen]
+    assert b_seeds == [seed for seed in (seen[0][0], seen[3][0], seen[6][0]) for _ in range(3)][:7]
+    assert len({seed for seed, _ in seen}) == 7
 
 
 # --- SubZero ---------------------------------------------------------------------------------------------------------
@@ -370,10 +371,10 @@ def test_subzero_is_the_published_method(rank, t_0):
 def test_subzero_steps_along_the_directions_that_it_measured_in_one_subspace():
     seen = []
     for measured in directions_stepped_along("subzero"):
-        assert measured[0][3] == measured[1][3] is not None
+        assert measured[0][1] == measured[1][1]
         seen += measured
-    assert len({z[1] for z in seen}) == 14
-    assert [z[3] for z in seen] == [
+    assert len({seed for seed, _ in seen}) == 14
+    assert [family.basis_seed for _, family in seen] == [
         seed_of_run for t in (0, 3, 6) for seed_of_run in [reference.derive_seed(0, t, 0)] * 6
     ][:14]
 
@@ -520,9 +521,9 @@ def test_members_and_update_move_along_entries_of_the_methods_distribution():
             (term,) = update.terms
             assert {one.direction for member in query.members for one in member} == {term.direction}
             weight = torch.zeros(6, 5)
-            cpu.update_(weight, 3, update)
+            cpu.replay_all_([(weight, 3)], [update])
             if rank:
-                z = noise.low_rank(seed_of(0), 3, (6, 5), rank, distribution=distribution)
+                z = z_low_rank(seed_of(0), 3, (6, 5), rank, distribution=distribution)
             else:
                 z = noise.entries(seed_of(0), 3, 0, 30, distribution=distribution).reshape(6, 5)
             assert (weight.numpy() == np.float32(term.coefficient) * z).all(), (distribution, rank)
@@ -669,7 +670,7 @@ def test_a_trajectory_is_refused_where_a_term_does_not_follow(name, tmp_path):
     method = method_named(name)
     expected, _ = records(method, 6)
     update = expected[4].update
-    wrong = Update(0.0, (*update.terms[:-1], Term(1, 0.5, method.rank)), update.rounding_seed)
+    wrong = Update(0.0, (*update.terms[:-1], term_of(1, 0.5, method.rank)), update.rounding_seed)
     expected[4] = StepRecord(4, expected[4].scores, wrong, 0.1)
     with Journal(tmp_path, header_of(method)) as journal:
         for record in expected:
@@ -763,9 +764,3 @@ def test_defaults_are_relative_to_what_is_tuned(method, needs):
     assert own.items() <= defaults_of(method, needs, "full").items(), "of all weights they are the paper's"
     rest = own.keys() - {"eps", "learning_rate"}
     assert {name: defaults[name] for name in rest} == {name: own[name] for name in rest}
-
-
-def test_a_dense_term_has_no_factor():
-    with pytest.raises(ValueError, match="no factor b"):
-        Term(1, 0.5, 0, 2)
-    assert Term(1, 0.5, 1, 1) == Term(1, 0.5, 1)

@@ -17,13 +17,16 @@ of the statistic for independent draws; a false alarm had a chance below 6e-7 a 
 from __future__ import annotations
 
 from itertools import pairwise
-from math import comb, sqrt
+from math import comb, prod, sqrt
 
 import numpy as np
 import pytest
 
 import reference
-from zoreward import noise
+from zoreward.noise import FAMILIES, Dense, LowRank, Subspace, family_of, seeds
+from zoreward.noise import definition as noise
+from zoreward.noise.families import family_from_json, has_rank
+from zoreward.noise.seeds import FIRST_WEIGHTS, ROUNDING
 
 SIGMAS = 5
 SEEDS = [0, 1, 42, 2**32 - 1, 2**32, 2**63, 0x0123456789ABCDEF, 2**64 - 1]
@@ -167,8 +170,8 @@ def test_frozen_normals_of_noise_version_2():
 )
 def test_canonical_name_drops_wrappers_and_nothing_else(name, expected):
     assert reference.canonical_name(name) == expected
-    assert noise.canonical_name(name) == expected
-    assert noise.canonical_name(expected) == expected
+    assert seeds.canonical_name(name) == expected
+    assert seeds.canonical_name(expected) == expected
 
 
 @pytest.mark.parametrize(
@@ -182,24 +185,24 @@ def test_canonical_name_drops_wrappers_and_nothing_else(name, expected):
 )
 def test_frozen_streams_of_noise_version_2(name, expected):
     assert reference.hash_name(name) == expected
-    assert noise.stream_of(name) == expected
-    assert noise.streams([name]) == {name: expected}
+    assert seeds.stream_of(name) == expected
+    assert seeds.streams([name]) == {name: expected}
 
 
 def test_a_wrapper_does_not_change_the_stream():
     plain = "model.layers.0.mlp.down_proj.weight"
     wrapped = [f"{wrapper}.{plain}" for wrapper in ("module", "_orig_mod", "base_model.model", "module._orig_mod")]
     for name in wrapped:
-        assert noise.stream_of(name) == reference.hash_name(plain)
-        assert list(noise.streams([name]).values()) == [reference.hash_name(plain)]
+        assert seeds.stream_of(name) == reference.hash_name(plain)
+        assert list(seeds.streams([name]).values()) == [reference.hash_name(plain)]
 
 
 def test_streams_of_a_model_do_not_depend_on_the_order_of_its_tensors():
     names = [f"model.layers.{layer}.{part}" for layer in range(20) for part in ("q.weight", "q.bias", "norm.weight")]
     expected = reference.streams(names)
-    assert noise.streams(names) == expected
-    assert noise.streams(reversed(names)) == expected
-    assert noise.streams(set(names)) == expected
+    assert seeds.streams(names) == expected
+    assert seeds.streams(reversed(names)) == expected
+    assert seeds.streams(set(names)) == expected
 
 
 # Found by a search over 5,000,000 names. In the last two the new number of the second name is taken as well.
@@ -218,12 +221,12 @@ def test_names_that_collide_get_streams_of_their_own(names):
         assert reference.hash_name(names[1] + "\0" + "1") == reference.hash_name(names[2])
     expected = reference.streams(names)
     assert len(set(expected.values())) == len(names)
-    assert noise.streams(names) == expected
-    assert noise.streams(names[::-1]) == expected
+    assert seeds.streams(names) == expected
+    assert seeds.streams(names[::-1]) == expected
 
 
 def test_frozen_collision_of_noise_version_2():
-    assert noise.streams(COLLISIONS[0]) == {"layers.196493.weight": 0x5CA5A53C, "layers.3004.weight": 0x23C2E625}
+    assert seeds.streams(COLLISIONS[0]) == {"layers.196493.weight": 0x5CA5A53C, "layers.3004.weight": 0x23C2E625}
 
 
 @pytest.mark.parametrize(
@@ -239,20 +242,20 @@ def test_frozen_collision_of_noise_version_2():
 )
 def test_frozen_seeds_of_noise_version_2(run_seed, step, k, expected):
     assert reference.derive_seed(run_seed, step, k) == expected
-    assert noise.derive_seed(run_seed, step, k) == expected
+    assert seeds.derive_seed(run_seed, step, k) == expected
 
 
 def test_derived_seeds_equal_the_reference():
     for run_seed in SEEDS:
         for step in (0, 1, 255, 256, 19_999, 2**40):
             for k in (0, 1, 31, reference.ROUNDING_K):
-                assert noise.derive_seed(run_seed, step, k) == reference.derive_seed(run_seed, step, k)
+                assert seeds.derive_seed(run_seed, step, k) == reference.derive_seed(run_seed, step, k)
 
 
 def test_derived_seeds_do_not_repeat():
     # By chance two of n = 50,000 seeds of 64 bits are equal with a probability of n²/2^65 = 7e-11.
-    seeds = {noise.derive_seed(run, step, k) for run in range(5) for step in range(500) for k in range(20)}
-    assert len(seeds) == 50_000
+    drawn = {seeds.derive_seed(run, step, k) for run in range(5) for step in range(500) for k in range(20)}
+    assert len(drawn) == 50_000
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -342,7 +345,7 @@ def test_seeds_that_differ_in_one_bit_are_not_correlated():
 def test_steps_directions_and_runs_are_not_correlated():
     n = 50_000
     numbers = [(0, step, 0) for step in range(10)] + [(0, 9, k) for k in (1, 2, 3, 2**64 - 1)] + [(1, 9, 0), (2, 9, 0)]
-    z = [noise.normal(noise.derive_seed(*number), 7, 0, n) for number in numbers]
+    z = [noise.normal(seeds.derive_seed(*number), 7, 0, n) for number in numbers]
     for place, first in enumerate(z):
         for second in z[:place]:
             assert abs(correlation(first, second)) < SIGMAS / sqrt(n), numbers[place]
@@ -353,3 +356,51 @@ def test_rounding_bits_do_not_know_the_direction():
     n = 100_000
     differing = np.bitwise_count(noise.words(42, 7, 0, n) ^ noise.words(42, 7, 0, n, 1))
     assert abs(differing.mean() / 32 - 0.5) < SIGMAS / (2 * sqrt(32 * n))
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+
+
+def test_a_family_is_what_a_journal_tells_of_it():
+    families = [Dense("gaussian"), LowRank(3), LowRank(3, 8, "rademacher"), Subspace(2, 9)]
+    for family in families:
+        assert family_from_json(5, family.to_json(5), family.distribution) == family
+    assert family_from_json(5, [0], "normal") == Dense()
+    assert family_from_json(5, [3, 5], "normal") == LowRank(3)
+    for wrong in (
+        [0, 2],
+        [True],
+        [1.0],
+        [2, 7, 9],
+        [2, 5, 9, 1],
+        [2**13],
+        [2, -1],
+        [2, 2**64],
+        ["dense", 1],
+        ["x"],
+        [[]],
+    ):
+        with pytest.raises(ValueError, match=r"rank|seed|told|family"):
+            family_from_json(5, wrong, "normal")
+
+
+def some_family(name):
+    return family_of(name, rank=2 if has_rank(name) else 0).at_step(7, 5, 1, 3)
+
+
+def test_no_two_families_draw_for_one_purpose():
+    drawn = [{draw.purpose for draw in some_family(name).draws(3, (6, 4))} for name in FAMILIES]
+    assert len(set.union({ROUNDING, FIRST_WEIGHTS}, *drawn)) == 2 + sum(map(len, drawn))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_elements_of_a_direction_depend_on_their_place_alone(name):
+    family = some_family(name)
+    assert family_from_json(3, family.to_json(3), "normal") == family
+    for shape in [(6, 4), (7, 5), (1, 3), (9,), (2, 3, 4), ()]:
+        count = prod(shape)
+        if family.moves(len(shape)):
+            whole = family.entries(3, 4, shape, 0, count)
+            assert whole.dtype == np.float32 and whole.shape == (count,)
+            parts = [family.entries(3, 4, shape, start, min(3, count - start)) for start in range(0, count, 3)]
+            assert np.concatenate(parts).tobytes() == whole.tobytes()

@@ -13,6 +13,7 @@ import torch
 
 from conftest import random_model
 from families import with_logit
+from terms import term_of
 from zoreward.members import HeldCopies, by_layer, in_blocks, limited, smallest, tuned_weights, update_
 from zoreward.records import Example, ObjectiveError, Term, Update
 from zoreward.scoring import Packer, candidate_logprobs, checked_reader, reader_of
@@ -106,7 +107,7 @@ def test_rows_fill_the_lines() -> None:
     [
         (examples_of(4, ((3, 4), (7,))), MEMBERS, None),
         (examples_of(4), MEMBERS, 2),
-        (examples_of(4), ((Term(1, 0.1, 1),), (Term(1, -0.1, 1),)), None),
+        (examples_of(4), ((term_of(1, 0.1, 1),), (term_of(1, -0.1, 1),)), None),
         (examples_of(4), ((),), None),
         (examples_of(400), MEMBERS, None),
     ],

@@ -22,7 +22,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from conftest import random_model
-from zoreward import noise, replay
+from terms import term_of
+from zoreward import replay
 from zoreward.cli import main
 from zoreward.members import (
     adapted,
@@ -37,6 +38,8 @@ from zoreward.members import (
     update_,
     with_prefix,
 )
+from zoreward.noise import definition as noise
+from zoreward.noise import seeds
 from zoreward.records import InputError, Term, Update
 from zoreward.registry import objective
 from zoreward.scoring import Generation, base_of, evaluate, kl_to_base, load_model, member_scores, reader_of
@@ -66,7 +69,7 @@ def bits(weights: dict[str, torch.Tensor]) -> dict[str, bytes]:
 
 def canonical(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of the base by the names that they have without an adapter."""
-    named = {noise.canonical_name(name).replace(".base_layer", ""): w for name, w in model.named_parameters()}
+    named = {seeds.canonical_name(name).replace(".base_layer", ""): w for name, w in model.named_parameters()}
     return {name: w for name, w in named.items() if "lora_" not in name and "modules_to_save" not in name}
 
 
@@ -138,7 +141,7 @@ def test_of_a_model_with_an_adapter_exactly_what_its_file_holds_is_tuned(config,
 def test_grouped_members_are_those_of_one_at_a_time(family, config, rank):
     peft_model = with_adapter(family, config)
     model = called_model(peft_model)
-    members = ((Term(11, 0.3, rank),), (Term(11, -0.3, rank),), (Term(12, 0.3, rank), Term(13, 0.1, rank)))
+    members = ((term_of(11, 0.3, rank),), (term_of(11, -0.3, rank),), (term_of(12, 0.3, rank), term_of(13, 0.1, rank)))
     tokens = torch.randint(3, 30, (4, 7), generator=torch.Generator().manual_seed(0))
     base, tuned = canonical(model), tuned_weights(model)
     before, own = bits(base), bits(tuned.weights)
@@ -162,7 +165,7 @@ def test_grouped_members_are_those_of_one_at_a_time(family, config, rank):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_members_write_together_what_they_write_alone(family, rank, tokenizer):
     reader = reader_of(with_adapter(family, "lora"), 0)
-    members = tuple((Term(seed, 0.3, rank),) for seed in range(4))
+    members = tuple((term_of(seed, 0.3, rank),) for seed in range(4))
     prompts = [(3, 4, 5), (6, 7, 8, 9)]
     settings = Generation(max_new_tokens=6)
     together = write(reader, tokenizer, prompts, range(2), members, settings)
@@ -194,8 +197,8 @@ def test_first_weights_follow_from_the_seed_alone():
     assert bits(weights[0]) == bits(weights[1]) != bits(weights[2])
     name = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
     # The definition, once, by hand: even over ±1/√32, from a purpose of its own.
-    seed = noise.derive_seed(3, 0, 2**64 - 3)
-    words = noise.words(seed, noise.stream_of(name), 0, 4 * 32, 4)
+    seed = seeds.derive_seed(3, 0, 2**64 - 3)
+    words = noise.words(seed, seeds.stream_of(name), 0, 4 * 32, 4)
     expected = torch.tensor([(int(word) >> 8) * 2.0**-23 - 1 for word in words], dtype=torch.float32)
     expected = expected * torch.tensor(32**-0.5, dtype=torch.float32)
     assert torch.equal(weights[0][name].view(-1), expected)
@@ -525,7 +528,7 @@ def test_a_prefix_is_read_as_peft_reads_it_and_by_members_together(family, token
 
 def test_a_prefix_begins_with_real_activations():
     model = with_prefix(random_model("llama"), 3)
-    words = noise.words(3, noise.stream_of("prefix"), 0, 5, 4)
+    words = noise.words(3, seeds.stream_of("prefix"), 0, 5, 4)
     first = torch.tensor([[int(word) % 32 for word in words]])
     tokens = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

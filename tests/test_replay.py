@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from conftest import random_model
+from terms import term_of
 from test_resume import trainer
 from zoreward import replay
 from zoreward.cli import main
@@ -159,10 +160,10 @@ def test_many_updates_in_one_pass_are_the_updates_one_by_one(dtype, kernel, monk
     monkeypatch.setattr(cpu, "CHUNK", 64)
     monkeypatch.setattr(portable, "GROUP", 64)
     updates = [
-        Update(0.1, (Term(1, 0.01), Term(2, -0.3, rank=2)), 1),
+        Update(0.1, (Term(1, 0.01), term_of(2, -0.3, rank=2)), 1),
         Update(0.0, (), 2),
         Update(0.25, (), 3),
-        Update(0.0, (Term(3, 0.5, rank=1),), 4),
+        Update(0.0, (term_of(3, 0.5, rank=1),), 4),
         Update(0.0, (Term(1, 0.02),), 5),
     ]
 
@@ -173,7 +174,7 @@ def test_many_updates_in_one_pass_are_the_updates_one_by_one(dtype, kernel, monk
 
     expected, got = weights(), weights()
     for update in updates:
-        cpu.update_all_(expected, update)
+        cpu.replay_all_(expected, [update])
     kernel.replay_all_(got, updates)
     assert all(torch.equal(mine, theirs) for (mine, _), (theirs, _) in zip(got, expected, strict=True))
     backwards = weights()

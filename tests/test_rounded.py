@@ -12,8 +12,10 @@ from torch import nn
 
 import reference
 from conftest import random_model
+from terms import term_of
 from test_trainer import ROWS, config, trainer
 from zoreward.members import least_eps, left_of_directions, limited, members_at, smallest, tuned_weights
+from zoreward.noise import Dense, LowRank
 from zoreward.records import InputError, Term
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.ready import eps_that_shows
@@ -49,7 +51,7 @@ def test_what_is_left_is_that_of_members_by_the_reference(dtype, eps, distributi
         bits = np.array([pattern << shift for pattern in patterns], kinds[dtype])
         sides.append(bits.view(np.float16 if dtype == "float16" else np.float32).astype(np.float64))
     difference, z = sides[0] - sides[1], z.astype(np.float64)
-    left = left_of_directions(tuned, eps, distribution=distribution)
+    left = left_of_directions(tuned, eps, Dense(distribution))
     assert left.share == pytest.approx(np.count_nonzero(difference) / np.count_nonzero(z))
     assert left.cosine == pytest.approx(difference @ z / np.sqrt((difference @ difference) * (z @ z)), abs=1e-12)
 
@@ -73,15 +75,15 @@ def test_weights_that_rest_and_vectors_of_low_rank_directions_do_not_count():
     assert left_of_directions(resting, 1e-3).cosine > left_of_directions(tuned, 1e-3).cosine + 0.1
     matrix = tuned_weights(model, "^0")
     for rank in (1, 4):
-        assert left_of_directions(tuned, 1e-2, rank) == left_of_directions(matrix, 1e-2, rank)
+        assert left_of_directions(tuned, 1e-2, LowRank(rank)) == left_of_directions(matrix, 1e-2, LowRank(rank))
 
 
 @pytest.mark.parametrize("size", [0.02, 0.1, 0.5])
 def test_the_least_eps_shows_directions_and_its_half_does_not(size):
     tuned = tuned_weights(layer(torch.bfloat16, size))
-    eps = least_eps(tuned, 1e-4 * size / 0.1, distribution="rademacher")
-    assert left_of_directions(tuned, eps, distribution="rademacher").cosine >= 0.9
-    assert left_of_directions(tuned, eps / 2, distribution="rademacher").cosine < 0.9
+    eps = least_eps(tuned, 1e-4 * size / 0.1, Dense("rademacher"))
+    assert left_of_directions(tuned, eps, Dense("rademacher")).cosine >= 0.9
+    assert left_of_directions(tuned, eps / 2, Dense("rademacher")).cosine < 0.9
     assert eps < 0.1 * size, "the spacing of bfloat16 numbers around w is |w| / 128 at most"
     assert least_eps(tuned_weights(layer(torch.bfloat16, 100.0)), 1e-4) == 16e-4
 
@@ -100,7 +102,7 @@ def test_a_default_is_raised_and_stands_in_the_header_also_when_the_run_goes_on(
     [line] = [record.getMessage() for record in caplog.records if "differ in" in record.getMessage()]
     assert run.method.eps > 1e-4 and run.args.eps == run.method.eps
     assert f"ε is raised to {run.method.eps:.3g}" in line and "bfloat16" in line and "at ε 0.0001" in line
-    assert left_of_directions(run.ready.tuned, run.method.eps, distribution="rademacher").cosine >= 0.9
+    assert left_of_directions(run.ready.tuned, run.method.eps, Dense("rademacher")).cosine >= 0.9
     run.train()
     header = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0])
     assert header["method"]["eps"] == header["config"]["eps"] == run.method.eps
@@ -142,7 +144,7 @@ def test_low_rank_members_together_are_not_rounded_and_one_alone_is():
     model, count = layer(torch.bfloat16, 0.5), 8192
     tuned, eps = tuned_weights(model), 1e-3
     x = torch.randn(count, 32, generator=torch.Generator().manual_seed(2)).bfloat16()
-    members, alone = ((Term(3, eps, 1),), (Term(3, -eps, 1),)), []
+    members, alone = ((term_of(3, eps, 1),), (term_of(3, -eps, 1),)), []
     z = torch.from_numpy(reference.low_rank(3, tuned.streams["weight"], (32, 32), 1)).double().flatten()
     with torch.no_grad():
         with members_at(model, members, tuned=tuned):
@@ -154,4 +156,4 @@ def test_low_rank_members_together_are_not_rounded_and_one_alone_is():
     together = ((above - below).T @ x.double()).flatten()
     assert torch.cosine_similarity(together, z, dim=0) > 0.95
     assert torch.cosine_similarity(alone[0] - alone[1], z, dim=0) < 0.85
-    assert left_of_directions(tuned, eps, 1).cosine < 0.9
+    assert left_of_directions(tuned, eps, LowRank(1)).cosine < 0.9

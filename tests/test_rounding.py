@@ -24,9 +24,10 @@ import pytest
 import torch
 
 import reference
-from zoreward import noise
 from zoreward.kernels import cpu
 from zoreward.kernels.philox import Workspace
+from zoreward.noise import definition as noise
+from zoreward.noise import seeds
 from zoreward.records import Term, Update
 
 SIGMAS = 5
@@ -96,7 +97,7 @@ def members_of(members: list) -> list[tuple[Term, ...]]:
 
 def check_perturb(weight: torch.Tensor, dtype: str, members: list = MEMBERS) -> None:
     before, theta = patterns(weight), floats(weight)
-    copies = cpu.perturb(weight, STREAM, members_of(members))
+    copies = cpu.perturb_all([(weight, STREAM)], members_of(members))[0]
     assert patterns(weight).tobytes() == before.tobytes()
     assert len(copies) == len(members)
     for copy, member in zip(copies, members, strict=True):
@@ -106,7 +107,7 @@ def check_perturb(weight: torch.Tensor, dtype: str, members: list = MEMBERS) -> 
 
 def check_update(weight: torch.Tensor, dtype: str, terms: tuple, decay: float, seed: int = ROUNDING_SEED) -> None:
     expected = reference.updated(floats(weight), dtype, weight.dim(), STREAM, decay, terms, seed)
-    cpu.update_(weight, STREAM, Update(decay, members_of([terms])[0], seed))
+    cpu.replay_all_([(weight, STREAM)], [Update(decay, members_of([terms])[0], seed)])
     assert_same(patterns(weight), expected, dtype, any_zero=dtype == "float16")
 
 
@@ -164,14 +165,14 @@ def test_decay_takes_from_matrices_and_not_from_vectors(dtype):
     update = Update(0.25, (), ROUNDING_SEED)
     for shape, left in (((4, 6), 0.75), ((2, 2, 2), 0.75), ((6,), 1.0), ((), 1.0)):
         weight = torch.ones(shape, dtype=DTYPES[dtype])
-        cpu.update_(weight, STREAM, update)
+        cpu.replay_all_([(weight, STREAM)], [update])
         assert torch.equal(weight, torch.full(shape, left, dtype=DTYPES[dtype]))  # exact in every dtype
 
 
 def test_decay_takes_from_the_old_weight():
     # Taken from θ + Σ terms instead, the result would be 0.5 · (1 + c · z) and not 0.5 + c · z.
     weight = torch.ones(8, 8)
-    cpu.update_(weight, STREAM, Update(0.5, (Term(1, 1.0),), ROUNDING_SEED))
+    cpu.replay_all_([(weight, STREAM)], [Update(0.5, (Term(1, 1.0),), ROUNDING_SEED)])
     z = torch.from_numpy(reference.normal(1, STREAM, range(64))).reshape(8, 8)
     assert torch.equal(weight, (1 + z) - 0.5)
 
@@ -202,7 +203,7 @@ def test_views_count_their_own_elements(dtype, view):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_perturbed_copies_share_no_memory(dtype):
     weight = make_weight((5, 7), dtype)
-    copies = cpu.perturb(weight, STREAM, members_of([(), (), MEMBERS[1], MEMBERS[1]]))
+    copies = cpu.perturb_all([(weight, STREAM)], members_of([(), (), MEMBERS[1], MEMBERS[1]]))[0]
     kept = [patterns(tensor) for tensor in (weight, *copies)]
     for place, copy in enumerate(copies):
         copy.fill_(3.0)
@@ -239,12 +240,12 @@ def test_large_tensors_equal_the_reference(dtype, large_noise):
 
     terms = MEMBERS[3]
     member = members_of([terms])[0]
-    (copy,) = cpu.perturb(weight, STREAM, (member,))
+    (copy,) = cpu.perturb_all([(weight, STREAM)], (member,))[0]
     expected = reference.perturbed(theta[sample], dtype, STREAM, terms, sample)
     assert_same(patterns(copy)[sample], expected, dtype)
     assert_same(patterns(copy), patterns(torch.from_numpy(acc).to(DTYPES[dtype])), dtype)
 
-    cpu.update_(weight, STREAM, Update(0.0, member, ROUNDING_SEED))
+    cpu.replay_all_([(weight, STREAM)], [Update(0.0, member, ROUNDING_SEED)])
     expected = reference.updated(theta[sample], dtype, 1, STREAM, 0.0, terms, ROUNDING_SEED, sample)
     assert_same(patterns(weight)[sample], expected, dtype, any_zero=dtype == "float16")
     rounded = {
@@ -266,7 +267,7 @@ def test_bits_of_any_part_are_those_of_the_whole_and_no_two_elements_share_a_hal
 
 
 def test_frozen_bits_of_noise_version_2():
-    word = noise.words(42, 7, 0, 4, noise.ROUNDING).tolist()
+    word = noise.words(42, 7, 0, 4, seeds.ROUNDING).tolist()
     bits = noise.rounding_bits(42, 7, 0, 516).tolist()
     assert bits[:4] == [0xA2A1, 0x7414, 0xD51E, 0xAC84] == [each % 2**16 for each in word]
     assert bits[512:] == [0x8821, 0xDEB2, 0xE01E, 0x44D5] == [each // 2**16 for each in word]
@@ -274,7 +275,7 @@ def test_frozen_bits_of_noise_version_2():
 
 def test_large_matrices_decay_everywhere():
     weight = torch.ones(601, 500)
-    cpu.update_(weight, STREAM, Update(0.25, (), ROUNDING_SEED))
+    cpu.replay_all_([(weight, STREAM)], [Update(0.25, (), ROUNDING_SEED)])
     assert torch.equal(weight, torch.full((601, 500), 0.75))
 
 
@@ -320,7 +321,7 @@ def test_an_update_of_nothing_changes_nothing(dtype):
     # All 2^16 patterns: what the dtype can hold is not moved by rounding.
     weight = from_patterns(np.arange(2**16), dtype)
     before = patterns(weight)
-    cpu.update_(weight, STREAM, Update(0.0, (), ROUNDING_SEED))
+    cpu.replay_all_([(weight, STREAM)], [Update(0.0, (), ROUNDING_SEED)])
     assert_same(patterns(weight), before, dtype, any_zero=dtype == "float16")
 
 
@@ -478,7 +479,7 @@ def test_the_rounding_seed_decides_the_rounding(dtype):
     after = {}
     for name, seed in (("first", 7), ("again", 7), ("other", 8)):
         copy = weight.clone()
-        cpu.update_(copy, STREAM, Update(0.0, terms, seed))
+        cpu.replay_all_([(copy, STREAM)], [Update(0.0, terms, seed)])
         after[name] = patterns(copy)
     assert after["first"].tobytes() == after["again"].tobytes()
     # A weight moves by one ulp with p = |z| / 40, so two independent roundings differ with 2p(1 − p).
@@ -506,7 +507,9 @@ def test_steps_below_half_an_ulp_make_the_expected_progress(dtype, start, ulp):
     weight = torch.full((n,), start, dtype=DTYPES[dtype])
     assert torch.equal((weight.float() + c * 16 / sqrt(8)).to(DTYPES[dtype]), weight)  # else this tests nothing
     for step in range(steps):
-        cpu.update_(weight, STREAM, Update(0.0, (Term(1, c),), reference.derive_seed(0, step, reference.ROUNDING_K)))
+        cpu.replay_all_(
+            [(weight, STREAM)], [Update(0.0, (Term(1, c),), reference.derive_seed(0, step, reference.ROUNDING_K))]
+        )
     z = noise.normal(1, STREAM, 0, n).astype(np.float64)
     progress = np.sum(z * (floats(weight).astype(np.float64) - start)) / (steps * c * np.sum(z**2))
     error = sqrt(ulp / (steps * c) * np.sum(np.abs(z) ** 3)) / np.sum(z**2)
@@ -522,9 +525,9 @@ def test_no_random_state_is_read_or_set():
         torch.manual_seed(seed)
         np.random.seed(seed)
         states = torch.get_rng_state().clone(), np.random.get_state()[1].copy()
-        copies = cpu.perturb(weight, STREAM, members_of(MEMBERS))
+        copies = cpu.perturb_all([(weight, STREAM)], members_of(MEMBERS))[0]
         clone = weight.clone()
-        cpu.update_(clone, STREAM, Update(0.1, members_of(MEMBERS)[3], ROUNDING_SEED))
+        cpu.replay_all_([(clone, STREAM)], [Update(0.1, members_of(MEMBERS)[3], ROUNDING_SEED)])
         after.append(b"".join(patterns(tensor).tobytes() for tensor in (*copies, clone)))
         assert torch.equal(torch.get_rng_state(), states[0])
         assert np.array_equal(np.random.get_state()[1], states[1])

@@ -21,6 +21,7 @@ from transformers import (
 
 from conftest import FAMILIES, random_model
 from families import with_logit
+from terms import term_of
 from zoreward.cli.quickstart import MODEL
 from zoreward.records import Example, InputError, ObjectiveError, Term
 from zoreward.registry import get_objective
@@ -162,7 +163,7 @@ def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monke
 
 def test_low_rank_members_of_a_tuned_model_share_a_pass_in_bfloat16():
     model = load_model(MODEL, dtype="bfloat16", device="cpu")
-    members = tuple((Term(3, sign * 1e-2, 1),) for sign in (1, -1))
+    members = tuple((term_of(3, sign * 1e-2, 1),) for sign in (1, -1))
     plain = reader_of(model, 0)
     alone = np.concatenate([candidate_logprobs(plain, SHORT[:3], (member,)) for member in members])
     difference = np.abs(alone - candidate_logprobs(plain, SHORT[:3], members)).max()

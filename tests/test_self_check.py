@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from conftest import random_model
+from terms import term_of
 from zoreward.members import SelfCheck, members_at, self_check, tuned_weights
 from zoreward.records import Example, InputError, Member, Term
 from zoreward.scoring import candidate_logprobs, reader_of
 
 DENSE = ((Term(11, 0.01),), (Term(11, -0.01),))
-LOW_RANK = ((Term(11, 0.01, 1),), (Term(11, -0.01, 1),))
+LOW_RANK = ((term_of(11, 0.01, 1),), (term_of(11, -0.01, 1),))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -80,7 +80,7 @@ def test_expectation_of_the_estimate_is_the_gradient_of_a_quadratic():
     [stream] = tuned_weights_of(net)
     spsa = SPSA(eps=0.5, lr=1.0, seed=7)
 
-    from zoreward import noise
+    from zoreward.noise import definition as noise
 
     total = np.zeros(size)
     squares = np.zeros(size)

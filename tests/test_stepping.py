@@ -13,6 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from conftest import random_model
 from families import with_logit
+from terms import term_of
 from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
 from zoreward.members import by_layer, in_blocks, members_at, tuned_weights, update_
 from zoreward.members.cache_name import library_name
@@ -23,10 +24,10 @@ from zoreward.scoring.stepping import LENGTHS
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
 # Large enough that members write other texts than the base; ranks differ, one member has two terms.
 POPULATION = (
-    (Term(21, 0.1, 1),),
-    (Term(21, -0.1, 1),),
-    (Term(22, 0.1, 2),),
-    (Term(23, 0.07, 1), Term(24, 0.07, 3)),
+    (term_of(21, 0.1, 1),),
+    (term_of(21, -0.1, 1),),
+    (term_of(22, 0.1, 2),),
+    (term_of(23, 0.07, 1), term_of(24, 0.07, 3)),
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs need a GPU")
 
@@ -110,7 +111,7 @@ def test_a_desk_is_used_again_in_the_turn_of_other_blocks(device, tokenizer, cal
     tuned = in_blocks(tuned, by_layer(model, tuned))
     by_steps, plain = generators(model, tokenizer, tuned=tuned)
     for step, block in enumerate((0, 2, 2, 1)):
-        members = tuple((Term(30 + 2 * step + k, 0.2, 1, block=block),) for k in range(4))
+        members = tuple((term_of(30 + 2 * step + k, 0.2, 1, block=block),) for k in range(4))
         expected = written(plain, members, max_new_tokens=10)
         assert written(by_steps, members, max_new_tokens=10) == expected
         assert len({str(texts) for texts in expected}) > 1, "members must write different texts"
@@ -123,7 +124,7 @@ def test_a_desk_is_used_again_with_other_prompts_other_members_and_other_weights
     by_steps, plain = generators(model, tokenizer)
     longer = [prompt * 2 for prompt in PROMPTS]
     for step, prompts in enumerate((longer, PROMPTS, longer)):
-        members = tuple((Term(30 + 2 * step + k, 0.1, 1),) for k in range(4))
+        members = tuple((term_of(30 + 2 * step + k, 0.1, 1),) for k in range(4))
         expected = written(plain, members, prompts, max_new_tokens=10)
         assert written(by_steps, members, prompts, max_new_tokens=10) == expected
         update_(model, Update(0.0, members[0], 0))
@@ -138,7 +139,7 @@ def test_what_does_not_suit_is_left_to_generate(tokenizer, calls) -> None:
     model = random_model("llama")
     by_steps, plain = generators(model, tokenizer)
     dense = ((Term(1, 0.05),), (Term(1, -0.05),))
-    mixed = ((Term(1, 0.05, 1),), (Term(1, 0.05),))
+    mixed = ((term_of(1, 0.05, 1),), (Term(1, 0.05),))
     for members in (((),), POPULATION[:1], dense, mixed):
         assert written(by_steps, members, max_new_tokens=4) == written(plain, members, max_new_tokens=4)
     alone, _ = generators(model, tokenizer, problem="one at a time")
@@ -238,7 +239,7 @@ def test_replayed_steps_are_those_of_generate(family, tokenizer, calls) -> None:
     by_steps, plain = generators(model, tokenizer)
     prompts = PROMPTS * 40  # so many that copies would cost less than corrections
     for step in range(3):  # the second and the third time nothing but replays
-        members = tuple((Term(40 + 2 * step + k, 0.1, 1),) for k in range(4))
+        members = tuple((term_of(40 + 2 * step + k, 0.1, 1),) for k in range(4))
         for settings in ({}, {"temperature": 1.0, "seed": step}, {"stop": ("film",)}):
             found = written(by_steps, members, prompts, max_new_tokens=20, **settings)
             expected = written(plain, members, prompts, max_new_tokens=20, **settings)

@@ -15,10 +15,11 @@ from transformers import TrainerCallback
 
 from conftest import random_model
 from rendering import render
+from terms import term_of
 from zoreward.journal import load_run, replay
 from zoreward.members import update_
 from zoreward.methods import SPSA
-from zoreward.records import InputError, ObjectiveError, Term, Update
+from zoreward.records import InputError, ObjectiveError, Update
 from zoreward.registry import get_objective
 from zoreward.scoring import evaluate, member_scores
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -80,12 +81,12 @@ def test_live_weights_are_base_plus_the_journal_and_scores_are_the_members(tmp_p
     again = random_model("llama")
     for step in steps:
         assert len(step["scores"]) == 4 and step["decay"] > 0
-        update_(again, Update(step["decay"], tuple(Term(*term) for term in step["terms"]), step["rounding_seed"]))
+        update_(again, Update(step["decay"], tuple(term_of(*term) for term in step["terms"]), step["rounding_seed"]))
     for (name, live), (_, replayed) in zip(run.model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(live, replayed), name
     spsa = SPSA(1e-2, 1e-3, 2, 0.1, seed=0)
     state, query = spsa.init(), spsa.ask(spsa.init())
-    assert spsa.tell(state, query, steps[0]["scores"])[0].terms == tuple(Term(*term) for term in steps[0]["terms"])
+    assert spsa.tell(state, query, steps[0]["scores"])[0].terms == tuple(term_of(*term) for term in steps[0]["terms"])
 
 
 class Seen(TrainerCallback):
@@ -313,7 +314,7 @@ def test_an_objective_that_fails_later_leaves_the_weights_of_the_last_step(tmp_p
     steps = journal(tmp_path)
     assert len(steps) == 2
     for step in steps:
-        update_(again, Update(step["decay"], tuple(Term(*term) for term in step["terms"]), step["rounding_seed"]))
+        update_(again, Update(step["decay"], tuple(term_of(*term) for term in step["terms"]), step["rounding_seed"]))
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), again.parameters(), strict=True))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from conftest import random_model
 from rendering import render
+from terms import term_of
 from whole_models import CLASSIFIERS, MASKED, WORDS, byte_tokenizer, classifier, masked_model, word_tokenizer
 from zoreward import ZOConfig, ZOTrainer, evaluate, replay
 from zoreward.data import classes_of
@@ -30,7 +31,7 @@ ROWS = [
 ]
 MASK = {"needs": "choices", "template": "{text} it was [MASK] .", "choices": ["terrible", "great"], "kind": "masked"}
 CLASSES = {"needs": "choices", "template": "{text}", "kind": "classifier", "classes": ("bad", "good", "so so")}
-MEMBERS = ((Term(1, 0.05),), (Term(1, -0.05),), (Term(2, 0.05, 1),))
+MEMBERS = ((Term(1, 0.05),), (Term(1, -0.05),), (term_of(2, 0.05, 1),))
 # float32 outputs of the same row in another batch: some 1e-6 apart for log-probabilities of size 1 to 10.
 CLOSE = 2e-5
 

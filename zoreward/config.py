@@ -16,6 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
+from zoreward.noise import FAMILIES, Distribution
+from zoreward.noise.families import NOISES
+
+if TYPE_CHECKING:
+    Noise = str
+else:
+    Noise = Literal[NOISES]
+
 # What the command line lets through. A journal holds no larger rank or window and no more blocks, and a line of it has
 # room for the scores and the terms of so many directions.
 MOST_RANK, MOST_WINDOW, MOST_BLOCKS, MOST_DIRECTIONS = 4096, 1023, 65_535, 16_384
@@ -180,11 +188,11 @@ class Tuning:
     ] = setting(
         default="spsa", help="How scores become steps; a name sets the defaults of its paper. docs/methods.md has them."
     )
-    noise: Literal["dense", "low-rank"] | None = setting(
+    noise: Noise | None = setting(
         default=None,
-        help="Directions of every weight, or of matrices by a low rank. Default: dense, for text low-rank.",
+        help=f"Directions {', or '.join(FAMILIES[name].about for name in NOISES)}. Default: dense, for text low-rank.",
     )
-    distribution: Literal["normal", "gaussian", "rademacher"] | None = setting(
+    distribution: Distribution | None = setting(
         default=None,
         help="Entries of directions, or of the factors of low-rank ones: normal (33 levels), gaussian (slower) or "
         "rademacher (±1). Default: normal, for fzoo rademacher.",

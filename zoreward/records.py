@@ -20,7 +20,10 @@ from __future__ import annotations
 import struct
 import unicodedata
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from zoreward.noise.dense import DENSE
+from zoreward.noise.family import Family, check_seed
 
 
 class ZorewardError(Exception):
@@ -137,13 +140,8 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-Distribution = Literal["normal", "gaussian", "rademacher"]
-"""What the entries of directions are like; see `zoreward.noise.entries`."""
-
-DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
-
-Direction = tuple[int, int, int, int | None, Distribution]
-"""Rank, seed of a, seed of b, seed of the subspace, distribution; see `Term.direction`."""
+Direction = tuple[int, Family]
+"""Seed and family: what z depends on, beside the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,74 +151,39 @@ class Term:
     Args:
         seed: names the direction z; 0 ≤ seed < 2^64.
         coefficient: rounded to float32 on creation, so that a term means the same wherever it is stored.
-        rank: 0 for a dense direction; r > 0 for z = a·bᵀ/√r, which moves matrices only.
-        b_seed: of the factor b, where several directions of a rank share theirs; None: `seed`, as for the factor a.
-        basis_seed: of the subspace that the direction lies in, where it lies in one; then it has no `b_seed`.
+        family: which z a seed means; see `zoreward.noise`.
         block: which block of layers it moves, from 0; None: all weights. Says where, and nothing about z itself.
-        distribution: of z's entries, or of those of its factors a and b; "normal" in a subspace.
 
     Raises:
-        ValueError: a seed, the rank or the block is out of range; a dense direction has a `b_seed` or a `basis_seed`;
-            one has both; there is no such distribution, or not in a subspace.
+        ValueError: the seed or the block is out of range.
 
-    >>> Term(7, 0.25, rank=1)
-    Term(seed=7, coefficient=0.25, rank=1, b_seed=None, basis_seed=None, block=None, distribution='normal')
+    >>> Term(7, 0.25)
+    Term(seed=7, coefficient=0.25, family=Dense(distribution='normal'), block=None)
     """
 
     seed: int
     coefficient: float
-    rank: int = 0
-    b_seed: int | None = None
-    basis_seed: int | None = None
+    family: Family = DENSE
     block: int | None = field(default=None, kw_only=True)
-    distribution: Distribution = field(default="normal", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.seed < 2**64 and 0 <= (self.b_seed or 0) < 2**64):
-            raise ValueError(f"a direction seed lies between 0 and 2^64 - 1, not {self.seed} or {self.b_seed}")
-        if not 0 <= (self.basis_seed or 0) < 2**64:
-            raise ValueError(f"a basis seed lies between 0 and 2^64 - 1, not {self.basis_seed}")
-        if not (isinstance(self.rank, int) and self.rank >= 0):
-            raise ValueError(f"a rank is a whole number from 0 on, not {self.rank}")
-        if self.b_seed is not None and not self.rank:
-            raise ValueError("a dense direction has no factor b to give a seed to")
+        check_seed(self.seed)
         if self.block is not None and self.block < 0:
             raise ValueError(f"blocks count from 0, and {self.block} is less")
         object.__setattr__(self, "coefficient", to_float32(self.coefficient))
-        if self.b_seed == self.seed:
-            object.__setattr__(self, "b_seed", None)
-        if self.basis_seed is not None and (not self.rank or self.b_seed is not None):
-            raise ValueError("only a direction of a rank lies in a subspace, and its b is of the subspace")
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(f"a distribution of entries is {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
-        if self.basis_seed is not None and self.distribution != "normal":
-            raise ValueError("in a subspace the distribution of entries is normal")
-
-    @property
-    def seeds(self) -> tuple[int, int]:
-        """The seeds of the factors a and b.
-
-        >>> Term(7, 0.25, rank=1).seeds, Term(7, 0.25, rank=1, b_seed=3).seeds
-        ((7, 7), (7, 3))
-        """
-        return self.seed, self.seed if self.b_seed is None else self.b_seed
 
     @property
     def direction(self) -> Direction:
-        """What z depends on, beside the tensor: rank, all seeds, distribution. Terms of one differ by a multiple.
+        """What z depends on, beside the tensor. Terms of one differ by a multiple.
 
         >>> Term(7, 0.25).direction == Term(7, -0.5).direction
         True
         """
-        return self.rank, *self.seeds, self.basis_seed, self.distribution
+        return self.seed, self.family
 
     def moves(self, ndim: int) -> bool:
-        """Whether the direction has a part in tensors of `ndim` dimensions.
-
-        >>> Term(7, 0.25, rank=1).moves(2), Term(7, 0.25, rank=1).moves(1), Term(7, 0.25).moves(1)
-        (True, False, True)
-        """
-        return self.rank == 0 or ndim == 2
+        """Whether the direction has a part in tensors of `ndim` dimensions."""
+        return self.family.moves(ndim)
 
 
 Member = tuple[Term, ...]

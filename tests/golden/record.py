@@ -44,11 +44,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallba
 
 from families import random_model
 from tiny_tokenizers import wrap
-from zoreward import noise
 from zoreward.journal import JOURNAL_NAME, Run, checked_base, load_run
 from zoreward.journal.lines import encode
 from zoreward.members import Tuned
 from zoreward.methods import Method, make_method
+from zoreward.noise import seeds
 from zoreward.records import Example, Member, Term
 from zoreward.scoring import Reader, candidate_logprobs, checked_reader, reader_of
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -195,12 +195,7 @@ def base_of(run: Run, model: PreTrainedModel) -> tuple[nn.Module, Tuned]:
 
 def entries_of(term: Term, stream: int, shape: Sequence[int]) -> NDArray[np.float32]:
     """A term's direction for one tensor, flat; by the definition, not by the kernels."""
-    if not term.rank:
-        return noise.entries(term.seed, stream, 0, int(np.prod(shape)), distribution=term.distribution)
-    rows, columns = shape
-    seeds = {"b_seed": term.b_seed, "basis_seed": term.basis_seed}
-    z = noise.low_rank(term.seed, stream, (rows, columns), term.rank, **seeds, distribution=term.distribution)
-    return z.reshape(-1)
+    return term.family.entries(term.seed, stream, tuple(shape), 0, int(np.prod(shape)))
 
 
 def examples_of(requests: Iterable[dict[str, Any]]) -> list[Example]:
@@ -254,7 +249,7 @@ def tolerance_of(reader: Reader, requests: Iterable[dict[str, Any]], members: Se
 def digest(model: nn.Module) -> str:
     """SHA-256 of the names and bytes of all weights."""
     found = hashlib.sha256()
-    for name, weight in sorted((noise.canonical_name(name), weight) for name, weight in model.named_parameters()):
+    for name, weight in sorted((seeds.canonical_name(name), weight) for name, weight in model.named_parameters()):
         found.update(name.encode() + weight.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 

@@ -316,13 +316,14 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, opti
 
 def _check_numbers(options: TuneOptions) -> None:
     from zoreward.methods import make_method, named
+    from zoreward.noise.families import family_options
 
     defaults = named(options.method).defaults
     every = options.block_every or defaults.get("block_every")
     given = {name: getattr(options, name) for name in METHOD_OPTIONS} | {"block_every": every}
     given["blocks"] = options.blocks or (every and 2)  # how many there are, the model says
-    low_rank = (options.noise or defaults.get("noise", "low-rank")) == "low-rank"
-    make_method(options.method, **given, lr=options.learning_rate, rank=int(low_rank))
+    noise = options.noise or defaults.get("noise", "low-rank")
+    make_method(options.method, **given, lr=options.learning_rate, **family_options(noise))
 
 
 def check_output(output: str, *, resume: bool | None = None) -> None:

@@ -6,8 +6,11 @@ import re
 from typing import Any
 
 from zoreward.journal.lines import number, shown, whole
-from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_RANK, MAX_STEPS, MAX_WINDOW
-from zoreward.records import DISTRIBUTIONS, InputError
+from zoreward.methods.directions import MAX_BLOCKS, MAX_STEPS, MAX_WINDOW, Directions
+from zoreward.methods.steps import BOUNDS
+from zoreward.noise import Family, family_of
+from zoreward.noise.factors import MAX_RANK
+from zoreward.records import InputError
 
 FREE_DIRECTIONS = 64
 """Directions that a journal's step may have without as many scores: more must show in the file."""
@@ -21,18 +24,8 @@ MAX_PATTERN = 1000
 MAX_REPEATS = 4
 """Repetitions in such a pattern, and none of a group: else it may take longer than the age of the universe."""
 
-# The least and the most that a method's whole numbers may be.
-_NUMBERS = {
-    "seed": (0, 2**64 - 1),
-    "num_directions": (1, MAX_DIRECTIONS),
-    "rank": (0, MAX_RANK),
-    "refresh": (1, MAX_STEPS),
-    "more_every": (0, MAX_STEPS),
-    "full_every": (0, MAX_STEPS),
-    "window": (1, MAX_WINDOW),
-    "blocks": (0, MAX_BLOCKS),
-    "block_every": (1, MAX_STEPS),
-}
+# The least and the most that a method's whole numbers may be. Where one is missing it is the least.
+_NUMBERS = BOUNDS | {"seed": (0, 2**64 - 1), "full_every": (0, MAX_STEPS), "window": (1, MAX_WINDOW)}
 _HINT = "Ask whoever wrote it for another copy."
 
 
@@ -58,12 +51,34 @@ def check_method(header: dict[str, Any]) -> None:
     momentum = method.get("momentum", 0.0)
     if not (number(momentum) and 0 <= momentum < 1):
         raise InputError(f"its method has momentum={shown(momentum)}, and it lies in [0, 1)", hint=_HINT)
-    distribution = method.get("distribution", "normal")
-    if not (isinstance(distribution, str) and distribution in DISTRIBUTIONS):
-        raise InputError(f"its method has distribution={shown(distribution)}", hint=_HINT)
+    try:
+        _family(method)
+    except (ValueError, TypeError):
+        hint = "Take the zoreward that wrote it."
+        raise InputError("its method tells of no directions that there are", hint=hint) from None
     terms = (method.get("num_directions") or 1) * ((method.get("window") or 1) if momentum else 1)
     if terms > MAX_TERMS or terms * (method.get("rank") or 1) > MAX_RANKS:
         raise InputError("its method has more directions a step, or of a higher rank, than any run", hint=_HINT)
+
+
+def directions(header: dict[str, Any]) -> Directions | None:
+    """Return what a run's directions derive from; None where its header, which was checked, does not tell."""
+    method = header.get("method")
+    if not isinstance(method, dict) or any(method.get(name) is None for name in ("seed", "num_directions")):
+        return None
+    told = {name: least if method.get(name) is None else method[name] for name, (least, _) in _NUMBERS.items()}
+    momentum = float(method.get("momentum", 0.0))
+    names = ("refresh", "more_every", "full_every", "blocks", "block_every")
+    numbers = {name: told[name] for name in names} | {"window": told["window"] if momentum else 1}
+    return Directions(told["seed"], told["num_directions"], _family(method), momentum=momentum, **numbers)
+
+
+def _family(method: dict[str, Any]) -> Family:
+    """The family of a run's directions; raises a ValueError or a TypeError where there is none."""
+    told = {name: method[name] for name in ("noise", "distribution", "subspace") if name in method}
+    if type(told.get("subspace", False)) is not bool:
+        raise ValueError("whether there is a subspace is yes or no")
+    return family_of(rank=method.get("rank") or 0, refresh=method.get("refresh") or 1, **told)
 
 
 def check_made(header: dict[str, Any]) -> None:

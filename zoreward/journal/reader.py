@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANK, MAX_RANKS, MAX_TERMS
+from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANKS, MAX_TERMS
 from zoreward.journal.disk import open_file
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
 from zoreward.journal.run import Run, check_header, directions
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
 from zoreward.methods import Directions
-from zoreward.records import DISTRIBUTIONS, InputError, MissingFileError, StepRecord, Term, Update
+from zoreward.noise import DISTRIBUTIONS, Distribution
+from zoreward.noise.families import family_from_json
+from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
 
 
 def load_run(path: str | Path) -> Run:
@@ -180,32 +182,32 @@ def _step_problem(fields: dict[str, Any]) -> str | None:
         return "its learning rate, its decay or its anchor is no number"
     if not (isinstance(scores, list) and all(score is None or number(score, LARGEST_SCORE) for score in scores)):
         return "its scores are no numbers"
-    if not (isinstance(terms, list) and all(map(_is_term, terms))):
+    distribution = fields.get("distribution", "normal")
+    if not (isinstance(distribution, str) and distribution in DISTRIBUTIONS):
+        return "its distribution is none"
+    if not isinstance(terms, list):
         return "its terms are none"
-    if len(terms) > MAX_TERMS or sum(term[2] for term in terms if len(term) > 2) > MAX_RANKS:
-        return "it has more terms, or of a higher rank, than any step"
+    if len(terms) > MAX_TERMS:
+        return "it has more terms than any step"
+    try:
+        found = [_term(term, distribution, None) for term in terms]
+    except (ValueError, TypeError):
+        return "its terms are none"
+    if sum(term.family.rank for term in found) > MAX_RANKS:
+        return "its terms are of a higher rank than those of any step"
     turn = fields.get("block")
     blocks = fields.get("term_blocks", [turn] * len(terms))
     if not (isinstance(blocks, list) and len(blocks) == len(terms) and all(map(_is_block, [turn, *blocks]))):
         return "its blocks are none"
-    distribution = fields.get("distribution", "normal")
-    if not (isinstance(distribution, str) and distribution in DISTRIBUTIONS):
-        return "its distribution is none"
-    if distribution != "normal" and any(len(term) == 5 for term in terms):
-        return "its distribution is none"
     return None
 
 
-def _is_term(term: Any) -> bool:
-    return (
-        isinstance(term, list)
-        and len(term) in (2, 3, 4, 5)
-        and whole(term[0], 2**64)
-        and number(term[1])
-        and (len(term) == 2 or whole(term[2], MAX_RANK + 1))
-        and (len(term) < 4 or (term[2] > 0 and whole(term[3], 2**64)))
-        and (len(term) < 5 or (term[3] == term[0] and whole(term[4], 2**64)))
-    )
+def _term(told: Any, distribution: Distribution, block: int | None) -> Term:
+    """The term that a line tells; raises a ValueError or a TypeError where it is none."""
+    seed, coefficient, *family = told
+    if not number(coefficient):
+        raise ValueError("its coefficient is no number")
+    return Term(seed, coefficient, family_from_json(seed, family, distribution), block=block)
 
 
 def _is_metric(value: Any) -> bool:
@@ -221,8 +223,8 @@ def _stored(lines: tuple[bytes, ...], step: int) -> StepRecord:
     fields = parse(lines[step])
     turn = fields.get("block")
     blocks = fields.get("term_blocks", [turn] * len(fields["terms"]))
-    own: dict[str, Any] = {"distribution": fields.get("distribution", "normal")}
-    terms = tuple(Term(*term, block=block, **own) for term, block in zip(fields["terms"], blocks, strict=True))
+    distribution = fields.get("distribution", "normal")
+    terms = tuple(_term(term, distribution, block) for term, block in zip(fields["terms"], blocks, strict=True))
     update = Update(fields["decay"], terms, fields["rounding_seed"], fields.get("anchor", 0.0), block=turn)
     scores = tuple(math.nan if score is None else score for score in fields["scores"])
     return StepRecord(fields["step"], scores, update, fields["lr"])

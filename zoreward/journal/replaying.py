@@ -213,7 +213,7 @@ def _passes(updates: Iterator[Update]) -> Iterator[list[Update]]:
     terms = 0
     for update in updates:
         taken.append(update)
-        terms += max(1, sum(max(1, term.rank) for term in update.terms))
+        terms += max(1, sum(max(1, term.family.rank) for term in update.terms))
         if terms >= PASS_TERMS:
             yield taken
             taken, terms = [], 0

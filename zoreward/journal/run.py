@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoreward.journal.bounds import check_made, check_method
+from zoreward.journal.bounds import check_made, check_method, directions
 from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
-from zoreward.methods.directions import MAX_BLOCKS, MAX_DIRECTIONS, MAX_RANK, MAX_STEPS, MAX_WINDOW
+from zoreward.methods.directions import MAX_BLOCKS
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import DISTRIBUTIONS, InputError, StepRecord, Update, to_float32
+from zoreward.records import InputError, StepRecord, Update, to_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,48 +156,6 @@ def _check_blocks(header: dict[str, Any]) -> None:
     sound = sound and set(blocks.values()) == set(range(count))
     if not (sound and blocks.keys() == (header["streams"].keys() if count else set())):
         raise InputError("its blocks are not those of its weights", hint="Ask whoever wrote it for another copy.")
-
-
-def directions(header: dict[str, Any]) -> Directions | None:
-    """Return what a run's directions derive from; None where its header does not tell."""
-    method = header.get("method")
-    if not isinstance(method, dict):
-        return None
-    seed, count, rank = method.get("seed"), method.get("num_directions"), method.get("rank", 0)
-    if not (whole(seed, 2**64) and whole(count, MAX_DIRECTIONS + 1) and count and whole(rank, MAX_RANK + 1)):
-        return None
-    refresh, more, full = (
-        method.get(name, less) for name, less in (("refresh", 1), ("more_every", 0), ("full_every", 0))
-    )
-    if not (whole(refresh, MAX_STEPS + 1) and refresh and whole(more, MAX_STEPS + 1) and whole(full, MAX_STEPS + 1)):
-        return None
-    momentum, window = method.get("momentum", 0.0), method.get("window", 1)
-    if not (number(momentum) and 0 <= momentum < 1 and whole(window, MAX_WINDOW + 1) and window):
-        return None
-    if type(subspace := method.get("subspace", False)) is not bool or (subspace and not rank):
-        return None
-    blocks, block_every = method.get("blocks", 0), method.get("block_every", 1)
-    if not (whole(blocks, MAX_BLOCKS + 1) and whole(block_every, MAX_STEPS + 1) and block_every):
-        return None
-    if (distribution := method.get("distribution", "normal")) not in DISTRIBUTIONS:
-        return None
-    if subspace and distribution != "normal":
-        return None
-    window = window if momentum else 1
-    return Directions(
-        seed,
-        count,
-        rank,
-        refresh,
-        more,
-        float(momentum),
-        window,
-        full,
-        subspace,
-        blocks=blocks,
-        block_every=block_every,
-        distribution=distribution,
-    )
 
 
 def own_coefficients(drawn: Directions, record: StepRecord, past: Sequence[Sequence[float]] = ()) -> list[float | None]:

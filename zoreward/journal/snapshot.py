@@ -18,7 +18,7 @@ import torch
 from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import parse
 from zoreward.journal.run import Run
-from zoreward.records import StepRecord
+from zoreward.records import StepRecord, Term
 
 SNAPSHOT_NAME = "snapshot.safetensors"
 FORMAT = "zoreward-snapshot-1"
@@ -40,13 +40,19 @@ def mark(fingerprint: str, record: StepRecord) -> str:
         record: the step.
     """
     update = record.update
-    terms = [(term.seed, term.coefficient, *term.direction[:-1]) for term in update.terms]
-    others = [term.distribution for term in update.terms if term.distribution != "normal"]
+    terms = [(term.seed, term.coefficient, *_told(term)) for term in update.terms]
+    others = [term.family.distribution for term in update.terms if term.family.distribution != "normal"]
     said = [fingerprint, record.step, [*map(float, record.scores)], update.decay, terms, update.rounding_seed]
     said += [update.anchor] if update.anchor else []
     said += [] if update.block is None else [update.block, [term.block for term in update.terms]]
     said += [others] if others else []
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _told(term: Term) -> list[int | str | None]:
+    """What a mark has of a family: rank, seeds of a, b and the subspace, as when all had these; or its name."""
+    told = term.family.to_json(term.seed) or [0]
+    return [told[0], term.seed, *told[1:], *[term.seed, None][len(told) - 1 :]]
 
 
 def write_snapshot(folder: str | Path, weights: Weights, fingerprint: str, record: StepRecord) -> None:

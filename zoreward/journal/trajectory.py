@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoreward.journal.bounds import MAX_TERMS, check_method
+from zoreward.journal.bounds import MAX_TERMS, check_method, directions
 from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import number, parse, whole
-from zoreward.journal.run import Run, check_header, directions, own_coefficients
+from zoreward.journal.run import Run, check_header, own_coefficients
 from zoreward.methods import Directions
 from zoreward.records import InputError, MissingFileError, StepRecord, Update
 

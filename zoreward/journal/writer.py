@@ -15,7 +15,7 @@ from zoreward.journal.disk import sync_folder
 from zoreward.journal.lines import MAX_LINE, encode
 from zoreward.journal.locking import lock, shared
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import InputError, StepRecord, Term, Update
+from zoreward.records import InputError, StepRecord, Update
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -29,9 +29,8 @@ class Journal:
     | `step` | once a step | scores, learning rate, and the update as terms |
     | `evaluation` | when rows to choose by were scored | the score at that step |
 
-    A term is [seed, coefficient], or [seed, coefficient, rank] where its direction is of low rank, or [seed,
-    coefficient, rank, b_seed] where its factor b has another seed, or [seed, coefficient, rank, seed, basis_seed] where
-    it lies in a subspace. Each line carries a checksum; docs/journal.md has the format.
+    A term is [seed, coefficient] and what its family says of itself; see `Family.to_json`. Each line carries a
+    checksum; docs/journal.md has the format.
 
     When `append` returns, the operating system has the line: it survives the end of the process, however that comes. To
     survive a power cut as well it must be on the disk, which `sync` waits for.
@@ -112,7 +111,7 @@ class Journal:
                 "lr": record.lr,
                 "decay": update.decay,
                 **({"anchor": update.anchor} if update.anchor else {}),
-                "terms": [_term(term) for term in update.terms],
+                "terms": [[term.seed, term.coefficient, *term.family.to_json(term.seed)] for term in update.terms],
                 **_blocks(update),
                 **_distribution(update),
                 "rounding_seed": update.rounding_seed,
@@ -159,13 +158,6 @@ class Journal:
         self._crc, self._end = crc, self._end + len(line)
 
 
-def _term(term: Term) -> list[int | float]:
-    fields = [term.seed, term.coefficient, term.rank, term.seeds[1]]
-    if term.basis_seed is not None:
-        return [*fields, term.basis_seed]
-    return fields if term.b_seed is not None else fields[: 3 if term.rank else 2]
-
-
 def _blocks(update: Update) -> dict[str, Any]:
     """The block whose turn it is; and those of the terms, where some are of another, as momentum's are."""
     blocks = [term.block for term in update.terms]
@@ -175,7 +167,7 @@ def _blocks(update: Update) -> dict[str, Any]:
 
 def _distribution(update: Update) -> dict[str, Any]:
     """The distribution of the terms, where it is not `normal`."""
-    found = {term.distribution for term in update.terms} or {"normal"}
+    found = {term.family.distribution for term in update.terms} or {"normal"}
     if len(found) > 1:
         raise ValueError(f"a step's terms have one distribution, not {', '.join(sorted(found))}")
     return {} if found == {"normal"} else {"distribution": min(found)}

@@ -6,7 +6,8 @@ A tensor is cut into chunks that fit a core's cache; NumPy lets go of the interp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zoreward import noise
 from zoreward.kernels.philox import Workspace, entries_of_many
-from zoreward.kernels.subspaces import Subspaces, holding
-from zoreward.records import Distribution, Member, Term, Update
+from zoreward.kernels.subspaces import Factors, Subspaces, Weight, holding
+from zoreward.noise import Dense, Distribution, Subspace
+from zoreward.noise import definition as noise
+from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
@@ -41,29 +43,32 @@ class Job:
 
 
 class Directions:
-    """The directions of one tensor, chunk by chunk; of the low-rank ones the factors are kept."""
+    """The directions of one tensor, chunk by chunk; of those that are made of parts, the parts are kept."""
 
     def __init__(
-        self, shape: torch.Size, stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
+        self, shape: tuple[int, ...], stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
     ) -> None:
-        self._ndim, self._stream, self._drawn = len(shape), stream, drawn
-        low_rank = {term.direction: term for term in terms if term.rank and term.moves(len(shape))}.values()
-        # Transposed: a line of b at a time is multiplied, and lies in one piece.
-        self._factors = {
-            term.direction: tuple(np.ascontiguousarray(factor.T) for factor in factors(shape, stream, term, subspaces))
-            for term in low_rank
+        self.stream, self._shape, self._drawn = stream, shape, drawn
+        made = {term.direction: term for term in terms if not is_dense(term) and term.moves(len(shape))}
+        self._parts = {
+            # A column of a factor at a time is multiplied, and lies in one piece.
+            direction: [part.copy(order="F" if term.family.rank else "C") for part in own]
+            for direction, term in made.items()
+            for own in [parts(shape, stream, term, subspaces)]
         }
 
     def add(self, acc: NDArray[Any], terms: Iterable[Term], start: int, workspace: Workspace) -> NDArray[Any]:
         """Add Σ coefficient · z of the elements from `start` on, in place; returns `acc`."""
         with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
             for term in terms:
-                if term.rank == 0:
-                    z = self._drawn.get((term.seed, self._stream, term.distribution))
+                if is_dense(term):
+                    distribution = term.family.distribution
+                    z = self._drawn.get((term.seed, self.stream, distribution))
                     if z is None:
-                        z = workspace.entries(term.seed, self._stream, start, len(acc), distribution=term.distribution)
-                elif term.moves(self._ndim):
-                    z = self._low_rank(term, start, len(acc))
+                        z = workspace.entries(term.seed, self.stream, start, len(acc), distribution=distribution)
+                elif term.direction in self._parts:
+                    own = self._parts[term.direction]
+                    z = term.family.piece(own, self._shape, start, len(acc), np.arange)
                 else:
                     continue
                 if acc.dtype == np.float32:
@@ -72,26 +77,14 @@ class Directions:
                     acc += acc.dtype.type(term.coefficient) * z
         return acc
 
-    def _low_rank(self, term: Term, start: int, count: int) -> NDArray[np.float32]:
-        """The lines of `noise.low_rank` that the chunk touches, cut to the chunk."""
-        a, b = self._factors[term.direction]
-        columns = b.shape[1]
-        first, last = start // columns, -(-(start + count) // columns)
-        z: NDArray[np.float32] = a[0, first:last, None] * b[0]
-        for k in range(1, term.rank):
-            z += a[k, first:last, None] * b[k]
-        if term.rank > 1:  # float32(1/√1) changes nothing
-            z *= noise.inv_sqrt_rank(term.rank)
-        return z.reshape(-1)[start - first * columns :][:count]
 
-
-def drawn_together(weights: Iterable[tuple[torch.Tensor, int]], terms: Iterable[Term]) -> Drawn:
+def drawn_together(weights: Iterable[Weight], terms: Iterable[Term]) -> Drawn:
     """Return small tensors' dense directions by seed, stream and distribution; {} where they are too many."""
     small = {stream: weight.numel() for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)}
     seeds: dict[Distribution, dict[int, None]] = {}
     for term in terms:
-        if term.rank == 0:
-            seeds.setdefault(term.distribution, {})[term.seed] = None
+        if is_dense(term):
+            seeds.setdefault(term.family.distribution, {})[term.seed] = None
     if not small or sum(map(len, seeds.values())) * sum(small.values()) > TOGETHER:
         return {}
     drawn: dict[tuple[int, int, Distribution], NDArray[np.float32]] = {}
@@ -102,23 +95,26 @@ def drawn_together(weights: Iterable[tuple[torch.Tensor, int]], terms: Iterable[
     return drawn
 
 
-def factors(
-    shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the factors a (m, r) and b (n, r) of a low-rank direction of a matrix of shape (m, n)."""
-    if term.basis_seed is not None:
-        [pair] = subspaces.factors([(tuple(shape), stream)], term, _DEVICE)
-        return pair[0].numpy(), pair[1].numpy()
-    a, b = (
-        _whole(seed, stream, size * term.rank, purpose, term.distribution).reshape(size, term.rank)
-        for size, seed, purpose in zip(shape, term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True)
-    )
-    return a, b
+def is_dense(term: Term) -> bool:
+    """Whether a term's direction is drawn where it is added, an entry for each element."""
+    return isinstance(term.family, Dense)
+
+
+def parts(shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces) -> list[NDArray[np.float32]]:
+    """Return `Family.parts` of a direction for a tensor."""
+    family = term.family
+    if isinstance(family, Subspace):
+        [pair] = subspaces.factors([(shape, stream)], term, _DEVICE)
+        return [part.numpy() for part in pair]
+    return [
+        _whole(draw.seed, stream, math.prod(draw.shape), draw.purpose, family.distribution).reshape(draw.shape)
+        for draw in family.draws(term.seed, shape)
+    ]
 
 
 def factors_all(
-    weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term], subspaces: Subspaces | None = None
-) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None = None
+) -> list[list[Factors]]:
     """Return for each matrix and its stream, and for each low-rank term, the factors a (m, r) and b (n, r), float32.
 
     Args:
@@ -130,7 +126,7 @@ def factors_all(
     return [
         [
             (torch.from_numpy(a), torch.from_numpy(b))
-            for a, b in (factors(weight.shape, stream, term, held) for term in terms)
+            for a, b in (parts(tuple(weight.shape), stream, term, held) for term in terms)
         ]
         for weight, stream in weights
     ]
@@ -151,63 +147,48 @@ def _whole(
     return z
 
 
-def perturb(weight: torch.Tensor, stream: int, members: Sequence[Member]) -> list[torch.Tensor]:
-    """Return a copy of `weight` at each member: round(θ + Σ coefficient · z(seed)).
-
-    Args:
-        weight: θ, any shape and stride, float64, float32, bfloat16 or float16. Left as it is.
-        stream: the tensor's stream.
-        members: M members; neighbours that use the same direction share its computation.
-
-    Returns:
-        M contiguous tensors of `weight`'s shape and dtype. Sums are float32 (float64 for float64 weights), added in the
-        order of the terms, each product and each sum rounded once; half precision is rounded to nearest.
-    """
-    [copies] = perturb_all([(weight, stream)], members)
-    return copies
-
-
 def perturb_all(
-    weights: Sequence[tuple[torch.Tensor, int]],
+    weights: Sequence[Weight],
     members: Sequence[Member],
     into: list[list[torch.Tensor]] | None = None,
     subspaces: Subspaces | None = None,
 ) -> list[list[torch.Tensor]]:
-    """Return `perturb(weight, stream, members)` of each tensor and its stream, all tensors at the same time.
+    """Return copies of each tensor at each member: round(θ + Σ coefficient · z(seed)).
 
     Args:
-        weights: the tensors and their streams.
-        members: M members.
+        weights: θ, and the streams: any shape and stride, float64, float32, bfloat16 or float16. Left as they are.
+        members: M members; neighbours that use the same direction share its computation.
         into: what this function gave for these tensors, or such of their shapes and dtypes, and M members: to be
             written over and returned.
         subspaces: as for `factors_all`.
+
+    Returns:
+        For each tensor M contiguous ones of its shape and dtype. Sums are float32 (float64 for float64 weights), added
+        in the order of the terms, each product and each sum rounded once; half precision is rounded to nearest.
     """
-    copies: list[list[torch.Tensor]] = []
-    jobs: list[Job] = []
-    terms = [term for member in members for term in member]
-    held, drawn = holding(subspaces, normals, weights, terms), drawn_together(weights, terms)
-    for number, (weight, stream) in enumerate(weights):
-        own, more = perturb_jobs(weight, stream, members, held, drawn, into[number] if into else None)
-        copies.append(own)
-        jobs += more
+    copies = into or [[torch.empty(weight.shape, dtype=weight.dtype) for _ in members] for weight, _ in weights]
+    terms, jobs = [term for member in members for term in member], []
+    for (weight, _), own, directions in zip(weights, copies, _directions(weights, terms, subspaces), strict=True):
+        theta, outs = _flat(weight.detach().contiguous()), [_flat(copy) for copy in own]
+        jobs += _over_chunks(partial(_fill, outs, theta, weight.dtype, members, directions), weight.numel())
     run(jobs)
     return copies
 
 
-def update_all_(weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> None:
-    """Do `update_(weight, stream, update)` to each tensor and its stream, all tensors at the same time."""
-    replay_all_(weights, [update])
-
-
+@torch.no_grad()
 def replay_all_(
-    weights: Sequence[tuple[torch.Tensor, int]],
+    weights: Sequence[Weight],
     updates: Sequence[Update],
-    bases: Sequence[torch.Tensor | None] | None = None,
+    bases: Sequence[torch.Tensor] | None = None,
     subspaces: Subspaces | None = None,
 ) -> None:
-    """Do the updates one after the other, each with its own rounding, in one pass over the weights.
+    """Do updates in place, one after the other, in one pass over the weights.
 
-    A chunk goes through all updates while it is in the cache. The factors of all low-rank terms are held at once.
+        θ ← round(θ + Σ coefficient · z(seed) − decay · θ − anchor · (θ − θ_base))
+
+    Half precision is rounded stochastically, from the update's `rounding_seed`, once, at the end; see
+    `zoreward.noise.definition`. A chunk goes through all updates while it is in the cache. The parts of all terms that
+    are not dense are held at once. What no update moves is not written.
 
     Args:
         weights: the tensors and their streams.
@@ -215,89 +196,66 @@ def replay_all_(
         bases: θ_base of each tensor, where updates have an anchor: what `perturb_all(weights, ((),))` gave before any.
         subspaces: as for `factors_all`.
     """
-    bases = bases or [None] * len(weights)
-    terms = [term for update in updates for term in update.terms]
+    terms, jobs, copied = [term for update in updates for term in update.terms], [], []
+    all_directions = _directions(weights, terms, subspaces)
+    for (weight, _), base, directions in zip(weights, bases or [None] * len(weights), all_directions, strict=True):
+        if moving := [update for update in updates if update.moves(weight.ndim)]:
+            theta = weight.detach().contiguous()  # a copy where it is not
+            copied += [] if weight.is_contiguous() else [(weight, theta)]
+            jobs += _over_chunks(partial(_write, theta, base, moving, directions), weight.numel())
+    run(jobs)
+    for weight, theta in copied:
+        weight.copy_(theta)
+
+
+def _directions(weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None) -> Iterator[Directions]:
     held, drawn = holding(subspaces, normals, weights, terms), drawn_together(weights, terms)
-    pairs = zip(weights, bases, strict=True)
-    run(job for (weight, stream), base in pairs for job in update_jobs(weight, stream, updates, held, drawn, base))
+    return (Directions(tuple(weight.shape), stream, terms, held, drawn) for weight, stream in weights)
 
 
-def perturb_jobs(
-    weight: torch.Tensor,
-    stream: int,
+def _fill(
+    outs: Sequence[NDArray[Any]],
+    theta: NDArray[Any],
+    dtype: torch.dtype,
     members: Sequence[Member],
-    subspaces: Subspaces,
-    drawn: Drawn,
-    into: list[torch.Tensor] | None = None,
-) -> tuple[list[torch.Tensor], list[Job]]:
-    """Return `perturb`'s copies, still empty, and the jobs that fill them: for `run`, with those of other tensors."""
-    theta = _flat(weight.detach().contiguous())
-    copies = into or [torch.empty(weight.shape, dtype=weight.dtype) for _ in members]
-    outs = [_flat(copy) for copy in copies]
-    directions = Directions(weight.shape, stream, (term for member in members for term in member), subspaces, drawn)
-
-    def fill(start: int, workspace: Workspace) -> None:
-        base = _load(theta[start : start + CHUNK], weight.dtype)
-        for member, out in zip(members, outs, strict=True):
-            acc = directions.add(base.copy(), member, start, workspace)
-            out[start : start + CHUNK] = _to_nearest(acc, weight.dtype)
-
-    return copies, _over_chunks(fill, weight.numel())
+    directions: Directions,
+    start: int,
+    workspace: Workspace,
+) -> None:
+    """Write a chunk of each copy."""
+    before = _load(theta[start : start + CHUNK], dtype)
+    for member, out in zip(members, outs, strict=True):
+        acc = directions.add(before.copy(), member, start, workspace)
+        out[start : start + CHUNK] = _to_nearest(acc, dtype)
 
 
-def update_(weight: torch.Tensor, stream: int, update: Update) -> None:
-    """Do one update without an anchor to `weight` in place: θ ← round(θ + Σ coefficient · z(seed) − decay · θ).
-
-    Half precision is rounded stochastically, from `update.rounding_seed`, once, at the end; see `zoreward.noise`.
-    """
-    update_all_([(weight, stream)], update)
-
-
-@torch.no_grad()
-def update_jobs(
+def _write(
     weight: torch.Tensor,
-    stream: int,
+    base: torch.Tensor | None,
     updates: Sequence[Update],
-    subspaces: Subspaces,
-    drawn: Drawn,
-    base: torch.Tensor | None = None,
-) -> list[Job]:
-    """Return the jobs of `replay_all_`: for `run`, with those of other tensors. None, where nothing is moved."""
-    updates = [update for update in updates if update.moves(weight.ndim)]
-    if not updates:
-        return []
-    if not weight.is_contiguous():
-        return [Job(weight.numel(), partial(_update_strided_, weight, stream, updates, subspaces, drawn, base))]
-    theta = _flat(weight.detach())
-    anchors = None if base is None else _flat(base)
-    terms = (term for update in updates for term in update.terms)
-    directions = Directions(weight.shape, stream, terms, subspaces, drawn)
-
-    def write(start: int, workspace: Workspace) -> None:
-        for update in updates:
-            write_one(update, start, workspace)
-
-    def write_one(update: Update, start: int, workspace: Workspace) -> None:
-        piece = theta[start : start + CHUNK]
+    directions: Directions,
+    start: int,
+    workspace: Workspace,
+) -> None:
+    """Take a chunk of a weight through all updates."""
+    dtype, piece = weight.dtype, _flat(weight)[start : start + CHUNK]
+    for update in updates:
         decays = update.decay != 0 and weight.ndim >= 2
-        if weight.dtype in (torch.float32, torch.float64) and not decays and update.anchor == 0:
+        if dtype in (torch.float32, torch.float64) and not decays and update.anchor == 0:
             directions.add(piece, update.terms, start, workspace)
-            return
-        before = _load(piece, weight.dtype)
+            continue
+        before = _load(piece, dtype)
         acc = directions.add(before.copy(), update.terms, start, workspace)
         with np.errstate(over="ignore", invalid="ignore"):  # as in `add`
             if decays:
                 acc -= acc.dtype.type(update.decay) * before
-            if update.anchor != 0 and anchors is not None:
-                far = before - _load(anchors[start : start + CHUNK], weight.dtype)
-                acc -= acc.dtype.type(update.anchor) * far
-        if weight.dtype in (torch.bfloat16, torch.float16):
-            bits = workspace.rounding_bits(update.rounding_seed, stream, start, len(piece))
-            piece[:] = _round_bf16(acc, bits) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, bits)
+            if update.anchor != 0 and base is not None:
+                acc -= acc.dtype.type(update.anchor) * (before - _load(_flat(base)[start : start + CHUNK], dtype))
+        if dtype in (torch.bfloat16, torch.float16):
+            bits = workspace.rounding_bits(update.rounding_seed, directions.stream, start, len(piece))
+            piece[:] = _round_bf16(acc, bits) if dtype == torch.bfloat16 else noise.round_fp16(acc, bits)
         else:
             piece[:] = acc
-
-    return _over_chunks(write, weight.numel())
 
 
 def run(jobs: Iterable[Job]) -> None:
@@ -321,21 +279,6 @@ def run(jobs: Iterable[Job]) -> None:
 
 def _over_chunks(chunk_job: Callable[[int, Workspace], None], numel: int) -> list[Job]:
     return [Job(min(CHUNK, numel - start), partial(chunk_job, start)) for start in range(0, numel, CHUNK)]
-
-
-def _update_strided_(
-    weight: torch.Tensor,
-    stream: int,
-    updates: Sequence[Update],
-    subspaces: Subspaces,
-    drawn: Drawn,
-    base: torch.Tensor | None,
-    workspace: Workspace,
-) -> None:
-    dense = weight.detach().contiguous()
-    for job in update_jobs(dense, stream, updates, subspaces, drawn, base):
-        job.work(workspace)
-    weight.detach().copy_(dense)
 
 
 def _flat(tensor: torch.Tensor) -> NDArray[Any]:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import triton
 
-from zoreward import noise
 from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
-from zoreward.kernels.subspaces import Subspaces, matrices_of
-from zoreward.kernels.tables import Group, Known, Table, Weight, table_of
-from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term, Update
+from zoreward.kernels.subspaces import Subspaces, Weight, matrices_of
+from zoreward.kernels.tables import Group, Known, Table, table_of
+from zoreward.noise import DISTRIBUTIONS, LowRank, Subspace
+from zoreward.noise.factors import FACTOR_A, FACTOR_B
+from zoreward.records import Member, Term, Update
 
 # Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
 BLOCK, WARPS = 2048, 4
@@ -32,7 +33,7 @@ MOST_KNOWN = 4096
 
 
 class Kernels:
-    """The four functions of a kernel, for CUDA tensors.
+    """The functions of a kernel, for CUDA tensors.
 
     Remembers where the tensors lie that it has seen, and the subspaces that it was asked for last.
 
@@ -51,7 +52,7 @@ class Kernels:
         self._factor_tables: dict[Any, tuple[Table, int]] = {}
         self._scripts: dict[Any, torch.Tensor] = {}
         self._subspaces = Subspaces(portable.normals)
-        self._couple: tuple[Sequence[Member], torch.device, torch.Tensor, int, set[Distribution]] | None = None
+        self._couple: tuple[Sequence[Member], torch.device, torch.Tensor, int, int | None] | None = None
 
     @torch.no_grad()
     def perturb_all(
@@ -73,10 +74,6 @@ class Kernels:
                 found[number] = copies
         return found
 
-    def update_all_(self, weights: Sequence[Weight], update: Update) -> None:
-        """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
-        self.replay_all_(weights, [update])
-
     @torch.no_grad()
     def replay_all_(
         self, weights: Sequence[Weight], updates: Sequence[Update], bases: Sequence[torch.Tensor] | None = None
@@ -88,15 +85,15 @@ class Kernels:
             updates: in their order.
             bases: what `perturb_all(weights, ((),))` gave, where updates have an anchor: the copies in their place.
         """
-        distributions = scripts.distributions_of(term for update in updates for term in update.terms)
+        drawn = scripts.drawn_of(term for update in updates for term in update.terms)
         for group in self._groups(weights):
             some = [bases[number] for number in group.numbers] if bases else None
-            if group.like.dtype == torch.float64 or len(distributions) > 1:
+            if group.like.dtype == torch.float64 or drawn is None:
                 portable.replay_all_(group.weights, updates, some, self._subspaces)
             elif group.lines is not None:
                 # The one allocation, from its beginning: the first copy may be of a tensor without elements.
                 base = some[0].as_strided((group.size,), (1,), 0) if some else group.like
-                self._replay(group, updates, base, scripts.number_of(distributions))
+                self._replay(group, updates, base, drawn)
 
     @torch.no_grad()
     def factor_lines(self, weights: Sequence[Weight], terms: Sequence[Term]) -> torch.Tensor:
@@ -106,8 +103,8 @@ class Kernels:
         """
         drawn, begins, size = self._draw(weights, terms, in_lines=True)
         blocks = [
-            drawn[begin : begin + size * term.rank].view(size, term.rank)
-            for term, begin in zip(terms, begins, strict=True)
+            drawn[begin : begin + size * rank].view(size, rank)
+            for rank, begin in zip((term.family.rank for term in terms), begins, strict=True)
         ]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
@@ -125,10 +122,10 @@ class Kernels:
             for shape, strides, place in group.views
         ]
         if group.lines is not None and members:
-            terms = [term for member in members for term in member if term.rank]
+            terms = [term for member in members for term in member if term.family.rank]
             factors, begins = self._factors(group, terms)
-            script, alike, distributions = self._script_of_members(members, begins, like.device)
-            if len(distributions) > 1:
+            script, alike, drawn = self._script_of_members(members, begins, like.device)
+            if drawn is None:
                 return portable.perturb_all(group.weights, members, views, self._subspaces)
             table = self._table(group, self._copy_unit)
             with launched_on(like.device):
@@ -137,29 +134,29 @@ class Kernels:
                         table.lines, units, script, len(members), _stored(like), _stored(copies), group.size, factors,
                         BF16=like.dtype == torch.bfloat16, WHOLE=whole, ALIKE=alike, ONE=len(members) == alike,
                         LOW_RANK=scripts.rank_of(terms), QUADS=group.quads,
-                        DISTRIBUTION=scripts.number_of(distributions), UNIT=self._copy_unit, **self._options,
+                        DISTRIBUTION=drawn, UNIT=self._copy_unit, **self._options,
                     )  # fmt: skip
         return views
 
     def _script_of_members(
         self, members: Sequence[Member], begins: dict[Any, int], device: torch.device
-    ) -> tuple[torch.Tensor, int, set[Distribution]]:
-        """The script, how many neighbours share a direction, and which entries dense ones have.
+    ) -> tuple[torch.Tensor, int, int | None]:
+        """The script, how many neighbours share a direction, and `scripts.drawn_of`.
 
         A model's modules ask for the same members, one after the other.
         """
         if self._couple is not None and self._couple[0] is members and self._couple[1] == device and not begins:
             return self._couple[2:]
         script = self._script([scripts.script_of(member, begins) for member in members], device)
-        distributions = scripts.distributions_of(term for member in members for term in member)
-        found = script, scripts.alike_of(members), distributions
+        drawn = scripts.drawn_of(term for member in members for term in member)
+        found = script, scripts.alike_of(members), drawn
         if isinstance(members, tuple):  # else it may change
             self._couple = members, device, *found
         return found
 
-    def _replay(self, group: Group, updates: Sequence[Update], base: torch.Tensor, distribution: int) -> None:
+    def _replay(self, group: Group, updates: Sequence[Update], base: torch.Tensor, drawn: int) -> None:
         like = group.like
-        terms = [term for update in updates for term in update.terms if term.rank]
+        terms = [term for update in updates for term in update.terms if term.family.rank]
         factors, begins = self._factors(group, terms)
         lines = [scripts.script_of(u.terms, begins, u.rounding_seed, u.decay, u.anchor) for u in updates]
         one = len(lines) == 1 and lines[0][2] == 1 and lines[0][3] in (scripts.DENSE, scripts.LOW_RANK)
@@ -173,7 +170,7 @@ class Kernels:
                 triton_kernels.update[(len(units),)](
                     table.lines, units, script, len(updates), kind, _stored(like), _stored(base), factors,
                     BF16=like.dtype == torch.bfloat16, WHOLE=whole, ONE=one, LOW_RANK=scripts.rank_of(terms),
-                    QUADS=group.quads, DISTRIBUTION=distribution, UNIT=self._update_unit, **self._options,
+                    QUADS=group.quads, DISTRIBUTION=drawn, UNIT=self._update_unit, **self._options,
                 )  # fmt: skip
         for weight, copy in group.copied:
             if any(update.moves(weight.ndim) for update in updates):
@@ -196,38 +193,38 @@ class Kernels:
         As the kernels read them, a and b of each matrix on a boundary; or in lines, all a and then all b.
         """
         device = weights[0][0].device
-        tables = {
-            rank: self._table_of_factors(weights, rank, device, in_lines) for rank in {term.rank for term in terms}
-        }
+        families = [term.family for term in terms]
+        ranks = [family.rank for family in families]
+        tables = {rank: self._table_of_factors(weights, rank, device, in_lines) for rank in set(ranks)}
         size = next(size for _, size in tables.values())
-        begins = [size * sum(term.rank for term in terms[:t]) for t in range(len(terms))]
-        drawn = torch.empty(size * sum(term.rank for term in terms), device=device)
-        for rank, distribution in dict.fromkeys((term.rank, term.distribution) for term in terms):
+        begins = [size * sum(ranks[:t]) for t in range(len(terms))]
+        drawn = torch.empty(size * sum(ranks), device=device)
+        lines: dict[tuple[int, int], list[list[int]]] = {}
+        for term, family, begin in zip(terms, families, begins, strict=True):
+            if isinstance(family, LowRank):
+                key = family.rank, DISTRIBUTIONS.index(family.distribution)
+                lines.setdefault(key, []).append([*family.seeds(term.seed), family.rank, begin])
+        for (rank, distribution), same in lines.items():
             table, _ = tables[rank]
-            lines = [
-                [*term.seeds, rank, begin]
-                for term, begin in zip(terms, begins, strict=True)
-                if (term.rank, term.distribution) == (rank, distribution) and term.basis_seed is None
-            ]
-            for units, _ in table.parts if lines else ():
-                script = self._script(lines, device)
+            for units, _ in table.parts:
+                script = self._script(same, device)
                 with launched_on(device):
-                    triton_kernels.factor_entries[(len(units), len(lines))](
-                        table.lines, units, script, drawn, DISTRIBUTION=DISTRIBUTIONS.index(distribution),
-                        UNIT=self._copy_unit, **self._options,
+                    triton_kernels.factor_entries[(len(units), len(same))](
+                        table.lines, units, script, drawn, DISTRIBUTION=distribution, UNIT=self._copy_unit,
+                        **self._options,
                     )  # fmt: skip
-        if not any(term.basis_seed is not None for term in terms):
+        if not any(isinstance(family, Subspace) for family in families):
             return drawn, begins, size
         matrices = matrices_of(weights)
         self._subspaces.hold(matrices, terms, device)
-        for term, begin in zip(terms, begins, strict=True):
-            if term.basis_seed is not None:
+        for term, rank, begin in zip(terms, ranks, begins, strict=True):
+            if isinstance(term.family, Subspace):
                 pairs = self._subspaces.factors(matrices, term, device)
-                room = drawn[begin : begin + size * term.rank]
+                room = drawn[begin : begin + size * rank]
                 if in_lines:
-                    torch.cat([pair[side] for side in (0, 1) for pair in pairs], out=room.view(size, term.rank))
+                    torch.cat([pair[side] for side in (0, 1) for pair in pairs], out=room.view(size, rank))
                 else:
-                    places = scripts.sides_of(room, weights, term.rank)
+                    places = scripts.sides_of(room, weights, rank)
                     torch._foreach_copy_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
 
@@ -281,7 +278,7 @@ class Kernels:
             sides = [
                 (weight.shape[side], stream, purpose)
                 for weight, stream in weights
-                for side, purpose in enumerate((noise.FACTOR_A, noise.FACTOR_B))
+                for side, purpose in enumerate((FACTOR_A, FACTOR_B))
             ]
             for length, stream, purpose in [*sides[::2], *sides[1::2]] if in_lines else sides:
                 lines.append([0, length * rank, stream, 0, place * rank, purpose, 0, 0, 0])

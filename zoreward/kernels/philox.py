@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zoreward import noise
-from zoreward.records import Distribution
+from zoreward.noise import Distribution
+from zoreward.noise import definition as noise
+from zoreward.noise.seeds import DIRECTION, ROUNDING
 
 Words = NDArray[np.uint64]
 _LOW, _HALF = np.uint64(noise.MASK_32), np.uint64(32)
@@ -41,7 +42,7 @@ class Workspace:
         stream: int,
         start: int,
         count: int,
-        purpose: int = noise.DIRECTION,
+        purpose: int = DIRECTION,
         distribution: Distribution = "normal",
     ) -> NDArray[np.float32]:
         """Return `noise.entries` of the same arguments; valid until the next call. `start` is a multiple of 4."""
@@ -81,7 +82,7 @@ class Workspace:
         whole, rest = divmod(before + count, 2 * noise.SHARING)
         groups = whole + (rest > 0)
         drawn = whole * noise.SHARING + min(rest, noise.SHARING)
-        even, odd = self._blocks(seed, stream, (start - before) // 2, drawn, noise.ROUNDING)
+        even, odd = self._blocks(seed, stream, (start - before) // 2, drawn, ROUNDING)
         fours = self._words.reshape(-1, 4)[: even.shape[1]]
         fours.T[0::2], fours.T[1::2] = even, odd
         np.bitwise_and(self._words[:groups], np.uint32(0xFFFF), out=self._bits[:groups, 0])
@@ -154,16 +155,11 @@ def entries_of_many(draws: Sequence[tuple[int, int, int]], distribution: Distrib
     blocks = [(count + 3) // 4 for _, _, count in draws]
     ends = np.cumsum(blocks)
     x0 = np.arange(ends[-1], dtype=np.uint64) - np.repeat((ends - blocks).astype(np.uint64), blocks)
-    x1, x3 = np.zeros_like(x0), np.full_like(x0, noise.DIRECTION)
+    x1, x3 = np.zeros_like(x0), np.full_like(x0, DIRECTION)
     seeds, streams = (np.array([draw[i] for draw in draws], np.uint64) for i in (0, 1))
     x2 = np.repeat(streams, blocks)
-    k0, k1 = seeds & _LOW, seeds >> _HALF
-    for _ in range(10):
-        p0, p1 = x0 * _M0, x2 * _M1
-        x0, x2 = (p1 >> _HALF) ^ x1 ^ np.repeat(k0, blocks), (p0 >> _HALF) ^ x3 ^ np.repeat(k1, blocks)
-        x1, x3 = p1 & _LOW, p0 & _LOW
-        k0, k1 = (k0 + np.uint64(noise.WEYL_0)) & _LOW, (k1 + np.uint64(noise.WEYL_1)) & _LOW
-    words = np.stack([x0, x1, x2, x3], axis=1).astype(np.uint32).reshape(-1)
+    k0, k1 = np.repeat(seeds & _LOW, blocks), np.repeat(seeds >> _HALF, blocks)
+    words = np.stack(noise.philox((x0, x1, x2, x3), k0, k1), axis=1).astype(np.uint32).reshape(-1)
     z = noise.entries_of_words(words, distribution)
     return [z[4 * (end - own) :][:count] for end, own, (_, _, count) in zip(ends, blocks, draws, strict=True)]
 

@@ -6,24 +6,25 @@ Products and sums are separate operations: one fused multiply-add would change t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from zoreward import noise
-from zoreward.kernels.subspaces import Factors, Subspaces, holding, matrices_of
-from zoreward.records import Direction, Distribution, Member, Term, Update
+from zoreward.kernels.subspaces import Factors, Subspaces, Weight, holding, matrices_of
+from zoreward.noise import Dense, Distribution, Subspace
+from zoreward.noise import definition as noise
+from zoreward.noise.seeds import DIRECTION, ROUNDING
+from zoreward.records import Direction, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
 GROUP = 1 << 22
 
-Weight = tuple[torch.Tensor, int]
-"""A tensor and its stream."""
-
-FactorsOf = dict[tuple[int, Direction], Factors]
-"""(number of the tensor, `Term.direction`) → factors; matrices only."""
+PartsOf = dict[tuple[int, Direction], Sequence[torch.Tensor]]
+"""(number of the tensor, `Term.direction`) → parts, of directions that move it and are not dense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +54,17 @@ def perturb_all(
     ]
     flats = [weight.detach().reshape(-1) for weight, _ in weights]
     terms = [term for member in members for term in member]
-    factors = _factors_of(weights, terms, range(len(weights)), holding(subspaces, normals, weights, terms))
+    parts = _parts_of(weights, terms, range(len(weights)), holding(subspaces, normals, weights, terms))
     for group in _groups([weight.numel() for weight, _ in weights]):
         draw = _Draw([stream for _, stream in weights], group, flats[0].device)
         for m, member in enumerate(members):
-            z_K = [None if term.rank else draw.entries(term.seed, term.distribution) for term in member]
+            z_K = draw.dense(member)
             for piece in group:
                 acc = _load(flats[piece.tensor], piece)
-                _add_terms(acc, piece, member, z_K, factors)
+                _add_terms(acc, weights[piece.tensor][0], piece, member, z_K, parts)
                 out = copies[piece.tensor][m].view(-1)
                 out[piece.start : piece.start + piece.count] = acc.to(out.dtype)
     return copies
-
-
-def update_all_(weights: Sequence[Weight], update: Update) -> None:
-    """Do one update to all tensors in place; see `zoreward.kernels.cpu.update_`."""
-    replay_all_(weights, [update])
 
 
 @torch.no_grad()
@@ -104,13 +100,13 @@ def _update_group_(
 ) -> None:
     moved = [piece for piece in group if update.moves(weights[piece.tensor][0].ndim)]
     half = any(weights[piece.tensor][0].dtype in (torch.bfloat16, torch.float16) for piece in moved)
-    factors = _factors_of(weights, update.terms, {piece.tensor for piece in moved}, subspaces)
-    z_K = [None if term.rank else draw.entries(term.seed, term.distribution) for term in update.terms]
+    parts = _parts_of(weights, update.terms, {piece.tensor for piece in moved}, subspaces)
+    z_K = draw.dense(update.terms)
     bits = draw.rounding_bits(update.rounding_seed) if half else None
     for piece in moved:
         weight, flat = weights[piece.tensor][0], flats[piece.tensor]
         acc = _load(flat, piece)
-        _add_terms(acc, piece, update.terms, z_K, factors)
+        _add_terms(acc, weight, piece, update.terms, z_K, parts)
         if update.decay != 0 and weight.ndim >= 2:
             acc -= _load(flat, piece) * update.decay
         if update.anchor != 0 and anchors is not None:
@@ -124,7 +120,9 @@ def factors_all(
     weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None = None
 ) -> list[list[Factors]]:
     """Return the factors of each matrix and each low-rank term; see `zoreward.kernels.cpu.factors_all`."""
-    return _factors(weights, terms, holding(subspaces, normals, weights, terms))
+    parts = _parts_of(weights, terms, range(len(weights)), holding(subspaces, normals, weights, terms))
+    pairs = [[parts[number, term.direction] for term in terms] for number in range(len(weights))]
+    return [[(a, b) for a, b in own] for own in pairs]
 
 
 def normals(
@@ -143,64 +141,49 @@ def normals(
     return [torch.cat(some) if some else torch.empty(0, device=device) for some in parts]
 
 
-def _factors(weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces) -> list[list[Factors]]:
-    found: list[list[Factors]] = [[] for _ in weights]
-    for term in terms if weights else ():
-        device = weights[0][0].device
-        if term.basis_seed is not None:
-            some = subspaces.factors(matrices_of(weights), term, device)
-        else:
-            sides = [
-                normals(
-                    seed,
-                    purpose,
-                    [(weight.shape[side] * term.rank, stream) for weight, stream in weights],
-                    device,
-                    term.distribution,
-                )
-                for side, (seed, purpose) in enumerate(zip(term.seeds, (noise.FACTOR_A, noise.FACTOR_B), strict=True))
-            ]
-            some = [(a.view(-1, term.rank), b.view(-1, term.rank)) for a, b in zip(*sides, strict=True)]
-        for pairs, pair in zip(found, some, strict=True):
-            pairs.append(pair)
+def _parts_of(
+    weights: Sequence[Weight], terms: Sequence[Term], numbers: Iterable[int], subspaces: Subspaces
+) -> PartsOf:
+    found: PartsOf = {}
+    numbers = sorted(numbers)
+    for term in {term.direction: term for term in terms if not isinstance(term.family, Dense)}.values():
+        own = [number for number in numbers if term.moves(weights[number][0].ndim)]
+        made = _parts([weights[number] for number in own], term, subspaces) if own else []
+        found |= {(number, term.direction): parts for number, parts in zip(own, made, strict=True)}
     return found
 
 
-def _factors_of(
-    weights: Sequence[Weight], terms: Sequence[Term], numbers: Iterable[int], subspaces: Subspaces
-) -> FactorsOf:
-    numbers = sorted(number for number in numbers if weights[number][0].ndim == 2)
-    distinct = list({term.direction: term for term in terms if term.rank}.values())
-    pairs_of = zip(numbers, _factors([weights[number] for number in numbers], distinct, subspaces), strict=True)
-    return {
-        (number, term.direction): pair for number, pairs in pairs_of for term, pair in zip(distinct, pairs, strict=True)
-    }
+def _parts(weights: Sequence[Weight], term: Term, subspaces: Subspaces) -> Sequence[Sequence[torch.Tensor]]:
+    """`Family.parts` of a direction for each tensor."""
+    device = weights[0][0].device
+    if isinstance(term.family, Subspace):
+        return subspaces.factors(matrices_of(weights), term, device)
+    parts = []
+    for draws in zip(*(term.family.draws(term.seed, tuple(weight.shape)) for weight, _ in weights), strict=True):
+        sizes = [(math.prod(draw.shape), stream) for draw, (_, stream) in zip(draws, weights, strict=True)]
+        drawn = normals(draws[0].seed, draws[0].purpose, sizes, device, term.family.distribution)
+        parts.append([own.view(draw.shape) for own, draw in zip(drawn, draws, strict=True)])
+    return list(zip(*parts, strict=True))
 
 
 def _add_terms(
-    acc: torch.Tensor, piece: Piece, terms: Member, z_K: Sequence[torch.Tensor | None], factors: FactorsOf
+    acc: torch.Tensor,
+    weight: torch.Tensor,
+    piece: Piece,
+    terms: Member,
+    z_K: Sequence[torch.Tensor | None],
+    parts: PartsOf,
 ) -> None:
-    """Add Σ coefficient · z to a piece, in place. `z_K`: the group's dense directions, None for low-rank ones."""
+    """Add Σ coefficient · z to a piece of a weight, in place. `z_K`: the group's dense directions, None for others."""
+    numbers = partial(torch.arange, device=weight.device)
     for dense, term in zip(z_K, terms, strict=True):
         if dense is not None:
             z = piece.of(dense)
-        elif (piece.tensor, term.direction) in factors:
-            z = _low_rank(*factors[piece.tensor, term.direction], piece)
+        elif (own := parts.get((piece.tensor, term.direction))) is not None:
+            z = term.family.piece(own, tuple(weight.shape), piece.start, piece.count, numbers)
         else:
             continue
         acc += z.to(acc.dtype) * term.coefficient
-
-
-def _low_rank(a: torch.Tensor, b: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """The lines of `noise.low_rank` that the piece touches, cut to the piece."""
-    columns, rank = b.shape
-    first, last = piece.start // columns, -(-(piece.start + piece.count) // columns)
-    z = a[first:last, None, 0] * b[:, 0]
-    for k in range(1, rank):
-        z += a[first:last, None, k] * b[:, k]
-    if rank > 1:  # float32(1/√1) changes nothing
-        z *= float(noise.inv_sqrt_rank(rank))
-    return z.view(-1)[piece.start - first * columns :][: piece.count]
 
 
 class _Draw:
@@ -213,7 +196,7 @@ class _Draw:
         self._held: tuple[int, Distribution, int] | None = None
         self._z = torch.empty(0)
 
-    def entries(self, seed: int, distribution: Distribution, purpose: int = noise.DIRECTION) -> torch.Tensor:
+    def entries(self, seed: int, distribution: Distribution, purpose: int = DIRECTION) -> torch.Tensor:
         if self._held != (seed, distribution, purpose):
             words = self.words(seed, purpose)
             if distribution == "normal":
@@ -225,26 +208,25 @@ class _Draw:
             self._held = (seed, distribution, purpose)
         return self._z
 
+    def dense(self, terms: Sequence[Term]) -> list[torch.Tensor | None]:
+        """The dense directions of some terms, None for others."""
+        return [
+            self.entries(term.seed, term.family.distribution) if isinstance(term.family, Dense) else None
+            for term in terms
+        ]
+
     def rounding_bits(self, seed: int) -> torch.Tensor:
         """`noise.rounding_bits`; a word for each element, of which the half that is its own is kept."""
         sharing = noise.SHARING // 4  # blocks
         group, place = self._block // (2 * sharing), self._block % (2 * sharing)
-        words = self.words(seed, noise.ROUNDING, group * sharing + place % sharing).view(-1, 4)
+        words = self.words(seed, ROUNDING, group * sharing + place % sharing).view(-1, 4)
         return torch.where((place < sharing)[:, None], words & 0xFFFF, words >> 16).view(-1)
 
     def words(self, seed: int, purpose: int, block: torch.Tensor | None = None) -> torch.Tensor:
-        """Philox 4x32-10 on 32-bit words held in int64; a product that overflows keeps the 64 bits that count."""
-        low = noise.MASK_32
+        """`noise.words` of the blocks: 32 bits each, in int64."""
         block = self._block if block is None else block
-        x0, x1 = block & low, block >> 32
-        x2, x3 = self._stream, torch.full_like(self._stream, purpose)
-        k0, k1 = seed & low, seed >> 32
-        for _ in range(10):
-            p0, p1 = x0 * noise.MULTIPLIER_0, x2 * noise.MULTIPLIER_1
-            x0, x1 = ((p1 >> 32) & low) ^ x1 ^ k0, p1 & low
-            x2, x3 = ((p0 >> 32) & low) ^ x3 ^ k1, p0 & low
-            k0, k1 = (k0 + noise.WEYL_0) & low, (k1 + noise.WEYL_1) & low
-        return torch.stack([x0, x1, x2, x3], dim=1).view(-1)
+        counter = block & noise.MASK_32, block >> 32, self._stream, torch.full_like(self._stream, purpose)
+        return torch.stack(noise.philox(counter, seed & noise.MASK_32, seed >> 32), dim=1).view(-1)
 
 
 def _groups(sizes: Sequence[int]) -> Iterator[list[Piece]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from zoreward import noise
-from zoreward.records import DISTRIBUTIONS, Distribution, Member, Term
+from zoreward.noise import DISTRIBUTIONS, Dense
+from zoreward.noise.factors import Factored, inv_sqrt_rank
+from zoreward.records import Member, Term
 
 # What moves a tensor.
 DENSE, LOW_RANK, DECAY, ANCHOR = 1, 2, 4, 8
@@ -22,19 +23,20 @@ def script_of(
     terms: Sequence[Term], begins: dict[Any, int], seed: int = 0, decay: float = 0.0, anchor: float = 0.0
 ) -> list[int]:
     """The script's lines for one member or update."""
-    kind = DENSE * any(term.rank == 0 for term in terms) | LOW_RANK * any(term.rank for term in terms)
+    ranks = [term.family.rank for term in terms]
+    kind = DENSE * (0 in ranks) | LOW_RANK * any(ranks)
     kind |= DECAY * (decay != 0) | ANCHOR * (anchor != 0)
     lines = [seed, _pattern(decay) | _pattern(anchor) << 32, len(terms), kind]
-    for term in terms:
-        scale = float(noise.inv_sqrt_rank(term.rank)) if term.rank else 1.0
-        lines += [term.seed, _pattern(term.coefficient) | _pattern(scale) << 32, term.rank]
-        lines.append(begins[term.direction] if term.rank else 0)
+    for term, rank in zip(terms, ranks, strict=True):
+        scale = inv_sqrt_rank(rank) if rank else 1.0
+        lines += [term.seed, _pattern(term.coefficient) | _pattern(scale) << 32, rank]
+        lines.append(begins[term.direction] if rank else 0)
     return lines
 
 
 def alike_of(members: Sequence[Member]) -> int:
     """2 for couples, 1 for other members of one dense term each, otherwise 0."""
-    if any(len(member) != 1 or member[0].rank for member in members):
+    if any(len(member) != 1 or member[0].family.rank for member in members):
         return 0
     seeds = [member[0].seed for member in members]
     return 2 if seeds[::2] == seeds[1::2] else 1
@@ -47,17 +49,16 @@ def kinds_of(ndim: int) -> int:
 
 def rank_of(terms: Iterable[Term]) -> int:
     """0 where no term has a rank, 1 where that of all is 1, otherwise 2."""
-    return min(2, max((term.rank for term in terms), default=0))
+    return min(2, max((term.family.rank for term in terms), default=0))
 
 
-def distributions_of(terms: Iterable[Term]) -> set[Distribution]:
-    """Return those of the dense terms, which are drawn where they are added; a launch draws one."""
-    return {term.distribution for term in terms if term.rank == 0}
+def drawn_of(terms: Iterable[Term]) -> int | None:
+    """Return which entries a launch draws where it adds dense terms: their distribution's place in `DISTRIBUTIONS`.
 
-
-def number_of(distributions: set[Distribution]) -> int:
-    """Return the place of the only one in `DISTRIBUTIONS`; 0 where there is none."""
-    return DISTRIBUTIONS.index(min(distributions, default="normal"))
+    None where no launch can: the terms have two distributions, or a family that the kernels have no rule for.
+    """
+    first, *others = {term.family for term in terms if not isinstance(term.family, Factored)} or {Dense()}
+    return DISTRIBUTIONS.index(first.distribution) if isinstance(first, Dense) and not others else None
 
 
 def padded(side: int) -> int:

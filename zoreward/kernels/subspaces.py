@@ -1,4 +1,4 @@
-"""The subspaces of SubZero's directions, in torch operations, on any device: the bits of `noise.subspace_factors`.
+"""The subspaces of SubZero's directions, in torch operations, on any device: the bits of `noise.Subspace.parts`.
 
 A basis lasts for many steps and takes far longer to make than to read, so those that were asked for last are kept. The
 matrix products are of whole numbers, or of whole multiples of a power of 2, and their sums fit a float64: they are
@@ -11,14 +11,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from zoreward import noise
+from zoreward.noise import Subspace, subspace
 from zoreward.records import Member, Term, Update
 
 # Numbers of the bases that are made or used at once: a float64 temporary of theirs takes 34 MB.
 AT_ONCE = 1 << 22
+
+Weight = tuple[torch.Tensor, int]
+"""A tensor and its stream."""
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """a (m, r) and b (n, r) of a low-rank direction of a matrix (m, n): float32."""
@@ -30,7 +34,7 @@ Draw = Callable[[int, int, Sequence[tuple[int, int]], torch.device], list[torch.
 """(seed, purpose, count and stream of each tensor, device) → the first `count` normals of each."""
 
 
-def matrices_of(weights: Sequence[tuple[torch.Tensor, int]]) -> list[Matrix]:
+def matrices_of(weights: Sequence[Weight]) -> list[Matrix]:
     """Return the matrices among tensors and their streams."""
     return [(tuple(weight.shape), stream) for weight, stream in weights if weight.ndim == 2]
 
@@ -52,7 +56,8 @@ class Subspaces:
 
         Nothing changes where no term lies in a subspace.
         """
-        wanted = {(term.basis_seed, term.rank) for term in terms if term.basis_seed is not None}
+        families = [term.family for term in terms]
+        wanted = {(family.basis_seed, family.rank) for family in families if isinstance(family, Subspace)}
         if wanted:
             for key in [key for key in self.held if key[:2] not in wanted]:
                 del self.held[key]
@@ -63,21 +68,21 @@ class Subspaces:
                 used = min(m, n, rank)
                 sides = [
                     self._bases(seed, rank, used, size, purpose, streams, device)
-                    for size, purpose in ((m, noise.BASIS_U), (n, noise.BASIS_V))
+                    for size, purpose in ((m, subspace.BASIS_U), (n, subspace.BASIS_V))
                 ]
                 for matrix, u, v in zip(some, *sides, strict=True):
                     self.held[seed, rank, *matrix] = u, v
 
     def factors(self, matrices: Sequence[Matrix], term: Term, device: torch.device) -> list[Factors]:
         """Return the factors of a direction in a subspace that is held, for each matrix."""
-        assert term.basis_seed is not None
-        rank = term.rank
+        assert isinstance(term.family, Subspace)
+        rank = term.family.rank
         found: dict[Matrix, Factors] = {}
         for some in _alike(list(dict.fromkeys(matrices)), rank):
-            pairs = [self.held[term.basis_seed, rank, *matrix] for matrix in some]
-            drawn = self.draw(term.seed, noise.CORE, [(rank * rank, stream) for _, stream in some], device)
+            pairs = [self.held[term.family.basis_seed, rank, *matrix] for matrix in some]
+            drawn = self.draw(term.seed, subspace.CORE, [(rank * rank, stream) for _, stream in some], device)
             counts = _counts(drawn, rank)
-            scale = noise.core_scale(rank, min(*some[0][0], rank))
+            scale = subspace.core_scale(rank, min(*some[0][0], rank))
             a_all = (torch.stack([u for u, _ in pairs]).double() @ counts).mul_(scale).float()
             found |= {matrix: (a, v) for matrix, a, (_, v) in zip(some, a_all, pairs, strict=True)}
         return [found[matrix] for matrix in matrices]
@@ -85,22 +90,20 @@ class Subspaces:
     def _bases(
         self, seed: int, rank: int, used: int, size: int, purpose: int, streams: Sequence[int], device: torch.device
     ) -> torch.Tensor:
-        """`noise.basis` for each stream: (streams, size, rank)."""
+        """`subspace.basis` for each stream: (streams, size, rank)."""
         padded = torch.zeros(len(streams), size, rank, device=device)
         if used == size:
             columns = torch.eye(size, dtype=torch.float64, device=device) * math.sqrt(size)
         else:
             drawn = self.draw(seed, purpose, [(size * rank, stream) for stream in streams], device)
             counts = _counts(drawn, rank)[:, :, :used]
-            turned = noise.orthogonalising((counts.mT @ counts).cpu().numpy(), size)
+            turned = subspace.orthogonalising((counts.mT @ counts).cpu().numpy(), size)
             columns = counts @ torch.from_numpy(turned).to(device)
-        padded[:, :, :used] = (torch.round(columns * 2.0**30) * noise.BASIS_GRID).float()
+        padded[:, :, :used] = (torch.round(columns * 2.0**30) * subspace.BASIS_GRID).float()
         return padded
 
 
-def holding(
-    subspaces: Subspaces | None, draw: Draw, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]
-) -> Subspaces:
+def holding(subspaces: Subspaces | None, draw: Draw, weights: Sequence[Weight], terms: Sequence[Term]) -> Subspaces:
     """Return the subspaces, or new ones, with those that the terms need of all these weights at once."""
     subspaces = subspaces or Subspaces(draw)
     if weights:
@@ -130,35 +133,19 @@ class Keeping:
     def __init__(self, functions: ModuleType) -> None:
         self._functions, self._subspaces = functions, Subspaces(functions.normals)
 
-    def perturb_all(
-        self,
-        weights: Sequence[tuple[torch.Tensor, int]],
-        members: Sequence[Member],
-        into: list[list[torch.Tensor]] | None = None,
-    ) -> list[list[torch.Tensor]]:
+    def perturb_all(self, weights: Sequence[Weight], members: Sequence[Member], into: Any = None) -> Any:
         """See `zoreward.kernels.cpu.perturb_all`."""
-        copies: list[list[torch.Tensor]] = self._functions.perturb_all(weights, members, into, self._subspaces)
-        return copies
+        return self._functions.perturb_all(weights, members, into, self._subspaces)
 
-    def update_all_(self, weights: Sequence[tuple[torch.Tensor, int]], update: Update) -> None:
-        """See `zoreward.kernels.cpu.update_all_`."""
-        self.replay_all_(weights, [update])
-
-    def replay_all_(
-        self,
-        weights: Sequence[tuple[torch.Tensor, int]],
-        updates: Sequence[Update],
-        bases: Sequence[torch.Tensor] | None = None,
-    ) -> None:
+    def replay_all_(self, weights: Sequence[Weight], updates: Sequence[Update], bases: Any = None) -> None:
         """See `zoreward.kernels.cpu.replay_all_`."""
         self._functions.replay_all_(weights, updates, bases, self._subspaces)
 
-    def factors_all(self, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]) -> list[list[Factors]]:
+    def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> Any:
         """See `zoreward.kernels.cpu.factors_all`."""
-        pairs: list[list[Factors]] = self._functions.factors_all(weights, terms, self._subspaces)
-        return pairs
+        return self._functions.factors_all(weights, terms, self._subspaces)
 
-    def factor_lines(self, weights: Sequence[tuple[torch.Tensor, int]], terms: Sequence[Term]) -> torch.Tensor:
+    def factor_lines(self, weights: Sequence[Weight], terms: Sequence[Term]) -> torch.Tensor:
         """Return a of all matrices, one below the other, then b of all; the terms' ranks side by side: float32."""
         pairs = self.factors_all(weights, terms)
         return torch.cat([torch.cat([own[t][side] for side in (0, 1) for own in pairs]) for t in range(len(terms))], 1)

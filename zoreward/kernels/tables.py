@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from zoreward.kernels.subspaces import Weight
+
 # Up to so many elements all tensors go in one launch, which takes Python longer than the GPU. Beyond, those made of
 # whole blocks have a launch of their own, which is faster: an update in 0.88 of the time on an H100.
 ONE_LAUNCH = 1 << 28
-
-
-Weight = tuple[torch.Tensor, int]
-"""A tensor and its stream."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

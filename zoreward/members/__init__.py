@@ -25,8 +25,8 @@ from zoreward.members.float32 import Float32Layer, float32_layer
 from zoreward.members.heads import draw_head_, first_spread, head_names, new_names
 from zoreward.members.held import HeldCopies
 from zoreward.members.limits import limited, smallest
-from zoreward.members.low_rank import HeldFactors, needs_copies
-from zoreward.members.memory import scratch_bytes, subspace_bytes
+from zoreward.members.low_rank import HeldFactors, are_factored, needs_copies
+from zoreward.members.memory import lasting_bytes, scratch_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
 from zoreward.members.quiet import quiet_peft
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
@@ -45,6 +45,7 @@ __all__ = [
     "adapted",
     "adapter_options",
     "anchored",
+    "are_factored",
     "by_layer",
     "bytes_of",
     "cache_argument",
@@ -65,6 +66,7 @@ __all__ = [
     "in_all_blocks",
     "in_blocks",
     "in_each_block",
+    "lasting_bytes",
     "least_eps",
     "left_of_directions",
     "limited",
@@ -77,7 +79,6 @@ __all__ = [
     "scratch_bytes",
     "self_check",
     "smallest",
-    "subspace_bytes",
     "task_type",
     "tuned_weights",
     "update_",

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoreward import noise
 from zoreward.members.prefix import feed_prefix, prefix_weight
 from zoreward.members.quiet import quiet_peft
+from zoreward.noise import definition as noise
+from zoreward.noise import derive_seed, stream_of
+from zoreward.noise.seeds import FIRST_WEIGHTS
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
         for name, value in vars(own).items():
             if isinstance(value, set):
                 setattr(own, name, sorted(value))
-    _draw(wrapped, noise.derive_seed(seed, 0, ADAPTER_INDEX))
+    _draw(wrapped, derive_seed(seed, 0, ADAPTER_INDEX))
     return wrapped
 
 
@@ -342,14 +344,14 @@ def _draw(model: PeftModel, seed: int) -> None:
     config: Any = model.peft_config["default"]
     gaussian = getattr(config, "init_lora_weights", None) == "gaussian"
     for name, weight in model.named_parameters():
-        stream, size = noise.stream_of(name), weight.numel()
+        stream, size = stream_of(name), weight.numel()
         if ".lora_embedding_B." in name:
-            first = noise.normal(seed, stream, 0, size, noise.FIRST_WEIGHTS)
+            first = noise.normal(seed, stream, 0, size, FIRST_WEIGHTS)
         elif ".lora_A." not in name:
             continue
         elif gaussian:
-            first = noise.normal(seed, stream, 0, size, noise.FIRST_WEIGHTS) * np.float32(1 / weight.shape[0])
+            first = noise.normal(seed, stream, 0, size, FIRST_WEIGHTS) * np.float32(1 / weight.shape[0])
         else:
             bound = np.float32(weight[0].numel() ** -0.5)
-            first = noise.uniform(seed, stream, 0, size, noise.FIRST_WEIGHTS) * bound
+            first = noise.uniform(seed, stream, 0, size, FIRST_WEIGHTS) * bound
         weight.copy_(torch.from_numpy(first).view(weight.shape))

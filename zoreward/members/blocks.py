@@ -9,21 +9,22 @@ from torch import nn
 
 from zoreward.members.chosen import layer_lists
 from zoreward.members.tuned import Slot, Tuned
-from zoreward.records import InputError, Member, Term, Update
+from zoreward.noise import DENSE, Family
+from zoreward.records import InputError, Member, Update
 
 
-def by_layer(model: nn.Module, tuned: Tuned, count: int | None = None, *, rank: int = 0) -> dict[str, int]:
+def by_layer(model: nn.Module, tuned: Tuned, count: int | None = None, *, family: Family = DENSE) -> dict[str, int]:
     """Return the block of each tuned weight: canonical name → number, from 0.
 
     Each transformer layer is a block, in their order; what lies outside of them (embeddings, the last norm, the head)
-    is the last one. What directions of a rank do not move, as vectors, is no block of its own.
+    is the last one. What the directions do not move, as vectors, is no block of its own.
 
     Args:
         model: the model, with its adapter; may be on torch's meta device.
         tuned: its tuned weights.
         count: put neighbouring layers together until there are so many blocks, of as many layers each as can be; None:
             leave them apart.
-        rank: of the directions; 0: dense.
+        family: of the directions.
 
     Raises:
         InputError: there are no layers, the weights lie in fewer blocks than two, or in fewer than `count`.
@@ -38,7 +39,7 @@ def by_layer(model: nn.Module, tuned: Tuned, count: int | None = None, *, rank: 
         name: next((place for place, prefix in enumerate(prefixes) if name.startswith(prefix)), outside)
         for name in tuned.weights
     }
-    moved = {place_of[name] for name, weight in tuned.weights.items() if Term(0, 1.0, rank).moves(weight.ndim)}
+    moved = {place_of[name] for name, weight in tuned.weights.items() if family.moves(weight.ndim)}
     if len(moved) < 2:
         hint = "Tune more of the model, or take method=spsa: it moves all weights at once."
         raise InputError("all weights that are tuned lie in one block of layers", hint=hint)

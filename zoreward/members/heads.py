@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoreward import noise
+from zoreward.noise import canonical_name, derive_seed, stream_of
+from zoreward.noise import definition as noise
+from zoreward.noise.seeds import FIRST_WEIGHTS
 
 # Keeps the seed of a head's first weights apart from those of an adapter, and of a step.
 HEAD_INDEX = 2**64 - 4
@@ -23,7 +25,7 @@ def head_names(model: nn.Module) -> set[str]:
     body = f"{getattr(model, 'base_model_prefix', '')}."
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     tied = {id(weight) for weight in embedding.parameters()} if embedding is not None else set()
-    named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
+    named = {canonical_name(name): weight for name, weight in model.named_parameters()}
     return {
         name
         for name, weight in named.items()
@@ -43,7 +45,7 @@ def new_names(model: nn.Module, missing: Iterable[str], classes: int) -> list[st
         classes: how many outputs the head has.
     """
     own = head_names(model)
-    named = [(noise.canonical_name(name), weight) for name, weight in model.named_parameters()]
+    named = [(canonical_name(name), weight) for name, weight in model.named_parameters()]
     outputs = [name.rpartition(".")[0] for name, weight in named if name in own and weight.shape[:1] == (classes,)]
     return sorted(name for name in own if name in missing or name.rpartition(".")[0] in outputs[-1:])
 
@@ -70,14 +72,14 @@ def draw_head_(model: nn.Module, names: Iterable[str], seed: int, spread: float)
     Raises:
         KeyError: the model has no such weight.
     """
-    named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
-    own = noise.derive_seed(seed, 0, HEAD_INDEX)
+    named = {canonical_name(name): weight for name, weight in model.named_parameters()}
+    own = derive_seed(seed, 0, HEAD_INDEX)
     for name in names:
         weight = named[name]
         if weight.ndim < 2:
             if name.endswith("bias"):  # the checkpoint's own head may have others
                 weight.zero_()
             continue
-        stream = noise.stream_of(name)
-        first = noise.normal(own, stream, 0, weight.numel(), noise.FIRST_WEIGHTS) * np.float32(spread)
+        stream = stream_of(name)
+        first = noise.normal(own, stream, 0, weight.numel(), FIRST_WEIGHTS) * np.float32(spread)
         weight.copy_(torch.from_numpy(first).view(weight.shape))

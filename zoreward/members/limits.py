@@ -85,5 +85,5 @@ def update_limited_(tuned: Tuned, names: Iterable[str], update: Update) -> None:
         weight = tuned.weights[name]
         before = weight.detach().clone()
         for kernel, same in by_kernel([(weight, tuned.streams[name])], tuned.kernels):
-            kernel.update_all_(same, update)
+            kernel.replay_all_(same, [update])
         weight.copy_(kept(before, weight, tuned.limits[name]))

@@ -8,17 +8,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from zoreward import noise
 from zoreward.members.blocks import slots_by_members
 from zoreward.members.grouping import Grouping
 from zoreward.members.hooked import has_other_forward, plain_forward_of
 from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
+from zoreward.noise.factors import inv_sqrt_rank
 from zoreward.records import InputError, Member
 
 
@@ -88,12 +89,12 @@ def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Ke
 
 def _factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
     terms = list({term.direction: term for member in members for term in member}.values())
-    ends = [sum(term.rank for term in terms[: k + 1]) for k in range(len(terms))]
-    columns_of = {term.direction: range(end - term.rank, end) for term, end in zip(terms, ends, strict=True)}
+    ends = list(accumulate(term.family.rank for term in terms))
+    columns_of = {term.direction: range(end - term.family.rank, end) for term, end in zip(terms, ends, strict=True)}
     # The columns of all factors side by side that a member uses, each with its scale; filled up with 0 · the first.
     used = [
         [
-            (column, term.coefficient * float(noise.inv_sqrt_rank(term.rank)))
+            (column, term.coefficient * inv_sqrt_rank(term.family.rank))
             for term in member
             for column in columns_of[term.direction]
         ]
@@ -164,6 +165,11 @@ def split(owners: Iterable[Owner]) -> tuple[list[tuple[nn.Module, Slot, Correcti
         else:
             corrected.append((owner, slots[0], correct))
     return corrected, copied
+
+
+def are_factored(members: Sequence[Member]) -> bool:
+    """Whether members differ from the model, and all their directions have factors."""
+    return any(members) and all(term.family.rank for member in members for term in member)
 
 
 def needs_copies(tuned: Tuned, members: Sequence[Member]) -> bool:

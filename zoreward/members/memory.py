@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from zoreward.members.context import KEEP_BYTES
 from zoreward.members.grouping import members_at_once
-from zoreward.members.low_rank import split
-from zoreward.members.shared import fit, is_low_rank, pass_bytes
+from zoreward.members.low_rank import are_factored, split
+from zoreward.members.shared import fit, pass_bytes
 from zoreward.members.tuned import Tuned, bytes_of
 from zoreward.records import Member
 
@@ -35,8 +35,8 @@ def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEE
     owners = tuned.shown_by(members)
     if len(members) == 1 and fit(owners, 1, keep_bytes):
         return bytes_of(slot.weight for _, slots in owners for slot in slots)
-    corrected, copied = split(owners) if is_low_rank(members) else ([], owners)
-    columns = len(members) * max((sum(term.rank for term in member) for member in members), default=0)
+    corrected, copied = split(owners) if are_factored(members) else ([], owners)
+    columns = len(members) * max((sum(term.family.rank for term in member) for member in members), default=0)
     matrices = {id(slot.weight): slot.weight for _, slot, _ in corrected}.values()
     factors = columns * sum(sum(weight.shape) * weight.element_size() for weight in matrices)
     if fit(copied, len(members), keep_bytes):
@@ -50,8 +50,8 @@ def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEE
     return factors + len(members) * vectors + largest
 
 
-def subspace_bytes(tuned: Tuned, members: Sequence[Member]) -> int:
-    """Return the bytes of the bases of the members' subspaces, which stay when the members are gone: float32.
+def lasting_bytes(tuned: Tuned, members: Sequence[Member]) -> int:
+    """Return the bytes that the members' directions leave for later ones: float32, as of the bases of subspaces.
 
     Args:
         tuned: the tuned weights.
@@ -60,11 +60,12 @@ def subspace_bytes(tuned: Tuned, members: Sequence[Member]) -> int:
     Example:
         >>> import torch
         >>> from zoreward.members import tuned_weights
+        >>> from zoreward.noise import Subspace
         >>> from zoreward.records import Term
-        >>> couple = ((Term(1, 0.1, 2, basis_seed=5),), (Term(1, -0.1, 2, basis_seed=5),))
-        >>> subspace_bytes(tuned_weights(torch.nn.Linear(8, 4)), couple)
+        >>> couple = ((Term(1, 0.1, Subspace(2, 5)),), (Term(1, -0.1, Subspace(2, 5)),))
+        >>> lasting_bytes(tuned_weights(torch.nn.Linear(8, 4)), couple)
         96
     """
-    lines = sum(sum(weight.shape) for weight in tuned.weights.values() if weight.ndim == 2)
-    subspaces = {(term.basis_seed, term.rank) for member in members for term in member if term.basis_seed is not None}
-    return 4 * lines * sum(rank for _, rank in subspaces)
+    families = {term.family for member in members for term in member}
+    shapes = [tuple(weight.shape) for weight in tuned.weights.values()]
+    return 4 * sum(family.lasting_numbers(shape) for family in families for shape in shapes)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from zoreward import noise
 from zoreward.members.cache_name import CACHE_NAMES, cache_argument, cache_of
 from zoreward.members.quiet import quiet_peft
+from zoreward.noise import definition as noise
+from zoreward.noise import stream_of
+from zoreward.noise.seeds import FIRST_WEIGHTS
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def with_prefix(model: nn.Module, seed: int) -> PeftModel:
     config: Any = model.config
     name, size = type(model).__name__, model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     device = next(model.parameters()).device
-    words = noise.words(seed, noise.stream_of("prefix"), 0, PREFIX_TOKENS, noise.FIRST_WEIGHTS)
+    words = noise.words(seed, stream_of("prefix"), 0, PREFIX_TOKENS, FIRST_WEIGHTS)
     tokens = torch.tensor([[int(word) % size for word in words]], device=device)
     cache = cache_of(model(input_ids=tokens, use_cache=True))
     layers = getattr(cache, "layers", [])

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from zoreward import noise
 from zoreward.members.tuned import Tuned
-from zoreward.records import Distribution, to_float32
+from zoreward.noise import DENSE, Family
+from zoreward.records import to_float32
 
 # Entries of each tensor that are looked at: with 200 tensors the cosine is right to 1 %.
 SAMPLE = 1024
@@ -35,7 +33,7 @@ class Left:
 
 
 @torch.no_grad()
-def left_of_directions(tuned: Tuned, eps: float, rank: int = 0, distribution: Distribution = "normal") -> Left:
+def left_of_directions(tuned: Tuned, eps: float, family: Family = DENSE) -> Left:
     """Return what is left of directions between members whose weights are rounded to their dtype, as dense ones are.
 
     bfloat16 numbers around w lie 2^-8 to 2^-7 · |w| apart: where ε is small beside that, θ + εz and θ − εz are the same
@@ -45,8 +43,7 @@ def left_of_directions(tuned: Tuned, eps: float, rank: int = 0, distribution: Di
     Args:
         tuned: the weights.
         eps: ε.
-        rank: of the directions; 0: dense.
-        distribution: of their entries, or of those of their factors.
+        family: of the directions.
 
     >>> from zoreward.members import tuned_weights
     >>> layer = torch.nn.Linear(64, 64).bfloat16()
@@ -57,11 +54,11 @@ def left_of_directions(tuned: Tuned, eps: float, rank: int = 0, distribution: Di
     radius = to_float32(eps)
     for name, weight in tuned.weights.items():
         flat = weight.detach().reshape(-1)
-        if not flat.numel() or (rank and weight.ndim != 2):
+        if not flat.numel() or not family.moves(weight.ndim):
             continue
         wide = torch.promote_types(weight.dtype, torch.float32)
         theta = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].to("cpu", wide)
-        z = torch.from_numpy(_entries(tuned.streams[name], theta.numel(), rank, distribution)).to(wide)
+        z = torch.from_numpy(family.sample(tuned.streams[name], theta.numel())).to(wide)
         z = torch.where(theta.abs() <= tuned.limits.get(name, math.inf), z, 0)
         above, below = ((theta + sign * radius * z).to(weight.dtype).double() for sign in (1, -1))
         difference, z, stands_for = above - below, z.double(), flat.numel() / theta.numel()
@@ -73,7 +70,7 @@ def left_of_directions(tuned: Tuned, eps: float, rank: int = 0, distribution: Di
     return Left(differing / moved if moved else 0.0, dots / math.sqrt(squares * lengths) if squares else 0.0)
 
 
-def least_eps(tuned: Tuned, eps: float, rank: int = 0, distribution: Distribution = "normal") -> float:
+def least_eps(tuned: Tuned, eps: float, family: Family = DENSE) -> float:
     """Return the first of ε, 2ε, 4ε, … at which a cosine of 0.9 is left of directions; 16ε at most.
 
     Args:
@@ -81,16 +78,7 @@ def least_eps(tuned: Tuned, eps: float, rank: int = 0, distribution: Distributio
         eps: ε. The other arguments are those of `left_of_directions`.
     """
     for _ in range(DOUBLINGS):
-        if left_of_directions(tuned, eps, rank, distribution).cosine >= ENOUGH:
+        if left_of_directions(tuned, eps, family).cosine >= ENOUGH:
             break
         eps *= 2
     return eps
-
-
-def _entries(stream: int, count: int, rank: int, distribution: Distribution) -> NDArray[np.float32]:
-    """So many entries of some direction; of a rank, no two in a row or a column."""
-    if not rank:
-        return noise.entries(0, stream, 0, count, distribution=distribution)
-    a, b = (noise.entries(seed, stream, 0, count * rank, distribution=distribution) for seed in (0, 1))
-    products: NDArray[np.float32] = (a * b).reshape(count, rank).sum(axis=1) * np.float32(rank**-0.5)
-    return products

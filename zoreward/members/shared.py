@@ -15,7 +15,7 @@ from torch import nn
 from zoreward.members.grouping import Grouping
 from zoreward.members.held import HeldCopies
 from zoreward.members.hooked import place_of
-from zoreward.members.low_rank import HeldFactors, corrected_forward, member_factors, split
+from zoreward.members.low_rank import HeldFactors, are_factored, corrected_forward, member_factors, split
 from zoreward.members.tuned import Owner, Slot, Tuned, bytes_of
 from zoreward.records import Member
 
@@ -43,7 +43,7 @@ class Shared:
 
     def __init__(self, tuned: Tuned, members: Sequence[Member], keep_bytes: int, may_copy: bool):
         owners = tuned.shown_by(members)
-        corrected, copied = split(owners) if is_low_rank(members) else ([], owners)
+        corrected, copied = split(owners) if are_factored(members) else ([], owners)
         keep_all = fit(copied, len(members), keep_bytes)
         self.lasts = not (keep_all and copied)
         self._kernels = tuned.kernels
@@ -95,13 +95,8 @@ class Shared:
 def key_of(tuned: Tuned, members: Sequence[Member], keep_bytes: int, may_copy: bool) -> Hashable:
     """Return what members have in common that can share a model by the same forwards."""
     weight = next(iter(tuned.weights.values()))
-    kinds = frozenset((term.rank > 0, term.block) for member in members for term in member)
+    kinds = frozenset((term.family.name, term.block) for member in members for term in member)
     return len(members), kinds, keep_bytes, may_copy, weight.dtype, weight.device
-
-
-def is_low_rank(members: Sequence[Member]) -> bool:
-    """Whether members differ from the model, and all their terms have a rank."""
-    return any(members) and all(term.rank for member in members for term in member)
 
 
 def slots_of(owners: Iterable[Owner]) -> list[Slot]:

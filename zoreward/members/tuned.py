@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward import noise
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members.chosen import chosen_names
+from zoreward.noise import canonical_name, streams
 from zoreward.records import InputError, Member, Term
 
 
@@ -75,7 +75,7 @@ class Tuned:
         return (slot for _, slots in self.owners for slot in slots)
 
     def shown_by(self, members: Sequence[Member]) -> list[Owner]:
-        """The owners whose weights differ between members: all, or where terms have a rank those with matrices.
+        """The owners whose weights differ between members: all that their terms move somewhere.
 
         Also all for members without any term: where weights lie in memory can move the last bit of a product, so the
         model itself is shown from a copy as dense members are, and a saved model scores as it did before.
@@ -94,9 +94,10 @@ class Tuned:
 
     def _moved_somewhere(self, terms: Sequence[Term]) -> list[Owner]:
         """The owners of the weights that terms would move in their own block."""
-        if not any(term.rank for term in terms):
+        ndims = {slot.weight.ndim for slot in self.slots}
+        moved = {ndim for ndim in ndims if any(term.moves(ndim) for term in terms)}
+        if not terms or moved == ndims:
             return list(self.owners)
-        moved = {ndim for ndim in {slot.weight.ndim for slot in self.slots} if any(term.moves(ndim) for term in terms)}
         own = [(owner, tuple(slot for slot in slots if slot.weight.ndim in moved)) for owner, slots in self.owners]
         return [(owner, slots) for owner, slots in own if slots]
 
@@ -122,7 +123,7 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
     Raises:
         InputError: there are none.
     """
-    named = {noise.canonical_name(name): weight for name, weight in model.named_parameters()}
+    named = {canonical_name(name): weight for name, weight in model.named_parameters()}
     # torchao's say that they are floating-point, and are made of integers and scales.
     quantised = {name for name, weight in named.items() if hasattr(weight, "__tensor_flatten__")}
     floats = {name: weight for name, weight in named.items() if weight.is_floating_point() and name not in quantised}
@@ -130,15 +131,17 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
     names = chosen_names(model, tune, floats) if isinstance(tune, str) else set(tune)
     weights = {name: weight for name, weight in floats.items() if name in names}
-    streams = noise.streams(weights)
-    stream_by_id = {id(weight): streams[name] for name, weight in weights.items()}
+    stream_of_name = streams(weights)
+    stream_by_id = {id(weight): stream_of_name[name] for name, weight in weights.items()}
     owners: dict[nn.Module, list[Slot]] = {}
     for owner, holder in _holders(model):
         for key, weight in holder._parameters.items():
             if weight is not None and id(weight) in stream_by_id:
                 owners.setdefault(owner, []).append(Slot(holder, key, weight, stream_by_id[id(weight)]))
     tables = tuple(module for module in model.modules() if hasattr(type(module), "compute_bias"))
-    return Tuned(weights, streams, tuple((owner, tuple(slots)) for owner, slots in owners.items()), tables=tables)
+    return Tuned(
+        weights, stream_of_name, tuple((owner, tuple(slots)) for owner, slots in owners.items()), tables=tables
+    )
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

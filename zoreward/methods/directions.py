@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from zoreward.noise import derive_seed
-from zoreward.records import Distribution, Term
+from zoreward.noise import DENSE, Family, derive_seed
+from zoreward.records import Term
 
 ROUNDING_INDEX = 2**64 - 1
 BLOCK_INDEX = 2**63
 
 # The most that a run may have, and that is read from a stranger's file: beyond any use, and within any memory. A line
 # of a journal, which has at most 4 MB, has room for fewer directions: one takes some 90 bytes.
-MAX_RANK = 4096
 MAX_DIRECTIONS = 1 << 16
 MAX_WINDOW = 1 << 10
 MAX_STEPS = 1 << 40
@@ -28,9 +27,9 @@ class Directions:
     A step t has K_t = count + ⌊t / more_every⌋ directions of its own. Their seeds, and that of the step's rounding, are
 
         seed of direction k:    derive_seed(seed, t, k)
-        seed of its factor b:   derive_seed(seed, t − t mod refresh, k)
-        seed of its subspace:   derive_seed(seed, t − t mod refresh, 0), where it lies in one
         rounding seed:          derive_seed(seed, t, 2^64 − 1)
+
+    What a direction shares with others, its family derives from the run's seed: see `Family.at_step`.
 
     With `full_every` q a step with t mod q > 0 moves along those of step t − t mod q as well, behind its own. With
     `momentum` β its update also has the terms of the window − 1 steps before it, step t − i's times β^i.
@@ -43,30 +42,26 @@ class Directions:
     Args:
         seed: of the run.
         count: directions of step 0, ≥ 1.
-        rank: 0 for dense directions; r > 0 for a·bᵀ/√r.
-        refresh: steps that share their factors b, or their subspace, ≥ 1.
+        family: of the directions.
+        refresh: steps that share a part of theirs, ≥ 1.
         more_every: steps after which there is one direction more; 0: never.
         momentum: β, 0 ≤ β < 1.
         window: steps that an update looks back on, itself among them, ≥ 1.
         full_every: steps from one anchor to the next; 0: there are no anchors.
-        subspace: whether directions of a rank lie in a subspace, one for all K, instead of sharing a factor.
         blocks: into how many blocks the weights are cut; 0: all are moved at once.
         block_every: steps of a block before it is another's turn, ≥ 1.
-        distribution: of the entries.
     """
 
     seed: int
     count: int
-    rank: int = 0
+    family: Family = DENSE
     refresh: int = 1
     more_every: int = 0
     momentum: float = 0.0
     window: int = 1
     full_every: int = 0
-    subspace: bool = False
     blocks: int = 0
     block_every: int = 1
-    distribution: Distribution = "normal"
 
     @property
     def even(self) -> bool:
@@ -100,8 +95,10 @@ class Directions:
     def fresh(self, step: int) -> tuple[Term, ...]:
         """The directions that the step draws, each as a term with the coefficient 1.
 
-        >>> one, two = Directions(seed=0, count=1, rank=1, refresh=5).fresh(5) + Directions(0, 1, 1, 5).fresh(7)
-        >>> two.b_seed == one.seed
+        >>> from zoreward.noise import LowRank
+        >>> drawn = Directions(seed=0, count=1, family=LowRank(1), refresh=5)
+        >>> [first], [third] = drawn.fresh(5), drawn.fresh(7)
+        >>> third.family.b_seed == first.seed
         True
         """
         return tuple(self._direction(step, k) for k in range(self.drawn(step)))
@@ -133,12 +130,8 @@ class Directions:
         return derive_seed(self.seed, step, ROUNDING_INDEX)
 
     def _direction(self, step: int, k: int) -> Term:
-        seed, start = derive_seed(self.seed, step, k), step - step % self.refresh
-        if self.subspace:
-            basis_seed = derive_seed(self.seed, start, 0)
-            return Term(seed, 1.0, self.rank, basis_seed=basis_seed, block=self.block(step))
-        b_seed = derive_seed(self.seed, start, k) if self.rank and start != step else None
-        return Term(seed, 1.0, self.rank, b_seed, block=self.block(step), distribution=self.distribution)
+        family = self.family.at_step(self.seed, step, k, self.refresh)
+        return Term(derive_seed(self.seed, step, k), 1.0, family, block=self.block(step))
 
 
 def along(direction: Term, coefficient: float) -> Term:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any
 
 from zoreward.methods.directions import (
     MAX_BLOCKS,
     MAX_DIRECTIONS,
-    MAX_RANK,
     MAX_STEPS,
     MAX_WINDOW,
     Directions,
     along,
 )
 from zoreward.methods.estimators import are_counts
-from zoreward.records import DISTRIBUTIONS, Distribution, InputError, Member, Query, StepRecord, Term, Update
+from zoreward.noise import Distribution, Family, family_of
+from zoreward.noise.factors import MAX_RANK
+from zoreward.records import InputError, Member, Query, StepRecord, Term, Update
 
 # Beyond these a float32 coefficient, or a slope over 2ε, is 0 or infinite, whatever the model.
 LEAST_EPS, MOST_EPS, MOST_RATE = 1e-12, 1e6, 1e6
-_BOUNDS = {
+# The least and the most that whole numbers of a method may be.
+BOUNDS = {
     **{"num_directions": (1, MAX_DIRECTIONS), "rank": (0, MAX_RANK), "refresh": (1, MAX_STEPS)},
     **{"more_every": (0, MAX_STEPS), "window": (2, MAX_WINDOW), "blocks": (0, MAX_BLOCKS)},
     **{"block_every": (1, MAX_STEPS), "rows": (0, MAX_STEPS)},
@@ -86,6 +89,7 @@ class Method(ABC):
         block_every: steps ≥ 1 of a block before it is another's turn.
         distribution: of the entries of z, or of its factors a and b: `normal`, 33 levels, `gaussian`, or `rademacher`,
             ±1; see `zoreward.noise`.
+        noise: the family of the directions, by its name; "": low-rank where there is a rank, else dense.
 
     Raises:
         ValueError: a value is out of its range.
@@ -109,13 +113,14 @@ class Method(ABC):
     blocks: int = 0
     block_every: int = 1
     distribution: Distribution = "normal"
+    noise: str = ""
 
     def __post_init__(self) -> None:
         if not LEAST_EPS <= self.eps <= MOST_EPS:  # NaN neither
             raise ValueError(f"eps must lie between {LEAST_EPS:g} and {MOST_EPS:g}, not {self.eps}")
         if not (self.floor > 0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be positive, not {self.floor}")
-        for name, (least, most) in _BOUNDS.items():
+        for name, (least, most) in BOUNDS.items():
             if not least <= getattr(self, name) <= most:
                 told = f"at least {least}" if getattr(self, name) < least else f"at most {most:,}"
                 raise ValueError(f"{name} must be {told}, not {getattr(self, name)}")
@@ -126,14 +131,7 @@ class Method(ABC):
             raise ValueError(f"momentum must be at least 0 and less than 1, not {self.momentum}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie between 0 and 2^64 - 1, not {self.seed}")
-        if self.subspace and not self.rank:
-            raise ValueError("a subspace is one of low-rank directions: rank must be positive, and noise low-rank")
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
-        if self.subspace and self.distribution != "normal":
-            raise ValueError("directions in a subspace have entries of their own: distribution must be normal")
-        if self.refresh > 1 and not self.rank:
-            raise ValueError("refresh is about the factors of low-rank directions: dense ones have none")
+        _ = self.family
         if self.blocks == 1 or (self.block_every > 1 and not self.blocks):
             raise ValueError("blocks must be at least 2, for block_every to say how long each is tuned; or 0, for none")
         self._check()
@@ -143,13 +141,35 @@ class Method(ABC):
         """Check what the method adds, and what it does not take."""
 
     @property
+    def family(self) -> Family:
+        """The family of its directions."""
+        return family_of(
+            self.noise, rank=self.rank, subspace=self.subspace, distribution=self.distribution, refresh=self.refresh
+        )
+
+    @property
     def directions(self) -> Directions:
         """What the directions of its steps derive from."""
+        return self._drawn()
+
+    def _drawn(self, full_every: int = 0) -> Directions:
         window = self.window if self.momentum else 1
         return Directions(
-            self.seed, self.num_directions, self.rank, self.refresh, self.more_every, self.momentum, window,
-            subspace=self.subspace, blocks=self.blocks, block_every=self.block_every, distribution=self.distribution,
+            self.seed, self.num_directions, self.family, self.refresh, self.more_every, self.momentum, window,
+            full_every, self.blocks, self.block_every,
         )  # fmt: skip
+
+    def for_header(self, name: str) -> dict[str, Any]:
+        """Return what the header of a journal says of it: its name, and its options.
+
+        >>> from zoreward.methods import SPSA
+        >>> {"name", "eps", "rank"} <= SPSA().for_header("spsa").keys()
+        True
+        """
+        told = {"name": name, **asdict(self)}
+        if not self.noise:  # headers are older than families that have a name
+            del told["noise"]
+        return told
 
     def init(self) -> SPSAState:
         """Return the state before the first step."""

@@ -114,16 +114,7 @@ class SVRG(Method):
     @property
     def directions(self) -> Directions:
         """What the directions of its steps derive from."""
-        return Directions(
-            self.seed,
-            self.num_directions,
-            self.rank,
-            self.refresh,
-            self.more_every,
-            full_every=self.full_every,
-            subspace=self.subspace,
-            distribution=self.distribution,
-        )
+        return self._drawn(self.full_every)
 
     def init(self) -> SVRGState:
         """Return the state before the first step."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, scratch_bytes, subspace_bytes
+from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, lasting_bytes, scratch_bytes
 from zoreward.records import Example, Member, NoRoomError
 from zoreward.scoring.free import bytes_to_keep, free_bytes
 from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
@@ -105,7 +105,7 @@ def needed_memory(
     left = free - weights - copy
     scratch = 0
     if tuned is not None:
-        scratch = subspace_bytes(tuned, members) + max(
+        scratch = lasting_bytes(tuned, members) + max(
             scratch_bytes(tuned, some, bytes_to_keep(device, left, len(some)) if new_tokens else KEEP_BYTES)
             for some in (*in_each_block(tuned, members), ((),))
         )

@@ -64,7 +64,7 @@ class Packer:
 
         One model alone, as in an evaluation, is read the plain way: its graphs would take the place of the members'.
         """
-        dense = len(members) > 1 and not any(term.rank for member in members for term in member)
+        dense = len(members) > 1 and not any(term.family.rank for member in members for term in member)
         if self.problem is not None or rows is not None or not dense:
             return False
         if any(len(answer) > 1 for example in examples for answer in example.candidate_tokens):

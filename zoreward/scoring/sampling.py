@@ -25,7 +25,8 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
-from zoreward.noise import MASK_32, MULTIPLIER_0, MULTIPLIER_1, WEYL_0, WEYL_1, derive_seed
+from zoreward.noise import derive_seed
+from zoreward.noise.definition import MASK_32, philox
 
 # The fifth purpose of the Philox counter: no direction, factor or rounding shares its numbers.
 SAMPLING = 4
@@ -51,13 +52,8 @@ def _words(key: int, stream_R: torch.Tensor, blocks: int) -> torch.Tensor:
     x0 = torch.arange(blocks, device=stream_R.device).expand(len(stream_R), blocks)
     x1 = torch.zeros_like(x0)
     x2, x3 = stream_R[:, None].expand_as(x0), torch.full_like(x0, SAMPLING)
-    k0, k1 = key & MASK_32, key >> 32
-    for _ in range(10):  # products that overflow keep the 64 bits that count
-        p0, p1 = x0 * MULTIPLIER_0, x2 * MULTIPLIER_1
-        x0, x1 = ((p1 >> 32) & MASK_32) ^ x1 ^ k0, p1 & MASK_32
-        x2, x3 = ((p0 >> 32) & MASK_32) ^ x3 ^ k1, p0 & MASK_32
-        k0, k1 = (k0 + WEYL_0) & MASK_32, (k1 + WEYL_1) & MASK_32
-    return torch.stack([x0, x1, x2, x3], dim=2).view(len(stream_R), -1)
+    words = philox((x0, x1, x2, x3), key & MASK_32, key >> 32)
+    return torch.stack(words, dim=2).view(len(stream_R), -1)
 
 
 class CommonNumbers(LogitsProcessor):

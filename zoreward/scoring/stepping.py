@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.utils import logging
 
-from zoreward.members import HeldFactors, cache_argument, cache_of, has_prefix, members_at, needs_copies
+from zoreward.members import HeldFactors, are_factored, cache_argument, cache_of, has_prefix, members_at, needs_copies
 from zoreward.records import Member
 from zoreward.scoring.devices import is_spread
 
@@ -60,12 +60,11 @@ class Stepper:
 
     def suits(self, members: Sequence[Member]) -> bool:
         """Whether these members can be written for: several, of low rank, in a model that needs no copies for them."""
-        low_rank = all(term.rank for member in members for term in member) and any(members)
         return (
             self.problem is None
             and self._reader.grouped
             and len(members) > 1
-            and low_rank
+            and are_factored(members)
             and not needs_copies(self._reader.tuned, members)
         )
 

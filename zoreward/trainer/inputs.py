@@ -47,7 +47,7 @@ from zoreward.scoring import (
     with_base,
 )
 from zoreward.trainer.drift import keeps_base
-from zoreward.trainer.options import takes_turns
+from zoreward.trainer.options import family_of_run, takes_turns
 from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:
@@ -321,8 +321,9 @@ def check_directions(tuned: Tuned, args: ZOConfig) -> None:
     Raises:
         InputError: they do not.
     """
-    if args.noise == "low-rank" and not any(weight.ndim == 2 for weight in tuned.weights.values()):
-        raise InputError("low-rank directions move matrices, and none is tuned", hint="Take noise=dense.")
+    family = family_of_run(args)
+    if not any(family.moves(weight.ndim) for weight in tuned.weights.values()):
+        raise InputError(f"{args.noise} directions move matrices, and none is tuned", hint="Take noise=dense.")
 
 
 def cut_into_blocks(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConfig) -> Tuned:
@@ -333,7 +334,7 @@ def cut_into_blocks(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOCo
     """
     if not takes_turns(args):
         return tuned
-    return in_blocks(tuned, by_layer(model, tuned, args.blocks, rank=int(args.noise == "low-rank")))
+    return in_blocks(tuned, by_layer(model, tuned, args.blocks, family=family_of_run(args)))
 
 
 def name_of(model: PreTrainedModel | str) -> str:

@@ -49,7 +49,7 @@ from zoreward.trainer.inputs import (
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.memory import checked_memory
 from zoreward.trainer.optimizer import Batch, UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, method_of
+from zoreward.trainer.options import ZOConfig, completed, family_of_run, method_of
 from zoreward.trainer.predicting import predicted
 from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.resumable import ResumableTrainer
@@ -191,7 +191,7 @@ class ZOTrainer(ResumableTrainer):
         if scorer.problem:
             times = f"a step takes up to {len(query.members)} times as long"
             logging.get_logger(__name__).warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
-            if args.noise == "low-rank":  # so each is rounded, after all
+            if family_of_run(args).rank:  # so each is rounded, after all
                 eps_that_shows(tuned, args, given=True, one_at_a_time=True)
         return scorer
 

@@ -12,6 +12,8 @@ from transformers import SchedulerType, TrainingArguments
 from zoreward.config import METHOD_OPTIONS, ZOArguments
 from zoreward.methods import Method, make_method, named, steps_by_slope, takes
 from zoreward.methods.directions import MAX_STEPS
+from zoreward.noise import Family, family_of
+from zoreward.noise.families import family_options, has_rank
 from zoreward.records import InputError
 
 # What trades time for the memory of a backward pass; transformers 5.24 gives it the first name, and v6 takes the other.
@@ -162,8 +164,9 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if rank is not None and args.noise == "dense":
-        raise InputError(f"rank={rank} has no use with dense directions", hint="Take noise=low-rank, or leave it out.")
+    if rank is not None and not has_rank(args.noise):
+        message = f"rank={rank} has no use with {args.noise} directions"
+        raise InputError(message, hint="Take noise=low-rank, or leave it out.")
     if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
         args.data_seed = args.seed
     return args
@@ -227,8 +230,13 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if args.method == "svrg" and args.anneal_every is None:
         given["anneal_every"] = -(-rows // batch)
-    rank = (args.rank or 1) if args.noise == "low-rank" else 0
-    return make_method(args.method, **given, lr=args.learning_rate, rank=rank, rows=min(rows, batch), blocks=blocks)
+    family = family_options(str(args.noise), args.rank)
+    return make_method(args.method, **given, **family, lr=args.learning_rate, rows=min(rows, batch), blocks=blocks)
+
+
+def family_of_run(args: ZOConfig) -> Family:
+    """Return the family of the directions that completed options ask for."""
+    return family_of(**family_options(str(args.noise), args.rank), distribution=args.distribution or "normal")
 
 
 def _check_turns(args: ZOConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from zoreward.registry import Objective, code_of
 from zoreward.scoring import Head, load_model, load_with_head
 from zoreward.trainer.comparing import digest_of, options_of
 from zoreward.trainer.inputs import loaded_model, name_of, what_is_tuned, with_adapter
+from zoreward.trainer.options import family_of_run
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -91,28 +92,27 @@ WORTH_RAISING = 0.05
 def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: bool = False) -> float:
     """Return the ε of a run: that of its options, or a larger one where rounding would hide the directions.
 
-    Says so if it would. Several low-rank members share the weights and their outputs are corrected, so nothing is
+    Says so if it would. Several members with factors share the weights and their outputs are corrected, so nothing is
     rounded.
 
     Args:
         tuned: the weights.
         args: completed options.
         given: whether the user gave ε, who keeps it.
-        one_at_a_time: whether low-rank members are scored so, each from weights of its own.
+        one_at_a_time: whether such members are scored so, each from weights of its own.
 
     Raises:
         InputError: no entry of the weights differs between members.
     """
     assert args.eps is not None
-    rank = (args.rank or 1) if args.noise == "low-rank" else 0
-    if rank and not one_at_a_time:
+    family = family_of_run(args)
+    if family.rank and not one_at_a_time:
         return args.eps
-    directions = (rank, args.distribution or "normal")
-    left = left_of_directions(tuned, args.eps, *directions)
+    left = left_of_directions(tuned, args.eps, family)
     if left.cosine >= ENOUGH:
         return args.eps
-    eps = least_eps(tuned, args.eps, *directions)
-    better = left_of_directions(tuned, eps, *directions)
+    eps = least_eps(tuned, args.eps, family)
+    better = left_of_directions(tuned, eps, family)
     if given and not left.share:
         message = f"no weight differs between members at eps={args.eps:g}: its dtype rounds them to the same number"
         raise InputError(message, hint="Leave it out, or take a larger one: MeZO's is 1e-3.")
@@ -161,7 +161,7 @@ def header_of(
     return {
         "objective": objective.name,
         "options": options_of(objective),
-        "method": {"name": args.method, **asdict(method)},
+        "method": method.for_header(args.method),
         "model": model.name_or_path,
         **({"start": START_NAME} if ready.start else {}),  # in the run folder, wherever that is
         "dtype": ready.dtype,

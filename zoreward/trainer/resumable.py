@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -310,7 +310,7 @@ class ResumableTrainer(Trainer):
             "dtype": self.ready.dtype,
             "objective": self.objective.name,
             "options": options_of(self.objective),
-            "method": {"name": self.args.method, **asdict(self.method)},
+            "method": self.method.for_header(self.args.method),
         }
         told = Told(
             step=kept,
