@@ -171,8 +171,8 @@ MUTANTS = [
     Mutant(
         "half precision is rounded to nearest",
         "zoreward/kernels/cpu.py",
-        "_round_bf16(acc, bits) if weight.dtype == torch.bfloat16 else noise.round_fp16(acc, bits)",
-        "_to_nearest(acc, weight.dtype)",
+        "_round_bf16(acc, bits) if dtype == torch.bfloat16 else noise.round_fp16(acc, bits)",
+        "_to_nearest(acc, dtype)",
         "tests/test_rounding.py",
     ),
     Mutant(
