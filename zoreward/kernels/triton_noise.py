@@ -140,7 +140,7 @@ def low_rank(
     a, b, rank, scale, lines, places, left,
     LOW_RANK: tl.constexpr, QUADS: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`noise.low_rank` of BLOCK elements, `left` of which are there, from the factors; `scale` is 1/√r.
+    """`noise.LowRank` of BLOCK elements, `left` of which are there, from the factors; `scale` is 1/√r.
 
     `lines` and `places`: of each element in its matrix, or with QUADS of each four, the places in fours too.
     LOW_RANK: 1 where the rank is 1.
