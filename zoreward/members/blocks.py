@@ -65,6 +65,7 @@ def in_blocks(tuned: Tuned, blocks: Mapping[str, int]) -> Tuned:
     Example:
         >>> import torch
         >>> from zoreward.members import tuned_weights, update_
+        >>> from zoreward.records import Term
         >>> net = torch.nn.Linear(2, 1)
         >>> tuned = in_blocks(tuned_weights(net), {"weight": 0, "bias": 1})
         >>> before = net.weight.clone()
@@ -100,6 +101,7 @@ def check_blocks(tuned: Tuned, updates: Sequence[Update] = (), members: Sequence
 def own_terms(terms: Member, block: int | None) -> Member:
     """Return the terms that move tensors of a block; None: of weights that are not cut.
 
+    >>> from zoreward.records import Term
     >>> first, second = Term(1, 0.5, block=0), Term(2, 0.5, block=1)
     >>> own_terms((first, second), 1) == (second,)
     True
