@@ -65,6 +65,7 @@ def in_blocks(tuned: Tuned, blocks: Mapping[str, int]) -> Tuned:
     Example:
         >>> import torch
         >>> from zoreward.members import tuned_weights, update_
+        >>> from zoreward.records import Term
         >>> net = torch.nn.Linear(2, 1)
         >>> tuned = in_blocks(tuned_weights(net), {"weight": 0, "bias": 1})
         >>> before = net.weight.clone()

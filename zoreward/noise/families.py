@@ -7,9 +7,10 @@ from typing import Any
 from zoreward.noise.dense import Dense
 from zoreward.noise.factors import LowRank
 from zoreward.noise.family import Distribution, Family
+from zoreward.noise.kronecker import Kronecker
 from zoreward.noise.subspace import Subspace
 
-_KINDS: tuple[type[Family], ...] = (Dense, LowRank, Subspace)
+_KINDS: tuple[type[Family], ...] = (Dense, LowRank, Subspace, Kronecker)
 
 FAMILIES: dict[str, type[Family]] = {kind.name: kind for kind in _KINDS}
 
