@@ -154,7 +154,7 @@ def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monke
     model = MambaForCausalLM(config).eval()
     members = ((Term(1, 0.1),), (Term(1, -0.1),))
     expected = candidate_logprobs(replace(reader_of(model, 0), problem="one at a time"), SHORT, members)
-    monkeypatch.setattr("zoreward.scoring.logprobs.KEEP_BYTES", 0)
+    monkeypatch.setattr("zoreward.scoring.reader.KEEP_BYTES", 0)
     reader = checked_reader(model, 0, SHORT, members)
     assert reader.problem
     assert np.array_equal(candidate_logprobs(reader, SHORT, members), expected)

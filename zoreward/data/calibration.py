@@ -6,9 +6,9 @@ import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zoreward.data.pairs import tokens_of
 from zoreward.data.templates import fields_of, fill
 from zoreward.data.texts import Text
+from zoreward.data.tokens import tokens_of
 from zoreward.records import Example, InputError
 
 if TYPE_CHECKING:
@@ -78,6 +78,6 @@ def content_free_examples(
         for number, (example, own, free) in enumerate(zip(examples, asked, instead, strict=True), 1)
     ]
     return [
-        Example(example.row, text.prompt, text.candidates, text.reference, *tokens, shots=example.shots)
+        Example(example.row, text.prompt, text.candidates, text.reference, *tokens[:3], shots=example.shots)
         for example, text, tokens in zip(examples, texts, tokens_of(texts, tokenizer, max_length, kind), strict=True)
     ]

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
-from zoreward.data.pairs import PAIRS, source_tokens
 from zoreward.data.rows import rows_of
 from zoreward.data.templates import fill, warn_of_empty
-from zoreward.data.tokens import _any_start, _front, encode
+from zoreward.data.tokens import PAIRS, _any_start, _front, encode, source_tokens
 from zoreward.records import Example, InputError, UnknownNameError
 
 if TYPE_CHECKING:

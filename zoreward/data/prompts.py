@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward.data.conversations import read_template_kwargs, refuse_template_kwargs
-from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.rows import rows_of
 from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.templates import warn_of_empty
 from zoreward.data.texts import Prompt, Text, texts_of
-from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
+from zoreward.data.tokens import WHOLE
+from zoreward.data.whole import refuse_mask, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
 if TYPE_CHECKING:
@@ -117,26 +117,31 @@ def render(
     asked = Prompt(needs, template, choices, choice_column, label, answer)
     told = read_template_kwargs(chat_template_kwargs)
     warn_of_empty(rows, template, prompt)
+    if kind not in WHOLE:
+        refuse_mask(template, "a model that writes from left to right")
+    how: dict[str, Any] = {}
+    shown: list[list[str]] = [[]] * len(rows)
     if kind in WHOLE:
         refuse_template_kwargs(told)
         texts = whole_texts(rows, asked, kind, classes, prompt=prompt, shots=shots)
-        return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
-    refuse_mask(template, "a model that writes from left to right")
-    if are_preferences(rows, asked):
+        how = {"classes": classes}
+    elif are_preferences(rows, asked):
         judged = _judged(rows, asked, prompt, shots, told)
         texts = preference_texts(judged, rows, tokenizer, told)
-        chat = not isinstance(judged[0].prompt, str)
-        all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
-        return [
-            Example(row, text.prompt, text.candidates, text.reference, *tokens)
-            for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
-        ]
-    refuse_template_kwargs(told)
-    texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
+        how = {"chat": not isinstance(judged[0].prompt, str), "end": tokenizer.eos_token_id}
+    else:
+        refuse_template_kwargs(told)
+        texts, shown = _texts_and_shots(rows, asked, shots, shot_rows, seed)
     return [
-        Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
+        Example(
+            *(row, text.prompt, text.candidates, text.reference),
+            *tokens[:3],
+            shots=count,
+            place=tokens.place,
+            types=tokens.types,
+        )
         for row, (text, tokens, count) in zip(
-            rows, tokenize_with(shown, texts, tokenizer, max_length, kind), strict=True
+            rows, tokenize_with(shown, texts, tokenizer, max_length, kind, **how), strict=True
         )
     ]
 

@@ -22,18 +22,14 @@ from transformers import (
 
 from zoreward.data import PAIRS
 from zoreward.members import members_at
-from zoreward.records import InputError, Member, ObjectiveError
-from zoreward.scoring.devices import repeated
-from zoreward.scoring.free import bytes_to_keep, free_bytes
-from zoreward.scoring.pairs import on_the_right
-from zoreward.scoring.reader import Reader
+from zoreward.records import InputError, Member
+from zoreward.scoring.devices import bytes_to_keep, free_bytes
+from zoreward.scoring.reader import Reader, Tokens, not_finite, padded
 from zoreward.scoring.sampling import CommonNumbers
 from zoreward.scoring.stepping import Stepper, is_lost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +101,9 @@ def write(
         ObjectiveError: the model's outputs are not finite.
     """
     chosen = [prompts[n] for n in rows]
-    width = max(map(len, chosen))
     end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
-    if reader.kind == PAIRS:
-        ids, seen = on_the_right(chosen, reader.pad_token_id, len(members), device_of(reader))
-        width = len(reader.start)  # texts begin behind it
-    else:
-        padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
-        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
-        ids, seen = (repeated(lines, len(members), device_of(reader)) for lines in (padded, mask))
+    ids, seen = padded(chosen, reader.pad_token_id, len(members), reader.device, left=reader.kind != PAIRS)
+    width = len(reader.start) or ids.shape[1]  # texts begin behind it
     processors = [*processors, *_draws(settings, rows, width)]
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
@@ -124,10 +114,7 @@ def write(
         found = _generated(reader, ids, seen, members, settings.max_new_tokens, end_tokens, processors, stop)
     written, lost = found
     if lost:
-        raise ObjectiveError(
-            "the model's outputs are not finite",
-            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
-        )
+        raise not_finite()
     new = [_up_to_end(tokens, end_tokens) for tokens in written.tolist()]
     return [new[m * len(rows) : (m + 1) * len(rows)] for m in range(len(members))]
 
@@ -211,13 +198,9 @@ def _up_to_end(tokens: list[int], end_tokens: Sequence[int]) -> Tokens:
 
 
 def _keep_bytes(reader: Reader, members: int) -> int:
-    free = free_bytes(device_of(reader))
+    free = free_bytes(reader.device)
     # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
-    return sys.maxsize if free is None or not reader.grouped else bytes_to_keep(device_of(reader), free, members)
-
-
-def device_of(reader: Reader) -> torch.device:
-    return next(reader.model.parameters()).device
+    return sys.maxsize if free is None or not reader.grouped else bytes_to_keep(reader.device, free, members)
 
 
 class _Finite(LogitsProcessor):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from zoreward.records import Example, InputError, Scored
 from zoreward.registry import Objective
 from zoreward.scoring.answers import scores_of
-from zoreward.scoring.logprobs import _known, _left_mask, sorted_batches
-from zoreward.scoring.reader import Reader
+from zoreward.scoring.logprobs import sorted_batches
+from zoreward.scoring.reader import Reader, forward
 
 
 @torch.no_grad()
@@ -26,14 +26,13 @@ def last_hidden_states(reader: Reader, examples: Sequence[Example]) -> NDArray[n
     Returns:
         (N, H), float32.
     """
-    lengths = [len(example.prompt_tokens) for example in examples]
+    prompts = [example.prompt_tokens for example in examples]
+    lengths = list(map(len, prompts))
     found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
-    for batch in sorted_batches(lengths, reader.tokens, reader.rows):
-        # A model that padding changes reads rows of one length at a time.
-        for length in {0} if reader.pads else {lengths[n] for n in batch}:
-            own = [n for n in batch if not length or lengths[n] == length]
-            for n, state in zip(own, _states(reader, [examples[n].prompt_tokens for n in own]), strict=True):
-                found[n] = state
+    for batch in sorted_batches(lengths, reader.tokens, reader.rows, None if reader.pads else lengths):
+        output = forward(reader, [prompts[n] for n in batch], 1, output_hidden_states=True)
+        for n, state in zip(batch, output.hidden_states[-1][:, -1].float().cpu().numpy(), strict=True):
+            found[n] = state
     return np.stack(found)
 
 
@@ -97,16 +96,3 @@ def probe_score(reader: Reader, objective: Objective, train: Sequence[Example], 
     references = [example.reference for example in train]
     features = [last_hidden_states(reader, some) for some in (train, examples)]
     return scores_of(objective, examples, [linear_probe(features[0], references, features[1], len(choices.pop()))])[0]
-
-
-def _states(reader: Reader, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    device = next(reader.model.parameters()).device
-    longest = max(map(len, prompts))
-    padded = [(reader.pad_token_id,) * (longest - len(tokens)) + tuple(tokens) for tokens in prompts]
-    mask = _left_mask(prompts, 1, device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    kwargs = _known(reader, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-    ids = torch.tensor(padded, device=device)
-    output = reader.model(input_ids=ids, use_cache=False, output_hidden_states=True, **kwargs)
-    states: NDArray[np.float32] = output.hidden_states[-1][:, -1].float().cpu().numpy()
-    return states

@@ -15,13 +15,12 @@ from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
 from zoreward.records import Example, InputError, Member, Scored, ZorewardError, named, one_line
 from zoreward.registry import Objective, is_ctrl_c, place_of
-from zoreward.scoring.answers import answer_scores, with_base
+from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.diversity import distinct_2, mean_length
 from zoreward.scoring.generation import HFGenerator, checked_generator
 from zoreward.scoring.heads import Head, check_needs
-from zoreward.scoring.logprobs import checked_reader
+from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 
 if TYPE_CHECKING:
@@ -78,7 +77,8 @@ class Scorer:
         self, examples: Sequence[Example], members: Sequence[Member], seed: int, rows: int | None, trainer_state: Any
     ) -> list[Scored]:
         if self.generator is None:
-            return answer_scores(replace(self.reader, rows=rows), self.objective, examples, members)
+            logprobs_MNC = candidate_logprobs(replace(self.reader, rows=rows), examples, members)
+            return scores_of(self.objective, examples, list(logprobs_MNC))
         settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
         return [
             *completion_scores(
@@ -236,12 +236,3 @@ def examples_of(
     answers |= {"template": template, "prompt": prompt, "chat_template_kwargs": chat_template_kwargs}
     answers |= {"kind": head.kind, "classes": head.classes}
     return render(rows, tokenizer, needs=needs, max_length=max_length, **answers)
-
-
-def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:
-    """Return how long and how varied is what members wrote: `length` and `distinct_2`; nothing if they did not write.
-
-    distinct-2 is counted over all completions together.
-    """
-    written = [one.tokens for member in scored for one in getattr(member, "completions", ())]
-    return {"length": mean_length(written), "distinct_2": distinct_2(written)} if written else {}
