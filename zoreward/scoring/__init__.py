@@ -1,6 +1,14 @@
 """Scores: an objective's value for members of a model on rows."""
 
-from zoreward.scoring.answers import calibrated_logprobs, member_scores, scores_of, with_base
+from zoreward.scoring.answers import (
+    calibrated_logprobs,
+    last_hidden_states,
+    linear_probe,
+    member_scores,
+    probe_scores,
+    scores_of,
+    with_base,
+)
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.completions import (
     completion_scores,
@@ -23,7 +31,6 @@ from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
-from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     blank_model,
     load_model,
@@ -88,7 +95,7 @@ __all__ = [
     "needed_memory",
     "peak_bytes",
     "prepare_tokenizer",
-    "probe_score",
+    "probe_scores",
     "reader_of",
     "request_logprobs",
     "score_writings",

@@ -28,7 +28,7 @@ Group = list[Request]
 Sums = NDArray[np.float64]
 """Log-probability of a whole target under each of M members."""
 Work = TypeVar("Work")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Piece = TypeVar("Piece", list[int], list[Request], list[list[Request]], range)
 
 
@@ -245,8 +245,8 @@ def sorted_batches(
 
 
 def in_halves(
-    work: Iterable[Work], do: Callable[[Work], Found], halves: Callable[[Work], list[Work]]
-) -> Iterator[tuple[Work, Found]]:
+    work: Iterable[Work], do: Callable[[Work], Result], halves: Callable[[Work], list[Work]]
+) -> Iterator[tuple[Work, Result]]:
     """Yield each piece of work with what `do` gives for it; one that does not fit the memory is done in halves.
 
     Args:
@@ -261,14 +261,14 @@ def in_halves(
     while waiting:
         piece = waiting.pop(0)
         try:
-            found = do(piece)
+            result = do(piece)
         except torch.OutOfMemoryError:
             smaller = halves(piece)
             if not smaller:
                 raise
             waiting[:0] = smaller
             continue
-        yield piece, found
+        yield piece, result
 
 
 def halves_of(batch: Piece) -> list[Piece]:
@@ -337,22 +337,17 @@ def _with_cache(reader: Reader, batch: Sequence[Group], members: int) -> list[Su
     """Prompts once, then their targets on copies of the cache."""
     prompts = [group[0].prompt for group in batch]
     output = forward(reader, prompts, members, use_cache=True)
-    logits_RTV, cache = output.logits[:, -1:], cache_of(output)
-    reader.look(logits_RTV[:, -1])
-    device = logits_RTV.device
-    firsts = _sums(logits_RTV, [[request.target[:1] for request in group] for group in batch], members)
+    reader.look(output.logits[:, -1])
+    first_tokens = [[request.target[:1] for request in group] for group in batch]
+    firsts = _sums(output.logits[:, -1:], first_tokens, members)
 
-    long, origin = _behind([[one for one in group if len(one.target) > 1] for group in batch], members)
-    cache.reorder_cache(torch.tensor(origin, device=device))
-    ids, mask = padded([request.target[:-1] for request in long], 0, members, device)
-    prompt_mask = padded(prompts, 0, members, device, left=True)[1][origin]
-    given = {
-        "attention_mask": torch.cat([prompt_mask, mask], dim=1),
-        "position_ids": prompt_mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=device),
-    }
-    known = {name: value for name, value in given.items() if name in reader.accepts}
-    known[cache_argument(reader.accepts)] = cache
-    logits_RTV = reader.model(input_ids=ids, use_cache=True, **known).logits
+    long, origin = _behind([[request for request in group if len(request.target) > 1] for group in batch], members)
+    cache = cache_of(output)
+    cache.reorder_cache(torch.tensor(origin, device=reader.device))
+    seen = padded(prompts, 0, members, reader.device, left=True)[1][origin]
+    tails = [request.target[:-1] for request in long]
+    more = {cache_argument(reader.accepts): cache}
+    logits_RTV = forward(reader, tails, members, keep=max(map(len, tails)), use_cache=True, seen=seen, **more).logits
     reader.look(logits_RTV[:, 0])
     rest = iter(_sums(logits_RTV, [[request.target[1:]] for request in long], members))
     requests = [request for group in batch for request in group]

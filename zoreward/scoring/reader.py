@@ -186,6 +186,7 @@ def forward(
     keep: int = 1,
     use_cache: bool = False,
     types: Sequence[Tokens] | None = None,
+    seen: torch.Tensor | None = None,
     **more: Any,
 ) -> Any:
     """Run sequences once for each member and return what the model gives.
@@ -197,13 +198,16 @@ def forward(
         keep: how many of the last positions a causal model needs logits of.
         use_cache: whether the cache is wanted.
         types: of the sequences' tokens.
+        seen: the mask of what a causal model's cache holds, behind which the sequences go on, padded on their right.
         more: arguments that the model is given as they are.
     """
     causal = reader.kind == "causal"
-    ids, mask = padded(sequences, reader.pad_token_id, members, reader.device, left=causal)
+    ids, mask = padded(sequences, reader.pad_token_id, members, reader.device, left=causal and seen is None)
+    mask = mask if seen is None else torch.cat([seen, mask], dim=1)
     given: dict[str, Any] = {"attention_mask": mask, "use_cache": use_cache}
     if causal:
-        given |= {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": keep}
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        given |= {"position_ids": positions[:, -ids.shape[1] :], "logits_to_keep": keep}
     if types is not None:
         given["token_type_ids"] = padded(types, 0, members, reader.device)[0]
     known = {name: value for name, value in given.items() if name in reader.accepts}

@@ -71,20 +71,12 @@ class Scorer:
             ObjectiveError: the objective raised, or returned no score; or the model's outputs are not finite.
         """
         with ends_told(self.reader.model):
-            return self._scored(examples, members, seed, rows, trainer_state)
-
-    def _scored(
-        self, examples: Sequence[Example], members: Sequence[Member], seed: int, rows: int | None, trainer_state: Any
-    ) -> list[Scored]:
-        if self.generator is None:
-            logprobs_MNC = candidate_logprobs(replace(self.reader, rows=rows), examples, members)
-            return scores_of(self.objective, examples, list(logprobs_MNC))
-        settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
-        return [
-            *completion_scores(
-                self.generator, self.tokenizer, self.objective, examples, members, settings, trainer_state=trainer_state
-            )
-        ]
+            if self.generator is None:
+                logprobs_MNC = candidate_logprobs(replace(self.reader, rows=rows), examples, members)
+                return scores_of(self.objective, examples, list(logprobs_MNC))
+            settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
+            what = (self.generator, self.tokenizer, self.objective, examples, members, settings)
+            return [*completion_scores(*what, trainer_state=trainer_state)]
 
     @property
     def problem(self) -> str | None:
