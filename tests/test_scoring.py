@@ -148,6 +148,28 @@ def test_no_more_rows_at_once_than_asked_for():
     assert rows == [3, 1]
 
 
+def test_the_rows_of_a_pass_do_not_depend_on_how_many_members_are_asked_about():
+    model = random_model("llama")
+    passes: list[tuple[int, frozenset[int]]] = []
+
+    def look(_, args, kwargs):  # all prompts of SHORT have lengths of their own
+        lengths = kwargs["attention_mask"].sum(1).tolist()
+        passes.append((len(lengths) // len(set(lengths)), frozenset(lengths)))
+
+    def rows_of(together, count):
+        passes.clear()
+        members = tuple((Term(seed, 0.01),) for seed in range(count))
+        candidate_logprobs(replace(reader, together=together), SHORT, members)
+        return {rows for _, rows in passes}
+
+    reader = replace(reader_of(model, 0), tokens=24)
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    for count in (1, 2, 3, 4):
+        assert rows_of(2, count) == {frozenset({7}), frozenset({3, 2, 1})}
+        assert {members for members, _ in passes} <= {1, 2}
+    assert rows_of(None, 1) != rows_of(None, 2) != rows_of(None, 4)  # or this test could not fail
+
+
 def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monkeypatch):
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)

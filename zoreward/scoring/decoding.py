@@ -80,8 +80,7 @@ def write(
     members: Sequence[Member],
     settings: Generation,
     *,
-    processors: Sequence[LogitsProcessor] = (),
-    ends: bool = True,
+    forced: LogitsProcessor | None = None,
     stepper: Stepper | None = None,
 ) -> list[list[Tokens]]:
     """Return what each member writes behind the prompts numbered `rows`, all of them at once.
@@ -93,18 +92,17 @@ def write(
         rows: which of them; their numbers also say what is drawn for them.
         members: they share the forward passes.
         settings: how to write.
-        processors: more to be done to the logits, first of all.
-        ends: whether a completion may end before its greatest length.
+        forced: says what is written; then no completion ends before its greatest length.
         stepper: writes in the place of `generate`, where it suits the members.
 
     Raises:
         ObjectiveError: the model's outputs are not finite.
     """
     chosen = [prompts[n] for n in rows]
-    end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
+    end_tokens = [] if forced else _end_tokens(reader.model, tokenizer)
     ids, seen = padded(chosen, reader.pad_token_id, len(members), reader.device, left=reader.kind != PAIRS)
     width = len(reader.start) or ids.shape[1]  # texts begin behind it
-    processors = [*processors, *_draws(settings, rows, width)]
+    processors = [forced] if forced else _draws(settings, rows, width)
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
     if stepper is not None and stepper.suits(members):

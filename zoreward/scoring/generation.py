@@ -165,10 +165,7 @@ def _forced_logits(
 ) -> torch.Tensor:
     """The logits before each of four given tokens, written one after the other through the cache: (M, N · 4, V)."""
     forced, settings = _Forced(prompts[0][-1]), Generation(max_new_tokens=4)  # one read, one as it is, two replayed
-    write(
-        reader, tokenizer, prompts, range(len(prompts)), members, settings, processors=[forced], ends=False,
-        stepper=stepper,
-    )  # fmt: skip
+    write(reader, tokenizer, prompts, range(len(prompts)), members, settings, forced=forced, stepper=stepper)
     logits = torch.stack(forced.logits, dim=1)
     return logits.view(len(members), -1, logits.shape[-1])
 

@@ -170,7 +170,7 @@ def _logprobs(reader: Reader, requests: Sequence[Request], members: Sequence[Mem
     read = [columns.setdefault(request, len(columns)) for request in requests]
     column_of = {id(request): column for request, column in columns.items()}  # without hashing its tokens again
     sums_MR = np.empty((len(members), len(columns)))
-    size = len(members) if reader.grouped else 1
+    size = min(len(members), reader.together or len(members)) if reader.grouped else 1
     for first in range(0, len(members), size):
         together = slice(first, first + size)
         batches = _batches(reader, list(columns), size)
@@ -196,7 +196,7 @@ def _answers(
 
 def _batches(reader: Reader, requests: Sequence[Request], members: int) -> list[list[Group]]:
     """Requests, each of another kind, in groups behind one prompt, and these in batches of like length."""
-    most = reader.tokens // members
+    most = reader.tokens // (reader.together or members if reader.grouped else 1)
     groups: list[Group] = []
     behind: list[int] = []  # tokens that are read behind the prompt
     last: dict[object, int] = {}

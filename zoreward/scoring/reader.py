@@ -55,6 +55,8 @@ class Reader:
         shares_prefix: whether a prompt's cache can be reused for each of its candidates.
         pads: whether padding leaves the scores as they are; otherwise only rows of one length share a forward pass.
         tokens: tokens of one forward pass, padding included, all members together.
+        together: for how many members a forward pass is sized, so that its rows do not depend on how many are asked
+            about; None: for those that are asked about.
         rows: prompts of one forward pass; None: as many as `tokens` allows.
         check: what became of the trial of members that share a forward pass; None before.
         problem: why members cannot share a forward pass; None if they can.
@@ -72,6 +74,7 @@ class Reader:
     shares_prefix: bool
     pads: bool
     tokens: int
+    together: int | None = None
     rows: int | None = None
     problem: str | None = None
     check: SelfCheck | None = None

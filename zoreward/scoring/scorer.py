@@ -41,6 +41,7 @@ class Scorer:
         tokenizer: the model's.
         generator: what writes, for an objective that needs `completions`.
         generation: how it writes.
+        together: `Reader.together` where members are scored; the model itself is read in batches as full as can be.
     """
 
     reader: Reader
@@ -48,6 +49,7 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     generator: HFGenerator | None
     generation: Generation
+    together: int | None = None
 
     def score(
         self,
@@ -72,7 +74,9 @@ class Scorer:
         """
         with ends_told(self.reader.model):
             if self.generator is None:
-                logprobs_MNC = candidate_logprobs(replace(self.reader, rows=rows), examples, members)
+                together = self.together if any(members) else None
+                reader = replace(self.reader, rows=rows, together=together)
+                logprobs_MNC = candidate_logprobs(reader, examples, members)
                 return scores_of(self.objective, examples, list(logprobs_MNC))
             settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
             what = (self.generator, self.tokenizer, self.objective, examples, members, settings)
@@ -107,6 +111,7 @@ def checked_scorer(
     members: Sequence[Member],
     *,
     tuned: Tuned | None = None,
+    together: int | None = None,
 ) -> Scorer:
     """Return what scores this model, after trying members and objective on real rows.
 
@@ -116,8 +121,9 @@ def checked_scorer(
         objective: what members are scored by.
         generation: how they write, where the objective needs `completions`.
         examples: some rows.
-        members: at least two, different from each other; so many will be scored at once.
+        members: at least two, different from each other.
         tuned: the model's tuned weights; by default `tuned_weights(model)`.
+        together: how many will be scored at once.
 
     Raises:
         ObjectiveError: the objective raised, or returned no score.
@@ -134,7 +140,7 @@ def checked_scorer(
         return scorer
     with running(model):
         reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
-    scorer = Scorer(reader, objective, tokenizer, None, generation)
+    scorer = Scorer(reader, objective, tokenizer, None, generation, together)
     with running(model):
         rows = with_base(reader, examples) if objective.compares_with_base else examples
         _tell_of_no_score(objective, scorer.score(rows), len(rows))
