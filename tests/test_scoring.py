@@ -22,9 +22,17 @@ from transformers import (
 from conftest import FAMILIES, random_model
 from families import with_logit
 from zoreward.cli.quickstart import MODEL
-from zoreward.records import Example, InputError, ObjectiveError, Term
+from zoreward.records import Example, InputError, ObjectiveError, Request, Term
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, checked_reader, evaluate, load_model, member_scores, reader_of
+from zoreward.scoring import (
+    candidate_logprobs,
+    checked_reader,
+    evaluate,
+    load_model,
+    member_scores,
+    reader_of,
+    request_logprobs,
+)
 from zoreward.scoring.logprobs import sorted_batches
 
 
@@ -137,6 +145,39 @@ def test_batches_that_are_too_large_are_split():
     sizes.clear()
     candidate_logprobs(replace(fitting, tokens=fitting.tokens // 128), SHORT)
     assert fitting.tokens < reader.tokens
+
+
+@pytest.mark.parametrize("tokens", [4096, 8], ids=["out-of-memory", "many-tokens"])
+def test_the_targets_of_one_prompt_are_split_where_they_are_too_many(tokens):
+    model = random_model("llama")
+    many = [example([5, 6, 7], *([8, token, 4] for token in range(10, 16)))]
+    expected = slow_logprobs(model, many)
+    sizes: list[int] = []
+
+    def small_memory(_, args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 3 and tokens == 4096:
+            raise torch.OutOfMemoryError("too large")
+
+    reader = reader_of(model, 0, tokens=tokens)
+    model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    got = candidate_logprobs(reader, many)[0]
+    assert sizes == ([1, 6, 1, 3, 1, 3] if tokens == 4096 else [1, 4, 1, 2])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_equal_requests_are_read_once():
+    model = random_model("llama")
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    prompt, other = (5, 6, 7), (9, 4)
+    requests = [Request(prompt, (8,)), Request(other, (8,)), Request(prompt, (9,)), Request(prompt, (8,))]
+    reader = reader_of(model, 0)
+    rows.clear()
+    [found] = request_logprobs(reader, requests)
+    assert rows == [2] and found[0] == found[3]
+    expected = slow_logprobs(model, [example(prompt, [8], [9]), example(other, [8])])
+    np.testing.assert_allclose(found[:3], [expected[0, 0], expected[1, 0], expected[0, 1]], rtol=0, atol=1e-4)
 
 
 def test_no_more_rows_at_once_than_asked_for():

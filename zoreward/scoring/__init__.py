@@ -1,4 +1,13 @@
-"""Scores: an objective's value for members of a model on rows."""
+"""Scores: an objective's value for members of a model on rows.
+
+    rows ─ data.render ─▶ Example ─ .requests ─▶ Request(prompt, target, position)
+    requests ─ logprobs ─▶ groups behind one prompt ─▶ batches ─ reader.forward ─▶ logits ─▶ a log-probability each
+    log-probabilities ─ answers ─▶ means (M, N, C) ─▶ columns of `choices` or `likelihood` ─▶ objective ─▶ Scored
+    prompts ─ generation ─▶ completions ─ rewards ─▶ columns of `completions` ─▶ objective ─▶ Writing
+
+A request is all that a model is asked about given answers, whatever its kind and the objective. `reader.padded` is the
+only place that pads, `logprobs.in_halves` the only one that halves a batch that does not fit the memory.
+"""
 
 from zoreward.scoring.answers import (
     calibrated_logprobs,

@@ -297,9 +297,8 @@ def _read(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
 
 def _whole(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
     """Prompts with their targets in one sequence; of targets of one token, the logits behind the prompt tell all."""
-    targets = [[request.target for request in group] for group in batch]
-    prompts = [group[0].prompt for group in batch]
     if reader.kind in WHOLE:
+        prompts = [group[0].prompt for group in batch]
         types = [group[0].types or (0,) * len(group[0].prompt) for group in batch]
         logits = forward(reader, prompts, members, types=types if any(map(any, types)) else None).logits
         if reader.kind == "masked":
@@ -307,11 +306,11 @@ def _whole(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
             logits = logits[torch.arange(len(places), device=logits.device), places]
         logits_RTV = logits.unsqueeze(1)
     else:
-        sequences = [(*prompt, *own[0][:-1]) for prompt, own in zip(prompts, targets, strict=True)]
-        keep = max(len(target) for own in targets for target in own)
+        sequences = [(*group[0].prompt, *group[0].target[:-1]) for group in batch]
+        keep = max(len(request.target) for group in batch for request in group)
         logits_RTV = forward(reader, sequences, members, keep=keep).logits[:, -keep:]
     reader.look(logits_RTV[:, -1])
-    return _sums(logits_RTV, targets, members, left=True)
+    return _sums(logits_RTV, [[request.target for request in group] for group in batch], members, left=True)
 
 
 def _decoded(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
@@ -374,17 +373,18 @@ def _sums(
         members: M.
         left: whether the logits in front belong to no token of a target that is shorter than others.
     """
-    length, most = max(len(one) for own in targets for one in own), max(map(len, targets))
-    filled = [
-        [(0,) * (length - len(one)) + one if left else one + (0,) * (length - len(one)) for one in own]
-        + [(0,) * length] * (most - len(own))
-        for own in targets
-    ]
-    index = torch.tensor(filled).to(logits_RTV.device, non_blocking=True).transpose(1, 2).repeat(members, 1, 1)
+    length, most = max(len(target) for several in targets for target in several), max(map(len, targets))
+
+    def filled(target: Tokens) -> Tokens:
+        filling = (0,) * (length - len(target))
+        return filling + target if left else target + filling
+
+    lines = [[*map(filled, several), *[(0,) * length] * (most - len(several))] for several in targets]
+    index = torch.tensor(lines).to(logits_RTV.device, non_blocking=True).transpose(1, 2).repeat(members, 1, 1)
     table = _log_softmax_at(logits_RTV, index)
     sums = []
-    for n, own in enumerate(targets):
-        for c, target in enumerate(own):
+    for n, several in enumerate(targets):
+        for c, target in enumerate(several):
             place = slice(length - len(target), None) if left else slice(len(target))
             sums.append(table[n :: len(targets), place, c].sum(axis=1))
     return sums
