@@ -120,11 +120,7 @@ def tokenize(
             for own, candidate in zip(wholes, text.candidates, strict=True)
         ]
         check_candidates(text, candidates, tokenizer)
-        tokens, head = stem[:border], front
-        if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
-            tokens = tokens[len(front) :]
-        if not head and not tokens:
-            head = _any_start(tokenizer, text.number, empty=not stem)
+        head, tokens = _begun(stem[:border], front, tokenizer, text.number, empty=not stem)
         longest = max(range(len(candidates)), key=lambda i: len(candidates[i]))
         cut = _cut(len(head), len(tokens), len(candidates[longest]), max_length)
         if cut is None:
@@ -134,6 +130,35 @@ def tokenize(
                 hint="raise --max-length, or shorten the answer",
             )
         result.append(Tokens((*head, *tokens[cut:]), tuple(candidates), cut))
+    return result
+
+
+def prompt_tokens(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, kind: str, *, chat: bool
+) -> list[tuple[tuple[int, ...], int]]:
+    """What a model reads of prompts that it writes on from, and how many tokens each prompt lost on its left to fit.
+
+    Args:
+        texts: the prompts.
+        tokenizer: of the model.
+        max_length: most tokens; None: no limit.
+        kind: of the model.
+        chat: whether the texts are a chat template's, which writes BOS itself.
+
+    Raises:
+        InputError: there is no room, or a text has no tokens.
+    """
+    if kind == PAIRS:
+        return source_tokens(texts, tokenizer, max_length, specials=not chat)
+    bare = encode(tokenizer, list(texts))
+    front = [] if chat else _front(tokenizer, list(texts), bare)
+    result = []
+    for number, whole in enumerate(bare, 1):
+        head, tokens = _begun(whole, front, tokenizer, number)
+        cut = 0 if max_length is None else max(0, len(tokens) - max(max_length - len(head), 0))
+        if tokens and cut == len(tokens):
+            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
+        result.append(((*head, *tokens[cut:]), cut))
     return result
 
 
@@ -225,6 +250,15 @@ def _front(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: list[li
             # from the right, should the text itself begin with the same token
             return full[: _place_in(full, own, from_right=True)]
     return []
+
+
+def _begun(
+    tokens: list[int], front: list[int], tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True
+) -> tuple[list[int], list[int]]:
+    """What stands in front of a prompt's own tokens, and those."""
+    if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
+        tokens = tokens[len(front) :]
+    return front if front or tokens else _any_start(tokenizer, number, empty=empty), tokens
 
 
 def _any_start(tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True) -> list[int]:
