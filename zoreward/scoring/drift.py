@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -107,29 +108,28 @@ def kl_to_base(
     Raises:
         ObjectiveError: the model's outputs are not finite.
     """
-    groups = [range(len(members))] if reader.grouped and reader.pads else [range(m, m + 1) for m in range(len(members))]
-    found: list[float] = []
-    for group in groups:
-        sums = [[0.0] * len(prompts) for _ in group]
-        rows = [n for n in range(len(prompts)) if any(texts_MN[m][n] for m in group)]
-        lengths = [len(prompts[n]) + max(len(texts_MN[m][n]) for m in group) for n in rows]
-        most = min(reader.tokens, _LOGITS // _vocabulary(reader)) // len(group)
-        batches = sorted_batches(lengths, most, alike=None if reader.pads else lengths)
+    size = len(members) if reader.grouped and reader.pads else 1
+    sums_MN = np.zeros((len(members), len(prompts)))
+    for first in range(0, len(members), size):
+        together = slice(first, first + size)
+        texts_N = list(zip(*texts_MN[together], strict=True))  # those of the members that share a pass
+        rows = [n for n, texts in enumerate(texts_N) if any(texts)]
+        lengths = [len(prompts[n]) + max(map(len, texts_N[n])) for n in rows]
+        most = min(reader.tokens, _LOGITS // _vocabulary(reader)) // size
+        cut = sorted_batches(lengths, most, alike=None if reader.pads else lengths)
+        batches = [[rows[i] for i in batch] for batch in cut]
 
-        def read(batch: list[int], group: range = group, rows: list[int] = rows) -> list[list[float]]:
-            texts = [[texts_MN[m][rows[i]] for i in batch] for m in group]
-            return _kl_sums(reader, base, [prompts[rows[i]] for i in batch], texts)
+        def read(batch: list[int], texts_N: list[tuple[Tokens, ...]] = texts_N) -> list[list[float]]:
+            return _kl_sums(
+                reader, base, [prompts[n] for n in batch], list(zip(*(texts_N[n] for n in batch), strict=True))
+            )
 
-        with reader.shown([members[m] for m in group]):
-            for batch, parts in in_halves(batches, read, halves_of):
-                for own, part in zip(sums, parts, strict=True):
-                    for i, value in zip(batch, part, strict=True):
-                        own[rows[i]] = value
-        for m, own in zip(group, sums, strict=True):
-            found.append(math.fsum(own) / max(1, sum(map(len, texts_MN[m]))))
-    if not all(map(math.isfinite, found)):
+        with reader.shown(members[together]):
+            for batch, sums in in_halves(batches, read, halves_of):
+                sums_MN[together, batch] = sums
+    if not np.isfinite(sums_MN).all():
         raise not_finite()
-    return found
+    return [math.fsum(sums) / max(1, sum(map(len, texts))) for sums, texts in zip(sums_MN, texts_MN, strict=True)]
 
 
 def _kl_sums(
