@@ -345,6 +345,9 @@ class Example:
             where no objective asks for them.
         place: `Request.position` of the candidates.
         types: `Request.types` of the candidates.
+
+    Attributes:
+        requests: what a model is asked about the row: one for each candidate.
     """
 
     row: dict[str, Any]
@@ -359,11 +362,11 @@ class Example:
     base_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
     place: int = -1
     types: tuple[int, ...] = field(default=(), repr=False)
+    requests: tuple[Request, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def requests(self) -> list[Request]:
-        """What a model is asked about the row: one request for each candidate."""
-        return [Request(self.prompt_tokens, target, self.place, self.types) for target in self.candidate_tokens]
+    def __post_init__(self) -> None:
+        asked = [Request(self.prompt_tokens, target, self.place, self.types) for target in self.candidate_tokens]
+        object.__setattr__(self, "requests", tuple(asked))
 
 
 @dataclass(frozen=True, slots=True)

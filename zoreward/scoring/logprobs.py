@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,8 +77,7 @@ def _checked_packer(
 ) -> Packer | None:
     """Compare what the packer reads with what is read without it; None if it is of no use here."""
     members, requests = check.members, _requests_of(examples)
-    batches = _batches(reader, list(dict.fromkeys(requests)), len(members))
-    if packer is None or not packer.suits([group for batch in batches for group in batch], members, reader.rows):
+    if packer is None or not packer.suits(_side_by_side(requests), members, reader.rows):
         return None
     plain = torch.from_numpy(candidate_logprobs(reader, examples, members))
     for _ in range(2):  # as it is, then replayed
@@ -90,10 +91,10 @@ def _checked_packer(
 
 def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> Reader:
     """Return the reader with as many tokens at once as the memory holds, tried on the longest rows."""
-    longest = _batches(reader, _requests_of(examples), len(members))[0]
+    [longest, *_], _, _ = _batches(reader, _requests_of(examples), len(members))
     try:
         with torch.no_grad(), reader.logits_in_float32(), reader.shown(members):
-            fits, _ = next(in_halves([longest], lambda batch: _read(reader, batch, len(members)), _halves))
+            fits, _ = next(in_halves([longest], partial(_read, reader, members=len(members)), _halves))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # what else may be wrong with this model is found out, and told, later
@@ -166,43 +167,54 @@ def request_logprobs(
 
 @torch.no_grad()
 def _logprobs(reader: Reader, requests: Sequence[Request], members: Sequence[Member]) -> NDArray[np.float64]:
-    columns: dict[Request, int] = {}
-    read = [columns.setdefault(request, len(columns)) for request in requests]
-    column_of = {id(request): column for request, column in columns.items()}  # without hashing its tokens again
-    sums_MR = np.empty((len(members), len(columns)))
+    if reader.packer is not None:
+        groups = _side_by_side(requests)
+        if reader.packer.suits(groups, members, reader.rows):
+            packed_MR = reader.packer.logprobs(groups, members)
+            if packed_MR is not None:
+                return packed_MR
     size = min(len(members), reader.together or len(members)) if reader.grouped else 1
+    batches, columns, read = _batches(reader, requests, size)
+    sums_MR = np.empty((len(members), len(columns)))
     for first in range(0, len(members), size):
-        together = slice(first, first + size)
-        batches = _batches(reader, list(columns), size)
-        for batch, sums in _answers(reader, batches, members[together]):
-            sums_MR[together, [column_of[id(request)] for group in batch for request in group]] = np.stack(sums, axis=1)
+        some = members[first : first + size]
+        with reader.logits_in_float32(), reader.shown(some):
+            for batch, sums in in_halves(batches, partial(_read, reader, members=len(some)), _halves):
+                place = [columns[id(request)] for group in batch for request in group]
+                sums_MR[first : first + size, place] = np.stack(sums, axis=1)
     return sums_MR[:, read]
 
 
-def _answers(
-    reader: Reader, batches: Sequence[list[Group]], members: Sequence[Member]
-) -> Iterator[tuple[list[Group], Sequence[Sums]]]:
-    """Yield groups, and the sums of their requests in their order."""
-    if reader.packer is not None:
-        groups = [group for batch in batches for group in batch]
-        if reader.packer.suits(groups, members, reader.rows):
-            logprobs_MR = reader.packer.logprobs(groups, members)
-            if logprobs_MR is not None:
-                yield groups, list(logprobs_MR.T)
-                return
-    with reader.logits_in_float32(), reader.shown(members):
-        yield from in_halves(batches, lambda batch: _read(reader, batch, len(members)), _halves)
+def _side_by_side(requests: Sequence[Request]) -> list[Group]:
+    """Requests that stand side by side and have their prompt in common, as those of a row."""
+    return [list(group) for _, group in groupby(requests, key=lambda request: id(request.prompt))]
 
 
-def _batches(reader: Reader, requests: Sequence[Request], members: int) -> list[list[Group]]:
-    """Requests, each of another kind, in groups behind one prompt, and these in batches of like length."""
+def _batches(
+    reader: Reader, requests: Sequence[Request], members: int
+) -> tuple[list[list[Group]], dict[int, int], list[int]]:
+    """Requests in groups behind one prompt, and these in batches of like length; of equal requests only the first.
+
+    Returns:
+        batches · a number for each request in them, by its `id` · for each request that was asked, the number of its
+        equal in the batches.
+    """
     most = reader.tokens // (reader.together or members if reader.grouped else 1)
     groups: list[Group] = []
     behind: list[int] = []  # tokens that are read behind the prompt
+    numbers: dict[int, int] = {}
+    read: list[int] = []
+    known: dict[object, dict[Tokens, int]] = {}  # behind one prompt: targets and the numbers of their requests
     last: dict[object, int] = {}
     for request in requests:
         shares = reader.shares_prefix or reader.kind != "causal" or len(request.target) == 1
-        key = (request.prompt, request.position, request.types) if shares else request
+        key = (request.prompt, request.position, request.types, () if shares else request.target)
+        targets = known.setdefault(key, {})
+        number = targets.setdefault(request.target, len(numbers))
+        read.append(number)
+        if number < len(numbers):
+            continue
+        numbers[id(request)] = number
         more = len(request.target) - (reader.kind != PAIRS)
         g = last.get(key)
         if g is None or behind[g] + more > most:
@@ -214,7 +226,8 @@ def _batches(reader: Reader, requests: Sequence[Request], members: int) -> list[
     prompts = [len(group[0].prompt) for group in groups]
     costs = [prompt + more for prompt, more in zip(prompts, behind, strict=True)]
     alike = None if reader.pads else prompts if reader.kind == PAIRS else costs
-    return [[groups[g] for g in batch] for batch in sorted_batches(costs, most, reader.rows, alike)]
+    batches = sorted_batches(costs, most, reader.rows, alike)
+    return [[groups[g] for g in batch] for batch in batches], numbers, read
 
 
 def sorted_batches(
