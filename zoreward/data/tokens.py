@@ -133,35 +133,6 @@ def tokenize(
     return result
 
 
-def prompt_tokens(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, kind: str, *, chat: bool
-) -> list[tuple[tuple[int, ...], int]]:
-    """What a model reads of prompts that it writes on from, and how many tokens each prompt lost on its left to fit.
-
-    Args:
-        texts: the prompts.
-        tokenizer: of the model.
-        max_length: most tokens; None: no limit.
-        kind: of the model.
-        chat: whether the texts are a chat template's, which writes BOS itself.
-
-    Raises:
-        InputError: there is no room, or a text has no tokens.
-    """
-    if kind == PAIRS:
-        return source_tokens(texts, tokenizer, max_length, specials=not chat)
-    bare = encode(tokenizer, list(texts))
-    front = [] if chat else _front(tokenizer, list(texts), bare)
-    result = []
-    for number, whole in enumerate(bare, 1):
-        head, tokens = _begun(whole, front, tokenizer, number)
-        cut = 0 if max_length is None else max(0, len(tokens) - max(max_length - len(head), 0))
-        if tokens and cut == len(tokens):
-            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
-        result.append(((*head, *tokens[cut:]), cut))
-    return result
-
-
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two texts begin with alike.
 
@@ -283,6 +254,35 @@ def _cut(head: int, tokens: int, candidate: int, max_length: int | None) -> int 
         return 0
     room = max_length - head - candidate
     return None if room < min(1, tokens) else max(0, tokens - room)
+
+
+def prompt_tokens(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, kind: str, *, chat: bool
+) -> list[tuple[tuple[int, ...], int]]:
+    """What a model reads of prompts that it writes on from, and how many tokens each prompt lost on its left to fit.
+
+    Args:
+        texts: the prompts.
+        tokenizer: of the model.
+        max_length: most tokens; None: no limit.
+        kind: of the model.
+        chat: whether the texts are a chat template's, which writes BOS itself.
+
+    Raises:
+        InputError: there is no room, or a text has no tokens.
+    """
+    if kind == PAIRS:
+        return source_tokens(texts, tokenizer, max_length, specials=not chat)
+    bare = encode(tokenizer, list(texts))
+    front = [] if chat else _front(tokenizer, list(texts), bare)
+    result = []
+    for number, whole in enumerate(bare, 1):
+        head, tokens = _begun(whole, front, tokenizer, number)
+        cut = 0 if max_length is None else max(0, len(tokens) - max(max_length - len(head), 0))
+        if tokens and cut == len(tokens):
+            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
+        result.append(((*head, *tokens[cut:]), cut))
+    return result
 
 
 def source_tokens(
