@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from zoreward.data import Task, list_tasks
-from zoreward.data.filters import FILTERS
 from zoreward.data.splits import PUBLISHED_SEEDS
+from zoreward.data.templates import FILTERS
 
 HEAD = """# Tasks
 

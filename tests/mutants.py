@@ -142,9 +142,9 @@ MUTANTS = [
     ),
     Mutant(
         "calibration by means instead of sums",
-        "zoreward/scoring/calibration.py",
-        "return logprobs_NC * counts_NC",
-        "return logprobs_NC",
+        "zoreward/scoring/answers.py",
+        "candidate_logprobs(reader, some)[0] * token_counts(some)",
+        "candidate_logprobs(reader, some)[0]",
         "tests/test_baselines.py",
     ),
     Mutant(
@@ -219,16 +219,16 @@ MUTANTS = [
     ),
     Mutant(
         "positions count the padding",
-        "zoreward/scoring/logprobs.py",
-        "position_ids=(mask.cumsum(1) - 1).clamp(min=0),",
-        "position_ids=torch.arange(length, device=device).repeat(len(ids), 1),",
+        "zoreward/scoring/reader.py",
+        "(mask.cumsum(1) - 1).clamp(min=0)",
+        "torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)",
         "tests/test_scoring.py",
     ),
     Mutant(
         "candidates are summed, not averaged",
         "zoreward/scoring/logprobs.py",
-        "(total / length).tolist()",
-        "total.tolist()",
+        "= sums_MR / lengths",
+        "= sums_MR",
         "tests/test_scoring.py",
     ),
     Mutant(
@@ -351,7 +351,7 @@ MUTANTS = [
     ),
     Mutant(
         "an encoder's padding is read",
-        "zoreward/scoring/pairs.py",
+        "zoreward/scoring/logprobs.py",
         "attention_mask=mask[origin],",
         "",
         "tests/test_pairs.py",

@@ -18,7 +18,7 @@ from zoreward.cli import main
 from zoreward.data import content_free_examples, without_content
 from zoreward.records import InputError
 from zoreward.registry import get_objective
-from zoreward.scoring import calibrated_logprobs, evaluate, last_hidden_states, linear_probe, probe_score, reader_of
+from zoreward.scoring import calibrated_logprobs, evaluate, last_hidden_states, linear_probe, probe_scores, reader_of
 
 WORDS = ["good", "bad", "great", "dull", "lovely", "awful"]
 ROWS = [
@@ -134,7 +134,8 @@ def test_the_probe_is_scikit_learns_on_the_same_features(tokenizer: PreTrainedTo
     ours = linear_probe(features[0], references, features[1], 3)
     np.testing.assert_array_equal(ours, theirs.predict_log_proba(features[1]))
     accuracy = theirs.score(features[1], [example.reference for example in test])
-    assert probe_score(reader, get_objective("accuracy"), train, test).score == accuracy
+    scores = [scored.score for scored in probe_scores(reader, get_objective("accuracy"), train, (test, train[:4]))]
+    assert scores[0] == accuracy and len(scores) == 2
 
 
 def test_a_class_that_is_not_fitted_on_is_never_chosen() -> None:
@@ -154,4 +155,4 @@ def test_rows_with_answers_of_their_own_have_no_classes(tokenizer: PreTrainedTok
     rows = [{**row, "ends": [" bad", f" {word}"]} for row, word in zip(ROWS, WORDS, strict=True) if word != "bad"]
     examples = render(rows, tokenizer, needs="choices", template=TEMPLATE, choice_column="ends")
     with pytest.raises(InputError, match="the same for all rows"):
-        probe_score(reader_of(random_model("llama"), 0), get_objective("accuracy"), examples, examples)
+        probe_scores(reader_of(random_model("llama"), 0), get_objective("accuracy"), examples, [examples])

@@ -35,7 +35,7 @@ from zoreward.scoring import (
     load_model,
     load_tokenizer,
     memory,
-    probe_score,
+    probe_scores,
     reader_of,
 )
 from zoreward.trainer import ZOConfig, ZOTrainer
@@ -232,7 +232,7 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         assert lines[name]["tests"][0] == wanted.score
     settings: dict[str, Any] = {"needs": "choices", **SETTINGS}
     own = render(TRAIN, load_tokenizer("model"), **settings), render(OTHERS, load_tokenizer("model"), **settings)
-    probe = probe_score(reader_of(load_model("model"), 0), get_objective("accuracy"), *own)
+    [probe] = probe_scores(reader_of(load_model("model"), 0), get_objective("accuracy"), own[0], own[1:])
     assert lines["linear-probe"]["tests"] == [probe.score] == [lines["linear-probe"]["dev"]]
     assert lines["zero-shot"]["majority"] == 4 / 7 and lines["zero-shot"]["deviation"] is None
     assert (lines["mezo"]["shown"], lines["mezo"]["backward"]) == (2 * 4 * 8, 0)

@@ -23,9 +23,17 @@ from conftest import FAMILIES, random_model
 from families import with_logit
 from terms import term_of
 from zoreward.cli.quickstart import MODEL
-from zoreward.records import Example, InputError, ObjectiveError, Term
+from zoreward.records import Example, InputError, ObjectiveError, Request, Term
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, checked_reader, evaluate, load_model, member_scores, reader_of
+from zoreward.scoring import (
+    candidate_logprobs,
+    checked_reader,
+    evaluate,
+    load_model,
+    member_scores,
+    reader_of,
+    request_logprobs,
+)
 from zoreward.scoring.logprobs import sorted_batches
 
 
@@ -140,6 +148,39 @@ def test_batches_that_are_too_large_are_split():
     assert fitting.tokens < reader.tokens
 
 
+@pytest.mark.parametrize("tokens", [4096, 8], ids=["out-of-memory", "many-tokens"])
+def test_the_targets_of_one_prompt_are_split_where_they_are_too_many(tokens):
+    model = random_model("llama")
+    many = [example([5, 6, 7], *([8, token, 4] for token in range(10, 16)))]
+    expected = slow_logprobs(model, many)
+    sizes: list[int] = []
+
+    def small_memory(_, args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 3 and tokens == 4096:
+            raise torch.OutOfMemoryError("too large")
+
+    reader = reader_of(model, 0, tokens=tokens)
+    model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    got = candidate_logprobs(reader, many)[0]
+    assert sizes == ([1, 6, 1, 3, 1, 3] if tokens == 4096 else [1, 4, 1, 2])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_equal_requests_are_read_once():
+    model = random_model("llama")
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    prompt, other = (5, 6, 7), (9, 4)
+    requests = [Request(prompt, (8,)), Request(other, (8,)), Request(prompt, (9,)), Request(prompt, (8,))]
+    reader = reader_of(model, 0)
+    rows.clear()
+    [found] = request_logprobs(reader, requests)
+    assert rows == [2] and found[0] == found[3]
+    expected = slow_logprobs(model, [example(prompt, [8], [9]), example(other, [8])])
+    np.testing.assert_allclose(found[:3], [expected[0, 0], expected[1, 0], expected[0, 1]], rtol=0, atol=1e-4)
+
+
 def test_no_more_rows_at_once_than_asked_for():
     model = random_model("llama")
     rows: list[int] = []
@@ -149,13 +190,35 @@ def test_no_more_rows_at_once_than_asked_for():
     assert rows == [3, 1]
 
 
+def test_the_rows_of_a_pass_do_not_depend_on_how_many_members_are_asked_about():
+    model = random_model("llama")
+    passes: list[tuple[int, frozenset[int]]] = []
+
+    def look(_, args, kwargs):  # all prompts of SHORT have lengths of their own
+        lengths = kwargs["attention_mask"].sum(1).tolist()
+        passes.append((len(lengths) // len(set(lengths)), frozenset(lengths)))
+
+    def rows_of(together, count):
+        passes.clear()
+        members = tuple((Term(seed, 0.01),) for seed in range(count))
+        candidate_logprobs(replace(reader, together=together), SHORT, members)
+        return {rows for _, rows in passes}
+
+    reader = replace(reader_of(model, 0), tokens=24)
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    for count in (1, 2, 3, 4):
+        assert rows_of(2, count) == {frozenset({7}), frozenset({3, 2, 1})}
+        assert {members for members, _ in passes} <= {1, 2}
+    assert rows_of(None, 1) != rows_of(None, 2) != rows_of(None, 4)  # or this test could not fail
+
+
 def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monkeypatch):
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)
     model = MambaForCausalLM(config).eval()
     members = ((Term(1, 0.1),), (Term(1, -0.1),))
     expected = candidate_logprobs(replace(reader_of(model, 0), problem="one at a time"), SHORT, members)
-    monkeypatch.setattr("zoreward.scoring.logprobs.KEEP_BYTES", 0)
+    monkeypatch.setattr("zoreward.scoring.reader.KEEP_BYTES", 0)
     reader = checked_reader(model, 0, SHORT, members)
     assert reader.problem
     assert np.array_equal(candidate_logprobs(reader, SHORT, members), expected)

@@ -266,6 +266,30 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What a model is asked: how likely is `target`, given `prompt`?
+
+    A candidate of a choice, a reference answer, an answer that is preferred, a class and the word at a mask are all
+    asked for in this way.
+
+    Args:
+        prompt: tokens that are given; what an encoder reads, of an encoder–decoder.
+        target: tokens that are asked for. A classifier's only one is the number of a class.
+        position: of the token in the prompt behind which the target is asked for: −1, the last, but for a masked model
+            that of the mask.
+        types: of the prompt's tokens, for a model that tells a first text from a second; empty where all are 0.
+
+    >>> Request((5, 6), (7,)).position
+    -1
+    """
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+    position: int = -1
+    types: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row made ready for a model that scores given answers, or that writes its own.
 
@@ -282,9 +306,11 @@ class Example:
         messages: the conversation that the prompt was rendered from; None for a plain prompt.
         base_logprobs: mean log-probability per token of each candidate under the model as it was before any step; None
             where no objective asks for them.
-        place: of the token in the prompt behind which the answer is asked for: −1, the last, but for a masked model
-            that of the mask. A classifier's candidates have one "token" each, the number of the class.
-        types: of the prompt's tokens, for a model that tells a first text from a second; empty where all are 0.
+        place: `Request.position` of the candidates.
+        types: `Request.types` of the candidates.
+
+    Attributes:
+        requests: what a model is asked about the row: one for each candidate.
     """
 
     row: dict[str, Any]
@@ -299,6 +325,11 @@ class Example:
     base_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
     place: int = -1
     types: tuple[int, ...] = field(default=(), repr=False)
+    requests: tuple[Request, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        asked = [Request(self.prompt_tokens, target, self.place, self.types) for target in self.candidate_tokens]
+        object.__setattr__(self, "requests", tuple(asked))
 
 
 @dataclass(frozen=True, slots=True)

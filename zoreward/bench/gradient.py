@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from zoreward.records import Example
 from zoreward.scoring import Reader
-from zoreward.scoring.logprobs import forward
+from zoreward.scoring.reader import forward
 
 
 def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
@@ -49,12 +49,11 @@ def mean_logprobs(reader: Reader, examples: Sequence[Example]) -> torch.Tensor:
     answers = [examples[n].candidate_tokens[c] for n, c in places]
     keep = max(map(len, answers))
     if keep == 1:  # the logits behind the prompt are all there is to know
-        logits, _ = forward(reader, [example.prompt_tokens for example in examples], 1, keep=1)
-        logits = logits[[n for n, _ in places]]
+        logits = _logits(reader, [example.prompt_tokens for example in examples], 1)[[n for n, _ in places]]
     else:
         sequences = [(*examples[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
-        logits, _ = forward(reader, sequences, 1, keep=keep)
-    logprobs = logits[:, -keep:].float().log_softmax(-1)
+        logits = _logits(reader, sequences, keep)
+    logprobs = logits.float().log_softmax(-1)
     # Sequences end on the right, so answers are filled up on the left.
     targets = torch.tensor([(0,) * (keep - len(answer)) + answer for answer in answers], device=logprobs.device)
     counted = torch.tensor([[0] * (keep - len(answer)) + [1] * len(answer) for answer in answers]).to(logprobs)
@@ -62,6 +61,15 @@ def mean_logprobs(reader: Reader, examples: Sequence[Example]) -> torch.Tensor:
     table = logprobs.new_full((len(examples), max(c for _, c in places) + 1), float("-inf"))
     index = torch.tensor(places, device=table.device)
     return table.index_put((index[:, 0], index[:, 1]), means)
+
+
+def _logits(reader: Reader, sequences: Sequence[tuple[int, ...]], keep: int) -> torch.Tensor:
+    """The last `keep` logits; zeros in front of shorter sequences where padding changes what the model gives."""
+    if reader.pads:
+        logits: torch.Tensor = forward(reader, sequences, 1, keep=keep).logits[:, -keep:]
+        return logits
+    alone = [forward(reader, [sequence], 1, keep=keep).logits[0, -keep:] for sequence in sequences]
+    return torch.stack([functional.pad(own, (0, 0, keep - len(own), 0)) for own in alone])
 
 
 def loss_of(reader: Reader, examples: Sequence[Example], needs: str) -> torch.Tensor:

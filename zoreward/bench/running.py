@@ -22,14 +22,13 @@ from zoreward.scoring import (
     evaluate,
     examples_of,
     generation_of,
-    last_hidden_states,
     length_limit,
-    linear_probe,
     load_model,
     load_tokenizer,
+    probe_scores,
     reader_of,
+    scores_of,
 )
-from zoreward.scoring.answers import scores_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,16 +122,11 @@ def _probe(run: Run, plan: Plan) -> Result:
     reader = reader_of(model, tokenizer.pad_token_id)
     train, dev, test = (_examples(plan, rows, "metric") for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
     metric, _ = objectives_of(plan.task)
-    references, classes = [example.reference for example in train], len(train[0].candidates)
     meter = Meter(next(model.parameters()).device)
     meter.start()
-    features = [last_hidden_states(reader, some) for some in (train, [*dev, *test])]
-    table = linear_probe(features[0], references, features[1], classes)
+    scores = [scored.score for scored in probe_scores(reader, metric, train, (dev, test))]
     meter.stop()
-    found = [
-        scores_of(metric, some, [own])[0].score for some, own in ((dev, table[: len(dev)]), (test, table[len(dev) :]))
-    ]
-    return {"dev": found[0], "test": found[1], "shown": len(train), "seconds": meter.seconds, "peak": meter.peak}
+    return {"dev": scores[0], "test": scores[1], "shown": len(train), "seconds": meter.seconds, "peak": meter.peak}
 
 
 def _mezo(run: Run, plan: Plan, folder: Path) -> Result:

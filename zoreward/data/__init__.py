@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from zoreward.data.calibration import check_calibration, content_free_examples, without_content
 from zoreward.data.choices import classes_of
 from zoreward.data.conversations import check_prompts, render_prompts
 from zoreward.data.hub import check_hub
-from zoreward.data.pairs import PAIRS
-from zoreward.data.prompts import check_columns, render
+from zoreward.data.prompts import (
+    check_calibration,
+    check_columns,
+    content_free_examples,
+    describe_prompts,
+    render,
+    without_content,
+)
 from zoreward.data.rows import load_rows, rows_of
-from zoreward.data.show import describe_prompts
 from zoreward.data.splits import Split, k_shot_rows, sample_rows, split_rows
 from zoreward.data.tasks import Task, list_tasks, load_task
-from zoreward.data.whole import BORDER, MASK, WHOLE
+from zoreward.data.tokens import BORDER, MASK, PAIRS, WHOLE
 
 __all__ = [
     "BORDER",

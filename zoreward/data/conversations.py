@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoreward.config import Prompting
 from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
-from zoreward.data.pairs import PAIRS, source_tokens
 from zoreward.data.rows import rows_of
 from zoreward.data.templates import fill, warn_of_empty
-from zoreward.data.tokens import _any_start, _front, encode
+from zoreward.data.tokens import prompt_tokens
 from zoreward.records import Example, InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -78,26 +77,11 @@ def render_prompts(
     warn_of_empty(rows, prompting.template, prompting.prompt)
     prompts = _prompts(rows, tokenizer, prompting)
     chat = prompts[0].messages is not None
-    if kind == PAIRS:
-        read = source_tokens([one.text for one in prompts], tokenizer, max_length, specials=not chat)
-        return [
-            Example(row, one.text, (), 0, own, (), cut, messages=one.messages)
-            for row, one, (own, cut) in zip(rows, prompts, read, strict=True)
-        ]
-    tokens = encode(tokenizer, [one.text for one in prompts])
-    front = [] if chat else _front(tokenizer, [one.text for one in prompts], tokens)
-    examples = []
-    for number, (row, one, own) in enumerate(zip(rows, prompts, tokens, strict=True), 1):
-        head = front
-        if own[: len(front)] == front:  # a template may write BOS itself; it is not doubled
-            own = own[len(front) :]
-        if not head and not own:
-            head = _any_start(tokenizer, number)
-        cut = 0 if max_length is None else max(0, len(own) - max(max_length - len(head), 0))
-        if own and cut == len(own):
-            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
-        examples.append(Example(row, one.text, (), 0, (*head, *own[cut:]), (), cut, messages=one.messages))
-    return examples
+    read = prompt_tokens([one.text for one in prompts], tokenizer, max_length, kind, chat=chat)
+    return [
+        Example(row, one.text, (), 0, tokens, (), cut, messages=one.messages)
+        for row, one, (tokens, cut) in zip(rows, prompts, read, strict=True)
+    ]
 
 
 def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:

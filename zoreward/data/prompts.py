@@ -1,23 +1,30 @@
-"""Prompts from rows: the texts a model reads and the answers it is asked about, as tokens. Free of torch."""
+"""Prompts from rows: the texts a model reads and the answers it is asked about, as tokens. Free of torch.
+
+Also prompts without content, by which answers are calibrated, and prompts as they are shown.
+"""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting
 from zoreward.data.conversations import read_template_kwargs, refuse_template_kwargs
-from zoreward.data.pairs import tokens_of
 from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
 from zoreward.data.rows import rows_of
 from zoreward.data.shots import demonstrations, tokenize_with
-from zoreward.data.templates import warn_of_empty
+from zoreward.data.templates import fields_of, fill, warn_of_empty
 from zoreward.data.texts import Text, texts_of
-from zoreward.data.whole import WHOLE, refuse_mask, whole_examples, whole_texts
+from zoreward.data.tokens import WHOLE, tokens_of
+from zoreward.data.whole import refuse_mask, whole_texts
 from zoreward.records import Example, InputError, ZorewardError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+NOTHING = "N/A"
 
 
 def render(
@@ -108,28 +115,33 @@ def render(
     the character before it ("?⏎"), not with the word behind it.
     """
     rows = rows_of(rows)
-    max_length, told = prompting.max_length, read_template_kwargs(prompting.chat_template_kwargs)
+    told = read_template_kwargs(prompting.chat_template_kwargs)
     warn_of_empty(rows, prompting.template, prompting.prompt)
+    if kind not in WHOLE:
+        refuse_mask(prompting.template, "a model that writes from left to right")
+    how: dict[str, Any] = {}
+    shown: list[list[str]] = [[]] * len(rows)
     if kind in WHOLE:
         refuse_template_kwargs(told)
         texts = whole_texts(rows, needs, prompting, kind, classes)
-        return whole_examples(rows, texts, tokenizer, kind, classes, max_length)
-    refuse_mask(prompting.template, "a model that writes from left to right")
-    if are_preferences(rows, needs, prompting):
+        how = {"classes": classes}
+    elif are_preferences(rows, needs, prompting):
         judged = _judged(rows, prompting, told)
         texts = preference_texts(judged, rows, tokenizer, told)
-        chat = not isinstance(judged[0].prompt, str)
-        all_tokens = tokens_of(texts, tokenizer, max_length, kind, chat=chat, end=tokenizer.eos_token_id)
-        return [
-            Example(row, text.prompt, text.candidates, text.reference, *tokens)
-            for row, text, tokens in zip(rows, texts, all_tokens, strict=True)
-        ]
-    refuse_template_kwargs(told)
-    texts, shown = _texts_and_shots(rows, needs, prompting, shot_rows, seed)
+        how = {"chat": not isinstance(judged[0].prompt, str), "end": tokenizer.eos_token_id}
+    else:
+        refuse_template_kwargs(told)
+        texts, shown = _texts_and_shots(rows, needs, prompting, shot_rows, seed)
     return [
-        Example(row, text.prompt, text.candidates, text.reference, *tokens, shots=count)
+        Example(
+            *(row, text.prompt, text.candidates, text.reference),
+            *tokens[:3],
+            shots=count,
+            place=tokens.place,
+            types=tokens.types,
+        )
         for row, (text, tokens, count) in zip(
-            rows, tokenize_with(shown, texts, tokenizer, max_length, kind), strict=True
+            rows, tokenize_with(shown, texts, tokenizer, prompting.max_length, kind, **how), strict=True
         )
     ]
 
@@ -196,3 +208,134 @@ def _texts_and_shots(
         except ZorewardError as error:
             raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
     return texts, demonstrations(texts, pool, prompting.shots, seed)
+
+
+def check_calibration(name: str, chooses: bool, template: str | None) -> None:
+    """Raise where choices cannot be scored against a prompt without content.
+
+    Args:
+        name: of the objective.
+        chooses: whether it compares the answers of a row by the model alone.
+        template: the prompt.
+
+    Raises:
+        InputError: it does not, or there is no template.
+    """
+    if not chooses:
+        hint = "calibrate accuracy, f1, mcc and others that need choices"
+        raise InputError(f"{name!r} does not choose between answers, so there is nothing to calibrate", hint=hint)
+    if template is None:
+        raise InputError("there is no template to take the content out of", hint="give --template, or --task")
+
+
+def without_content(template: str) -> str:
+    """The template with "N/A" in the place of every column.
+
+    >>> without_content("{sentence|strip} It was")
+    'N/A It was'
+
+    Source: one of the content-free inputs of contextual calibration, Zhao et al. 2021, arXiv 2102.09690.
+    """
+    pieces = string.Formatter().parse(template)
+    return "".join(literal + (NOTHING if field is not None else "") for literal, field, _, _ in pieces)
+
+
+def content_free_examples(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    content_free: str,
+    max_length: int | None = None,
+    kind: str = "causal",
+) -> list[Example]:
+    """The same rows and answers behind prompts without content; demonstrations stay in front.
+
+    Args:
+        examples: rows made ready with `template`.
+        tokenizer: of the model.
+        template: their prompt.
+        content_free: the prompt to put in its place: a text, or a template with columns that are no content.
+        max_length: as for `zoreward.data.render`.
+        kind: of the model.
+
+    Raises:
+        InputError: the content-free prompt does not fit the rows.
+    """
+    rows = [example.row for example in examples]
+    asked = fill(template, rows, "--template")
+    named = bool(fields_of(content_free, "content_free"))
+    instead = fill(content_free, rows, "content_free") if named else [content_free.format()] * len(rows)
+    texts = [
+        Text(number, example.prompt.removesuffix(own) + free, example.candidates, example.reference)
+        for number, (example, own, free) in enumerate(zip(examples, asked, instead, strict=True), 1)
+    ]
+    return [
+        Example(example.row, text.prompt, text.candidates, text.reference, *tokens[:3], shots=example.shots)
+        for example, text, tokens in zip(examples, texts, tokens_of(texts, tokenizer, max_length, kind), strict=True)
+    ]
+
+
+def describe_prompts(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, n: int = 3, *, classes: bool = False
+) -> str:
+    """The first `n` examples as plain text: what the model reads, what it is asked about, and the tokens of both.
+
+    `→` marks the right answer. Tokens stand as the tokenizer names them (`Ġ`, `▁`: a space), in quotes where they hold
+    white space themselves. With `classes` the answers are a classifier's, and have no tokens; rows that a model answers
+    freely have none.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"fine": 0, "It": 1, "was": 2, "bad": 3, "good": 4}))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> example = Example({}, "fine It was", (" bad", " good"), 1, (0, 1, 2), ((3,), (4,)))
+        >>> print(describe_prompts([example], tokenizer))
+        row 1 of 1: 3 tokens of prompt, 1 of the longest answer
+          prompt:
+            fine It was
+          answers:
+              ' bad'
+            → ' good'
+          tokens:
+            prompt (3): fine It was
+            ' bad' (1): bad
+            ' good' (1): good
+    """
+    return "\n\n".join(
+        _described(example, tokenizer, f"row {number} of {len(examples)}", classes)
+        for number, example in enumerate(examples[:n], 1)
+    )
+
+
+def _described(example: Example, tokenizer: PreTrainedTokenizerBase, name: str, classes: bool) -> str:
+    facts = [f"{len(example.prompt_tokens)} tokens of prompt"]
+    if example.candidates and not classes:
+        facts.append(f"{max(map(len, example.candidate_tokens))} of the longest answer")
+    if example.shots:
+        facts.append(f"{example.shots} demonstrations" if example.shots > 1 else "1 demonstration")
+    if example.truncated:
+        side = "right" if classes else "left" if example.place < 0 else "ends"
+        facts.append(f"{example.truncated} tokens cut off on the {side} to fit")
+    answers = [
+        f"{'→' if index == example.reference else ' '} {candidate!r}"
+        for index, candidate in enumerate(example.candidates)
+    ]
+    named = [
+        ("prompt", example.prompt_tokens),
+        *([] if classes else zip(map(repr, example.candidates), example.candidate_tokens, strict=True)),
+    ]
+    tokens = [f"{what} ({len(own)}): {_spelled(own, tokenizer)}" for what, own in named]
+    lines = [f"{name}: {', '.join(facts)}"]
+    blocks = {"prompt": example.prompt.split("\n"), "answers": answers, "tokens": tokens}
+    for what, block in blocks.items():
+        if not block:
+            continue
+        lines += [f"  {what}:", *(f"    {line}".rstrip() if what == "prompt" else f"    {line}" for line in block)]
+    return "\n".join(lines)
+
+
+def _spelled(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    names = tokenizer.convert_ids_to_tokens(list(tokens))
+    return " ".join(repr(name) if not name or name.split() != [name] else name for name in names)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from zoreward.data.pairs import PAIRS, tokens_of
 from zoreward.data.texts import Text
-from zoreward.data.tokens import Tokens, encode
+from zoreward.data.tokens import PAIRS, Tokens, encode, tokens_of
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -59,10 +58,15 @@ def tokenize_with(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     kind: str = "causal",
+    **how: Any,
 ) -> list[tuple[Text, Tokens, int]]:
     """Each text behind as many of its demonstrations as fit `max_length`, its tokens, and how many those were.
 
     The first are left out first. Only a text that is too long without any loses tokens.
+
+    Args:
+        shown: the demonstrations of each text.
+        texts, tokenizer, max_length, kind, how: as for `tokens_of`.
 
     Raises:
         InputError: as `tokens_of`.
@@ -72,7 +76,8 @@ def tokenize_with(
     pending = list(range(len(texts)))
     while pending:
         tried = [_behind(texts[i], shown[i], counts[i]) for i in pending]
-        for i, text, tokens in zip(pending, tried, tokens_of(tried, tokenizer, max_length, kind), strict=True):
+        all_tokens = tokens_of(tried, tokenizer, max_length, kind, **how)
+        for i, text, tokens in zip(pending, tried, all_tokens, strict=True):
             done[i] = text, tokens, counts[i]
         pending = [i for i in pending if done[i][1].truncated and counts[i]]
         for i in pending:

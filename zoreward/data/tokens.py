@@ -1,10 +1,11 @@
-"""Texts as tokens."""
+"""Texts as tokens, for models of each kind: what is read, and what is asked. Free of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from zoreward.data.columns import listed
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -13,18 +14,73 @@ if TYPE_CHECKING:
     from zoreward.data.texts import Text
 
 
+# How templates write the mask, and the border between two texts, whatever the tokenizer writes.
+MASK, BORDER = "[MASK]", "[SEP]"
+# Kinds of models: those that read a text as a whole; and an encoder for the prompt with a decoder for the answer.
+WHOLE, PAIRS = ("masked", "classifier"), "encoder-decoder"
+
+
 class Tokens(NamedTuple):
     """The tokens of a text.
 
     Args:
         prompt: at least one.
         candidates: for each at least one.
-        truncated: how many the prompt lost on its left.
+        truncated: how many the prompt lost: on its left; a classifier's on its right, a masked model's at its ends.
+        place: see `zoreward.records.Request.position`.
+        types: see `zoreward.records.Request`.
     """
 
     prompt: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
     truncated: int
+    place: int = -1
+    types: tuple[int, ...] = ()
+
+
+def tokens_of(
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    kind: str = "causal",
+    *,
+    classes: Sequence[str] = (),
+    chat: bool = False,
+    end: int | None = None,
+) -> list[Tokens]:
+    """The tokens of each text for a model of this kind.
+
+    For a causal model see `tokenize`. An encoder–decoder, a masked model and a classifier read all the tokens that the
+    tokenizer puts around a text; what is asked of them are texts of their own, words at the mask, numbers of classes.
+    Of an encoder–decoder `max_length` bounds prompt and candidates each.
+
+    Args:
+        texts: with candidates.
+        tokenizer: of the model.
+        max_length: most tokens; None: no limit.
+        kind: of the model.
+        classes: names of a classifier's classes, in the order of its outputs.
+        chat: whether the texts are a chat template's.
+        end: the token of an answer without text.
+
+    Raises:
+        InputError: a prompt or a candidate without tokens, or no room for it; the tokenizer has no mask, a text has one
+            of its own, an answer is not one token or no class.
+    """
+    if kind == "masked":
+        return _around_masks(texts, tokenizer, max_length)
+    if kind == "classifier":
+        numbers = _class_numbers(texts[0].candidates, classes)
+        read = [_read_whole(text, tokenizer, max_length) for text in texts]
+        return [Tokens(own, numbers, cut, types=types) for own, types, cut in read]
+    if kind == PAIRS:
+        sources = source_tokens([text.prompt.rstrip(" ") for text in texts], tokenizer, max_length, specials=not chat)
+        answers = _answer_tokens(texts, tokenizer, max_length, end=end)
+        found = [Tokens(prompt, own, cut) for (prompt, cut), own in zip(sources, answers, strict=True)]
+    else:
+        found = tokenize(texts, tokenizer, max_length, chat=chat, end=end)
+    warn_of_unknown(texts, found, tokenizer)
+    return found
 
 
 def tokenize(
@@ -64,11 +120,7 @@ def tokenize(
             for own, candidate in zip(wholes, text.candidates, strict=True)
         ]
         check_candidates(text, candidates, tokenizer)
-        tokens, head = stem[:border], front
-        if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
-            tokens = tokens[len(front) :]
-        if not head and not tokens:
-            head = _any_start(tokenizer, text.number, empty=not stem)
+        head, tokens = _begun(stem[:border], front, tokenizer, text.number, empty=not stem)
         longest = max(range(len(candidates)), key=lambda i: len(candidates[i]))
         cut = _cut(len(head), len(tokens), len(candidates[longest]), max_length)
         if cut is None:
@@ -167,15 +219,29 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], specials: bool 
     return ids
 
 
+def _place_in(full: Sequence[int], own: Sequence[int], *, from_right: bool = False) -> int:
+    """Where a text's own tokens begin among all that the tokenizer makes of it; 0 where they do not stand there."""
+    starts = range(len(full) - len(own) + 1)
+    return next((i for i in (reversed(starts) if from_right else starts) if full[i : i + len(own)] == own), 0)
+
+
 def _front(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: list[list[int]]) -> list[int]:
     """What the tokenizer puts in front of every text: mostly BOS, or nothing."""
     for text, own in zip(texts, tokens, strict=True):
         if own:
             full = encode(tokenizer, [text], specials=True)[0]
             # from the right, should the text itself begin with the same token
-            starts = range(len(full) - len(own), -1, -1)
-            return next((full[:i] for i in starts if full[i : i + len(own)] == own), [])
+            return full[: _place_in(full, own, from_right=True)]
     return []
+
+
+def _begun(
+    tokens: list[int], front: list[int], tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True
+) -> tuple[list[int], list[int]]:
+    """What stands in front of a prompt's own tokens, and those."""
+    if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
+        tokens = tokens[len(front) :]
+    return front if front or tokens else _any_start(tokenizer, number, empty=empty), tokens
 
 
 def _any_start(tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True) -> list[int]:
@@ -200,3 +266,185 @@ def _cut(head: int, tokens: int, candidate: int, max_length: int | None) -> int 
         return 0
     room = max_length - head - candidate
     return None if room < min(1, tokens) else max(0, tokens - room)
+
+
+def prompt_tokens(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, kind: str, *, chat: bool
+) -> list[tuple[tuple[int, ...], int]]:
+    """What a model reads of prompts that it writes on from, and how many tokens each prompt lost on its left to fit.
+
+    Args:
+        texts: the prompts.
+        tokenizer: of the model.
+        max_length: most tokens; None: no limit.
+        kind: of the model.
+        chat: whether the texts are a chat template's, which writes BOS itself.
+
+    Raises:
+        InputError: there is no room, or a text has no tokens.
+    """
+    if kind == PAIRS:
+        return source_tokens(texts, tokenizer, max_length, specials=not chat)
+    bare = encode(tokenizer, list(texts))
+    front = [] if chat else _front(tokenizer, list(texts), bare)
+    result = []
+    for number, whole in enumerate(bare, 1):
+        head, tokens = _begun(whole, front, tokenizer, number)
+        cut = 0 if max_length is None else max(0, len(tokens) - max(max_length - len(head), 0))
+        if tokens and cut == len(tokens):
+            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
+        result.append(((*head, *tokens[cut:]), cut))
+    return result
+
+
+def source_tokens(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, specials: bool = True
+) -> list[tuple[tuple[int, ...], int]]:
+    """What the encoder reads of each text, and how many tokens the text lost on its left to fit.
+
+    Args:
+        texts: the prompts.
+        tokenizer: of the model.
+        max_length: most tokens; None: no limit.
+        specials: put around each text what the tokenizer puts there, as EOS behind it; it is never cut off.
+
+    Raises:
+        InputError: there is no room, or a text has no tokens.
+    """
+    bare = encode(tokenizer, list(texts))
+    whole = encode(tokenizer, list(texts), specials=True) if specials else bare
+    found = []
+    for number, (own, full) in enumerate(zip(bare, whole, strict=True), 1):
+        front = _place_in(full, own)
+        cut = 0 if max_length is None else max(0, len(full) - max_length)
+        if cut and cut >= len(own):
+            raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
+        if not full:
+            raise InputError(f"row {number}: the prompt has no tokens", hint="drop such rows, or change --template")
+        found.append(((*full[:front], *full[front + cut :]), cut))
+    return found
+
+
+def _answer_tokens(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, end: int | None = None
+) -> list[tuple[tuple[int, ...], ...]]:
+    """The tokens of each text's candidates, without EOS. They begin a text, so spaces in front of them are dropped.
+
+    Args:
+        texts: with candidates.
+        tokenizer: of the model.
+        max_length: most tokens of one; None: no limit.
+        end: the token of an answer without text.
+
+    Raises:
+        InputError: a candidate without tokens, with too many, or with those of another.
+    """
+    spelled = list(dict.fromkeys(candidate.lstrip(" ") for text in texts for candidate in text.candidates))
+    tokens = dict(zip(spelled, encode(tokenizer, spelled), strict=True))
+    found = []
+    for text in texts:
+        own = [
+            tuple(tokens[one.lstrip(" ")]) or (() if end is None or one.strip() else (end,)) for one in text.candidates
+        ]
+        check_candidates(text, own, tokenizer)
+        for candidate, answer in zip(text.candidates, own, strict=True):
+            if max_length is not None and len(answer) > max_length:
+                message = f"row {text.number}: the answer {candidate!r:.80} has {len(answer)} tokens, not {max_length}"
+                raise InputError(message, hint="raise --max-length, or shorten the answer")
+        found.append(tuple(own))
+    return found
+
+
+def _class_numbers(candidates: Sequence[str], classes: Sequence[str]) -> tuple[tuple[int], ...]:
+    """Which output belongs to each candidate: that of its name; else, where there are as many, that of its place."""
+    names = [name.strip().casefold() for name in classes]
+    wanted = [candidate.strip().casefold() for candidate in candidates]
+    if all(name in names for name in wanted):
+        return tuple((names.index(name),) for name in wanted)
+    if len(names) == len(wanted) and not set(names) & set(wanted):
+        return tuple((number,) for number in range(len(names)))
+    raise InputError(
+        f"the choices {listed([repr(one) for one in candidates])} are not the model's classes",
+        hint=f"its classes are {listed(list(classes))}; name them with --choice in label order, or leave --choice out",
+    )
+
+
+def _read_whole(
+    text: Text, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The tokens of a text, their types where not all are 0, and how many were cut off on its right."""
+    parts = [part.strip() for part in text.prompt.split(BORDER)] if BORDER in text.prompt else [text.prompt]
+    if len(parts) > 2:
+        raise InputError(f"row {text.number}: {BORDER} stands in its text twice", hint="there are two texts at most")
+    if tokenizer.sep_token is None:  # a model that knows of one text
+        parts = ["\n".join(parts)]
+    encoded = tokenizer(*parts, verbose=False)
+    full = len(encoded["input_ids"])
+    if max_length is not None and full > max_length:
+        encoded = tokenizer(*parts, truncation=True, max_length=max_length, verbose=False)
+    tokens, types = tuple(encoded["input_ids"]), tuple(encoded.get("token_type_ids") or ())
+    if not tokens:
+        raise InputError(f"row {text.number}: the text has no tokens", hint="drop such rows, or change --template")
+    return tokens, types if any(types) else (), full - len(tokens)
+
+
+def _around_masks(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[Tokens]:
+    """The tokens of texts for a masked model, and the words that may stand at the mask."""
+    mask = tokenizer.mask_token_id
+    if mask is None:
+        hint = "take the tokenizer of a model that was trained to fill masks"
+        raise InputError("the tokenizer has no mask token", hint=hint)
+    border = tokenizer.sep_token or "\n"
+    prompts = [text.prompt.replace(MASK, str(tokenizer.mask_token)).replace(BORDER, border) for text in texts]
+    words: dict[tuple[str, ...], tuple[tuple[int], ...]] = {}
+    found = []
+    for text, own, whole in zip(
+        texts, encode(tokenizer, prompts), encode(tokenizer, prompts, specials=True), strict=True
+    ):
+        if own.count(mask) != 1:
+            raise InputError(
+                f"row {text.number}: there are {own.count(mask)} masks in its text", hint="drop rows that hold one"
+            )
+        if text.candidates not in words:
+            words[text.candidates] = _words(text, tokenizer)
+        front, place = _place_in(whole, own), own.index(mask)
+        left, right = _cut_around(place, len(own) - place - 1, len(whole) - len(own), max_length, text.number)
+        tokens = (*whole[:front], *own[left : len(own) - right], *whole[front + len(own) :])
+        found.append(Tokens(tokens, words[text.candidates], left + right, place=front + place - left))
+    return found
+
+
+def _words(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int], ...]:
+    """The token of each candidate: that of the word behind a space, as it stands in a text."""
+    found: list[tuple[int]] = []
+    for candidate in text.candidates:
+        word = candidate.strip()
+        # Not before a comma or a point, which stand next to the word in front.
+        own = encode(tokenizer, [f" {word}" if word[:1].isalnum() else word])[0]
+        if len(own) != 1 or own[0] == tokenizer.unk_token_id:
+            pieces = " + ".join(map(repr, tokenizer.convert_ids_to_tokens(own))) or "nothing"
+            raise InputError(
+                f"row {text.number}: the answer {candidate!r} is {pieces} to the tokenizer, and a mask holds one token",
+                hint="take a word that is one token; --show-prompts prints them",
+            )
+        if (own[0],) in found:
+            other = text.candidates[found.index((own[0],))]
+            hint = "every answer needs a token of its own"
+            raise InputError(f"the answers {other!r} and {candidate!r} are the same token", hint=hint)
+        found.append((own[0],))
+    return tuple(found)
+
+
+def _cut_around(left: int, right: int, around: int, max_length: int | None, number: int) -> tuple[int, int]:
+    """How many tokens go on the far left and on the far right of a mask, the longer side first.
+
+    >>> _cut_around(left=6, right=2, around=2, max_length=8, number=1), _cut_around(3, 3, 2, 6, number=1)
+    ((3, 0), (2, 1))
+    """
+    excess = 0 if max_length is None else max(0, left + 1 + right + around - max_length)
+    if excess > left + right:
+        raise InputError(f"row {number}: no room for the mask in {max_length} tokens", hint="raise --max-length")
+    kept = left + right - excess
+    # as even as the sides allow
+    kept_right = min(right, max(kept // 2 + kept % 2, kept - left))
+    return left - (kept - kept_right), right - kept_right

@@ -1,18 +1,45 @@
-"""Scores: an objective's value for members of a model on rows."""
+"""Scores: an objective's value for members of a model on rows.
 
-from zoreward.scoring.answers import answer_scores, member_scores, scores_of, with_base
-from zoreward.scoring.calibration import calibrated_logprobs
+    rows ─ data.render ─▶ Example ─ .requests ─▶ Request(prompt, target, position)
+    requests ─ logprobs ─▶ groups behind one prompt ─▶ batches ─ reader.forward ─▶ logits ─▶ a log-probability each
+    log-probabilities ─ answers ─▶ means (M, N, C) ─▶ columns of `choices` or `likelihood` ─▶ objective ─▶ Scored
+    prompts ─ generation ─▶ completions ─ rewards ─▶ columns of `completions` ─▶ objective ─▶ Writing
+
+A request is all that a model is asked about given answers, whatever its kind and the objective. `reader.padded` is the
+only place that pads, `logprobs.in_halves` the only one that halves a batch that does not fit the memory.
+"""
+
+from zoreward.scoring.answers import (
+    calibrated_logprobs,
+    last_hidden_states,
+    linear_probe,
+    member_scores,
+    probe_scores,
+    scores_of,
+    with_base,
+)
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
-from zoreward.scoring.completions import completion_scores
+from zoreward.scoring.completions import (
+    completion_scores,
+    distinct_2,
+    mean_length,
+    share_that_differs,
+    statistics_of,
+)
 from zoreward.scoring.decoding import Generation, generation_of
-from zoreward.scoring.devices import check_device_map, check_loaded, check_one_gpu, checked_device, is_spread
-from zoreward.scoring.diversity import distinct_2, mean_length, share_that_differs
+from zoreward.scoring.devices import (
+    check_device_map,
+    check_loaded,
+    check_one_gpu,
+    checked_device,
+    free_bytes,
+    is_spread,
+    peak_bytes,
+)
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
-from zoreward.scoring.free import free_bytes, peak_bytes
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
-from zoreward.scoring.linear import last_hidden_states, linear_probe, probe_score
 from zoreward.scoring.loading import (
     blank_model,
     load_model,
@@ -21,12 +48,12 @@ from zoreward.scoring.loading import (
     model_kind,
     prepare_tokenizer,
 )
-from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
+from zoreward.scoring.logprobs import candidate_logprobs, checked_reader, request_logprobs
 from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.reader import Reader, reader_of
 from zoreward.scoring.rewards import score_writings
-from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, statistics_of
+from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of
 from zoreward.scoring.stepping import Stepper
 
 __all__ = [
@@ -41,7 +68,6 @@ __all__ = [
     "Scorer",
     "Stepper",
     "adapter_base",
-    "answer_scores",
     "base_of",
     "blank_model",
     "calibrated_logprobs",
@@ -79,8 +105,9 @@ __all__ = [
     "needed_memory",
     "peak_bytes",
     "prepare_tokenizer",
-    "probe_score",
+    "probe_scores",
     "reader_of",
+    "request_logprobs",
     "score_writings",
     "scorer_of",
     "scores_of",

@@ -1,15 +1,17 @@
-"""Members' scores by what they write."""
+"""Members' scores by what they write, and how varied that is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from zoreward.records import Completion, Example, Member, Writing
+from zoreward.records import Completion, Example, Member, Scored, Writing
 from zoreward.registry import Objective
-from zoreward.scoring.decoding import Generation, Tokens
+from zoreward.scoring.decoding import Generation
 from zoreward.scoring.generation import Generator
+from zoreward.scoring.reader import Tokens
 from zoreward.scoring.rewards import score_writings
 
 if TYPE_CHECKING:
@@ -84,3 +86,56 @@ def _one_ahead(chunks: Iterable[list[list[Tokens]]]) -> Iterator[list[list[Token
             ahead = worker.submit(next, fetch, None)
             yield chunk
             chunk = ahead.result()
+
+
+def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return how long and how varied is what members wrote: `length` and `distinct_2`; nothing if they did not write.
+
+    distinct-2 is counted over all completions together.
+    """
+    written = [one.tokens for member in scored for one in getattr(member, "completions", ())]
+    return {"length": mean_length(written), "distinct_2": distinct_2(written)} if written else {}
+
+
+def distinct_2(completions: Iterable[Sequence[int]]) -> float:
+    """Return the share of different pairs of neighbouring tokens, counted over all completions together; 0 to 1.
+
+        distinct-2 = number of different bigrams / number of bigrams
+
+    It falls with the number of completions: compare like with like. 0 where there is no bigram.
+
+    Source: Li et al. 2016, "A diversity-promoting objective function for neural conversation models", with tokens for
+    words.
+
+    >>> distinct_2([[1, 2, 3], [1, 2]])
+    0.6666666666666666
+    """
+    pairs = [pair for tokens in completions for pair in pairwise(tokens)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def mean_length(completions: Iterable[Sequence[int]]) -> float:
+    """Return the mean number of tokens.
+
+    >>> mean_length([[1, 2, 3], [1]])
+    2.0
+    """
+    lengths = [len(tokens) for tokens in completions]
+    return sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def share_that_differs(texts_MN: Sequence[Sequence[str]], base_N: Sequence[str] | None = None) -> float:
+    """Return the share of members that wrote something else than the base for at least one prompt; 0 to 1.
+
+    Where it is small, members are too alike to be told apart by what they write.
+
+    Args:
+        texts_MN: what each member wrote.
+        base_N: what they are compared with; by default the first member, which is then not counted.
+
+    >>> share_that_differs([["a", "b"], ["a", "b"], ["a", "c"]])
+    0.5
+    """
+    others = texts_MN if base_N is not None else texts_MN[1:]
+    base = list(texts_MN[0] if base_N is None else base_N)
+    return sum(list(texts) != base for texts in others) / len(others) if others else 0.0

@@ -23,18 +23,14 @@ from transformers import (
 from zoreward.config import Writing
 from zoreward.data import PAIRS
 from zoreward.members import members_at
-from zoreward.records import InputError, Member, ObjectiveError
-from zoreward.scoring.devices import repeated
-from zoreward.scoring.free import bytes_to_keep, free_bytes
-from zoreward.scoring.pairs import on_the_right
-from zoreward.scoring.reader import Reader
+from zoreward.records import InputError, Member
+from zoreward.scoring.devices import bytes_to_keep, free_bytes
+from zoreward.scoring.reader import Reader, Tokens, not_finite, padded
 from zoreward.scoring.sampling import CommonNumbers
 from zoreward.scoring.stepping import Stepper, is_lost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +91,7 @@ def write(
     members: Sequence[Member],
     settings: Generation,
     *,
-    processors: Sequence[LogitsProcessor] = (),
-    ends: bool = True,
+    forced: LogitsProcessor | None = None,
     stepper: Stepper | None = None,
 ) -> list[list[Tokens]]:
     """Return what each member writes behind the prompts numbered `rows`, all of them at once.
@@ -108,24 +103,17 @@ def write(
         rows: which of them; their numbers also say what is drawn for them.
         members: they share the forward passes.
         settings: how to write.
-        processors: more to be done to the logits, first of all.
-        ends: whether a completion may end before its greatest length.
+        forced: says what is written; then no completion ends before its greatest length.
         stepper: writes in the place of `generate`, where it suits the members.
 
     Raises:
         ObjectiveError: the model's outputs are not finite.
     """
     chosen = [prompts[n] for n in rows]
-    width = max(map(len, chosen))
-    end_tokens = _end_tokens(reader.model, tokenizer) if ends else []
-    if reader.kind == PAIRS:
-        ids, seen = on_the_right(chosen, reader.pad_token_id, len(members), device_of(reader))
-        width = len(reader.start)  # texts begin behind it
-    else:
-        padded = [(reader.pad_token_id,) * (width - len(tokens)) + tuple(tokens) for tokens in chosen]
-        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in chosen]
-        ids, seen = (repeated(lines, len(members), device_of(reader)) for lines in (padded, mask))
-    processors = [*processors, *_draws(settings, rows, width)]
+    end_tokens = [] if forced else _end_tokens(reader.model, tokenizer)
+    ids, seen = padded(chosen, reader.pad_token_id, len(members), reader.device, left=reader.kind != PAIRS)
+    width = len(reader.start) or ids.shape[1]  # texts begin behind it
+    processors = [forced] if forced else _draws(settings, rows, width)
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
     if stepper is not None and stepper.suits(members):
@@ -135,10 +123,7 @@ def write(
         found = _generated(reader, ids, seen, members, settings.max_new_tokens, end_tokens, processors, stop)
     written, lost = found
     if lost:
-        raise ObjectiveError(
-            "the model's outputs are not finite",
-            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
-        )
+        raise not_finite()
     new = [_up_to_end(tokens, end_tokens) for tokens in written.tolist()]
     return [new[m * len(rows) : (m + 1) * len(rows)] for m in range(len(members))]
 
@@ -222,13 +207,9 @@ def _up_to_end(tokens: list[int], end_tokens: Sequence[int]) -> Tokens:
 
 
 def _keep_bytes(reader: Reader, members: int) -> int:
-    free = free_bytes(device_of(reader))
+    free = free_bytes(reader.device)
     # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
-    return sys.maxsize if free is None or not reader.grouped else bytes_to_keep(device_of(reader), free, members)
-
-
-def device_of(reader: Reader) -> torch.device:
-    return next(reader.model.parameters()).device
+    return sys.maxsize if free is None or not reader.grouped else bytes_to_keep(reader.device, free, members)
 
 
 class _Finite(LogitsProcessor):

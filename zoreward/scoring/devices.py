@@ -1,14 +1,13 @@
-"""Where a model stands: on one device, or spread over several."""
+"""Where a model stands: on one device, or spread over several; and what memory is left there."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoreward.members import KEEP_BYTES
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from torch import nn
 
@@ -104,12 +103,36 @@ def is_spread(model: nn.Module) -> bool:
     return len({weight.device for weight in model.parameters()}) > 1
 
 
-def repeated(lines: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
-    """Return lines of one length on a device, once for each member: int64 (M·lines, length).
+def free_bytes(device: torch.device) -> int | None:
+    """Return the bytes that can be allocated on a device now; None where nobody knows."""
+    if device.type == "cuda":
+        import torch
 
-    Not made there, and not waited for: that would wait until the device has done all it was asked to, as the update of
-    the step before.
-    """
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    if device.type == "cpu":
+        from psutil import virtual_memory
+
+        return int(virtual_memory().available)
+    return None
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most bytes that tensors took on a GPU in this process; None elsewhere."""
     import torch
 
-    return torch.tensor(lines).to(device, non_blocking=True).repeat(members, 1)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def bytes_to_keep(device: torch.device, free: int, members: int) -> int:
+    """Return how many bytes of perturbed copies may be kept where texts are written, as each token reads them again.
+
+    Copies at one member may take most of what is free; several leave half to what they write.
+
+    >>> import torch
+    >>> [bytes_to_keep(torch.device("cuda"), 50 << 30, members) >> 30 for members in (1, 2)]
+    [45, 25]
+    """
+    if members == 1:
+        return max(KEEP_BYTES, free * 9 // 10)
+    return KEEP_BYTES if device.type == "cpu" else max(KEEP_BYTES, free // 2)

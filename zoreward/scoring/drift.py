@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from zoreward.members import KEEP_BYTES, bytes_of, members_at
-from zoreward.records import InputError, Member, ObjectiveError
-from zoreward.scoring.logprobs import LOGITS_AT_ONCE, forward, sorted_batches
-from zoreward.scoring.reader import Reader
+from zoreward.members import bytes_of
+from zoreward.records import InputError, Member
+from zoreward.scoring.logprobs import LOGITS_AT_ONCE, halves_of, in_halves, sorted_batches
+from zoreward.scoring.reader import Reader, Tokens, forward, not_finite
 
-Tokens = tuple[int, ...]
 # Logits of one forward pass over whole completions, of the model and of its base each: 2 GB in float32.
 _LOGITS = 1 << 29
 
@@ -109,36 +108,28 @@ def kl_to_base(
     Raises:
         ObjectiveError: the model's outputs are not finite.
     """
-    groups = [range(len(members))] if reader.grouped and reader.pads else [range(m, m + 1) for m in range(len(members))]
-    found: list[float] = []
-    for group in groups:
-        sums = [[0.0] * len(prompts) for _ in group]
-        rows = [n for n in range(len(prompts)) if any(texts_MN[m][n] for m in group)]
-        lengths = [len(prompts[n]) + max(len(texts_MN[m][n]) for m in group) for n in rows]
-        batches = sorted_batches(lengths, min(reader.tokens, _LOGITS // _vocabulary(reader)) // len(group))
-        keep_bytes = KEEP_BYTES if reader.grouped else sys.maxsize  # as in candidate_logprobs
-        with members_at(reader.model, [members[m] for m in group], tuned=reader.tuned, keep_bytes=keep_bytes):
-            while batches:
-                batch = batches.pop(0)
-                texts = [[texts_MN[m][rows[i]] for i in batch] for m in group]
-                try:
-                    parts = _kl_sums(reader, base, [prompts[rows[i]] for i in batch], texts)
-                except torch.OutOfMemoryError:
-                    if len(batch) == 1:
-                        raise
-                    batches[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-                    continue
-                for own, part in zip(sums, parts, strict=True):
-                    for i, value in zip(batch, part, strict=True):
-                        own[rows[i]] = value
-        for m, own in zip(group, sums, strict=True):
-            found.append(math.fsum(own) / max(1, sum(map(len, texts_MN[m]))))
-    if not all(map(math.isfinite, found)):
-        raise ObjectiveError(
-            "the model's outputs are not finite",
-            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
-        )
-    return found
+    size = len(members) if reader.grouped and reader.pads else 1
+    sums_MN = np.zeros((len(members), len(prompts)))
+    for first in range(0, len(members), size):
+        together = slice(first, first + size)
+        texts_N = list(zip(*texts_MN[together], strict=True))  # those of the members that share a pass
+        rows = [n for n, texts in enumerate(texts_N) if any(texts)]
+        lengths = [len(prompts[n]) + max(map(len, texts_N[n])) for n in rows]
+        most = min(reader.tokens, _LOGITS // _vocabulary(reader)) // size
+        cut = sorted_batches(lengths, most, alike=None if reader.pads else lengths)
+        batches = [[rows[i] for i in batch] for batch in cut]
+
+        def read(batch: list[int], texts_N: list[tuple[Tokens, ...]] = texts_N) -> list[list[float]]:
+            return _kl_sums(
+                reader, base, [prompts[n] for n in batch], list(zip(*(texts_N[n] for n in batch), strict=True))
+            )
+
+        with reader.shown(members[together]):
+            for batch, sums in in_halves(batches, read, halves_of):
+                sums_MN[together, batch] = sums
+    if not np.isfinite(sums_MN).all():
+        raise not_finite()
+    return [math.fsum(sums) / max(1, sum(map(len, texts))) for sums, texts in zip(sums_MN, texts_MN, strict=True)]
 
 
 def _kl_sums(
@@ -149,10 +140,9 @@ def _kl_sums(
     # The last token predicts nothing that was written.
     sequences = [(*prompt, *text[:-1]) for own in texts_MB for prompt, text in zip(prompts, own, strict=True)]
     keep = max(map(len, texts))
-    logits_RTV, _ = forward(reader, sequences, 1, keep=keep)
+    logits_RTV = forward(reader, sequences, 1, keep=keep).logits[:, -keep:]
     with base.shown() as model:
-        base_RTV, _ = forward(replace(reader, model=model), sequences, 1, keep=keep)
-    logits_RTV, base_RTV = logits_RTV[:, -keep:], base_RTV[:, -keep:]
+        base_RTV = forward(replace(reader, model=model), sequences, 1, keep=keep).logits[:, -keep:]
     sums: list[float] = []
     at_once = max(1, LOGITS_AT_ONCE // max(1, logits_RTV[0].numel()))
     for start in range(0, len(texts), at_once):

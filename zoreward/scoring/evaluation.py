@@ -12,15 +12,15 @@ from zoreward.config import Prompting
 from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
-from zoreward.scoring.answers import scores_of, with_base
-from zoreward.scoring.calibration import calibrated_logprobs
+from zoreward.scoring.answers import calibrated_logprobs, scores_of, with_base
 from zoreward.scoring.checkpoints import prefix_length
+from zoreward.scoring.completions import statistics_of
 from zoreward.scoring.decoding import Generation
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.heads import Head, config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.reader import reader_of
-from zoreward.scoring.scorer import examples_of, running, scorer_of, statistics_of
+from zoreward.scoring.scorer import examples_of, running, scorer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

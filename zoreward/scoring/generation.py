@@ -12,9 +12,9 @@ from transformers import LogitsProcessor
 
 from zoreward.members import SelfCheck, self_check
 from zoreward.records import Example, Member
-from zoreward.scoring.decoding import Generation, Tokens, device_of, write
-from zoreward.scoring.logprobs import sorted_batches
-from zoreward.scoring.reader import Reader
+from zoreward.scoring.decoding import Generation, write
+from zoreward.scoring.logprobs import halves_of, in_halves, sorted_batches
+from zoreward.scoring.reader import Reader, Tokens
 from zoreward.scoring.stepping import Stepper
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class HFGenerator:
     ):
         self.reader = reader
         self.tokenizer = tokenizer
-        self.stepper = stepper or (Stepper(reader) if device_of(reader).type == "cuda" else None)
-        self.tokens = tokens or (CPU_TOKENS if device_of(reader).type == "cpu" else GPU_TOKENS)
+        self.stepper = stepper or (Stepper(reader) if reader.device.type == "cuda" else None)
+        self.tokens = tokens or (CPU_TOKENS if reader.device.type == "cpu" else GPU_TOKENS)
 
     def generate(
         self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation
@@ -95,21 +95,19 @@ class HFGenerator:
     def _write(self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation) -> list[list[Tokens]]:
         written: list[list[Tokens]] = [[()] * len(prompts) for _ in members]
         lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
-        batches = sorted_batches(lengths, self.tokens // len(members), settings.rows)
-        if not self.reader.pads:
-            batches = [same for batch in batches for same in _by_length(batch, lengths)]
-        work = [(range(len(members)), batch) for batch in batches]
-        while work:
-            group, rows = work.pop(0)
-            try:
-                some = [members[m] for m in group]
-                found = write(self.reader, self.tokenizer, prompts, rows, some, settings, stepper=self.stepper)
-            except torch.OutOfMemoryError:
-                if len(group) == len(rows) == 1:
-                    raise
-                self.tokens = max(1, self.tokens // 2)
-                work[:0] = _halves(group, rows)
-                continue
+        alike = None if self.reader.pads else lengths
+        batches = sorted_batches(lengths, self.tokens // len(members), settings.rows, alike)
+
+        def written_by(work: tuple[range, list[int]]) -> list[list[Tokens]]:
+            some = [members[m] for m in work[0]]
+            return write(self.reader, self.tokenizer, prompts, work[1], some, settings, stepper=self.stepper)
+
+        def smaller(work: tuple[range, list[int]]) -> list[tuple[range, list[int]]]:
+            self.tokens = max(1, self.tokens // 2)
+            return [(half, work[1]) for half in halves_of(work[0])] or [(work[0], half) for half in halves_of(work[1])]
+
+        whole = range(len(members))
+        for (group, rows), found in in_halves([(whole, batch) for batch in batches], written_by, smaller):
             for m, completions in zip(group, found, strict=True):
                 for n, completion in zip(rows, completions, strict=True):
                     written[m][n] = completion
@@ -167,22 +165,9 @@ def _forced_logits(
 ) -> torch.Tensor:
     """The logits before each of four given tokens, written one after the other through the cache: (M, N · 4, V)."""
     forced, settings = _Forced(prompts[0][-1]), Generation(max_new_tokens=4)  # one read, one as it is, two replayed
-    write(
-        reader, tokenizer, prompts, range(len(prompts)), members, settings, processors=[forced], ends=False,
-        stepper=stepper,
-    )  # fmt: skip
+    write(reader, tokenizer, prompts, range(len(prompts)), members, settings, forced=forced, stepper=stepper)
     logits = torch.stack(forced.logits, dim=1)
     return logits.view(len(members), -1, logits.shape[-1])
-
-
-def _by_length(batch: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    return [[n for n in batch if lengths[n] == length] for length in sorted({lengths[n] for n in batch})]
-
-
-def _halves(group: range, rows: list[int]) -> list[tuple[range, list[int]]]:
-    if len(group) > 1:
-        return [(group[: len(group) // 2], rows), (group[len(group) // 2 :], rows)]
-    return [(group, rows[: len(rows) // 2]), (group, rows[len(rows) // 2 :])]
 
 
 class _Forced(LogitsProcessor):

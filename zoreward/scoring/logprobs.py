@@ -1,11 +1,15 @@
-"""Mean log-probabilities of given answers, for many members, with as little forward as possible."""
+"""Answers to requests: log-probabilities of given tokens, for many members, with as little forward as possible.
+
+rows → requests → groups that share a prompt → batches → logits → sums over targets → means for each candidate
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from itertools import groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,16 +17,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import KEEP_BYTES, SelfCheck, Tuned, cache_argument, cache_of, members_at, self_check
-from zoreward.records import Example, Member, ObjectiveError
-from zoreward.scoring.devices import repeated
+from zoreward.members import SelfCheck, Tuned, cache_argument, cache_of, self_check
+from zoreward.records import Example, Member, Request
 from zoreward.scoring.packing import Packer, log_softmax_at
-from zoreward.scoring.pairs import pair_logits
-from zoreward.scoring.reader import Reader, reader_of
-from zoreward.scoring.whole import whole_logits
+from zoreward.scoring.reader import Reader, Tokens, forward, not_finite, padded, reader_of
 
 # Logits that are turned into float32 at once: 256 MB.
 LOGITS_AT_ONCE = 1 << 26
+
+Group = list[Request]
+"""Requests that are read together, behind one prompt."""
+Sums = NDArray[np.float64]
+"""Log-probability of a whole target under each of M members."""
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+Piece = TypeVar("Piece", list[int], list[Request], list[list[Request]], range)
 
 
 def checked_reader(
@@ -59,8 +68,7 @@ def _logits_of(reader: Reader, examples: Sequence[Example], members: Sequence[Me
     def look(logits: torch.Tensor) -> None:
         seen.append(logits.float().cpu().view(len(members), -1, logits.shape[-1]))
 
-    own = replace(reader, tokens=reader.tokens * len(members) // 2, look=look)
-    candidate_logprobs(own, examples, members)
+    candidate_logprobs(replace(reader, tokens=reader.tokens * len(members) // 2, look=look), examples, members)
     return torch.cat(seen, dim=1)
 
 
@@ -68,40 +76,32 @@ def _checked_packer(
     packer: Packer | None, reader: Reader, examples: Sequence[Example], check: SelfCheck
 ) -> Packer | None:
     """Compare what the packer reads with what is read without it; None if it is of no use here."""
-    members = check.members
-    if packer is None or not packer.suits(examples, members, reader.rows):
+    members, requests = check.members, _requests_of(examples)
+    if packer is None or not packer.suits(_side_by_side(requests), members, reader.rows):
         return None
     plain = torch.from_numpy(candidate_logprobs(reader, examples, members))
     for _ in range(2):  # as it is, then replayed
-        logprobs = packer.logprobs(examples, members)
-        if logprobs is None:
-            return None
-        if problem := check.agree(torch.from_numpy(logprobs), plain):
+        sums_MR = _logprobs(replace(reader, packer=packer), requests, members)
+        if packer.problem is None and (problem := check.agree(torch.from_numpy(_table(examples, sums_MR)), plain)):
             packer.give_up(problem)
+        if packer.problem is not None:
             return None
     return packer
 
 
 def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> Reader:
     """Return the reader with as many tokens at once as the memory holds, tried on the longest rows."""
-    costs = [_cost(reader, example) for example in examples]
-    longest = [examples[n] for n in sorted_batches(costs, reader.tokens // len(members), reader.rows)[0]]
-    while True:
-        try:
-            shown = members_at(reader.model, members, tuned=reader.tuned)
-            with torch.no_grad(), reader.logits_in_float32(), shown:
-                list(_batch_logprobs(reader, longest, len(members)))
-            return reader
-        except torch.OutOfMemoryError:
-            if len(longest) == 1:
-                raise
-        except Exception:  # what else may be wrong with this model is found out, and told, later
-            return reader
-        longest = longest[: len(longest) // 2]
-        reader = replace(reader, tokens=reader.tokens // 2)
+    [longest, *_], _, _ = _batches(reader, _requests_of(examples), len(members))
+    try:
+        with torch.no_grad(), reader.logits_in_float32(), reader.shown(members):
+            fits, _ = next(in_halves([longest], partial(_read, reader, members=len(members)), _halves))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # what else may be wrong with this model is found out, and told, later
+        return reader
+    return replace(reader, tokens=reader.tokens * len(fits) // len(longest))
 
 
-@torch.no_grad()
 def candidate_logprobs(
     reader: Reader, examples: Sequence[Example], members: Sequence[Member] = ((),)
 ) -> NDArray[np.float64]:
@@ -109,234 +109,298 @@ def candidate_logprobs(
 
         logprobs[m, n, c] = 1/T · Σ_t log p_m(candidate_t | prompt, candidate_<t),  T tokens of candidate c of row n
 
-    Rows are sorted by length into full batches; a prompt is computed once for all its candidates where the model
-    allows; only the positions before a candidate's tokens go through the language-model head.
-
     Args:
         reader: the model.
         examples: N rows.
         members: M members; by default the model itself.
 
     Returns:
-        logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates. Sums are float64, in token order.
+        logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates.
+
+    Raises:
+        ObjectiveError: the model's outputs are not finite.
     """
-    if reader.packer is not None and reader.packer.suits(examples, members, reader.rows):
-        own = reader.packer.logprobs(examples, members)
-        if own is not None:
-            return _all_finite(own)
-    width = max(len(example.candidate_tokens) for example in examples)
-    logprobs_MNC = np.full((len(members), len(examples), width), -np.inf)
-    costs = [_cost(reader, example) for example in examples]
-    groups = [members] if reader.grouped else [(member,) for member in members]
-    # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
-    keep_bytes = KEEP_BYTES if reader.grouped else sys.maxsize
-    first = 0
-    for group in groups:
-        shown = members_at(reader.model, group, tuned=reader.tuned, keep_bytes=keep_bytes)
-        with reader.logits_in_float32(), shown:
-            batches = sorted_batches(costs, reader.tokens // len(group), reader.rows)
-            while batches:
-                batch = batches.pop(0)
-                try:
-                    found = list(_batch_logprobs(reader, [examples[n] for n in batch], len(group)))
-                except torch.OutOfMemoryError:
-                    if len(batch) == 1:
-                        raise
-                    batches[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-                    continue
-                for (n, c), values_M in found:
-                    logprobs_MNC[first : first + len(group), batch[n], c] = values_M
-        first += len(group)
-    return _all_finite(logprobs_MNC)
+    return _table(examples, request_logprobs(reader, _requests_of(examples), members))
 
 
-def _all_finite(logprobs_MNC: NDArray[np.float64]) -> NDArray[np.float64]:
-    if np.isnan(logprobs_MNC).any():  # an argmax would take NaN for the first answer
-        raise ObjectiveError(
-            "the model's outputs are not finite",
-            hint="Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps.",
-        )
+def _requests_of(examples: Sequence[Example]) -> list[Request]:
+    return [request for example in examples for request in example.requests]
+
+
+def _table(examples: Sequence[Example], sums_MR: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The means of all candidates' tokens, from the sums of all rows' requests."""
+    lengths = [len(target) for example in examples for target in example.candidate_tokens]
+    counts = np.array([len(example.candidate_tokens) for example in examples])
+    there = np.arange(counts.max()) < counts[:, None]
+    logprobs_MNC = np.full((len(sums_MR), *there.shape), -np.inf)
+    logprobs_MNC[:, there] = sums_MR / lengths
     return logprobs_MNC
 
 
-def sorted_batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> list[list[int]]:
+def request_logprobs(
+    reader: Reader, requests: Sequence[Request], members: Sequence[Member] = ((),)
+) -> NDArray[np.float64]:
+    """Return the log-probability of each request's target after its prompt.
+
+        logprobs[m, r] = Σ_t log p_m(target_t | prompt, target_<t)
+
+    Equal requests are read once, and so is a prompt for all its targets where the model allows. Prompts are sorted by
+    length into full batches; a batch that does not fit the memory is read in halves; only the positions before a
+    target's tokens go through the language-model head.
+
+    Args:
+        reader: the model.
+        requests: R requests.
+        members: M members; by default the model itself.
+
+    Returns:
+        logprobs_MR, float64 ≤ 0. Sums are float64, in token order.
+
+    Raises:
+        ObjectiveError: the model's outputs are not finite.
+    """
+    logprobs_MR = _logprobs(reader, requests, members)
+    if np.isnan(logprobs_MR).any():  # an argmax would take NaN for the first answer
+        raise not_finite()
+    return logprobs_MR
+
+
+@torch.no_grad()
+def _logprobs(reader: Reader, requests: Sequence[Request], members: Sequence[Member]) -> NDArray[np.float64]:
+    if reader.packer is not None:
+        groups = _side_by_side(requests)
+        if reader.packer.suits(groups, members, reader.rows):
+            packed_MR = reader.packer.logprobs(groups, members)
+            if packed_MR is not None:
+                return packed_MR
+    size = min(len(members), reader.together or len(members)) if reader.grouped else 1
+    batches, columns, read = _batches(reader, requests, size)
+    sums_MR = np.empty((len(members), len(columns)))
+    for first in range(0, len(members), size):
+        some = members[first : first + size]
+        with reader.logits_in_float32(), reader.shown(some):
+            for batch, sums in in_halves(batches, partial(_read, reader, members=len(some)), _halves):
+                place = [columns[id(request)] for group in batch for request in group]
+                sums_MR[first : first + size, place] = np.stack(sums, axis=1)
+    return sums_MR[:, read]
+
+
+def _side_by_side(requests: Sequence[Request]) -> list[Group]:
+    """Requests that stand side by side and have their prompt in common, as those of a row."""
+    return [list(group) for _, group in groupby(requests, key=lambda request: id(request.prompt))]
+
+
+def _batches(
+    reader: Reader, requests: Sequence[Request], members: int
+) -> tuple[list[list[Group]], dict[int, int], list[int]]:
+    """Requests in groups behind one prompt, and these in batches of like length; of equal requests only the first.
+
+    Returns:
+        batches · a number for each request in them, by its `id` · for each request that was asked, the number of its
+        equal in the batches.
+    """
+    most = reader.tokens // (reader.together or members if reader.grouped else 1)
+    groups: list[Group] = []
+    behind: list[int] = []  # tokens that are read behind the prompt
+    numbers: dict[int, int] = {}
+    read: list[int] = []
+    known: dict[object, dict[Tokens, int]] = {}  # behind one prompt: targets and the numbers of their requests
+    last: dict[object, int] = {}
+    for request in requests:
+        shares = reader.shares_prefix or reader.kind != "causal" or len(request.target) == 1
+        key = (request.prompt, request.position, request.types, () if shares else request.target)
+        targets = known.setdefault(key, {})
+        number = targets.setdefault(request.target, len(numbers))
+        read.append(number)
+        if number < len(numbers):
+            continue
+        numbers[id(request)] = number
+        more = len(request.target) - (reader.kind != PAIRS)
+        g = last.get(key)
+        if g is None or behind[g] + more > most:
+            g = last[key] = len(groups)
+            groups.append([])
+            behind.append(0)
+        groups[g].append(request)
+        behind[g] += more
+    prompts = [len(group[0].prompt) for group in groups]
+    costs = [prompt + more for prompt, more in zip(prompts, behind, strict=True)]
+    alike = None if reader.pads else prompts if reader.kind == PAIRS else costs
+    batches = sorted_batches(costs, most, reader.rows, alike)
+    return [[groups[g] for g in batch] for batch in batches], numbers, read
+
+
+def sorted_batches(
+    lengths: Sequence[int], tokens: int, rows: int | None = None, alike: Sequence[int] | None = None
+) -> list[list[int]]:
     """Cut rows into batches that are full and of like length, the longest rows first.
 
     Args:
         lengths: tokens of each row.
         tokens: rows × longest row of a batch stays within this; a longer single row makes a batch of its own.
         rows: most rows of a batch.
+        alike: only rows that have the same number here share a batch.
 
     >>> sorted_batches([3, 9, 4, 2], tokens=10)
     [[1], [2, 0], [3]]
     """
     rows = rows or len(lengths)
     batches: list[list[int]] = []
+    last: dict[int, list[int]] = {}
     for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        if batches and len(batches[-1]) < rows and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
-            batches[-1].append(n)
-        else:
-            batches.append([n])
+        kind = 0 if alike is None else alike[n]
+        batch = last.get(kind)
+        if batch is None or len(batch) == rows or (len(batch) + 1) * lengths[batch[0]] > tokens:
+            batch = last[kind] = []
+            batches.append(batch)
+        batch.append(n)
     return batches
 
 
-def _cost(reader: Reader, example: Example) -> int:
+def in_halves(
+    work: Iterable[Work], do: Callable[[Work], Result], halves: Callable[[Work], list[Work]]
+) -> Iterator[tuple[Work, Result]]:
+    """Yield each piece of work with what `do` gives for it; one that does not fit the memory is done in halves.
+
+    Args:
+        work: pieces, which are done in their order.
+        do: what may run out of memory.
+        halves: of a piece; nothing where it cannot be halved.
+
+    Raises:
+        torch.OutOfMemoryError: a piece that cannot be halved does not fit.
+    """
+    waiting = list(work)
+    while waiting:
+        piece = waiting.pop(0)
+        try:
+            result = do(piece)
+        except torch.OutOfMemoryError:
+            smaller = halves(piece)
+            if not smaller:
+                raise
+            waiting[:0] = smaller
+            continue
+        yield piece, result
+
+
+def halves_of(batch: Piece) -> list[Piece]:
+    """Return the two halves of a batch of two rows or more.
+
+    >>> halves_of([1, 2, 3]), halves_of([1])
+    ([[1], [2, 3]], [])
+    """
+    middle = len(batch) // 2
+    return [batch[:middle], batch[middle:]] if middle else []
+
+
+def _halves(batch: list[Group]) -> list[list[Group]]:
+    return halves_of(batch) or [[half] for half in halves_of(batch[0])]
+
+
+def _read(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
+    """The sums of a batch's requests, in their order, of the members that the model shows."""
     if reader.kind == PAIRS:
-        return len(example.prompt_tokens) + sum(map(len, example.candidate_tokens))
-    extra = [len(tokens) - 1 for tokens in example.candidate_tokens]
-    if reader.shares_prefix or len(extra) == 1 or not any(extra):
-        return len(example.prompt_tokens) + sum(extra)
-    return sum(len(example.prompt_tokens) + more for more in extra)
+        return _decoded(reader, batch, members)
+    long = any(len(request.target) > 1 for group in batch for request in group)
+    if long and reader.shares_prefix and any(len(group) > 1 for group in batch):
+        return _with_cache(reader, batch, members)
+    return _whole(reader, batch, members)
 
 
-Place = tuple[int, int]  # row of the batch, candidate
-
-
-def _batch_logprobs(reader: Reader, rows: list[Example], members: int) -> Iterator[tuple[Place, list[float]]]:
-    places = [(n, c) for n, row in enumerate(rows) for c in range(len(row.candidate_tokens))]
-    long = [(n, c) for n, c in places if len(rows[n].candidate_tokens[c]) > 1]
-    if reader.kind == PAIRS:
-        yield from _decoded(reader, rows, places, members)
-    elif not long:
-        yield from _after_prompt(reader, rows, places, members)
-    elif reader.shares_prefix and len(places) > len(rows):
-        yield from _with_cache(reader, rows, places, long, members)
-    else:
-        yield from _whole(reader, rows, places, members)
-
-
-def _after_prompt(
-    reader: Reader, rows: list[Example], places: list[Place], members: int
-) -> Iterator[tuple[Place, list[float]]]:
-    """Candidates of one token: the logits after the prompt, or at its mask, are all there is to know."""
+def _whole(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
+    """Prompts with their targets in one sequence; of targets of one token, the logits behind the prompt tell all."""
     if reader.kind in WHOLE:
-        logits_RV = whole_logits(reader, rows, members)
+        prompts = [group[0].prompt for group in batch]
+        types = [group[0].types or (0,) * len(group[0].prompt) for group in batch]
+        logits = forward(reader, prompts, members, types=types if any(map(any, types)) else None).logits
+        if reader.kind == "masked":
+            places = torch.tensor([group[0].position for group in batch], device=logits.device).repeat(members)
+            logits = logits[torch.arange(len(places), device=logits.device), places]
+        logits_RTV = logits.unsqueeze(1)
     else:
-        logits_RV = forward(reader, [row.prompt_tokens for row in rows], members, keep=1)[0][:, -1]
-    reader.look(logits_RV)
-    firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
-    table = _log_softmax_at(logits_RV, _padded(firsts, members, logits_RV.device))
-    for n, c in places:
-        yield (n, c), table[n :: len(rows), c].tolist()
-
-
-def _decoded(
-    reader: Reader, rows: list[Example], places: list[Place], members: int
-) -> Iterator[tuple[Place, list[float]]]:
-    """Prompts through the encoder, candidates through the decoder."""
-    answers = [(n, rows[n].candidate_tokens[c]) for n, c in places]
-    logits_RTV = pair_logits(reader, [row.prompt_tokens for row in rows], answers, members)
-    reader.look(logits_RTV[:, 0])
-    targets = _padded([answer for _, answer in answers], members, logits_RTV.device)
-    table = _log_softmax_at(logits_RTV, targets.unsqueeze(-1))
-    for r, place in enumerate(places):
-        kept = table[r :: len(places), : len(answers[r][1]), 0]
-        yield place, (kept.sum(axis=1) / kept.shape[1]).tolist()
-
-
-def _whole(
-    reader: Reader, rows: list[Example], places: list[Place], members: int
-) -> Iterator[tuple[Place, list[float]]]:
-    """Prompt and candidate in one sequence, once for each candidate."""
-    answers = [rows[n].candidate_tokens[c] for n, c in places]
-    sequences = [(*rows[n].prompt_tokens, *answer[:-1]) for (n, _), answer in zip(places, answers, strict=True)]
-    keep = max(map(len, answers))
-    logits_RTV, _ = forward(reader, sequences, members, keep=keep)
+        sequences = [(*group[0].prompt, *group[0].target[:-1]) for group in batch]
+        keep = max(len(request.target) for group in batch for request in group)
+        logits_RTV = forward(reader, sequences, members, keep=keep).logits[:, -keep:]
     reader.look(logits_RTV[:, -1])
-    # Sequences end on the right, so answers are filled up on the left.
-    targets = [(0,) * (keep - len(answer)) + answer for answer in answers]
-    table = _log_softmax_at(logits_RTV[:, -keep:], _padded(targets, members, logits_RTV.device).unsqueeze(-1))
-    for r, place in enumerate(places):
-        kept = table[r :: len(places), keep - len(answers[r]) :, 0]
-        yield place, (kept.sum(axis=1) / kept.shape[1]).tolist()
+    return _sums(logits_RTV, [[request.target for request in group] for group in batch], members, left=True)
 
 
-def _with_cache(
-    reader: Reader, rows: list[Example], places: list[Place], long: list[Place], members: int
-) -> Iterator[tuple[Place, list[float]]]:
-    """The prompt once, then its candidates on copies of its cache."""
-    prompts = [row.prompt_tokens for row in rows]
-    logits_RTV, cache = forward(reader, prompts, members, keep=1, use_cache=True)
-    reader.look(logits_RTV[:, -1])
-    device = logits_RTV.device
-    firsts = [[tokens[0] for tokens in row.candidate_tokens] for row in rows]
-    first = _log_softmax_at(logits_RTV[:, -1], _padded(firsts, members, device))
+def _decoded(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
+    """Prompts through the encoder, each once, and targets through the decoder."""
+    from transformers.modeling_outputs import BaseModelOutput
 
-    origin = [m * len(rows) + n for m in range(members) for n, _ in long]
-    cache.reorder_cache(torch.tensor(origin, device=device))
-    tails = [rows[n].candidate_tokens[c] for n, c in long]
-    inputs = _padded([tail[:-1] for tail in tails], members, device)
-    mask_R = _padded([(1,) * (len(tail) - 1) for tail in tails], members, device)
-    prompt_mask = _left_mask(prompts, members, device)[origin]
-    kwargs = _known(
-        reader,
-        attention_mask=torch.cat([prompt_mask, mask_R], dim=1),
-        position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=device),
-    )
-    kwargs[cache_argument(reader.accepts)] = cache
-    logits_RTV = reader.model(input_ids=inputs, use_cache=True, **kwargs).logits
+    model: Any = reader.model
+    ids, mask = padded([group[0].prompt for group in batch], reader.pad_token_id, members, reader.device)
+    hidden = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    requests, origin = _behind(batch, members)
+    begun = [(*reader.start, *request.target[:-1]) for request in requests]
+    logits_RTV = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=hidden[origin]),
+        attention_mask=mask[origin],
+        decoder_input_ids=padded(begun, reader.pad_token_id, members, reader.device)[0],
+        use_cache=False,
+    ).logits[:, len(reader.start) - 1 :]
     reader.look(logits_RTV[:, 0])
-    rest = _log_softmax_at(logits_RTV, _padded([tail[1:] for tail in tails], members, device).unsqueeze(-1))
-
-    row_of = {place: r for r, place in enumerate(long)}
-    for n, c in places:
-        total = first[n :: len(rows), c].copy()
-        length = len(rows[n].candidate_tokens[c])
-        if length > 1:
-            total += rest[row_of[n, c] :: len(long), : length - 1, 0].sum(axis=1)
-        yield (n, c), (total / length).tolist()
+    return _sums(logits_RTV, [[request.target] for request in requests], members)
 
 
-def forward(
-    reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int, use_cache: bool = False
-) -> tuple[torch.Tensor, Any]:
-    """Run the sequences, left-padded, once for each member; logits of at least the last `keep` positions."""
-    lengths = list(map(len, sequences))
-    if not reader.pads and len(set(lengths)) > 1:
-        return _forward_by_length(reader, sequences, members, keep), None
-    device = next(reader.model.parameters()).device
-    padded = [(reader.pad_token_id,) * (max(lengths) - len(tokens)) + tuple(tokens) for tokens in sequences]
-    ids = repeated(padded, members, device)
-    mask = _left_mask(sequences, members, device)
-    kwargs = _known(
-        reader,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=keep,
-    )
-    output = reader.model(input_ids=ids, use_cache=use_cache, **kwargs)
-    return output.logits, cache_of(output)
+def _with_cache(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
+    """Prompts once, then their targets on copies of the cache."""
+    prompts = [group[0].prompt for group in batch]
+    output = forward(reader, prompts, members, use_cache=True)
+    reader.look(output.logits[:, -1])
+    first_tokens = [[request.target[:1] for request in group] for group in batch]
+    firsts = _sums(output.logits[:, -1:], first_tokens, members)
+
+    long, origin = _behind([[request for request in group if len(request.target) > 1] for group in batch], members)
+    cache = cache_of(output)
+    cache.reorder_cache(torch.tensor(origin, device=reader.device))
+    seen = padded(prompts, 0, members, reader.device, left=True)[1][origin]
+    tails = [request.target[:-1] for request in long]
+    more = {cache_argument(reader.accepts): cache}
+    logits_RTV = forward(reader, tails, members, keep=max(map(len, tails)), use_cache=True, seen=seen, **more).logits
+    reader.look(logits_RTV[:, 0])
+    rest = iter(_sums(logits_RTV, [[request.target[1:]] for request in long], members))
+    requests = [request for group in batch for request in group]
+    return [
+        first + next(rest) if len(request.target) > 1 else first
+        for request, first in zip(requests, firsts, strict=True)
+    ]
 
 
-def _forward_by_length(reader: Reader, sequences: Sequence[Sequence[int]], members: int, keep: int) -> torch.Tensor:
-    """The last `keep` logits, from one forward pass for each length; zeros in front of shorter sequences."""
-    logits_RTV = torch.empty(0)
-    for length in sorted({len(tokens) for tokens in sequences}):
-        same = [r for r, tokens in enumerate(sequences) if len(tokens) == length]
-        part, _ = forward(reader, [sequences[r] for r in same], members, keep)
-        part = part[:, -keep:]
-        if not len(logits_RTV):
-            logits_RTV = part.new_zeros(members * len(sequences), keep, part.shape[-1])
-        places = [m * len(sequences) + r for m in range(members) for r in same]
-        logits_RTV[places, keep - part.shape[1] :] = part
-    return logits_RTV
+def _behind(batch: Sequence[Group], members: int) -> tuple[list[Request], list[int]]:
+    """The requests of all groups, and for each under each member which sequence of the prompts it follows."""
+    requests = [(n, request) for n, group in enumerate(batch) for request in group]
+    return [request for _, request in requests], [m * len(batch) + n for m in range(members) for n, _ in requests]
 
 
-def _known(reader: Reader, **kwargs: Any) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name in reader.accepts}
+def _sums(
+    logits_RTV: torch.Tensor, targets: Sequence[Sequence[Tokens]], members: int, *, left: bool = False
+) -> list[Sums]:
+    """The log-probability of each target of each sequence, one after the other, under each of M members.
 
+    Args:
+        logits_RTV: before each token of the targets; R is members × sequences.
+        targets: for each sequence one or more, which share its logits.
+        members: M.
+        left: whether the logits in front belong to no token of a target that is shorter than others.
+    """
+    length, most = max(len(target) for several in targets for target in several), max(map(len, targets))
 
-def _left_mask(sequences: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
-    length = max(map(len, sequences))
-    mask = [[0] * (length - len(tokens)) + [1] * len(tokens) for tokens in sequences]
-    return repeated(mask, members, device)
+    def filled(target: Tokens) -> Tokens:
+        filling = (0,) * (length - len(target))
+        return filling + target if left else target + filling
 
-
-def _padded(lists: Sequence[Sequence[int]], members: int, device: torch.device) -> torch.Tensor:
-    """Right-padded with zeros, once for each member: int64 (M·len(lists), longest)."""
-    width = max(map(len, lists))
-    filled = [list(items) + [0] * (width - len(items)) for items in lists]
-    return repeated(filled, members, device)
+    lines = [[*map(filled, several), *[(0,) * length] * (most - len(several))] for several in targets]
+    index = torch.tensor(lines).to(logits_RTV.device, non_blocking=True).transpose(1, 2).repeat(members, 1, 1)
+    table = _log_softmax_at(logits_RTV, index)
+    sums = []
+    for n, several in enumerate(targets):
+        for c, target in enumerate(several):
+            place = slice(length - len(target), None) if left else slice(len(target))
+            sums.append(table[n :: len(targets), place, c].sum(axis=1))
+    return sums
 
 
 def _log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:

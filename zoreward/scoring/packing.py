@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
-from zoreward.records import Example, Member
+from zoreward.records import Member, Request
 from zoreward.scoring.devices import is_spread
 from zoreward.scoring.stepping import captured, is_lost, on_side_stream
 
@@ -59,29 +59,33 @@ class Packer:
         elif reader.model.get_output_embeddings() is None:  # type: ignore[operator]
             self.problem = "its head cannot be found"
 
-    def suits(self, examples: Sequence[Example], members: Sequence[Member], rows: int | None) -> bool:
-        """Whether it can read: several dense members, answers of one token, few tokens, a model small enough to copy.
+    def suits(self, groups: Sequence[Sequence[Request]], members: Sequence[Member], rows: int | None) -> bool:
+        """Whether it can read: several dense members, targets of one token, few tokens, a model small enough to copy.
 
         One model alone, as in an evaluation, is read the plain way: its graphs would take the place of the members'.
         """
         dense = len(members) > 1 and not any(term.family.rank for member in members for term in member)
         if self.problem is not None or rows is not None or not dense:
             return False
-        if any(len(answer) > 1 for example in examples for answer in example.candidate_tokens):
+        if any(len(request.target) > 1 for group in groups for request in group):
             return False
         copies = bytes_of(self._reader.tuned.weights.values()) * len(members)
         return (
-            max(copies, self._bytes) <= KEEP_BYTES
-            and sum(len(example.prompt_tokens) for example in examples) <= MOST_TOKENS // 2
+            max(copies, self._bytes) <= KEEP_BYTES and sum(len(group[0].prompt) for group in groups) <= MOST_TOKENS // 2
         )
 
     @torch.no_grad()
-    def logprobs(self, examples: Sequence[Example], members: Sequence[Member]) -> NDArray[np.float64] | None:
-        """Return `candidate_logprobs`; None where it turns out that it cannot: `problem` says why."""
-        width = _width(max(len(example.prompt_tokens) for example in examples))
-        lines = packed([len(example.prompt_tokens) for example in examples], width)
-        candidates = max(len(example.candidate_tokens) for example in examples)
-        shape = (len(members), len(examples), candidates, -(-len(lines) // 2) * 2, width)
+    def logprobs(self, groups: Sequence[Sequence[Request]], members: Sequence[Member]) -> NDArray[np.float64] | None:
+        """Return log-probabilities (M, R) of the groups' requests; None where it cannot: `problem` says why.
+
+        Args:
+            groups: requests behind one prompt each.
+            members: M members.
+        """
+        lengths = [len(group[0].prompt) for group in groups]
+        width = _width(max(lengths))
+        lines = packed(lengths, width)
+        shape = (len(members), len(groups), max(map(len, groups)), -(-len(lines) // 2) * 2, width)
         try:
             self._copies.fill(members)
             # A graph goes on reading these addresses.
@@ -90,7 +94,7 @@ class Packer:
                 self._passes.clear()
                 self._read = now
             one = self._passes.pop(shape, None) or _Pass(self._reader, self._copies, shape, self._replays)
-            found = one.read(examples, lines)
+            found = one.read(groups, lines)
         except torch.OutOfMemoryError:
             self.give_up("out of memory")
             return None
@@ -159,9 +163,9 @@ class _Pass:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._ran = False
 
-    def read(self, examples: Sequence[Example], lines: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Return the log-probabilities (M, N, C) of answers of one token; −inf where a row has fewer."""
-        self._stage(examples, lines)
+    def read(self, groups: Sequence[Sequence[Request]], lines: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Return the log-probabilities (M, R) of the groups' targets, of one token each."""
+        self._stage(groups, lines)
         self._input.copy_(self._staged, non_blocking=True)
         if not self._replays:
             self._run()
@@ -171,12 +175,11 @@ class _Pass:
             self._graph = self._graph or captured(self._run)
             self._graph.replay()
         self._ran = True
-        table = self._table.cpu().double().numpy()
-        for n, example in enumerate(examples):
-            table[:, n, len(example.candidate_tokens) :] = -np.inf
-        return table
+        table: NDArray[np.float64] = self._table.cpu().double().numpy()
+        places = [(n, c) for n, group in enumerate(groups) for c in range(len(group))]
+        return table[:, [n for n, _ in places], [c for _, c in places]]
 
-    def _stage(self, examples: Sequence[Example], lines: Sequence[Sequence[int]]) -> None:
+    def _stage(self, groups: Sequence[Sequence[Request]], lines: Sequence[Sequence[int]]) -> None:
         _, rows, candidates, _, width = self._shape
         staged = self._staged.numpy()
         staged.fill(0)
@@ -184,14 +187,14 @@ class _Pass:
         for line, inside in enumerate(lines):
             start = line * width
             for n in inside:
-                tokens = examples[n].prompt_tokens
+                tokens = groups[n][0].prompt
                 end = start + len(tokens)
                 ids[start:end], place[start:end], row[start:end] = tokens, np.arange(len(tokens)), n + 1
                 last[n] = end - 1
                 start = end
         targets = targets.reshape(rows, candidates)
-        for n, example in enumerate(examples):
-            targets[n, : len(example.candidate_tokens)] = [answer[0] for answer in example.candidate_tokens]
+        for n, group in enumerate(groups):
+            targets[n, : len(group)] = [request.target[0] for request in group]
 
     def _run(self) -> None:
         same_row = self._row.unsqueeze(2) == self._row.unsqueeze(1)

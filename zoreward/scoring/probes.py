@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from zoreward.data import WHOLE
 from zoreward.members import cache_of
 from zoreward.records import InputError
 
@@ -26,52 +28,31 @@ def check_causal(model: nn.Module) -> None:
     Raises:
         InputError: a token's logits depend on the tokens behind it, as in BERT.
     """
-    before, after = _logits(model, [_tokens(model)]), _logits(model, [(*_tokens(model)[:-1], 0)])
+    tokens = _tokens(model)
+    before, after = _logits(model, tokens), _logits(model, (*tokens[:-1], 0))
     if not _equal(before[:, :-1], after[:, :-1], model):
         name = type(model).__name__
         raise InputError(f"{name} sees the tokens behind: it is no causal language model", hint="Take a causal one.")
 
 
 @torch.no_grad()
-def pads_exactly(model: nn.Module, pad_token_id: int) -> bool:
-    """Whether padding on the left, masked, leaves the last logits as they are. Some recurrent models read it."""
-    tokens = _tokens(model)
-    # Also other tokens in its place: the embedding of padding may be zeros, which members move away from.
-    padded = [(*[pad_token_id] * 4, *reversed(tokens), *tokens)]
-    return _equal(_logits(model, [tokens])[:, -1], _logits(model, padded, masked=8)[:, -1], model)
+def pads_exactly(model: nn.Module, kind: str, pad_token_id: int, start: tuple[int, ...] = ()) -> bool:
+    """Whether padding, masked, leaves what the model gives as it is. Some recurrent models read it.
 
-
-@torch.no_grad()
-def pads_on_right(model: nn.Module, pad_token_id: int) -> bool:
-    """Whether padding on the right, masked, leaves a masked model's or a classifier's outputs as they are.
-
-    Such models count their own positions: BERT from 0 on, RoBERTa from behind its padding token.
+    A causal model is padded on its left; others on their right, and their own positions are counted by themselves:
+    BERT's from 0 on, RoBERTa's from behind the padding token. Of an encoder–decoder what the encoder reads is padded.
     """
-    tokens = [token for token in _tokens(model) if token != pad_token_id]
-    found = []
-    for padding in (0, 8):
-        ids = torch.tensor([[*tokens, *[pad_token_id] * padding]], device=_device(model))
-        mask = torch.ones_like(ids)
-        mask[:, len(tokens) :] = 0
-        known = {"attention_mask": mask} if "attention_mask" in inspect.signature(model.forward).parameters else {}
-        logits = model(input_ids=ids, **known).logits.float()
-        found.append(logits[:, : len(tokens)] if logits.ndim == 3 else logits)
-    return _equal(found[0], found[1], model)
-
-
-@torch.no_grad()
-def pads_source(model: nn.Module, pad_token_id: int, start: tuple[int, ...]) -> bool:
-    """Whether padding on the right of what an encoder reads, masked, leaves the decoder's logits as they are."""
-    tokens, device = _tokens(model), _device(model)
-    found = []
-    for padding in ((), (*[pad_token_id] * 4, *reversed(tokens))):
-        ids = torch.tensor([[*tokens, *padding]], device=device)
-        mask = torch.ones_like(ids)
-        mask[:, len(tokens) :] = 0
-        read = torch.tensor([start], device=device)
-        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits
-        found.append(logits.float())
-    return _equal(found[0], found[1], model)
+    tokens = [token for token in _tokens(model) if token != pad_token_id or kind not in WHOLE]
+    # Also other tokens in its place: the embedding of padding may be zeros, which members move away from.
+    padding = [pad_token_id] * 8 if kind in WHOLE else [*[pad_token_id] * 4, *reversed(tokens)]
+    if kind == "causal":
+        alone, beside = (_logits(model, tokens, left=some)[:, -1] for some in ((), padding))
+    else:
+        given = {"decoder_input_ids": torch.tensor([start], device=_device(model))} if start else {}
+        alone, beside = (_logits(model, tokens, right=some, **given) for some in ((), padding))
+    if kind == "masked":
+        beside = beside[:, : len(tokens)]
+    return _equal(alone, beside, model)
 
 
 @torch.no_grad()
@@ -97,14 +78,21 @@ def _tokens(model: nn.Module) -> tuple[int, ...]:
     return tuple((size // 2 + i) % size for i in range(4))
 
 
-def _logits(model: nn.Module, sequences: list[tuple[int, ...]], masked: int = 0) -> torch.Tensor:
-    ids = torch.tensor(sequences, device=_device(model))
+def _logits(
+    model: nn.Module, tokens: Sequence[int], left: Sequence[int] = (), right: Sequence[int] | None = None, **given: Any
+) -> torch.Tensor:
+    """The logits of a text between what is masked; positions are given but where padding stands on the right."""
+    ids = torch.tensor([[*left, *tokens, *(right or ())]], device=_device(model))
     mask = torch.ones_like(ids)
-    mask[:, :masked] = 0
-    wanted = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    accepts = inspect.signature(model.forward).parameters
-    known = {name: value for name, value in wanted.items() if name in accepts}
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **known).logits
+    mask[:, : len(left)] = 0
+    mask[:, len(left) + len(tokens) :] = 0
+    given |= {"attention_mask": mask, "use_cache": False}
+    accepts = set(inspect.signature(model.forward).parameters)
+    if right is None:
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        accepts.add("use_cache")
+    known = {name: value for name, value in given.items() if name in accepts}
+    logits: torch.Tensor = model(input_ids=ids, **known).logits
     return logits.float()
 
 

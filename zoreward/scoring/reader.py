@@ -1,9 +1,10 @@
-"""A language model and what must be known to read with it."""
+"""A language model and what must be known to read with it; sequences are padded here, and nowhere else."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from zoreward.data import PAIRS, WHOLE
+from zoreward.data import PAIRS
 from zoreward.members import (
+    KEEP_BYTES,
     Float32Layer,
     SelfCheck,
     Tuned,
@@ -20,23 +22,18 @@ from zoreward.members import (
     float32_layer,
     has_prefix,
     head_names,
+    members_at,
     tuned_weights,
 )
-from zoreward.records import InputError
+from zoreward.records import InputError, Member, ObjectiveError
 from zoreward.scoring.heads import kind_of
 from zoreward.scoring.loading import Kind
-from zoreward.scoring.pairs import start_tokens
-from zoreward.scoring.probes import (
-    check_causal,
-    pads_exactly,
-    pads_on_right,
-    pads_source,
-    shares_prefix,
-    vocabulary_size,
-)
+from zoreward.scoring.probes import check_causal, pads_exactly, shares_prefix, vocabulary_size
 
 if TYPE_CHECKING:
     from zoreward.scoring.packing import Packer
+
+Tokens = tuple[int, ...]
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
 # a GPU wants its units filled.
@@ -58,7 +55,9 @@ class Reader:
         shares_prefix: whether a prompt's cache can be reused for each of its candidates.
         pads: whether padding leaves the scores as they are; otherwise only rows of one length share a forward pass.
         tokens: tokens of one forward pass, padding included, all members together.
-        rows: rows of one forward pass; None: as many as `tokens` allows.
+        together: for how many members a forward pass is sized, so that its rows do not depend on how many are asked
+            about; None: for those that are asked about.
+        rows: prompts of one forward pass; None: as many as `tokens` allows.
         check: what became of the trial of members that share a forward pass; None before.
         problem: why members cannot share a forward pass; None if they can.
         packer: what reads answers of one token in a way of its own, where it can.
@@ -75,6 +74,7 @@ class Reader:
     shares_prefix: bool
     pads: bool
     tokens: int
+    together: int | None = None
     rows: int | None = None
     problem: str | None = None
     check: SelfCheck | None = None
@@ -88,6 +88,17 @@ class Reader:
     def grouped(self) -> bool:
         """Whether all members share a forward pass; otherwise they are read one at a time."""
         return self.problem is None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first weights are, and its inputs go."""
+        return next(self.model.parameters()).device
+
+    def shown(self, members: Sequence[Member]) -> AbstractContextManager[None]:
+        """Let the model be its members as long as the context lasts."""
+        # A weight that is read without a call of its module is perturbed only in a whole copy of the weights.
+        keep_bytes = KEEP_BYTES if self.grouped else sys.maxsize
+        return members_at(self.model, members, tuned=self.tuned, keep_bytes=keep_bytes)
 
     def logits_in_float32(self) -> AbstractContextManager[None]:
         """Let the model's logits be float32 whatever its dtype, as long as the context lasts."""
@@ -114,21 +125,102 @@ def reader_of(model: nn.Module, pad_token_id: int, *, tuned: Tuned | None = None
     tokens = tokens or forward_tokens(device, vocabulary_size(model))
     # A padding token that was added to the tokenizer alone has no embedding. Padding is masked, so any token does.
     pad_token_id = pad_token_id if 0 <= pad_token_id < vocabulary_size(model) else 0
-    if kind in WHOLE:
-        pad_token_id = _own_padding(model, pad_token_id) if kind == "classifier" else pad_token_id
-        pads = pads_on_right(model, pad_token_id)
-        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, head=_head_of(model, kind))
-    if kind == PAIRS:
+    start: Tokens = ()
+    if kind == "classifier":
+        pad_token_id = _own_padding(model, pad_token_id)
+    elif kind == PAIRS:
         if has_prefix(model):
             raise InputError(f"{type(model).__name__} takes no prefix", hint="Take tune=lora.")
         start = start_tokens(model)
-        pads = pads_source(model, pad_token_id, start)
-        head = _head_of(model, kind)
-        return Reader(model, tuned, pad_token_id, accepts, False, pads, tokens, kind=kind, start=start, head=head)
-    check_causal(model)
-    pads = pads_exactly(model, pad_token_id)
+    elif kind == "causal":
+        check_causal(model)
+        accepts |= {"use_cache"}
+    pads = pads_exactly(model, kind, pad_token_id, start)
+    shares = kind == "causal" and pads and shares_prefix(model)
     head = _head_of(model, kind)
-    return Reader(model, tuned, pad_token_id, accepts, pads and shares_prefix(model), pads, tokens, head=head)
+    return Reader(model, tuned, pad_token_id, accepts, shares, pads, tokens, kind=kind, start=start, head=head)
+
+
+def start_tokens(model: Any) -> Tokens:
+    """Return what the decoder reads in front of an answer: its start token, and BOS where the checkpoint forces one.
+
+    Raises:
+        InputError: the checkpoint does not say what the decoder begins with.
+    """
+    settings = (getattr(model, "generation_config", None), model.config)
+
+    def named(name: str) -> Any:
+        return next((found for one in settings if (found := getattr(one, name, None)) is not None), None)
+
+    start, forced = named("decoder_start_token_id"), named("forced_bos_token_id")
+    start = named("bos_token_id") if start is None else start
+    if not isinstance(start, int):
+        hint = "Set decoder_start_token_id in its config.json."
+        raise InputError(f"{type(model).__name__} does not say what its decoder begins with", hint=hint)
+    return (start,) if forced in (None, start) else (start, int(forced))
+
+
+def padded(
+    sequences: Sequence[Sequence[int]], filling: int, members: int, device: torch.device, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sequences of one length, once for each member, and 0 where they are padded: int64 (M·N, longest) each.
+
+    They are not made on the device, and it is not waited for: that would wait until it has done all that it was asked
+    to, as the update of the step before.
+
+    >>> padded([(5, 6), (7,)], 0, 1, torch.device("cpu"), left=True)[0].tolist()
+    [[5, 6], [0, 7]]
+    """
+    width = max(map(len, sequences))
+
+    def lines(contents: Sequence[Sequence[int]], filling: int) -> torch.Tensor:
+        full = [(filling,) * (width - len(one)) for one in contents]
+        both = zip(full, contents, strict=True) if left else zip(contents, full, strict=True)
+        return torch.tensor([[*one, *other] for one, other in both]).to(device, non_blocking=True).repeat(members, 1)
+
+    return lines(sequences, filling), lines([(1,) * len(one) for one in sequences], 0)
+
+
+def forward(
+    reader: Reader,
+    sequences: Sequence[Tokens],
+    members: int,
+    *,
+    keep: int = 1,
+    use_cache: bool = False,
+    types: Sequence[Tokens] | None = None,
+    seen: torch.Tensor | None = None,
+    **more: Any,
+) -> Any:
+    """Run sequences once for each member and return what the model gives.
+
+    Args:
+        reader: the model, showing its members.
+        sequences: N sequences; of one length where padding changes what the model gives.
+        members: M.
+        keep: how many of the last positions a causal model needs logits of.
+        use_cache: whether the cache is wanted.
+        types: of the sequences' tokens.
+        seen: the mask of what a causal model's cache holds, behind which the sequences go on, padded on their right.
+        more: arguments that the model is given as they are.
+    """
+    causal = reader.kind == "causal"
+    ids, mask = padded(sequences, reader.pad_token_id, members, reader.device, left=causal and seen is None)
+    mask = mask if seen is None else torch.cat([seen, mask], dim=1)
+    given: dict[str, Any] = {"attention_mask": mask, "use_cache": use_cache}
+    if causal:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        given |= {"position_ids": positions[:, -ids.shape[1] :], "logits_to_keep": keep}
+    if types is not None:
+        given["token_type_ids"] = padded(types, 0, members, reader.device)[0]
+    known = {name: value for name, value in given.items() if name in reader.accepts}
+    return reader.model(input_ids=ids, **known, **more)
+
+
+def not_finite() -> ObjectiveError:
+    """The error of a model whose outputs are NaN, of which an argmax would make an answer like any other."""
+    hint = "Take bfloat16 or float32 instead of float16, or a smaller learning rate or eps."
+    return ObjectiveError("the model's outputs are not finite", hint=hint)
 
 
 def _head_of(model: Any, kind: Kind) -> Float32Layer | None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoreward.records import Completion, Example, Writing
-from zoreward.registry import Objective, Returned, mean_score
-from zoreward.scoring.columns import columns_of
+from zoreward.registry import Objective, mean_score
 
 # What TRL keeps from a reward function because it says it in another way.
 _KEPT_BACK = ("prompt", "completion", "completion_ids")
@@ -37,13 +36,26 @@ def score_writings(
         trainer_state = TrainerState()
     notes = [Notes() for _ in texts]
     batches = [
-        (len(examples), {**completion_outputs(examples, written), "trainer_state": trainer_state, **note.loggers})
+        (len(examples), {**completion_outputs(examples, written), "trainer_state": trainer_state, **note.loggers()})
         for written, note in zip(texts, notes, strict=True)
     ]
     return [
-        _writing(objective, written, returned, note)
+        Writing(
+            completions=tuple(written),
+            score=objective.combined(returned),
+            part_scores={name: mean_score(found) for name, found in returned.items()},
+            rewards={name: tuple(found) for name, found in returned.items() if isinstance(found, list)},
+            extra=note.extra,
+            metrics=note.means(),
+        )
         for written, returned, note in zip(texts, objective.returned_for(batches), notes, strict=True)
     ]
+
+
+def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """Return the rows' columns as lists; a row without a column has None there."""
+    names = dict.fromkeys(name for example in examples for name in example.row)
+    return {name: [example.row.get(name) for example in examples] for name in names}
 
 
 def completion_outputs(examples: Sequence[Example], written: Sequence[Completion]) -> dict[str, Any]:
@@ -68,36 +80,27 @@ def completion_outputs(examples: Sequence[Example], written: Sequence[Completion
     }
 
 
-def _writing(
-    objective: Objective, written: Sequence[Completion], returned: dict[str, Returned], notes: Notes
-) -> Writing:
-    rewards = {name: tuple(found) for name, found in returned.items() if isinstance(found, list)}
-    return Writing(
-        completions=tuple(written),
-        score=objective.combined(returned),
-        part_scores={name: mean_score(found) for name, found in returned.items()},
-        rewards=rewards,
-        extra=notes.extra,
-        metrics=notes.means(),
-    )
-
-
 class Notes:
     """What objectives log beside their scores."""
 
     def __init__(self) -> None:
         self.extra: dict[str, list[Any]] = {}
         self.metrics: dict[str, list[float]] = {}
-        self.loggers = {"log_extra": self._log_extra, "log_metric": self._log_metric}
 
     def means(self) -> dict[str, float]:
         """Return the mean of each metric over the times it was logged."""
         return {name: math.fsum(values) / len(values) for name, values in self.metrics.items()}
 
-    def _log_extra(self, column: str, values: list[Any]) -> None:
+    def loggers(self) -> dict[str, Any]:
+        """Return what reward functions log with."""
+        return {"log_extra": self.log_extra, "log_metric": self.log_metric}
+
+    def log_extra(self, column: str, values: list[Any]) -> None:
+        """Add values to a column."""
         self.extra.setdefault(str(column), []).extend(values)
 
-    def _log_metric(self, name: str, value: float) -> None:
+    def log_metric(self, name: str, value: float) -> None:
+        """Add a value of a metric."""
         self.metrics.setdefault(metric_name(name), []).append(float(value))
 
 

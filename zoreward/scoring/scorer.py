@@ -16,13 +16,12 @@ from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
 from zoreward.records import Example, InputError, Member, Scored, ZorewardError, named, one_line
 from zoreward.registry import Objective, is_ctrl_c, place_of
-from zoreward.scoring.answers import answer_scores, with_base
+from zoreward.scoring.answers import scores_of, with_base
 from zoreward.scoring.completions import completion_scores
 from zoreward.scoring.decoding import Generation
-from zoreward.scoring.diversity import distinct_2, mean_length
 from zoreward.scoring.generation import HFGenerator, checked_generator
 from zoreward.scoring.heads import Head, check_needs
-from zoreward.scoring.logprobs import checked_reader
+from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
 from zoreward.scoring.reader import Reader, reader_of
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ class Scorer:
         tokenizer: the model's.
         generator: what writes, for an objective that needs `completions`.
         generation: how it writes.
+        together: `Reader.together` where members are scored; the model itself is read in batches as full as can be.
     """
 
     reader: Reader
@@ -50,6 +50,7 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     generator: HFGenerator | None
     generation: Generation
+    together: int | None = None
 
     def score(
         self,
@@ -73,19 +74,14 @@ class Scorer:
             ObjectiveError: the objective raised, or returned no score; or the model's outputs are not finite.
         """
         with ends_told(self.reader.model):
-            return self._scored(examples, members, seed, rows, trainer_state)
-
-    def _scored(
-        self, examples: Sequence[Example], members: Sequence[Member], seed: int, rows: int | None, trainer_state: Any
-    ) -> list[Scored]:
-        if self.generator is None:
-            return answer_scores(replace(self.reader, rows=rows), self.objective, examples, members)
-        settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
-        return [
-            *completion_scores(
-                self.generator, self.tokenizer, self.objective, examples, members, settings, trainer_state=trainer_state
-            )
-        ]
+            if self.generator is None:
+                together = self.together if any(members) else None
+                reader = replace(self.reader, rows=rows, together=together)
+                logprobs_MNC = candidate_logprobs(reader, examples, members)
+                return scores_of(self.objective, examples, list(logprobs_MNC))
+            settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
+            what = (self.generator, self.tokenizer, self.objective, examples, members, settings)
+            return [*completion_scores(*what, trainer_state=trainer_state)]
 
     @property
     def problem(self) -> str | None:
@@ -116,6 +112,7 @@ def checked_scorer(
     members: Sequence[Member],
     *,
     tuned: Tuned | None = None,
+    together: int | None = None,
 ) -> Scorer:
     """Return what scores this model, after trying members and objective on real rows.
 
@@ -125,8 +122,9 @@ def checked_scorer(
         objective: what members are scored by.
         generation: how they write, where the objective needs `completions`.
         examples: some rows.
-        members: at least two, different from each other; so many will be scored at once.
+        members: at least two, different from each other.
         tuned: the model's tuned weights; by default `tuned_weights(model)`.
+        together: how many will be scored at once.
 
     Raises:
         ObjectiveError: the objective raised, or returned no score.
@@ -143,7 +141,7 @@ def checked_scorer(
         return scorer
     with running(model):
         reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
-    scorer = Scorer(reader, objective, tokenizer, None, generation)
+    scorer = Scorer(reader, objective, tokenizer, None, generation, together)
     with running(model):
         rows = with_base(reader, examples) if objective.compares_with_base else examples
         _tell_of_no_score(objective, scorer.score(rows), len(rows))
@@ -228,12 +226,3 @@ def examples_of(
         return render_prompts(rows, tokenizer, part_of(Prompting, prompting, max_length=room), kind=head.kind)
     how: dict[str, Any] = {"shot_rows": shot_rows, "seed": seed, "kind": head.kind, "classes": head.classes}
     return render(rows, tokenizer, prompting, needs=needs, **how)
-
-
-def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:
-    """Return how long and how varied is what members wrote: `length` and `distinct_2`; nothing if they did not write.
-
-    distinct-2 is counted over all completions together.
-    """
-    written = [one.tokens for member in scored for one in getattr(member, "completions", ())]
-    return {"length": mean_length(written), "distinct_2": distinct_2(written)} if written else {}

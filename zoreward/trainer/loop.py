@@ -187,7 +187,9 @@ class ZOTrainer(ResumableTrainer):
         """The scorer, tried on some rows with the members of the first step; says if they cannot share a pass."""
         model, tuned, rows = self.ready.model, self.ready.tuned, examples[:TRIAL_ROWS]
         members = in_all_blocks(query.members)
-        scorer = checked_scorer(model, tokenizer, self.objective, generation, rows, members, tuned=tuned)
+        scorer = checked_scorer(
+            model, tokenizer, self.objective, generation, rows, members, tuned=tuned, together=len(query.parts[0])
+        )
         if scorer.problem:
             times = f"a step takes up to {len(query.members)} times as long"
             logging.get_logger(__name__).warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
