@@ -120,6 +120,7 @@ def test_hidden_states_are_those_that_the_head_reads(family: str, tokenizer: Pre
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_probe_is_scikit_learns_on_the_same_features(tokenizer: PreTrainedTokenizerFast) -> None:
     model = random_model("llama")

@@ -47,6 +47,7 @@ def test_results_are_found_by_their_names_and_a_torn_one_is_not(kept_runs: Modul
     }
 
 
+@pytest.mark.slow
 def test_runs_go_on_where_they_stopped(kept_runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work_of_a_benchmark.py").write_text(WORK)
     monkeypatch.syspath_prepend(tmp_path)

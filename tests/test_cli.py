@@ -125,7 +125,11 @@ def test_help_of_a_command_shows_the_objective_s_options(capsys: pytest.CaptureF
         assert "--average" not in help_of([verb, "accuracy"], capsys)
 
 
-@pytest.mark.parametrize("entry", list_objectives(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(entry, marks=() if n % 4 == 0 else pytest.mark.slow) for n, entry in enumerate(list_objectives())],
+    ids=lambda entry: entry.name,
+)
 def test_every_objective_has_its_command(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
     found = describe_objective(entry.name)
     text = help_of(["tune", entry.name], capsys)

@@ -63,7 +63,7 @@ KINDS = {
         *("--lr-scheduler-type", "cosine", "--warmup-steps", "1", "--dtype", "bfloat16", "--noise", "low-rank"),
     ],
 }
-_QUICK = ("a sum", "texts", "a prefix")
+_QUICK = ("a sum", "texts")
 
 
 @pytest.mark.parametrize("kind", [k if k in _QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])

@@ -227,7 +227,7 @@ def test_what_is_wrong_with_a_finished_run_is_made_good(
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        (["--steps", "3"], ["--steps", "5"]),
+        pytest.param(["--steps", "3"], ["--steps", "5"], marks=pytest.mark.slow),
         pytest.param(["--keep", "last"], ["--keep", "best"], marks=pytest.mark.slow),
     ],
 )

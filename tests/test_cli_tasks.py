@@ -235,7 +235,9 @@ def test_options_of_a_task_that_do_not_fit(options: str, said: str, capsys: pyte
         assert not Path("run").exists() and not Path("table").exists()
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if n % 4 == 0 else pytest.mark.slow) for n, name in enumerate(GOLDEN)]
+)
 def test_every_task_takes_a_file_with_the_hub_s_columns_and_asks_nobody(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

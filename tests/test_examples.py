@@ -61,6 +61,7 @@ def test_best_of_n_against_tuning() -> None:
     assert rewards["tuned, best of 1"] > rewards["best of 1"]
 
 
+@pytest.mark.slow
 def test_a_judge_behind_http_that_is_busy_at_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[tuple[str, str]] = []
     lock = threading.Lock()

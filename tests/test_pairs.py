@@ -130,7 +130,11 @@ def test_a_prompt_goes_through_the_encoder_once_for_all_its_answers() -> None:
 @pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": 1.0, "seed": 3}, {"stop": ("film",)}, pytest.param({"rows": 2}, marks=pytest.mark.slow)],
+    [
+        {"temperature": 1.0, "seed": 3},
+        pytest.param({"stop": ("film",)}, marks=pytest.mark.slow),
+        pytest.param({"rows": 2}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_members_write_what_models_with_merged_weights_write(settings: dict, noise: str, tokenizer) -> None:

@@ -60,7 +60,12 @@ def let_go():
 
 
 @pytest.mark.parametrize(
-    "kind", ["function", pytest.param("async, waiting", marks=pytest.mark.slow), "async, blocking its loop"]
+    "kind",
+    [
+        "function",
+        pytest.param("async, waiting", marks=pytest.mark.slow),
+        pytest.param("async, blocking its loop", marks=pytest.mark.slow),
+    ],
 )
 def test_what_takes_too_long_is_left_behind_and_told(kind: str, let_go: threading.Event) -> None:
     def function(completions):

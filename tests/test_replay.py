@@ -77,7 +77,11 @@ def test_a_run_of_the_trainer_is_replayed_at_every_step(dtype, tmp_path, tokeniz
         pytest.param("svrg", {"full_every": 3}, marks=pytest.mark.slow),  # tests/test_golden.py has all methods
         pytest.param("lozo-m", {"refresh": 3, "window": 3}, marks=pytest.mark.slow),
         pytest.param("subzero", {"refresh": 3, "rank": 5, "momentum": 0.5, "window": 3}, marks=pytest.mark.slow),
-        ("subzero", {"refresh": 4, "rank": 40, "momentum": 0.5, "window": 3, "blocks": 2}),
+        pytest.param(
+            "subzero",
+            {"refresh": 4, "rank": 40, "momentum": 0.5, "window": 3, "blocks": 2},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("sparse", {}, marks=pytest.mark.slow),
         pytest.param("bcd", {"weight_decay": 5.0}, marks=pytest.mark.slow),
         ("momentum", {"blocks": 2, "block_every": 2, "window": 3, "share": 0.5}),

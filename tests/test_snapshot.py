@@ -88,6 +88,7 @@ def test_what_does_not_fit_is_refused(run, most, changes, message, stored, tmp_p
     assert same(found, before)
 
 
+@pytest.mark.slow
 @quick
 @given(st.data())
 def test_a_damaged_snapshot_is_refused_and_changes_nothing(stored, tmp_path, data):

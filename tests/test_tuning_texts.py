@@ -114,6 +114,7 @@ def test_defaults_depend_on_what_the_objective_needs(tmp_path, tokenizer):
     assert args.eps is None  # the user's own are left alone
 
 
+@pytest.mark.slow
 def test_a_metric_of_an_objective_s_own_never_takes_the_place_of_the_run_s(tmp_path, tokenizer):
     names = [
         "score",

@@ -231,7 +231,7 @@ def test_a_masked_model_improves_and_its_replay_has_the_bytes(family, tmp_path):
     base = saved(tmp_path / "base", masked_model(family), tokenizer_of(family))
     options = {"template": "{text} it was [MASK] .", "choices": ["terrible", "great"]}
     trainer, before, after = tuned(
-        tmp_path / "run", base, TOY, **options, learning_rate=1e-2, max_steps=100, num_directions=8
+        tmp_path / "run", base, TOY, **options, learning_rate=1e-2, max_steps=80, num_directions=16
     )
     assert trainer.scorer.problem is None
     assert after > before + 0.05, (before, after)
