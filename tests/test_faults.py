@@ -34,7 +34,7 @@ from zoreward.cli import main
 pytestmark = pytest.mark.slow
 
 STEPS = 16
-KILLS = 6  # of a run, and some more while it is saved again
+KILLS = 7  # of a run, and some more while it is saved again
 SAVING_KILLS = 2
 DIED: list[int] = []
 """The processes that were killed."""

@@ -178,7 +178,7 @@ def test_a_toy_is_learned_saved_and_replayed(folder: Path, tmp_path: Path, capsy
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     asked = ["--data", str(data), "--template", "{text} was", "--choice", "terrible", "--choice", "great", "--json"]
     run = tmp_path / "run"
-    steps = ["--steps", "12", "--lr", "0.03", "--eps", "1e-2", "--num-directions", "4", "--output", str(run)]
+    steps = ["--steps", "40", "--lr", "1e-2", "--eps", "1e-2", "--num-directions", "8", "--output", str(run)]
 
     def last(*line: str) -> dict:
         assert main(list(line)) == 0
