@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +178,17 @@ def test_a_disk_that_is_full_in_quickstart(calls: Path, capsys: pytest.CaptureFi
     assert out == "" and "Traceback" not in err
     assert "error: quick/model cannot be written" in err
     assert not [name for name in files_in(calls / "quick") if "model" in name]
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["--version"], ["objectives"]])
+def test_who_has_read_enough_is_told_nothing(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    code = main(words)
+    monkeypatch.undo()
+    assert code == 1 and capsys.readouterr().err == ""

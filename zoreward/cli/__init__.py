@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (Exception, SystemExit) as error:  # a model's code, or an objective's, may raise either
+        if isinstance(error.__context__, BrokenPipeError):  # `zoreward … | head` has read enough; Typer ends by 1
+            return 1
         return report(unexpected(error))
 
 
