@@ -49,7 +49,7 @@ class Directions:
         self, shape: tuple[int, ...], stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
     ) -> None:
         self.stream, self._shape, self._drawn = stream, shape, drawn
-        made = {term.direction: term for term in terms if not is_dense(term) and term.moves(len(shape))}
+        made = {term.direction: term for term in terms if not isinstance(term.family, Dense) and term.moves(len(shape))}
         self._parts = {
             # A column of a factor at a time is multiplied, and lies in one piece.
             direction: [part.copy(order="F" if term.family.rank else "C") for part in own]
@@ -61,7 +61,7 @@ class Directions:
         """Add Σ coefficient · z of the elements from `start` on, in place; returns `acc`."""
         with np.errstate(over="ignore", invalid="ignore"):  # weights may be infinite; a warning must not stop an update
             for term in terms:
-                if is_dense(term):
+                if isinstance(term.family, Dense):
                     distribution = term.family.distribution
                     z = self._drawn.get((term.seed, self.stream, distribution))
                     if z is None:
@@ -83,7 +83,7 @@ def drawn_together(weights: Iterable[Weight], terms: Iterable[Term]) -> Drawn:
     small = {stream: weight.numel() for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)}
     seeds: dict[Distribution, dict[int, None]] = {}
     for term in terms:
-        if is_dense(term):
+        if isinstance(term.family, Dense):
             seeds.setdefault(term.family.distribution, {})[term.seed] = None
     if not small or sum(map(len, seeds.values())) * sum(small.values()) > TOGETHER:
         return {}
@@ -93,11 +93,6 @@ def drawn_together(weights: Iterable[Weight], terms: Iterable[Term]) -> Drawn:
         for (seed, stream, _), z in zip(draws, entries_of_many(draws, distribution), strict=True):
             drawn[seed, stream, distribution] = z
     return drawn
-
-
-def is_dense(term: Term) -> bool:
-    """Whether a term's direction is drawn where it is added, an entry for each element."""
-    return isinstance(term.family, Dense)
 
 
 def parts(shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces) -> list[NDArray[np.float32]]:

@@ -149,8 +149,7 @@ class Workspace:
 def entries_of_many(draws: Sequence[tuple[int, int, int]], distribution: Distribution) -> list[NDArray[np.float32]]:
     """Return `noise.entries` of many small tensors, each from its seed, its stream and how many they are, from 0 on.
 
-    One call of NumPy works on all of them; tensor by tensor a call takes longer to begin than to do its work:
-    two directions of 21 tensors with 2,000 entries each take 2.3 ms instead of 9.1.
+    One call of NumPy works on all of them: tensor by tensor a call takes longer to begin than to do its work.
     """
     blocks = [(count + 3) // 4 for _, _, count in draws]
     ends = np.cumsum(blocks)
