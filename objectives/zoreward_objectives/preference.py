@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -12,16 +13,7 @@ if TYPE_CHECKING:
 
 
 @objective("preference", range=(float("-inf"), 1))
-def preference(
-    logprob_sums: np.ndarray,
-    base_logprob_sums: np.ndarray,
-    logprobs: np.ndarray,
-    references: Sequence[int],
-    log_metric: Callable[[str, float], None] | None = None,
-    *,
-    beta: float = 0.5,
-    form: Literal["sigmoid", "log-sigmoid", "share"] = "sigmoid",
-) -> list[float]:
+class Preference:
     """How far the chosen answer gains over the rejected one, against the model before tuning.
 
     With h DPO's margin of a row, the chosen answer y_w, the rejected one y_l, the member π and the base π_ref:
@@ -37,50 +29,72 @@ def preference(
     Logs `share` and `margin`, the means of share and h over the rows, and `chosen_logprob`, the mean log-probability
     per token of the answers that are chosen or said to be good.
 
-    Args:
-        logprob_sums: (N, C), log-probability of each answer; C is 1 or 2.
-        base_logprob_sums: the same of the model before tuning.
-        logprobs: the same per token, of the member.
-        references: N indices: which answer is the chosen one; −1 where the only one is said to be bad.
-        log_metric: takes a name and a number.
-        beta: β, how soon a row that has gained counts no more.
-        form: what is scored; the share has steps where the others have a slope.
-
-    Returns: one number for each row.
-
-    Raises:
-        ValueError: β is not positive, or a row has more than two answers.
-
     Source: Rafailov et al. 2023, arXiv 2305.18290; single answers: Ethayarajh et al. 2024, arXiv 2402.01306, without
     the reference point.
 
     >>> import numpy as np
     >>> gained, lost = [-3.0, -5.0], [-6.0, -4.0]
-    >>> [round(score, 4) for score in preference(np.array([gained, lost]), np.array([[-4.0, -4.0]] * 2),
-    ...                                          np.array([gained, lost]), [0, 0])]
+    >>> [round(score, 4) for score in Preference()(np.array([gained, lost]), np.array([[-4.0, -4.0]] * 2),
+    ...                                            np.array([gained, lost]), [0, 0])]
     [0.7311, 0.2689]
     """
-    import numpy as np
 
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, not {beta}")
-    rows, answers = logprob_sums.shape
-    if answers > 2:
-        raise ValueError(f"a preference is between two answers, not {answers}")
-    chosen = np.asarray(references)
-    ratios = logprob_sums - base_logprob_sums
-    if answers == 1:
-        h = np.where(chosen == 0, ratios[:, 0], -ratios[:, 0])
-    else:
-        h = ratios[np.arange(rows), chosen] - ratios[np.arange(rows), 1 - chosen]
-    share = np.where(h == 0, 0.5, h > 0)
-    if log_metric is not None:
-        log_metric("share", float(share.mean()))
-        log_metric("margin", float(h.mean()))
-        if (chosen >= 0).any():
-            good = np.flatnonzero(chosen >= 0)
-            log_metric("chosen_logprob", float(logprobs[good, chosen[good]].mean()))
-    if form == "share":
-        return share.tolist()
-    log_sigmoid = -np.logaddexp(0.0, -beta * h)
-    return (log_sigmoid if form == "log-sigmoid" else np.exp(log_sigmoid)).tolist()
+    def __init__(self, *, beta: float = 0.5, form: Literal["sigmoid", "log-sigmoid", "share"] = "sigmoid"):
+        """Set what is scored.
+
+        Args:
+            beta: β, how soon a row that has gained counts no more.
+            form: what is scored; the share has steps where the others have a slope.
+
+        Raises:
+            ValueError: β is not positive and finite.
+        """
+        if not 0 < beta < math.inf:
+            raise ValueError(f"beta must be positive and finite, not {beta}")
+        self._beta, self._form = beta, form
+
+    def __call__(
+        self,
+        logprob_sums: np.ndarray,
+        base_logprob_sums: np.ndarray,
+        logprobs: np.ndarray,
+        references: Sequence[int],
+        log_metric: Callable[[str, float], None] | None = None,
+    ) -> list[float]:
+        """Return one number for each row.
+
+        Args:
+            logprob_sums: (N, C), log-probability of each answer; C is 1 or 2.
+            base_logprob_sums: the same of the model before tuning.
+            logprobs: the same per token, of the member.
+            references: N indices: which answer is the chosen one; −1 where the only one is said to be bad.
+            log_metric: takes a name and a number.
+
+        Raises:
+            ValueError: a row has more than two answers.
+        """
+        import numpy as np
+
+        rows, answers = logprob_sums.shape
+        if answers > 2:
+            raise ValueError(f"a preference is between two answers, not {answers}")
+        chosen = np.asarray(references)
+        ratios = logprob_sums - base_logprob_sums
+        if answers == 1:
+            h = np.where(chosen == 0, ratios[:, 0], -ratios[:, 0])
+        else:
+            h = ratios[np.arange(rows), chosen] - ratios[np.arange(rows), 1 - chosen]
+        share = np.where(h == 0, 0.5, h > 0)
+        if log_metric is not None:
+            log_metric("share", float(share.mean()))
+            log_metric("margin", float(h.mean()))
+            if (chosen >= 0).any():
+                good = np.flatnonzero(chosen >= 0)
+                log_metric("chosen_logprob", float(logprobs[good, chosen[good]].mean()))
+        if self._form == "share":
+            return share.tolist()
+        log_sigmoid = -np.logaddexp(0.0, -self._beta * h)
+        return (log_sigmoid if self._form == "log-sigmoid" else np.exp(log_sigmoid)).tolist()
+
+
+preference = Preference  # the name at its entry point

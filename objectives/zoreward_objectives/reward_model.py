@@ -55,17 +55,15 @@ class RewardModel:
         """
         if activation not in ("none", "sigmoid"):
             raise ValueError(f"there is no activation {activation!r}: take none or sigmoid")
-        if reward_batch_size is not None and reward_batch_size < 1:
-            raise ValueError(f"reward_batch_size is at least 1, not {reward_batch_size}")
+        for name, limit in (("reward_batch_size", reward_batch_size), ("reward_max_length", reward_max_length)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is at least 1, not {limit}")
         self._name = reward_model
         self._tokenizer, self._model = _load(reward_model, reward_dtype, reward_device)
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._max_length = min((limit for limit in (reward_max_length, context) if limit), default=None)
-        self._sigmoid, self._batch_size, self._special_tokens = (
-            activation == "sigmoid",
-            reward_batch_size,
-            special_tokens,
-        )
+        self._sigmoid, self._batch_size = activation == "sigmoid", reward_batch_size
+        self._special_tokens = special_tokens
         self._end = self._tokenizer.eos_token if eos else ""
         if self._end is None:
             raise ValueError(f"the tokenizer of {reward_model!r} has no end token: leave the option eos out")

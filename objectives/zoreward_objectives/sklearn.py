@@ -53,11 +53,14 @@ def sklearn_(
 
     Raises:
         LookupError: scikit-learn has nothing of that name, or nothing that scores given choices.
+        ValueError: `undefined` is not finite.
 
     >>> found = get_objective("sklearn:matthews_corrcoef")
     >>> found.name, found.needs
     ('matthews_corrcoef', 'choices')
     """
+    if undefined is not None and not math.isfinite(undefined):
+        raise ValueError(f"undefined must be finite, not {undefined}")
     given = {"average": average, "pos_label": pos_label, "beta": beta}
     settings = {key: value for key, value in given.items() if value is not None}
     scorer = _scorer(name, settings)

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import types
@@ -63,7 +64,7 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
     Raises:
         UnknownNameError: nobody has registered the name, or the module or file has no such function.
         MissingFileError: there is no such file.
-        InputError: it has no such option, or is no objective.
+        InputError: it has no such option, the value of one is NaN, or it is no objective.
         ObjectiveError: it cannot be loaded or made.
 
     >>> def length(completions, *, scale: float = 1.0):
@@ -81,6 +82,8 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
         if name not in known:
             hint = neighbours(name, known, "Options") if known else "it has none: an option is a keyword-only parameter"
             raise InputError(f"objective {found.name!r} has no option {name!r}", hint=hint)
+        if isinstance(options[name], float) and math.isnan(options[name]):
+            raise InputError(f"objective {found.name!r}: the option {name} is nan", hint="give a number")
     for option in found.options:
         if option.default is inspect.Parameter.empty and option.name not in options:
             hint = f"{option.name}: {option.help}"
