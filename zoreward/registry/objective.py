@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward.records import InputError, ObjectiveError, UnknownNameError, named, one_line
@@ -30,7 +31,7 @@ Needs = Literal["choices", "completions", "likelihood", "any"]
 Returned = float | list[float | None]
 """One number for a batch, NaN where it has no score; or one for each row, None where a row is left out."""
 
-# Below so many, the types of a list's items are looked at one by one, which is faster.
+# From so many on, looking at the types of a list's items together is faster than one by one.
 _FEW = 8
 # They cannot be written to.
 _PLAIN = frozenset({str, int, float, bool, bytes, complex, type(None)})
@@ -490,7 +491,7 @@ def short(value: Any) -> str:
 def own_copy(value: Any) -> Any:
     """Return a copy of lists, dicts, sets and arrays, and of those in them; all else is the same object.
 
-    A copy of 512 rows takes some tenths of a millisecond: texts and numbers are not copied.
+    Texts and numbers are not copied. A copy of 512 conversations takes about half a millisecond.
 
     >>> messages = [{"role": "user", "content": "hi"}]
     >>> own = own_copy([messages, messages])
@@ -508,17 +509,33 @@ def own_copy(value: Any) -> Any:
                 own[key] = own_copy(one)
         return own
     if kind is list:
-        own = value[:]
-        if len(own) < _FEW or not _PLAIN.issuperset(map(type, own)):
-            for i, one in enumerate(value):
-                if type(one) not in _PLAIN:
-                    own[i] = own_copy(one)
-        return own
+        return _own_list(value)
     if kind is tuple:
         return value if _PLAIN.issuperset(map(type, value)) else tuple(map(own_copy, value))
     if kind is set or (kind.__module__ == "numpy" and hasattr(value, "copy")):
         return value.copy()
     return value
+
+
+def _own_list(values: list[Any]) -> list[Any]:
+    """The same of a list: of many rows the types are looked at together, which takes half the time."""
+    if len(values) >= _FEW:
+        if _PLAIN.issuperset(map(type, values)):
+            return values[:]
+        if _are_plain_dicts(values):
+            return [*map(dict.copy, values)]
+        if {list}.issuperset(map(type, values)):
+            items = [*chain.from_iterable(values)]
+            if _PLAIN.issuperset(map(type, items)):
+                return [row[:] for row in values]
+            if _are_plain_dicts(items):  # conversations
+                return [[*map(dict.copy, row)] for row in values]
+    return [value if type(value) in _PLAIN else own_copy(value) for value in values]
+
+
+def _are_plain_dicts(values: list[Any]) -> bool:
+    dicts = {dict}.issuperset(map(type, values))
+    return dicts and _PLAIN.issuperset(map(type, chain.from_iterable(map(dict.values, values))))
 
 
 def own_state(state: Any) -> Any:
