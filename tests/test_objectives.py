@@ -298,7 +298,8 @@ def test_a_batch_on_which_a_metric_is_undefined() -> None:
     for name in ("roc_auc", "roc_auc_ovr", "d2_log_loss_score"):
         with pytest.raises(ObjectiveError, match="has no score on these 2 rows"):
             get_objective(f"sklearn:{name}").score(2, **outputs)
-        assert math.isnan(get_objective(f"sklearn:{name}").part_scores(2, **outputs)[name])
+        [returned] = get_objective(f"sklearn:{name}").returned_for([(2, outputs)])
+        assert math.isnan(returned[name])
         assert get_objective(f"sklearn:{name}", undefined=0.5).score(2, **outputs) == 0.5
 
 
@@ -322,7 +323,7 @@ def test_what_is_wrong_on_every_batch_is_an_error_not_a_batch_without_a_score() 
     # f1 of scikit-learn is for two choices; here there are three, of which the batch holds two
     outputs = {"predictions": [0, 1, 2], "references": [0, 1, 1], "logprobs": np.log(np.full((3, 3), 1 / 3))}
     with pytest.raises(ObjectiveError, match="average='binary'"):
-        get_objective("sklearn:f1").part_scores(3, **outputs)
+        get_objective("sklearn:f1").returned_for([(3, outputs)])
 
 
 def test_callable_is_the_function_with_its_options(tmp_path: Path) -> None:

@@ -20,7 +20,15 @@ import pytest
 import torch
 
 from zoreward.records import InputError, MissingFileError, ObjectiveError, UnknownNameError, ZorewardError
-from zoreward.registry import Option, describe_objective, get_objective, list_objectives, objective, weighted_sum
+from zoreward.registry import (
+    Option,
+    describe_objective,
+    get_objective,
+    list_objectives,
+    mean_score,
+    objective,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTheChecker
@@ -695,7 +703,8 @@ def caution(predictions, *, price: float = 1.0):
 def test_a_weighted_sum_adds_up_and_tells_its_parts() -> None:
     both = weighted_sum([get_objective(right), get_objective(caution, price=2.0)], [1.0, 0.25])
     outputs = {"predictions": [0, 1, 1, 0], "references": [0, 1, 0, 0]}
-    assert both.part_scores(4, **outputs) == {"right": 0.75, "caution": -1.0}
+    [returned] = both.returned_for([(4, outputs)])
+    assert {name: mean_score(scores) for name, scores in returned.items()} == {"right": 0.75, "caution": -1.0}
     assert both.score(4, **outputs) == 0.5
     assert both.name == "right + 0.25*caution"
     assert get_objective([right, caution]).score(4, **outputs) == 0.25

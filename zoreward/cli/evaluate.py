@@ -13,7 +13,13 @@ import typer
 
 from zoreward.bench.plan import options_of_task
 from zoreward.cli.options import command, config_option, given_options, objective_options, options_from, own_options
-from zoreward.cli.prepare import made_objective, patient_objective, quiet_transformers, select_device, shown_prompts
+from zoreward.cli.prepare import (
+    made_objective,
+    objective_with_retries,
+    quiet_transformers,
+    select_device,
+    shown_prompts,
+)
 from zoreward.cli.rows import scored_rows
 from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
@@ -43,7 +49,7 @@ def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
             hint = "leave --base-model out, or take preference"
             raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
         content_free = _content_free(objective, options, task)
-        objective = patient_objective(objective, options)
+        objective = objective_with_retries(objective, options)
         rows, shot_rows = scored_rows(objective, options, task)
         device = select_device(options.device)
         if options.show_prompts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoreward.config import Common, Prompting, Rewarding, part_of
 from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
 from zoreward.records import InputError
-from zoreward.registry import Objective, get_objective, patience_of, patient, weighted_sum
+from zoreward.registry import Objective, get_objective, weighted_sum
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -43,13 +43,15 @@ def made_objective(source: str, options: dict[str, Any], also: list[str] | None)
     return weighted_sum(objectives, weights)
 
 
-def patient_objective(objective: Objective, options: Rewarding) -> Objective:
+def objective_with_retries(objective: Objective, options: Rewarding) -> Objective:
     """Return the objective, called as the options about rewards say.
 
     Raises:
         InputError: they are out of their range, or the objective has nothing that can be kept, or nowhere.
     """
-    made = patient(objective, patience_of(options))
+    from zoreward.registry.retries import with_retries
+
+    made = with_retries(objective, part_of(Rewarding, options))
     if options.reward_cache is not None:
         _check_cache(options.reward_cache)
     return made
@@ -57,7 +59,7 @@ def patient_objective(objective: Objective, options: Rewarding) -> Objective:
 
 def _check_cache(folder: str) -> None:
     """Refuse a --reward-cache that cannot be made. One that is there and cannot be written to may still be read."""
-    from zoreward.registry.kept import FILE_NAME
+    from zoreward.registry.cache import FILE_NAME
 
     file = Path(folder, FILE_NAME)
     if os.path.isdir(file):

@@ -30,7 +30,7 @@ from zoreward.cli.options import (
 from zoreward.cli.prepare import (
     check_folder,
     made_objective,
-    patient_objective,
+    objective_with_retries,
     quiet_transformers,
     select_device,
     shown_prompts,
@@ -87,7 +87,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
         flags = flagged(own, values)
         objective = made_objective(source, own, options.also)
-        patient_objective(objective, options)  # the trainer makes it so; here it is seen whether it can be
+        objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
             at_end = get_objective(task.objective, **(own if task.objective == source else options_of_task(task)))

@@ -7,8 +7,16 @@ A plugin is an entry point of the group `zoreward.objectives`; the shipped objec
 """
 
 from zoreward.registry.decorator import assume_completions, objective
-from zoreward.registry.objective import Needs, Objective, Option, Returned, mean_score, no_score, weighted_sum
-from zoreward.registry.patience import Patience, left_behind, patience_of, patient
+from zoreward.registry.objective import (
+    Needs,
+    Objective,
+    Option,
+    Returned,
+    left_behind,
+    mean_score,
+    no_score,
+    weighted_sum,
+)
 from zoreward.registry.places import is_ctrl_c, place_of
 from zoreward.registry.sources import Entry, Source, code_of, describe_objective, get_objective, list_objectives
 
@@ -17,7 +25,6 @@ __all__ = [
     "Needs",
     "Objective",
     "Option",
-    "Patience",
     "Returned",
     "Source",
     "assume_completions",
@@ -30,8 +37,6 @@ __all__ = [
     "mean_score",
     "no_score",
     "objective",
-    "patience_of",
-    "patient",
     "place_of",
     "weighted_sum",
 ]

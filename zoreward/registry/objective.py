@@ -33,6 +33,9 @@ Returned = float | list[float | None]
 
 # From so many on, looking at the types of a list's items together is faster than one by one.
 _FEW = 8
+REWARD_THREAD = "zoreward-reward"
+"""The name of each thread that calls a function with a timeout or with retries."""
+
 # They cannot be written to.
 _PLAIN = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
@@ -125,14 +128,6 @@ class Objective:
         if math.isnan(score):
             raise no_score(self.name, n_rows)
         return score
-
-    def part_scores(self, n_rows: int, /, **outputs: Any) -> dict[str, float]:
-        """Return the value of each objective of a weighted sum, by name; of another objective its own alone.
-
-        NaN where there is none. Raises what `returned_for` raises.
-        """
-        [returned] = self.returned_for([(n_rows, outputs)])
-        return {name: mean_score(found) for name, found in returned.items()}
 
     def returned_for(self, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Returned]]:
         """Return what the objective's parts return for each batch, checked; by the name of the part.
@@ -354,6 +349,13 @@ def _event_loop(thread: str) -> asyncio.AbstractEventLoop:
 
     threading.Thread(target=run, name=thread, daemon=True).start()
     return loop
+
+
+def left_behind() -> bool:
+    """Whether a call is still at work, though nobody waits for it any more or the run is over."""
+    import threading
+
+    return any(thread.name == REWARD_THREAD for thread in threading.enumerate())
 
 
 def mean_score(returned: Returned) -> float:

@@ -15,13 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
+from zoreward.config import Rewarding, part_of
 from zoreward.data import rows_of
 from zoreward.journal import Journal
 from zoreward.members import called_model, check_merged, in_all_blocks, merged_copy, update_
 from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord, one_line
-from zoreward.registry import Source, no_score, patience_of, patient
+from zoreward.registry import Source, no_score
+from zoreward.registry.retries import with_retries
 from zoreward.scoring import (
     Reader,
     Scorer,
@@ -132,7 +134,7 @@ class ZOTrainer(ResumableTrainer):
         args = args or ZOConfig()
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
-        self.objective = patient(chosen, patience_of(args))
+        self.objective = with_retries(chosen, part_of(Rewarding, args))
         adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
         eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
         self.method, generation = method_of(args), generation_of(args, args.seed)

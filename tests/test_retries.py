@@ -20,10 +20,12 @@ import pytest
 from transformers import TrainerState
 
 from conftest import random_model
+from zoreward.config import Rewarding
 from zoreward.journal import JOURNAL_NAME, fingerprint
 from zoreward.records import Completion, Example, InputError, ObjectiveError
-from zoreward.registry import Objective, Patience, get_objective, kept, objective, patient, weighted_sum
-from zoreward.registry.kept import Kept, Row
+from zoreward.registry import Objective, get_objective, objective, weighted_sum
+from zoreward.registry.cache import RowScore, ScoreCache
+from zoreward.registry.retries import with_retries
 from zoreward.scoring import score_writings
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -38,6 +40,19 @@ def scored(chosen: Objective, *texts: str, members: int = 1, **columns: list) ->
     return score_writings(chosen, examples, [[Completion(text, (1,), True) for text in texts]] * members)
 
 
+Called = tuple[Rewarding, float]
+
+
+def called(*, backoff: float = 1.0, **options) -> Called:
+    """How an objective is called, and how long the first retry waits."""
+    return Rewarding(**{f"reward_{name}": value for name, value in options.items()}), backoff
+
+
+def retried(chosen: Objective, how: Called) -> Objective:
+    options, backoff = how
+    return with_retries(chosen, options, backoff=backoff)
+
+
 def rewards(writing) -> tuple:
     [values] = writing.rewards.values()
     return values
@@ -45,7 +60,7 @@ def rewards(writing) -> tuple:
 
 def test_the_default_is_the_objective_itself() -> None:
     chosen = get_objective("exact-match")
-    assert patient(chosen, Patience()) is chosen
+    assert retried(chosen, called()) is chosen
 
 
 # --- too long -----------------------------------------------------------------------------------------------------
@@ -85,7 +100,7 @@ def test_what_takes_too_long_is_left_behind_and_told(kind: str, let_go: threadin
     timeout = 1.5
     start = time.monotonic()
     with pytest.raises(ObjectiveError) as caught:
-        scored(patient(get_objective(reward), Patience(timeout=timeout)), "good film", "bad film")
+        scored(retried(get_objective(reward), called(timeout=timeout)), "good film", "bad film")
     let_go.set()
     assert time.monotonic() - start < SOON
     assert str(caught.value) == (
@@ -124,7 +139,7 @@ def test_where_a_coroutine_stood_is_asked_before_it_is_cancelled() -> None:
         return Looked(hangs(completions))
 
     with pytest.raises(ObjectiveError) as caught:
-        scored(patient(get_objective(reward), Patience(timeout=1.5)), "a")
+        scored(retried(get_objective(reward), called(timeout=1.5)), "a")
     assert f"{Path(__file__).name}, line {hangs.__code__.co_firstlineno + 1};" in caught.value.hint
 
 
@@ -138,7 +153,7 @@ def test_a_coroutine_that_is_left_behind_is_cancelled() -> None:
             cancelled.set()
 
     with pytest.raises(ObjectiveError, match=r"took longer than 1\.5 s"):
-        scored(patient(get_objective(hangs), Patience(timeout=1.5)), "a")
+        scored(retried(get_objective(hangs), called(timeout=1.5)), "a")
     assert cancelled.wait(SOON)
 
 
@@ -152,7 +167,7 @@ def test_one_that_is_too_late_counts_nothing_and_the_next_is_asked_in_its_place(
         log_metric("calls", len(calls))
         return [float(len(calls))] * len(completions)
 
-    [writing] = scored(patient(get_objective(late), Patience(timeout=0.2, retries=1, backoff=0.001)), "a")
+    [writing] = scored(retried(get_objective(late), called(timeout=0.2, retries=1, backoff=0.001)), "a")
     let_go.set()
     assert (writing.score, writing.metrics) == (2.0, {"metric/calls": 2.0})
 
@@ -164,7 +179,7 @@ def test_time_in_the_queue_is_not_the_call_s() -> None:
         return [1.0] * len(completions)
 
     # 6 · 0.3 s in all, one after the other; each within 1.5 s, with 1.2 s for a busy machine
-    assert len(scored(patient(get_objective(slow), Patience(timeout=1.5)), "a", members=6)) == 6
+    assert len(scored(retried(get_objective(slow), called(timeout=1.5)), "a", members=6)) == 6
 
 
 def test_a_score_of_choices_has_its_time_too(let_go: threading.Event) -> None:
@@ -173,7 +188,7 @@ def test_a_score_of_choices_has_its_time_too(let_go: threading.Event) -> None:
         return 1.0
 
     with pytest.raises(ObjectiveError, match=r"(?m)^objective 'hangs' took longer than 0\.2 s \(3 rows\)$"):
-        patient(get_objective(hangs), Patience(timeout=0.2)).score(3, predictions=[0, 1, 0], references=[0, 0, 0])
+        retried(get_objective(hangs), called(timeout=0.2)).score(3, predictions=[0, 1, 0], references=[0, 0, 0])
 
 
 # --- again --------------------------------------------------------------------------------------------------------
@@ -200,7 +215,7 @@ def test_one_that_fails_is_called_again(is_async: bool, caplog: pytest.LogCaptur
     async def later(completions, log_metric):
         return judge(completions, log_metric)
 
-    chosen = patient(get_objective(later if is_async else judge), Patience(retries=3, backoff=0.01))
+    chosen = retried(get_objective(later if is_async else judge), called(retries=3, backoff=0.01))
     with caplog.at_level(logging.WARNING, logger="zoreward"):
         [writing] = scored(chosen, "ab", "a")
     assert (writing.score, writing.metrics, len(calls)) == (1.5, {"metric/asked": 1.0}, 4)
@@ -214,7 +229,7 @@ def test_one_that_fails_is_called_again(is_async: bool, caplog: pytest.LogCaptur
 def test_one_that_goes_on_failing_ends_the_run() -> None:
     judge, calls = flaky(9)
     with pytest.raises(ObjectiveError) as caught:
-        scored(patient(get_objective(judge), Patience(retries=2, backoff=0.001)), "ab")
+        scored(retried(get_objective(judge), called(retries=2, backoff=0.001)), "ab")
     assert len(calls) == 3
     assert str(caught.value) == (
         "objective 'judge' raised ConnectionError: busy (row 0: prompt 'p0', completion 'ab'); 3 tries"
@@ -230,7 +245,7 @@ def test_what_is_no_score_is_not_bad_luck() -> None:
         return ["good"] * len(completions)
 
     with pytest.raises(ObjectiveError, match=r"(?m)^objective 'wrong' returned no number for row 0: 'good'$"):
-        scored(patient(get_objective(wrong), Patience(retries=3, backoff=0.001)), "ab")
+        scored(retried(get_objective(wrong), called(retries=3, backoff=0.001)), "ab")
     assert len(calls) == 1
 
 
@@ -239,9 +254,9 @@ ENDS = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, St
 
 @pytest.mark.parametrize("error", ENDS)
 @pytest.mark.parametrize(
-    "patience", [Patience(), Patience(timeout=SOON), Patience(retries=1, backoff=0.001), Patience(workers=2)]
+    "options", [called(), called(timeout=SOON), called(retries=1, backoff=0.001), called(workers=2)]
 )
-def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException], patience: Patience) -> None:
+def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException], options: Called) -> None:
     judge, _ = flaky(9, error)
 
     async def later(completions, log_metric):
@@ -251,12 +266,12 @@ def test_whatever_is_raised_is_told_and_nothing_hangs(error: type[BaseException]
         for _ in range(2):  # the loops that await go on after the first
             told = f"^objective '{reward.__name__}' raised ({error.__name__}|RuntimeError: .*StopIteration)"
             with pytest.raises(ObjectiveError, match=told):
-                scored(patient(get_objective(reward), patience), "ab")
+                scored(retried(get_objective(reward), options), "ab")
 
 
-@pytest.mark.parametrize("patience", [Patience(), Patience(retries=2, backoff=0.001), Patience(workers=2)])
+@pytest.mark.parametrize("options", [called(), called(retries=2, backoff=0.001), called(workers=2)])
 @pytest.mark.parametrize("is_async", [False, True])
-def test_what_a_reward_writes_to_is_its_own(patience: Patience, is_async: bool) -> None:
+def test_what_a_reward_writes_to_is_its_own(options: Called, is_async: bool) -> None:
     seen: list[str] = []
 
     def vandal(prompts, completions, completion_ids, notes, scores, trainer_state, **columns):
@@ -271,7 +286,7 @@ def test_what_a_reward_writes_to_is_its_own(patience: Patience, is_async: bool) 
         trainer_state.log_history[0]["loss"] = 0.0
         trainer_state.log_history.clear()
         columns["other"] = completions = None
-        if len(seen) == 1 and patience.retries:
+        if len(seen) == 1 and options[0].reward_retries:
             raise ConnectionError
         return [1.0]
 
@@ -287,7 +302,7 @@ def test_what_a_reward_writes_to_is_its_own(patience: Patience, is_async: bool) 
     before = repr((example, state))
     reward = later if is_async else vandal
     sum_of_two = weighted_sum([get_objective(reward), replace(get_objective(reward), name="again")])
-    chosen = patient(replace(sum_of_two), patience)
+    chosen = retried(replace(sum_of_two), options)
     writing = [Completion("text", (1, 2), True)]
     score_writings(chosen, [example], [writing] * 2, trainer_state=state)
     assert len(seen) >= 4 and len(set(seen)) == 1
@@ -317,14 +332,14 @@ def test_only_a_signal_is_the_user_s_wish_to_stop() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("patience", [Patience(), Patience(timeout=SOON)])
-def test_the_line_is_the_user_s_own(patience: Patience) -> None:
+@pytest.mark.parametrize("options", [called(), called(timeout=SOON)])
+def test_the_line_is_the_user_s_own(options: Called) -> None:
     def parses(completions):
         return [json.loads(text) for text in completions]
 
     line = parses.__code__.co_firstlineno + 1
     with pytest.raises(ObjectiveError, match="raised JSONDecodeError: Expecting value") as caught:
-        scored(patient(get_objective(parses), patience), "good")
+        scored(retried(get_objective(parses), options), "good")
     assert caught.value.hint == f"raised in {__file__}, line {line}"
 
 
@@ -336,7 +351,7 @@ def test_after_one_that_failed_the_others_are_given_up() -> None:
         raise ValueError("no")
 
     with pytest.raises(ObjectiveError, match="raised ValueError: no"):
-        scored(patient(get_objective(fails), Patience(timeout=SOON)), "a", members=50)
+        scored(retried(get_objective(fails), called(timeout=SOON)), "a", members=50)
     assert len(calls) < 50
 
 
@@ -357,7 +372,7 @@ def test_rows_are_scored_together_and_told_in_their_order() -> None:
         log_metric("rank", rank[0])
         return [None if text == "c" else scale * len(text) for text in completions]
 
-    chosen = patient(get_objective(judge, scale=2.0), Patience(workers=4))
+    chosen = retried(get_objective(judge, scale=2.0), called(workers=4))
     [writing] = scored(chosen, "aaa", "bb", "c", "dddd", rank=[0, 1, 2, 3])
     assert sizes == [1] * 4
     assert rewards(writing) == (6.0, 4.0, None, 8.0)
@@ -375,11 +390,11 @@ def test_a_row_that_fails_is_named_and_alone_is_asked_again() -> None:
             raise ConnectionError("busy")
         return [1.0]
 
-    assert scored(patient(get_objective(judge), Patience(workers=3, retries=2, backoff=0.001)), "a", "bad", "c")
+    assert scored(retried(get_objective(judge), called(workers=3, retries=2, backoff=0.001)), "a", "bad", "c")
     assert sorted(asked) == ["a", "bad", "bad", "bad", "c"]
     asked.clear()
     with pytest.raises(ObjectiveError) as caught:
-        scored(patient(get_objective(judge), Patience(workers=3)), "a", "bad", "c")
+        scored(retried(get_objective(judge), called(workers=3)), "a", "bad", "c")
     assert str(caught.value) == (
         "objective 'judge' raised ConnectionError: busy (row 1: prompt 'p1', completion 'bad')"
     )
@@ -395,9 +410,9 @@ def test_a_row_that_is_no_score_is_named_by_its_number() -> None:
         return 1.0
 
     with pytest.raises(ObjectiveError, match=r"(?m)^objective 'judge' returned inf for row 2$"):
-        scored(patient(get_objective(judge), Patience(workers=3)), "a", "b", "c")
+        scored(retried(get_objective(judge), called(workers=3)), "a", "b", "c")
     with pytest.raises(ObjectiveError, match="said to be rowwise, and returned one number for 1 rows"):
-        scored(patient(get_objective(corpus), Patience(workers=3)), "a", "b", "c")
+        scored(retried(get_objective(corpus), called(workers=3)), "a", "b", "c")
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -412,7 +427,7 @@ def test_what_is_not_rowwise_is_never_split_but_members_are_scored_together(is_a
     async def later(completions):
         return await asyncio.to_thread(corpus, completions)
 
-    found = scored(patient(get_objective(later if is_async else corpus), Patience(workers=3)), "ab", "c", members=3)
+    found = scored(retried(get_objective(later if is_async else corpus), called(workers=3)), "ab", "c", members=3)
     assert [one.score for one in found] == [3.0] * 3
     assert sizes == [2] * 3
 
@@ -443,7 +458,7 @@ def test_never_more_at_a_time_than_there_are_workers(workers: int | None, is_asy
 
     two.__name__ = "two"
     both = weighted_sum([get_objective(later if is_async else one), get_objective(two)])
-    scored(patient(both, Patience(timeout=SOON, workers=workers)), "a", members=8)
+    scored(retried(both, called(timeout=SOON, workers=workers)), "a", members=8)
     assert max(most) == (workers or 1)
 
 
@@ -456,7 +471,7 @@ def test_without_workers_what_is_async_runs_all_together() -> None:
             await asyncio.sleep(0.001)
         return [1.0] * len(completions)
 
-    assert len(scored(patient(get_objective(meeting), Patience(timeout=SOON)), "a", members=5)) == 5
+    assert len(scored(retried(get_objective(meeting), called(timeout=SOON)), "a", members=5)) == 5
 
 
 # --- kept ---------------------------------------------------------------------------------------------------------
@@ -475,13 +490,13 @@ def judge_of(calls: list):
 @pytest.mark.parametrize("workers", [None, 3])
 def test_what_is_kept_is_not_asked_again(tmp_path: Path, workers: int | None) -> None:
     calls: list[list[str]] = []
-    patience = Patience(cache=str(tmp_path / "kept"), workers=workers)
-    [first] = scored(patient(get_objective(judge_of(calls)), patience), "aa", "", "b")
-    [second] = scored(patient(get_objective(judge_of(calls)), patience), "aa", "", "b")
+    options = called(cache=str(tmp_path / "kept"), workers=workers)
+    [first] = scored(retried(get_objective(judge_of(calls)), options), "aa", "", "b")
+    [second] = scored(retried(get_objective(judge_of(calls)), options), "aa", "", "b")
     assert rewards(first) == rewards(second) == (2.0, None, 1.0)
     assert first.extra == second.extra == {"why": ["aa!", "!", "b!"]}
     assert sorted(text for call in calls for text in call) == ["", "aa", "b"]
-    [third] = scored(patient(get_objective(judge_of(calls)), patience), "aa", "new", "b")
+    [third] = scored(retried(get_objective(judge_of(calls)), options), "aa", "new", "b")
     assert rewards(third) == (2.0, 3.0, 1.0)
     assert third.extra == {"why": ["aa!", "new!", "b!"]}
     assert calls[-1] == ["new"]
@@ -489,9 +504,7 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path, workers: int | None) ->
 
 def test_members_that_wrote_the_same_are_asked_for_once(tmp_path: Path) -> None:
     calls: list[list[str]] = []
-    found = scored(
-        patient(get_objective(judge_of(calls)), Patience(cache=str(tmp_path), workers=4)), "a", "b", members=9
-    )
+    found = scored(retried(get_objective(judge_of(calls)), called(cache=str(tmp_path), workers=4)), "a", "b", members=9)
     assert [rewards(one) for one in found] == [(1.0, 1.0)] * 9
     assert sorted(text for call in calls for text in call) == ["a", "b"]
 
@@ -510,7 +523,7 @@ def judge(completions, level, *, scale: float = 1.0):
 
     def asked(text: str = source, level: int = 1, other: int = 0, **options: float) -> int:
         file.write_text(f"CALLS = []\n{text}")
-        chosen = patient(get_objective(f"{file}:judge", **options), Patience(cache=cache))
+        chosen = retried(get_objective(f"{file}:judge", **options), called(cache=cache))
         scored(chosen, "ab", level=[level], other=[other])
         return len(sys.modules["zoreward_file_rewards"].CALLS)
 
@@ -524,9 +537,9 @@ def judge(completions, level, *, scale: float = 1.0):
 @pytest.mark.parametrize("damage", ["no database", "cut off", "one score", "a folder"])
 def test_damage_is_a_miss_with_a_warning(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[list[str]] = []
-    patience = Patience(cache=str(tmp_path))
+    options = called(cache=str(tmp_path))
     texts = [f"text {i}" for i in range(300)]
-    scored(patient(get_objective(judge_of(calls)), patience), *texts)
+    scored(retried(get_objective(judge_of(calls)), options), *texts)
     [file] = tmp_path.iterdir()
     if damage == "no database":
         file.write_bytes(b"something else entirely" * 500)
@@ -541,7 +554,7 @@ def test_damage_is_a_miss_with_a_warning(tmp_path: Path, damage: str, caplog: py
         connection.close()
     calls.clear()
     with caplog.at_level(logging.WARNING, logger="zoreward"):
-        [writing] = scored(patient(get_objective(judge_of(calls)), patience), *texts)
+        [writing] = scored(retried(get_objective(judge_of(calls)), options), *texts)
     assert rewards(writing) == tuple(float(len(text)) for text in texts)
     assert [len(call) for call in calls] == [300]
     assert sum("asked for again" in record.message for record in caplog.records) == 1
@@ -566,14 +579,14 @@ def test_a_cache_that_cannot_be_used_is_a_warning(
         others.append(sqlite3.connect(folder / "scores.sqlite", check_same_thread=False))
         columns = "key, row, crc, owner" if trouble == "foreign" else "key TEXT PRIMARY KEY, row TEXT, crc INTEGER"
         others[0].execute(f"CREATE TABLE scores ({columns})")
-        monkeypatch.setattr(kept, "PATIENCE", 0.05)
+        monkeypatch.setattr("zoreward.registry.cache.LOCK_TIMEOUT", 0.05)
         if trouble == "locked":
             others[0].execute("BEGIN EXCLUSIVE")
         if trouble == "read-only":
             others[0].execute("CREATE TRIGGER no BEFORE INSERT ON scores BEGIN SELECT RAISE(ABORT, 'readonly'); END")
             others[0].commit()
     calls: list[list[str]] = []
-    chosen = patient(get_objective(judge_of(calls)), Patience(cache=str(folder)))
+    chosen = retried(get_objective(judge_of(calls)), called(cache=str(folder)))
     start = time.perf_counter()
     with caplog.at_level(logging.WARNING, logger="zoreward"):
         for _ in range(3):
@@ -588,21 +601,21 @@ def test_a_cache_that_cannot_be_used_is_a_warning(
 
 def test_several_may_write_at_once(tmp_path: Path) -> None:
     def write(who: int) -> None:
-        mine = Kept(tmp_path)
+        mine = ScoreCache(tmp_path)
         for i in range(20):
-            mine.store({f"{who} {i}": Row(float(i), {})})
+            mine.store({f"{who} {i}": RowScore(float(i), {})})
 
     threads = [threading.Thread(target=write, args=(who,)) for who in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found = Kept(tmp_path).find([f"{who} {i}" for who in range(4) for i in range(20)])
+    found = ScoreCache(tmp_path).find([f"{who} {i}" for who in range(4) for i in range(20)])
     assert {key: row.score for key, row in found.items()} == {f"{w} {i}": float(i) for w in range(4) for i in range(20)}
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
-    cache = Patience(cache=str(tmp_path))
+    cache = called(cache=str(tmp_path))
 
     def plain(completions):
         return [1.0]
@@ -612,17 +625,17 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
         return [1.0]
 
     with pytest.raises(InputError, match="'plain' has no scores that can be kept"):
-        patient(get_objective(plain), cache)
+        retried(get_objective(plain), cache)
     with pytest.raises(InputError, match="'late' asks for trainer_state"):
-        patient(get_objective(late), cache)
+        retried(get_objective(late), cache)
     unseen: dict = {"objective": objective}
     exec("@objective('unseen', rowwise=True)\ndef unseen(completions):\n    return [1.0]", unseen)
     with pytest.raises(InputError, match="the source of objective 'unseen' cannot be read"):
-        patient(get_objective(unseen["unseen"]), cache)
+        retried(get_objective(unseen["unseen"]), cache)
     with pytest.raises(InputError, match="rowwise is for objectives that need completions"):
         objective("mcc", rowwise=True)(lambda predictions: [1.0])
     with pytest.raises(ObjectiveError, match="no score that can be kept for row 1: Object of type set"):
-        scored(patient(get_objective(judge_of([])), cache), "a", "b", tags=["x", {1}])
+        scored(retried(get_objective(judge_of([])), cache), "a", "b", tags=["x", {1}])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -636,7 +649,7 @@ def test_a_part_that_keeps_nothing_stands_beside_one_that_does(tmp_path: Path) -
 
     both = weighted_sum([get_objective(judge_of(calls)), get_objective(plain)], [1.0, 2.0])
     for _ in range(2):
-        [writing] = scored(patient(both, Patience(cache=str(tmp_path))), "abc")
+        [writing] = scored(retried(both, called(cache=str(tmp_path))), "abc")
         assert writing.score == 3.0
     assert (len(calls), len(plain_calls)) == (1, 2)
 
@@ -673,7 +686,7 @@ def test_a_run_whose_reward_fails_every_tenth_call_is_the_run_of_one_that_never_
     for name, failing in [("never", False), ("often", True), ("split", True)]:
         calls.clear()
         chosen = get_objective(split if name == "split" else judge)
-        made = patient(chosen, Patience(retries=2, backoff=0.001, workers=2 if name == "split" else None))
+        made = retried(chosen, called(retries=2, backoff=0.001, workers=2 if name == "split" else None))
         trainer = tuned(tmp_path / name, tokenizer, made)
         trainer.train()
         journals.append((tmp_path / name / JOURNAL_NAME).read_bytes())

@@ -26,11 +26,11 @@ FILE_NAME = "scores.sqlite"
 # Of a statement; SQLite takes at least 999 values in one.
 _AT_ONCE = 500
 # Seconds to wait for another process that writes.
-PATIENCE = 10.0
+LOCK_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RowScore:
     """What is known of one row.
 
     Args:
@@ -42,7 +42,7 @@ class Row:
     extra: dict[str, Any]
 
 
-class Kept:
+class ScoreCache:
     """The scores in a folder. Several processes may use it at once.
 
     A file that is damaged, or that cannot be read or written, is one in which nothing is found, with a warning; it is
@@ -57,9 +57,9 @@ class Kept:
         self._warned = False
         self._failed: set[str] = set()
 
-    def find(self, keys: Sequence[str]) -> dict[str, Row]:
+    def find(self, keys: Sequence[str]) -> dict[str, RowScore]:
         """Return what is known, by key."""
-        found: dict[str, Row] = {}
+        found: dict[str, RowScore] = {}
 
         def look(file: sqlite3.Connection) -> None:
             for start in range(0, len(keys), _AT_ONCE):
@@ -67,7 +67,7 @@ class Kept:
                 marks = ", ".join("?" * len(some))
                 for key, text, check in file.execute(f"SELECT * FROM scores WHERE key IN ({marks})", some):
                     if check == _checksum(key, text):
-                        found[key] = Row(**json.loads(text))
+                        found[key] = RowScore(**json.loads(text))
                     else:
                         self._warn("a score is damaged")
 
@@ -75,7 +75,7 @@ class Kept:
             self._with_file("read", look)
         return found
 
-    def store(self, rows: Mapping[str, Row]) -> None:
+    def store(self, rows: Mapping[str, RowScore]) -> None:
         """Keep what is known of these rows."""
         lines = []
         for key, row in rows.items():
@@ -94,7 +94,7 @@ class Kept:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self._path, timeout=PATIENCE)) as file, file:
+            with contextlib.closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT)) as file, file:
                 file.execute(
                     "CREATE TABLE IF NOT EXISTS scores"
                     " (key TEXT PRIMARY KEY, row TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID"
