@@ -14,7 +14,8 @@ from zoreward.data import list_tasks, load_rows, load_task
 from zoreward.data.derived import with_columns
 from zoreward.data.tasks import Task
 from zoreward.data.templates import fields_of, fill
-from zoreward.data.texts import Text, texts_of
+from zoreward.data.texts import texts_of
+from zoreward.data.tokens import Text
 from zoreward.records import InputError, MissingFileError, UnknownNameError
 from zoreward.registry import describe_objective
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from zoreward.data.choices import classes_of
-from zoreward.data.conversations import check_prompts, render_prompts
 from zoreward.data.hub import check_hub
 from zoreward.data.prompts import (
     check_calibration,
     check_columns,
+    check_prompts,
     content_free_examples,
     describe_prompts,
     render,
+    render_prompts,
     without_content,
 )
 from zoreward.data.rows import load_rows, rows_of

@@ -6,19 +6,18 @@ Also prompts without content, by which answers are calibrated, and prompts as th
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting
-from zoreward.data.conversations import read_template_kwargs, refuse_template_kwargs
-from zoreward.data.preferences import Judged, are_preferences, judged_rows, preference_texts
+from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
+from zoreward.data.conversations import chat_prompt, chat_texts, read_template_kwargs, refuse_template_kwargs
+from zoreward.data.preferences import are_preferences, preference_texts
 from zoreward.data.rows import rows_of
-from zoreward.data.shots import demonstrations, tokenize_with
 from zoreward.data.templates import fields_of, fill, warn_of_empty
-from zoreward.data.texts import Text, texts_of
-from zoreward.data.tokens import WHOLE, tokens_of
-from zoreward.data.whole import refuse_mask, whole_texts
-from zoreward.records import Example, InputError, ZorewardError
+from zoreward.data.texts import demonstrations, refuse_mask, texts_of, tokenize_with, whole_texts
+from zoreward.data.tokens import WHOLE, Text, prompt_tokens, tokens_of
+from zoreward.records import Example, InputError, UnknownNameError, ZorewardError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,24 +113,14 @@ def render(
     EleutherAI's lm-evaluation-harness, except that only spaces change sides: newer tokenizers join a line break with
     the character before it ("?⏎"), not with the word behind it.
     """
-    rows = rows_of(rows)
-    told = read_template_kwargs(prompting.chat_template_kwargs)
+    rows, given = rows_of(rows), read_template_kwargs(prompting.chat_template_kwargs)
     warn_of_empty(rows, prompting.template, prompting.prompt)
-    if kind not in WHOLE:
-        refuse_mask(prompting.template, "a model that writes from left to right")
-    how: dict[str, Any] = {}
-    shown: list[list[str]] = [[]] * len(rows)
-    if kind in WHOLE:
-        refuse_template_kwargs(told)
-        texts = whole_texts(rows, needs, prompting, kind, classes)
-        how = {"classes": classes}
-    elif are_preferences(rows, needs, prompting):
-        judged = _judged(rows, prompting, told)
-        texts = preference_texts(judged, rows, tokenizer, told)
-        how = {"chat": not isinstance(judged[0].prompt, str), "end": tokenizer.eos_token_id}
-    else:
-        refuse_template_kwargs(told)
-        texts, shown = _texts_and_shots(rows, needs, prompting, shot_rows, seed)
+    texts, shots, preferences = _texts_and_shots(rows, prompting, needs, shot_rows, seed, kind, classes)
+    chat = not isinstance(texts[0].prompt, str)
+    if chat:
+        texts = chat_texts(texts, rows, tokenizer, given)
+    end = tokenizer.eos_token_id if preferences else None
+    ready = tokenize_with(shots, texts, tokenizer, prompting.max_length, kind, classes=classes, chat=chat, end=end)
     return [
         Example(
             *(row, text.prompt, text.candidates, text.reference),
@@ -140,9 +129,7 @@ def render(
             place=tokens.place,
             types=tokens.types,
         )
-        for row, (text, tokens, count) in zip(
-            rows, tokenize_with(shown, texts, tokenizer, prompting.max_length, kind, **how), strict=True
-        )
+        for row, (text, tokens, count) in zip(rows, ready, strict=True)
     ]
 
 
@@ -167,47 +154,136 @@ def check_columns(
         zoreward.records.InputError: --template: no row has the column 'txt'
         hint: did you mean text? the columns are text
     """
-    rows = rows_of(rows)
-    told = read_template_kwargs(prompting.chat_template_kwargs)
-    if kind in WHOLE:
-        refuse_template_kwargs(told)
-        whole_texts(rows, needs, prompting, kind, classes)
-        return
-    refuse_mask(prompting.template, "a model that writes from left to right")
-    if are_preferences(rows, needs, prompting):
-        _judged(rows, prompting, told)
-    else:
-        refuse_template_kwargs(told)
-        _texts_and_shots(rows, needs, prompting, shot_rows, seed)
-
-
-def _judged(rows: list[dict[str, Any]], prompting: Prompting, template_kwargs: Mapping[str, Any]) -> list[Judged]:
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
-    if prompting.shots:
-        raise InputError("preferences take no demonstrations", hint="leave --shots out")
-    judged = judged_rows(rows, prompting)
-    if isinstance(judged[0].prompt, str):
-        refuse_template_kwargs(template_kwargs)
-    return judged
+    _texts_and_shots(rows_of(rows), prompting, needs, shot_rows, seed, kind, classes)
 
 
 def _texts_and_shots(
     rows: list[dict[str, Any]],
-    needs: str,
     prompting: Prompting,
+    needs: str,
     shot_rows: Iterable[dict[str, Any]] | None,
     seed: int,
-) -> tuple[list[Text], list[list[str]]]:
-    texts = texts_of(rows, needs, prompting)
+    kind: str,
+    classes: Sequence[str],
+) -> tuple[list[Text], list[list[str]], bool]:
+    """Every row as text or as messages, the demonstrations for each, and whether these are preferences."""
+    given, preferences = read_template_kwargs(prompting.chat_template_kwargs), False
+    if kind in WHOLE:
+        texts = whole_texts(rows, needs, prompting, kind, classes)
+    else:
+        refuse_mask(prompting.template, "a model that writes from left to right")
+        preferences = are_preferences(rows, needs, prompting)
+        texts = preference_texts(rows, prompting) if preferences else texts_of(rows, needs, prompting)
+    if isinstance(texts[0].prompt, str):
+        refuse_template_kwargs(given)
     pool = texts
     if prompting.shots > 0 and shot_rows is not None:
         try:
             pool = texts_of(rows_of(shot_rows), needs, prompting)
         except ZorewardError as error:
             raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
-    return texts, demonstrations(texts, pool, prompting.shots, seed)
+    return texts, demonstrations(texts, pool, prompting.shots, seed), preferences
+
+
+def render_prompts(
+    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompting: Prompting,
+    *,
+    kind: str = "causal",
+) -> list[Example]:
+    """Every row as an `Example` without candidates: a prompt to write on from.
+
+    A prompt is a template filled with the row, or what the row's column `prompt` holds: a text, or a conversation, a
+    list of messages `{"role": …, "content": …}`. A conversation goes through the tokenizer's chat template and ends
+    where the assistant's turn begins; one whose last message is the assistant's goes on in that message. The columns
+    `tools` and `chat_template_kwargs` of such a row, as objects or JSON, are the template's too. The tokens of a plain
+    prompt begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
+
+    Args:
+        rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
+        tokenizer: of the model that will write.
+        prompting: the options, of which are read:
+            template: the prompt; a `str.format` template over the columns: `Question: {question} Answer:`.
+            prompt: the column of the prompt, where there is no template.
+            max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts
+                lose tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
+            chat_template_kwargs: what the chat template is told, as a dict or JSON; a row's own win.
+        kind: of the model; the encoder of an `encoder-decoder` also reads what the tokenizer puts behind a plain text.
+
+    Raises:
+        InputError: a prompt is no text and no conversation, some are one and some the other, the tokenizer has no
+            chat template, or `max_length` leaves no room. Rows are counted from 1.
+        UnknownNameError: no row has the column `prompt`.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "fine": 1, "film": 2}))
+        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> [example] = render_prompts([{"prompt": "a fine film"}], tokenizer, Prompting(max_length=2))
+        >>> example.prompt, example.prompt_tokens, example.truncated
+        ('a fine film', (1, 2), 1)
+
+    Source: rows and conversations as in TRL's "prompt-only" dataset formats; the last message as in its
+    `apply_chat_template`.
+    """
+    rows, max_length = rows_of(rows), prompting.max_length
+    if max_length is not None and max_length < 1:
+        hint = "write fewer new tokens, or take a model with a longer context"
+        raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
+    prompts = _prompts(rows, prompting)
+    warn_of_empty(rows, prompting.template, prompting.prompt)
+    texts, chat = prompts, not isinstance(prompts[0], str)
+    if chat:
+        given = read_template_kwargs(prompting.chat_template_kwargs)
+        texts = [chat_prompt(prompts[i], row, tokenizer, given, i + 1) for i, row in enumerate(rows)]
+    read = prompt_tokens(texts, tokenizer, max_length, kind, chat=chat)
+    return [
+        Example(row, text, (), 0, tokens, (), cut, messages=tuple(prompt) if chat else None)
+        for row, prompt, text, (tokens, cut) in zip(rows, prompts, texts, read, strict=True)
+    ]
+
+
+def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:
+    """Raise what `render_prompts` would raise about rows and options, without a tokenizer.
+
+    Raises:
+        InputError, UnknownNameError: as `render_prompts`.
+
+    >>> check_prompts([{"text": "fine"}], Prompting())
+    Traceback (most recent call last):
+    zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
+    hint: give --prompt or --template; the columns are text
+    """
+    _prompts(rows_of(rows), prompting)
+
+
+def _prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[Any]:
+    """Each row's prompt: all are texts, or all are lists of messages."""
+    if not rows:
+        raise InputError("there are no rows", hint="give at least one row")
+    given, column = read_template_kwargs(prompting.chat_template_kwargs), prompting.prompt
+    if prompting.template is not None:
+        refuse_template_kwargs(given)
+        return fill(prompting.template, rows, "--template")
+    if column not in (columns := columns_of(rows)):
+        hint = f"give --prompt or --template; {columns_hint(column, columns)}"
+        raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
+    prompts = values_of(rows, column, "prompt", "--prompt")
+    chat = not isinstance(prompts[0], str)
+    if not chat:
+        refuse_template_kwargs(given)
+    for number, value in enumerate(prompts, 1):
+        if (is_conversation(value), isinstance(value, str)) == (not chat, chat):
+            hint = "score plain prompts and conversations one after the other"
+            what = "a text here, a conversation there"
+            raise InputError(f"row {number} is of another kind than row 1: {what}", hint=hint)
+        if not (is_conversation(value) if chat else isinstance(value, str)):
+            hint = 'a prompt is a text, or a list of messages {"role": "user", "content": "…"}'
+            raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no prompt", hint=hint)
+    return prompts
 
 
 def check_calibration(name: str, chooses: bool, template: str | None) -> None:

@@ -66,7 +66,7 @@ def load_rows(
         rows = _file_rows(Path(source), {"--data-config": config, "--split": split, "--revision": revision})[:limit]
     if not rows:
         raise InputError(f"{source} holds no rows", hint="give a file or a split with at least one row")
-    _check_texts(rows, f"{source}, row")
+    _check_rows(rows, f"{source}, row")
     return rows
 
 
@@ -96,18 +96,22 @@ def rows_of(dataset: Any) -> list[Row]:
     if names := class_names(getattr(dataset, "features", None)):
         dataset = with_class_names(dataset, names)
     rows = list(dataset)
-    _check_texts(rows, "row")
+    _check_rows(rows, "row")
     return rows
 
 
-def _check_texts(rows: Iterable[Any], what: str) -> None:
-    """Raise if a text in a row holds half a character, as JSON's `\\ud83d` alone is: no tokenizer can read it.
+def _check_rows(rows: Iterable[Any], what: str) -> None:
+    """Raise if a row is no dict, or a text in it holds half a character, as JSON's `\\ud83d` alone is.
+
+    No tokenizer can read such a text.
 
     Raises:
-        InputError: one does. `what` stands in front of the row's number.
+        InputError: one is, or does. `what` stands in front of the row's number.
     """
     for number, row in enumerate(rows, 1):
-        for column, value in row.items() if isinstance(row, dict) else ():
+        if not isinstance(row, dict):
+            raise InputError(f"{what} {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
+        for column, value in row.items():
             if (text := broken_text(value)) is not None:
                 raise InputError(
                     f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}",

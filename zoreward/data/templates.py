@@ -78,7 +78,7 @@ def warn_of_empty(rows: Sequence[dict[str, Any]], template: str | None, prompt: 
     empty = [
         number
         for number, row in enumerate(rows, 1)
-        if isinstance(row, dict) and all(isinstance(row.get(one), str) and not row[one].strip() for one in columns)
+        if all(isinstance(row.get(column), str) and not row[column].strip() for column in columns)
     ]
     if empty and columns:
         from transformers.utils import logging

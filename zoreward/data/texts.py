@@ -1,30 +1,25 @@
-"""Rows as texts: what is asked, what can be answered, what is right."""
+"""Rows as texts: what is asked, what can be answered, what is right; and other rows in front, as demonstrations.
+
+Free of torch.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from zoreward.config import Prompting
+from zoreward.config import Prompting, part_of
 from zoreward.data.choices import Chosen, class_choices, fixed_choices, row_choices
+from zoreward.data.columns import columns_hint, columns_of
 from zoreward.data.templates import fill
+from zoreward.data.tokens import MASK, PAIRS, Text, Tokens, encode, tokens_of
 from zoreward.records import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-class Text(NamedTuple):
-    """A row as text.
-
-    Args:
-        number: of the row, counted from 1.
-        prompt: the filled template, demonstrations in front.
-        candidates: the answers.
-        reference: index of the right one.
-    """
-
-    number: int
-    prompt: str
-    candidates: tuple[str, ...]
-    reference: int
+_BETWEEN = "\n\n"
 
 
 def texts_of(rows: list[dict[str, Any]], needs: str, prompting: Prompting, classes: Sequence[str] = ()) -> list[Text]:
@@ -35,9 +30,6 @@ def texts_of(rows: list[dict[str, Any]], needs: str, prompting: Prompting, class
     """
     if not rows:
         raise InputError("there are no rows", hint="give at least one row")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"row {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
     if needs not in ("choices", "likelihood"):
         raise InputError(f"no prompts are known for {needs!r}", hint="it is choices or likelihood")
     if prompting.template is None:
@@ -73,3 +65,174 @@ def _chosen(rows: list[dict[str, Any]], prompting: Prompting, classes: Sequence[
             hint="give --choice once for each label, or --choice-column where every row has its own answers",
         )
     return fixed_choices(rows, prompting.choices, prompting.label)
+
+
+# For models that read a text as a whole: those that fill a mask, and those that name a class
+
+
+def whole_texts(
+    rows: list[dict[str, Any]], needs: str, prompting: Prompting, kind: str, classes: Sequence[str]
+) -> list[Text]:
+    """Every row as text for a model of this kind.
+
+    A masked model reads a template with one `[MASK]`. A classifier reads a template, or the column `prompt`; its
+    candidates are the choices, or without any its classes.
+
+    Args:
+        rows: at least one.
+        needs: what the objective needs; it must be `choices`.
+        prompting: how a row becomes a text; without demonstrations. A classifier reads the column `prompt` where there
+            is no template.
+        kind: `masked` or `classifier`.
+        classes: names of the classifier's classes, in the order of its outputs.
+
+    Raises:
+        InputError, UnknownNameError: an option is missing, makes no sense for such a model, or does not fit the rows.
+    """
+    name = f"a {kind} model" if kind == "masked" else "a classifier"
+    if needs != "choices":
+        hint = "take one of choices, such as accuracy or neg-cross-entropy"
+        raise InputError(f"{name} gives no {needs}, which the objective needs", hint=hint)
+    if prompting.shots:
+        raise InputError(f"{name} takes no demonstrations", hint="leave --shots out")
+    if kind == "masked":
+        return _texts_with_mask(rows, needs, prompting)
+    if prompting.choice_column is not None:
+        raise InputError("a classifier has the same classes for all rows", hint="give --choice, or only --label")
+    if prompting.template is None:
+        columns = columns_of(rows)
+        if prompting.prompt not in columns:
+            near = columns_hint(prompting.prompt, columns)
+            hint = f"give --template '{{sentence}}' or --prompt, with your column; {near}"
+            raise InputError("there is no text to classify", hint=hint)
+        prompting = part_of(Prompting, prompting, template=f"{{{prompting.prompt}}}")
+    refuse_mask(prompting.template, name)
+    return texts_of(rows, needs, prompting, classes)
+
+
+def refuse_mask(template: str | None, name: str) -> None:
+    """Refuse a template with a mask for a model that fills none.
+
+    Raises:
+        InputError: it has one.
+    """
+    if MASK in (template or ""):
+        raise InputError(f"the template {template!r} has a mask, and {name} fills none", hint=f"leave {MASK} out")
+
+
+def _texts_with_mask(rows: list[dict[str, Any]], needs: str, prompting: Prompting) -> list[Text]:
+    if prompting.template is not None and (count := prompting.template.count(MASK)) != 1:
+        found = f"{count} masks" if count else "no mask"
+        hint = f"write {MASK} once, where the answer stands: '{{sentence}} It was {MASK} .'"
+        raise InputError(f"the template {prompting.template!r} has {found}, and a masked model fills one", hint=hint)
+    return texts_of(rows, needs, prompting)
+
+
+# Demonstrations: other rows with their right answers, in front of a row's own prompt
+
+
+def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed: int) -> list[list[str]]:
+    """For each of `texts` the `shots` demonstrations that go in front of it, in their order.
+
+    All get the first `shots` of one seeded draw from `pool`. Who asks what a demonstration asks (the same prompt and
+    the same candidates; for `likelihood` the same prompt) gets the next of the draw behind the others instead.
+
+    Raises:
+        InputError: `shots` is negative, or a text finds fewer in the pool.
+
+    >>> pool = [Text(i, f"{i}?", (" no", " yes"), i % 2) for i in (1, 2, 3)]
+    >>> demonstrations(pool, pool, shots=1, seed=0)
+    [['3? yes'], ['3? yes'], ['2? no']]
+    """
+    if shots < 0:
+        raise InputError(f"--shots {shots} is less than 0", hint="give 0 for no demonstrations")
+    if not shots:
+        return [[] for _ in texts]
+    # Sorted by random(), which alone is promised to stay the same in every Python.
+    uniform = random.Random(seed)
+    drawn: dict[tuple[str, ...], str] = {}
+    for _, text in sorted(((uniform.random(), text) for text in pool), key=lambda pair: pair[0]):
+        if len(drawn) <= shots:
+            drawn.setdefault(_question(text), text.prompt + text.candidates[text.reference])
+    shown = []
+    for text in texts:
+        others = [demonstration for question, demonstration in drawn.items() if question != _question(text)]
+        if len(others) < shots:
+            raise InputError(
+                f"row {text.number}: --shots {shots} needs {shots} rows that ask something else, "
+                f"and there {'is' if len(others) == 1 else 'are'} {len(others)}",
+                hint="lower --shots, or give more rows to demonstrate with",
+            )
+        shown.append(others[:shots])
+    return shown
+
+
+def tokenize_with(
+    shown: Sequence[Sequence[str]],
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    kind: str = "causal",
+    **how: Any,
+) -> list[tuple[Text, Tokens, int]]:
+    """Each text behind as many of its demonstrations as fit `max_length`, its tokens, and how many those were.
+
+    The first are left out first. Only a text that is too long without any loses tokens.
+
+    Args:
+        shown: the demonstrations of each text.
+        texts, tokenizer, max_length, kind, how: as for `tokens_of`.
+
+    Raises:
+        InputError: as `tokens_of`.
+    """
+    counts = _likely_counts(shown, texts, tokenizer, max_length, kind)
+    done: dict[int, tuple[Text, Tokens, int]] = {}
+    pending = list(range(len(texts)))
+    while pending:
+        tried = [_behind(texts[i], shown[i], counts[i]) for i in pending]
+        all_tokens = tokens_of(tried, tokenizer, max_length, kind, **how)
+        for i, text, tokens in zip(pending, tried, all_tokens, strict=True):
+            done[i] = text, tokens, counts[i]
+        pending = [i for i in pending if done[i][1].truncated and counts[i]]
+        for i in pending:
+            counts[i] -= 1
+    return [done[i] for i in range(len(texts))]
+
+
+def _question(text: Text) -> tuple[str, ...]:
+    # The one candidate of `likelihood` is the answer, not part of what is asked.
+    return (text.prompt, *text.candidates) if len(text.candidates) > 1 else (text.prompt,)
+
+
+def _behind(text: Text, shown: Sequence[str], count: int) -> Text:
+    return text._replace(prompt=_BETWEEN.join([*shown[len(shown) - count :], text.prompt]))
+
+
+def _likely_counts(
+    shown: Sequence[Sequence[str]],
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    kind: str,
+) -> list[int]:
+    """How many demonstrations may fit each text: rather one too many, so that none is left out without need."""
+    if max_length is None or not any(shown):
+        return [len(own) for own in shown]
+    pieces = list(dict.fromkeys(piece for own in shown for piece in own))
+    # In pieces a text can be longer than as a whole: a token less for each joint.
+    lengths = {
+        piece: len(tokens) - 1
+        for piece, tokens in zip(pieces, encode(tokenizer, [_BETWEEN + piece for piece in pieces]), strict=True)
+    }
+    # An encoder does not read the candidates.
+    read = [text.prompt + ("" if kind == PAIRS else candidate) for text in texts for candidate in text.candidates]
+    wholes = iter(encode(tokenizer, read))
+    counts = []
+    for text, own in zip(texts, shown, strict=True):
+        room = max_length - max(len(next(wholes)) for _ in text.candidates)
+        count = 0
+        while count < len(own) and (room := room - lengths[own[-1 - count]]) >= 0:
+            count += 1
+        counts.append(count)
+    return counts

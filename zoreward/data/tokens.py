@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoreward.data.columns import listed
 from zoreward.records import InputError
@@ -11,13 +11,27 @@ from zoreward.records import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from zoreward.data.texts import Text
-
 
 # How templates write the mask, and the border between two texts, whatever the tokenizer writes.
 MASK, BORDER = "[MASK]", "[SEP]"
 # Kinds of models: those that read a text as a whole; and an encoder for the prompt with a decoder for the answer.
 WHOLE, PAIRS = ("masked", "classifier"), "encoder-decoder"
+
+
+class Text(NamedTuple):
+    """A row as text. Prompt and candidates of conversations are lists of messages until their chat template is filled.
+
+    Args:
+        number: of the row, counted from 1.
+        prompt: the filled template, demonstrations in front.
+        candidates: the answers.
+        reference: index of the right one; −1 where the only answer is said to be bad.
+    """
+
+    number: int
+    prompt: Any
+    candidates: tuple[Any, ...]
+    reference: int
 
 
 class Tokens(NamedTuple):
