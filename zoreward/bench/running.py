@@ -17,6 +17,7 @@ from zoreward.bench.gradient import adamw_step, batches
 from zoreward.bench.keeping import Best, Looking, Meter, is_due
 from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
 from zoreward.data import without_content
+from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
     evaluate,
@@ -158,7 +159,7 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
     )
     objective = metric if method.metric or smooth is None else smooth
     trainer = ZOTrainer(plan.model, objective=objective, args=args, train_dataset=plan.rows.train)
-    _quiet(trainer)
+    silence_(trainer)
     model, tokenizer, meter = trainer.model, trainer.processing_class, Meter(args.device)
     best = Best(
         trainer.scorer.reader.tuned.weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score
@@ -241,10 +242,3 @@ def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:
 
 def _tokenizer(plan: Plan) -> Any:
     return load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
-
-
-def _quiet(trainer: Any) -> None:
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)

@@ -41,6 +41,7 @@ from zoreward.cli.task import refuse_masked
 from zoreward.cli.terminal import json_line
 from zoreward.config import DATA, MOST_SEED, RUN, TASK, TUNING, Command, Data, Loading, Splits
 from zoreward.data import load_task
+from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
 
 _SHOTS = 32
@@ -112,7 +113,7 @@ def _bench(context: typer.Context, values: dict[str, Any]) -> int:
             train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
             print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
             results.begin(plan.configuration())
-        words = context.find_root().obj or []
+        words = words_of(context)
         try:
             reported = _run(plans, tables, rates, seeds, results, values["jobs"])
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 from zoreward import __version__
-from zoreward.neighbours import Neighbour, neighbours, newer_than_tested
+from zoreward.neighbours.releases import Neighbour, neighbours, newer_than_tested
 
 
 def show_health() -> int:

@@ -6,15 +6,10 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import cast
-
-import typer
 
 from zoreward.records import ZorewardError, named, one_line, printable
 from zoreward.registry import place_of
 
-# The one usage error that Typer exports; its base is that of them all.
-UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 # Characters of a line: what a reward raises may hold a whole answer of a server.
 _LONGEST = 1000
 

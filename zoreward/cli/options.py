@@ -39,6 +39,7 @@ from zoreward.config import (
     Writing,
 )
 from zoreward.data.reading import read_yaml
+from zoreward.neighbours.of_typer import source_of
 from zoreward.records import InputError, printable
 from zoreward.registry import Objective
 
@@ -212,9 +213,8 @@ def options_from(group: type[_Group], values: Mapping[str, Any]) -> _Group:
 
 def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
     """Return those of the objective's options that are given, on the command line or by --config, under their names."""
-    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
     said = ("COMMANDLINE", "DEFAULT_MAP")  # the latter by --config
-    given = [name for name, source in sources.items() if source is not None and source.name in said]
+    given = [name for name in values if name.startswith(_PREFIX) and source_of(context, name) in said]
     return {name.removeprefix(_PREFIX): values[name] for name in given}
 
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
 from zoreward.journal import moves
 from zoreward.methods import all_scored
@@ -159,9 +157,3 @@ class ProgressCallback(TrainerCallback):
 
 def _short(value: Any) -> Any:
     return f"{value:.3f}" if isinstance(value, float) else value
-
-
-def without_own_progress(trainer: ZOTrainer) -> None:
-    """Take away what transformers itself would print of a run."""
-    for callback in (PrinterCallback, TransformersProgressCallback):
-        trainer.remove_callback(callback)

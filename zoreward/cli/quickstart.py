@@ -21,6 +21,7 @@ from zoreward.cli.terminal import json_line
 from zoreward.cli.tune import check_output, write_config
 from zoreward.config import RUN, TUNING, Command, Seeding
 from zoreward.data import load_rows
+from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import ZorewardError, printable
 
 if TYPE_CHECKING:
@@ -96,7 +97,6 @@ def above_median(logprobs: NDArray[Any], references: Sequence[int]) -> float:
 def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
     """Return a trainer of the shipped model on the shipped rows."""
     quiet_transformers()
-    from zoreward.cli.progress import without_own_progress
     from zoreward.trainer import ZOConfig, ZOTrainer
 
     # On the CPU also where there are GPUs: the model is too small for them, and the result is the same everywhere.
@@ -104,7 +104,7 @@ def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
         str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, **LOGGING
     )
     trainer = ZOTrainer(MODEL, objective=OBJECTIVE, args=args, train_dataset=load_rows(TRAIN))
-    without_own_progress(trainer)
+    silence_(trainer)
     return trainer
 
 

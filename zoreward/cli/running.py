@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zoreward.cli.errors import place_of, report
 from zoreward.cli.saving import MODEL_NAME
 from zoreward.config import TuneOptions
+from zoreward.neighbours.of_transformers import is_out_of_patience
 from zoreward.records import ZorewardError, named, printable
 
 if TYPE_CHECKING:
@@ -101,12 +102,9 @@ def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
 
 
 def _why_stopped(trainer: ZOTrainer) -> str | None:
-    from transformers import EarlyStoppingCallback
-
     if trainer.keeper.stopped_by is not None:
         return trainer.keeper.stopped_by
-    patience = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
-    over = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in patience)
+    over = is_out_of_patience(trainer.callback_handler.callbacks)
     return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
 
 

@@ -12,6 +12,7 @@ import typer
 from zoreward.cli.prepare import kind_for
 from zoreward.config import Common, TuneOptions
 from zoreward.data import BORDER, MASK, Task, load_task
+from zoreward.neighbours.of_typer import source_of
 from zoreward.records import InputError, ZorewardError
 
 _Options = TypeVar("_Options", bound=Common)
@@ -107,8 +108,7 @@ def _text_alone(task: Task) -> dict[str, Any]:
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    return source_of(context, name) not in ("", "DEFAULT")
 
 
 def _prompt(task: Task, bare: bool, given: set[str]) -> dict[str, Any]:

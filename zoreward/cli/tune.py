@@ -59,6 +59,8 @@ from zoreward.cli.task import with_task
 from zoreward.cli.terminal import json_line
 from zoreward.config import METHOD_OPTIONS, Prompting, Steps, TuneOptions, ZOArguments, part_of
 from zoreward.data.reading import fitting, parse_yaml
+from zoreward.neighbours.of_transformers import silence_, start_logger
+from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective
 
@@ -79,7 +81,7 @@ def tune_command(source: str, found: Objective) -> Callable[..., int]:
 
 def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
     out = sys.stdout
-    words = context.find_root().obj or []
+    words = words_of(context)
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         options, task = with_task(context, options_from(TuneOptions, values))
@@ -165,9 +167,9 @@ def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> t
     print(_what_is_tuned(trainer))
     if trainer.memory is not None:
         print(f"memory: {trainer.memory}")
-    from zoreward.cli.progress import ProgressCallback, without_own_progress
+    from zoreward.cli.progress import ProgressCallback
 
-    without_own_progress(trainer)
+    silence_(trainer)
     progress = ProgressCallback(trainer)
     trainer.add_callback(progress)
     done = trainer.resume() if options.resume else 0
@@ -215,13 +217,10 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
 
 def _check_logger(name: str) -> None:
     """Find out, before a model is loaded, that a logger is not known, or not installed."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
     if name in ("none", "all"):
         return
     try:
-        for made in get_reporting_integration_callbacks([name]):
-            made()
+        start_logger(name)
     except Exception as error:
         hint = "install what it needs, or take another of those that transformers knows: wandb, tensorboard, …"
         raise InputError(f"--report-to {name!r}: {one_line(str(error))}", hint=hint) from error
