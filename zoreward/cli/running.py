@@ -14,11 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.cli.errors import place_of, report
 from zoreward.cli.saving import MODEL_NAME
 from zoreward.config import TuneOptions
 from zoreward.neighbours.of_transformers import is_out_of_patience
-from zoreward.records import ZorewardError, named, printable
+from zoreward.records import printable
 
 if TYPE_CHECKING:
     from zoreward.cli.rows import TuningRows
@@ -70,15 +69,6 @@ def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     stands = f"interrupted after step {trainer.method_state.step}; {output} keeps the journal"
     print(printable(f"{stands}\nresume: {resume_command(words)}"), file=sys.stderr)
     return 130
-
-
-def failed(error: BaseException, words: Sequence[str]) -> int:
-    """Say what went wrong in a run and how to go on; returns the exit code."""
-    if not isinstance(error, ZorewardError):
-        error = ZorewardError(named(error), hint=place_of(error))
-    report(error, code=1)
-    print(printable(f"resume: {resume_command(words)}"), file=sys.stderr)
-    return 1
 
 
 def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
