@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoreward.bench.processes import side_by_side
+from zoreward.bench.driver import side_by_side
 
 Result = dict[str, Any]
 

@@ -295,14 +295,14 @@ MUTANTS = [
     ),
     Mutant(
         "the best step's weights are not put back",
-        "zoreward/bench/keeping.py",
+        "zoreward/bench/tuning.py",
         "weight.copy_(self._copies[name])",
         "pass",
         "tests/test_bench.py",
     ),
     Mutant(
         "AdamW sees the rows in the same order in every epoch",
-        "zoreward/bench/gradient.py",
+        "zoreward/bench/tuning.py",
         "manual_seed(seed + epoch)",
         "manual_seed(seed)",
         "tests/test_bench.py",

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "zoreward" / "neighbours.py"
+TABLE = ROOT / "zoreward" / "neighbours" / "releases.py"
 HEADER = """\
 # What `make test` and `make check` run with; written by `make lock`. What of it is not needed is not installed.
 # Of torch any build and patch will do; what its builds for CUDA bring along, they pin themselves, an older Triton too.
@@ -49,7 +49,7 @@ def pins(installed: dict[str, str]) -> list[str]:
 
 
 def table(text: str, installed: dict[str, str]) -> str:
-    """Return zoreward/neighbours.py with the installed releases as the newest that are tested.
+    """Return zoreward/neighbours/releases.py with the installed releases as the newest that are tested.
 
     >>> table('    "rich": "14.0",', {"rich": "15.0.0"})
     '    "rich": "15.0.0",'

@@ -21,12 +21,12 @@ from rendering import render
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
 from tiny_tokenizers import bpe
 from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
-from zoreward.bench.gradient import adamw_step, batches, loss_of, mean_logprobs
-from zoreward.bench.keeping import Best
-from zoreward.bench.rows import Counts, bench_rows
+from zoreward.bench.rows import bench_rows
 from zoreward.bench.running import do_run
+from zoreward.bench.tuning import Best, adamw_step, batches, loss_of, mean_logprobs
 from zoreward.cli import main
 from zoreward.data import Split, load_task
+from zoreward.data.tasks import Counts
 from zoreward.records import InputError
 from zoreward.registry import get_objective
 from zoreward.scoring import (
@@ -365,13 +365,13 @@ def test_two_files_hold_dev_rows_out_of_train() -> None:
     assert (len(found.train), len(found.dev)) == (20, 8)
     texts = [row["sentence"] for row in found.train + found.dev]
     assert len(set(texts)) == 28 and set(texts) <= {row["sentence"] for row in TRAIN}
-    other = bench_rows(load_task("sst2"), Path("two"), Counts(train=20, dev=8, seed=1))
+    other = bench_rows(load_task("sst2"), Path("two"), Counts(train=20, dev=8), seed=1)
     assert other.test == OTHERS and other.dev != found.dev
 
 
 def test_one_file_is_divided_into_three() -> None:
     write("one/dev.jsonl", TRAIN)
-    found = bench_rows(load_task("sst2"), Path("one"), Counts(train=16, dev=7, test=9, seed=2))
+    found = bench_rows(load_task("sst2"), Path("one"), Counts(train=16, dev=7, test=9), seed=2)
     parts = [[row["sentence"] for row in rows] for rows in (found.train, found.dev, found.test)]
     assert list(map(len, parts)) == [16, 7, 9]
     assert sorted(parts[0] + parts[1] + parts[2]) == sorted(row["sentence"] for row in TRAIN)

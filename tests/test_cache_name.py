@@ -12,7 +12,7 @@ from terms import term_of
 from test_completions import PROMPTS
 from test_scoring import LONG, slow_logprobs
 from zoreward.members import called_model, with_prefix
-from zoreward.members.cache_name import CACHE_NAMES, NEW_NAME, OLD_NAME, library_name
+from zoreward.neighbours.of_transformers import CACHE_NAMES, NEW_NAME, OLD_NAME, library_name
 from zoreward.records import Term
 from zoreward.scoring import Generation, HFGenerator, Stepper, candidate_logprobs, reader_of
 from zoreward.trainer import ZOConfig, ZOTrainer

@@ -15,7 +15,7 @@ from packaging.version import Version
 
 import pins
 from zoreward.cli import main
-from zoreward.neighbours import TESTED, Neighbour, neighbours, newer_than_tested
+from zoreward.neighbours.releases import TESTED, Neighbour, neighbours, newer_than_tested
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def test_every_dependency_has_a_floor() -> None:
 
 
 def test_pins_are_written_into_the_table() -> None:
-    text = (ROOT / "zoreward" / "neighbours.py").read_text(encoding="utf-8")
+    text = (ROOT / "zoreward" / "neighbours" / "releases.py").read_text(encoding="utf-8")
     newer = {name: f"{version}.7+cpu" for name, version in TESTED.items()}
     lines = pins.table(text, newer).splitlines()
     assert [line for line in lines if line not in text.splitlines()] == [

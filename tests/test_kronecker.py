@@ -19,9 +19,10 @@ from conftest import random_model
 from test_replay import bits
 from test_resume import killed, lines, same, trainer, weights
 from zoreward import replay
+from zoreward.config import METHOD_DEFAULTS
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
-from zoreward.methods import METHODS, make_method
+from zoreward.methods import make_method
 from zoreward.noise import LowRank, family_of
 from zoreward.noise import definition as noise
 from zoreward.noise.kronecker import Kronecker, divisor
@@ -130,7 +131,7 @@ def test_copies_and_updates_are_the_formula(kernel, dtype):
         assert torch.equal(got.cpu(), expected)
 
 
-TAKE_IT = [name for name, method in METHODS.items() if "refresh" not in method.defaults]
+TAKE_IT = [name for name, defaults in METHOD_DEFAULTS.items() if "refresh" not in defaults]
 QUICK = ("svrg", "fzoo")
 
 

@@ -22,6 +22,7 @@ import torch
 import reference
 from terms import low_rank as z_low_rank
 from terms import numbers_of, term_of
+from zoreward.config import METHOD_DEFAULTS, defaults_of
 from zoreward.journal import Journal, read_journal
 from zoreward.journal.trajectory import run_of, trajectory_bytes
 from zoreward.kernels import cpu
@@ -29,7 +30,7 @@ from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, 
 from zoreward.noise import DISTRIBUTIONS, streams
 from zoreward.noise import definition as noise
 from zoreward.records import Direction, InputError, Member, StepRecord, Term, Update
-from zoreward.trainer.options import ZOConfig, defaults_of
+from zoreward.trainer.options import ZOConfig
 
 Weights = reference.Weights
 Loss = Callable[[Weights, Sequence[int]], float]
@@ -512,7 +513,7 @@ def test_eggroll_at_another_rate_takes_the_step_of_the_released_code(rank, count
 
 
 def test_members_and_update_move_along_entries_of_the_methods_distribution():
-    assert METHODS["fzoo"].defaults["distribution"] == "rademacher"
+    assert METHOD_DEFAULTS["fzoo"]["distribution"] == "rademacher"
     for distribution in DISTRIBUTIONS:
         for rank in (0, 2):
             spsa = make_method("spsa", eps=1e-3, lr=0.01, seed=7, rank=rank, distribution=distribution)
@@ -553,10 +554,10 @@ def method_named(name: str) -> Method:
     key = next(method for method in sorted(METHODS, key=len, reverse=True) if name.startswith(method))
     options = {
         option: value
-        for option, value in METHODS[key].defaults.items()
+        for option, value in METHOD_DEFAULTS[key].items()
         if option in ("eps", "num_directions", "normalize", "refresh", "momentum", "distribution")
     }
-    rank = METHODS[key].defaults.get("rank", 0)
+    rank = METHOD_DEFAULTS[key].get("rank", 0)
     return make_method(key, seed=7, **{"rank": rank, "lr": 0.1, **options, **RUNS[name]})
 
 
@@ -760,7 +761,7 @@ def test_defaults_are_relative_to_what_is_tuned(method, needs):
     for what, expected in zip(("full", "lora", "prefix"), BY_WHAT[method, needs], strict=True):
         defaults = defaults_of(method, needs, what)
         assert (defaults["eps"], defaults["learning_rate"]) == pytest.approx(expected, rel=1e-11), what
-    own = METHODS[method].defaults
+    own = METHOD_DEFAULTS[method]
     assert own.items() <= defaults_of(method, needs, "full").items(), "of all weights they are the paper's"
     rest = own.keys() - {"eps", "learning_rate"}
     assert {name: defaults[name] for name in rest} == {name: own[name] for name in rest}

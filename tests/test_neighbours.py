@@ -10,12 +10,14 @@ import ast
 import importlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import peft
+import pyarrow.parquet
 import pytest
 import torch
 import transformers as hf
@@ -31,7 +33,27 @@ from transformers import cache_utils, trainer_callback
 import zoreward
 import zoreward_objectives
 from conftest import random_model
-from zoreward.members.cache_name import cache_of, library_name
+from zoreward.neighbours import of_peft, of_torch
+from zoreward.neighbours.of_accelerate import place_of
+from zoreward.neighbours.of_datasets import names_of_classes
+from zoreward.neighbours.of_transformers import (
+    adapter_config_path,
+    cache_of,
+    checkpoint_of,
+    is_out_of_patience,
+    is_plain_attention,
+    keys_and_values,
+    library_name,
+    makes_bias_table,
+    masked_class_name,
+    missing_weights,
+    recount_patience_,
+    silence_,
+    start_logger,
+    use_one_gpu_,
+)
+from zoreward.neighbours.of_typer import UsageError, source_of, words_of
+from zoreward.neighbours.transformers_cache_layer import FixedLayer, cache_of_layers
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "safetensors", "sklearn", "torch", "transformers")
@@ -73,7 +95,7 @@ def missing_names(names: list[tuple[str, str, str]]) -> list[str]:
 
 def test_every_name_that_is_imported_is_there() -> None:
     names = imported_names()
-    assert ("stepping.py", "transformers.cache_utils", "StaticLayer") in names
+    assert ("transformers_cache_layer.py", "transformers.cache_utils", "StaticLayer") in names
     told = missing_names(names)
     holds(not told, "\n".join(told))
 
@@ -92,12 +114,13 @@ def test_a_name_that_is_gone_is_told() -> None:
 
 @torch.no_grad()
 def test_a_cache_is_layers_of_keys_and_values() -> None:
-    where = "(scoring/probes.py, scoring/logprobs.py, scoring/stepping.py, members/prefix.py)"
+    where = "(neighbours/of_transformers.py)"
     cache = cache_of(random_model("llama")(input_ids=IDS, use_cache=True))
     holds(isinstance(cache, hf.DynamicCache), f"a model's cache is a {type(cache).__name__}, no DynamicCache {where}")
     kinds = {type(layer) for layer in cache.layers}
     holds(kinds == {cache_utils.DynamicLayer}, f"layers of plain attention are no DynamicLayer: {kinds} {where}")
-    shapes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers}
+    holds(is_plain_attention(cache), f"is_plain_attention does not know a cache of plain attention {where}")
+    shapes = {(tuple(keys.shape), tuple(values.shape)) for keys, values in keys_and_values(cache)}
     holds(
         shapes == {((2, 2, 4, 8), (2, 2, 4, 8))},
         f"keys and values of a layer are not (rows, heads, tokens, width): {shapes} {where}",
@@ -120,35 +143,38 @@ def test_a_cache_can_be_begun_with_a_prefix() -> None:
 
 
 def test_a_sliding_window_has_layers_of_its_own() -> None:
-    layers = hf.DynamicCache(config=random_model("mistral").config).layers
-    kinds = {type(layer) for layer in layers}
-    told = f"layers with a sliding window are plain: {kinds}; their rows would be cut wrongly (scoring/probes.py)"
-    holds(bool(layers) and cache_utils.DynamicLayer not in kinds, told)
+    cache = hf.DynamicCache(config=random_model("mistral").config)
+    kinds = {type(layer) for layer in cache.layers}
+    told = f"layers with a sliding window are plain: {kinds}; their rows would be cut wrongly"
+    holds(bool(kinds) and not is_plain_attention(cache), f"{told} (neighbours/of_transformers.py)")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_step_reads_and_writes_a_cache_of_ours(family: str) -> None:
-    """A `Cache` of `StaticLayer`s that are our own, with a mask and positions that are given."""
-    from zoreward.scoring.stepping import _Layer
-
+    """A `Cache` of layers of our own, with a mask and positions that are given."""
     model = random_model(family)
     read = model(input_ids=IDS[:, :3], use_cache=True)
     place = torch.tensor([3])
-    layers = [_Layer(layer.keys, layer.values, 6, place) for layer in cache_of(read).layers]
-    for layer, old in zip(layers, cache_of(read).layers, strict=True):
-        layer.keys[:, :, :3], layer.values[:, :, :3] = old.keys, old.values
+    pairs = keys_and_values(cache_of(read))
+    layers = [FixedLayer(keys, values, 6, place) for keys, values in pairs]
+    for layer, (keys, values) in zip(layers, pairs, strict=True):
+        layer.keys[:, :, :3], layer.values[:, :, :3] = keys, values
     bias = torch.full((2, 1, 1, 6), torch.finfo(torch.float32).min)
     bias[..., :4] = 0
-    cache = {library_name(): cache_utils.Cache(layers=layers)}
+    cache = {library_name(): cache_of_layers(layers)}
     positions = torch.tensor([[3], [3]])
     found = model(input_ids=IDS[:, 3:], attention_mask=bias, position_ids=positions, use_cache=True, **cache).logits
     expected = model(input_ids=IDS).logits[:, 3:]
     told = f"Cache(layers=…) of StaticLayers is not read as given, with a mask of four dimensions: {family}"
     # The same float32 products in other batches: 48 · 2^-24 a layer, logits of size 30.
-    holds(bool((found - expected).abs().max() < 1e-3), f"{told} (scoring/stepping.py, scoring/packing.py)")
     holds(
-        bool(layers[0].keys[:, :, 3].any()), f"{family} does not write into its cache by update (scoring/stepping.py)"
+        bool((found - expected).abs().max() < 1e-3),
+        f"{told} (neighbours/transformers_cache_layer.py, scoring/packing.py)",
+    )
+    holds(
+        bool(layers[0].keys[:, :, 3].any()),
+        f"{family} does not write into its cache by update (neighbours/transformers_cache_layer.py)",
     )
 
 
@@ -217,11 +243,11 @@ def test_t5_makes_its_bias_in_a_method_of_its_own() -> None:
         return lambda *args, **kwargs: calls.append(plain) or plain(*args, **kwargs)
 
     for module in model.modules():
-        if hasattr(type(module), "compute_bias"):
+        if makes_bias_table(module):
             module.__dict__["compute_bias"] = counted(module.compute_bias)
     with torch.no_grad():
         model(input_ids=IDS, decoder_input_ids=IDS)
-    told = "T5's attention makes no table by compute_bias: members would share one (members/tuned.py, grouping.py)"
+    told = "T5's attention makes no table by compute_bias: members would share one (neighbours/of_transformers.py)"
     holds(len(calls) >= 2, told)
 
 
@@ -235,26 +261,24 @@ def test_names_of_a_body_begin_with_its_prefix() -> None:
 
 def test_a_loaded_model_says_what_was_missing(tiny_model_dir: Path) -> None:
     load = hf.AutoModelForSequenceClassification.from_pretrained
-    _, told = load(tiny_model_dir, num_labels=2, output_loading_info=True)
-    right = told["missing_keys"] == {"score.weight"} and isinstance(told["missing_keys"], set)
-    right = right and isinstance(told.get("mismatched_keys", set()), set)
-    holds(right, f"output_loading_info has no sets missing_keys and mismatched_keys: {told} (scoring/loading.py)")
+    model, report = load(tiny_model_dir, num_labels=2, output_loading_info=True)
+    told = f"output_loading_info has no sets missing_keys and mismatched_keys: {report} (neighbours/of_transformers.py)"
+    holds(missing_weights(report) == ["score.weight"], told)
+    told = f"a model's config does not say where it is from: {checkpoint_of(model)!r} (neighbours/of_transformers.py)"
+    holds(checkpoint_of(model) == str(tiny_model_dir), told)
 
 
 def test_bert_is_in_the_table_of_masked_models() -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
-
-    right = MASKED.get("bert") == "BertForMaskedLM" and "llama" not in MASKED
-    holds(right, "MODEL_FOR_MASKED_LM_MAPPING_NAMES no longer maps a type to a class's name (scoring/loading.py)")
+    right = masked_class_name("bert") == "BertForMaskedLM" and masked_class_name("llama") == ""
+    told = "MODEL_FOR_MASKED_LM_MAPPING_NAMES no longer maps a type to a class's name (neighbours/of_transformers.py)"
+    holds(right, told)
 
 
 def test_an_adapter_s_config_is_found(tmp_path: Path) -> None:
-    from transformers.utils.peft_utils import find_adapter_config_file as find
-
-    right = find(str(tmp_path)) is None
+    right = adapter_config_path(str(tmp_path)) is None
     (tmp_path / "adapter_config.json").write_text("{}")
-    right = right and find(str(tmp_path)) == str(tmp_path / "adapter_config.json")
-    holds(right, "find_adapter_config_file(folder) gives no path, or no None (scoring/checkpoints.py)")
+    right = right and adapter_config_path(str(tmp_path)) == str(tmp_path / "adapter_config.json")
+    holds(right, "find_adapter_config_file(folder) gives no path, or no None (neighbours/of_transformers.py)")
 
 
 # --- transformers: the trainer ---------------------------------------------------------------------------------------
@@ -320,13 +344,28 @@ def test_a_resumed_run_knows_its_steps(tmp_path: Path) -> None:
 
 
 def test_early_stopping_counts_scores_that_are_no_better() -> None:
-    callback = hf.EarlyStoppingCallback(2)
-    args = SimpleNamespace(greater_is_better=True)
-    for best, score in ((None, 0.5), (0.5, 0.4), (0.5, 0.5)):
-        callback.check_metric_value(args, SimpleNamespace(best_metric=best), None, score)
-    counted = callback.early_stopping_patience_counter, callback.early_stopping_patience
+    callback, args = hf.EarlyStoppingCallback(2), SimpleNamespace(greater_is_better=True)
+    found = []
+    for scores in ([0.5, 0.4, 0.5], [0.5, 0.4, 0.6], [0.5, 0.4]):
+        recount_patience_([callback, None], args, scores)
+        found.append(is_out_of_patience([None, callback]))
     told = "EarlyStoppingCallback.check_metric_value no longer counts in early_stopping_patience_counter"
-    holds(counted == (2, 2), f"{told}: {counted} (trainer/past.py)")
+    holds(found == [True, False, False], f"{told}: {found} (neighbours/of_transformers.py)")
+
+
+def test_a_trainer_is_silent_without_its_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tqdm_is_off in (True, False):
+        args = ZOConfig(str(tmp_path), use_cpu=True, disable_tqdm=tqdm_is_off, logging_steps=1, max_steps=1)
+        trainer = hf.Trainer(nn.Linear(1, 1), args, train_dataset=[{"x": 0.0}])
+        silence_(trainer)
+        trainer.log({"score": 0.25})
+        told = f"a Trainer prints by other callbacks than before: {trainer.callback_handler.callbacks}"
+        holds("0.25" not in "".join(capsys.readouterr()), f"{told} (neighbours/of_transformers.py)")
+
+
+def test_a_logger_that_is_not_known_raises() -> None:
+    with pytest.raises(ValueError, match="no_such_logger"):
+        start_logger("no_such_logger")
 
 
 def test_the_default_flow_says_what_is_due(tmp_path: Path) -> None:
@@ -344,19 +383,20 @@ def test_the_default_flow_says_what_is_due(tmp_path: Path) -> None:
 def test_the_number_of_gpus_can_be_set(tmp_path: Path) -> None:
     args = ZOConfig(str(tmp_path), use_cpu=True)
     assert args.n_gpu == 0
-    args._n_gpu = 3
-    holds(args.n_gpu == 3, "TrainingArguments.n_gpu does not read _n_gpu: a spread model is copied (trainer/ready.py)")
+    use_one_gpu_(args)
+    told = "TrainingArguments.n_gpu does not read _n_gpu: a spread model is copied (neighbours/of_transformers.py)"
+    holds(args.n_gpu == 1, told)
 
 
 # --- accelerate and torch --------------------------------------------------------------------------------------------
 
 
 def test_accelerate_keeps_a_module_s_forward_and_reads_it_at_each_call() -> None:
-    from zoreward.members.hooked import has_other_forward, place_of
+    from zoreward.members.hooked import has_other_forward
 
     layer = nn.Linear(2, 2)
     add_hook_to_module(layer, AlignDevicesHook(io_same_device=True))
-    where = "(members/hooked.py, members/shared.py)"
+    where = "(neighbours/of_accelerate.py)"
     kept = layer.__dict__.get("_old_forward")
     holds(kept is not None, f"accelerate no longer keeps a module's forward as _old_forward {where}")
     right = place_of(layer) == "_old_forward" and not has_other_forward(layer)
@@ -369,8 +409,8 @@ def test_accelerate_keeps_a_module_s_forward_and_reads_it_at_each_call() -> None
 
 def test_a_module_reads_weights_and_forward_where_we_hang_them() -> None:
     layer, x = nn.Linear(2, 2, bias=False), torch.ones(1, 2)
-    layer._parameters["weight"] = torch.full((2, 2), 3.0)  # type: ignore[assignment]
-    holds(bool((layer(x) == 6).all()), "nn.Module does not read its weights from _parameters (members/grouping.py)")
+    of_torch.weights_in(layer)["weight"] = torch.full((2, 2), 3.0)
+    holds(bool((layer(x) == 6).all()), "nn.Module does not read its weights from _parameters (neighbours/of_torch.py)")
     layer.__dict__["forward"] = lambda x: x + 1
     holds(bool((layer(x) == 2).all()), "nn.Module does not call a forward of its own __dict__ (members/shared.py)")
 
@@ -393,23 +433,24 @@ def test_models_are_made_of_plain_layers() -> None:
 def test_foreach_copy_fills_tensors_where_they_are() -> None:
     places, values = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 2.0)]
     addresses = [place.data_ptr() for place in places]
-    torch._foreach_copy_(places, values)
+    of_torch.copy_all_(places, values)
     right = all(map(torch.equal, places, values)) and addresses == [place.data_ptr() for place in places]
-    holds(right, "torch._foreach_copy_(to, from) does not copy in place (members/held.py, low_rank.py, kernels/gpu.py)")
+    holds(right, "torch._foreach_copy_(to, from) does not copy in place (neighbours/of_torch.py)")
 
 
 def test_hooks_of_a_module_can_be_looked_at() -> None:
     layer, hook = nn.Linear(1, 1), lambda module, args, kwargs: None
     layer.register_forward_pre_hook(hook, with_kwargs=True)
-    right = hook in layer._forward_pre_hooks.values()
-    holds(right, "nn.Module._forward_pre_hooks does not hold the hooks themselves (members/prefix.py)")
+    right = of_torch.hooks_before_forward(layer) == [hook]
+    holds(right, "nn.Module._forward_pre_hooks does not hold the hooks themselves (neighbours/of_torch.py)")
 
 
 def test_tensors_made_of_others_say_so() -> None:
     from torch.testing._internal.two_tensor import TwoTensor
 
-    right = hasattr(TwoTensor, "__tensor_flatten__") and not hasattr(nn.Parameter(torch.ones(1)), "__tensor_flatten__")
-    holds(right, "__tensor_flatten__ no longer tells quantised weights from plain ones (members/tuned.py)")
+    weights = TwoTensor(torch.ones(1), torch.ones(1)), nn.Parameter(torch.ones(1))
+    right = [of_torch.is_made_of_tensors(weight) for weight in weights] == [True, False]
+    holds(right, "__tensor_flatten__ no longer tells quantised weights from plain ones (neighbours/of_torch.py)")
 
 
 # --- PEFT ------------------------------------------------------------------------------------------------------------
@@ -424,19 +465,59 @@ def test_lora_s_weights_go_by_their_names() -> None:
     names = [name for name, weight in adapted_model().named_parameters() if weight.requires_grad]
     told = f"LoRA's weights are no longer named .lora_A., .lora_B., .lora_embedding_A., .lora_embedding_B.: {names}"
     for part in (".lora_A.default.", ".lora_B.default.", ".lora_embedding_A.", ".lora_embedding_B."):
-        holds(any(part in name for name in names), f"{told} (members/adapters.py)")
-    holds(all(name.startswith("base_model.model.") for name in names), f"PEFT's prefix of names: {names} (noise.py)")
+        holds(any(part in name for name in names), f"{told} (neighbours/of_peft.py)")
+    drawn = {name for name in names if of_peft.is_lora_A(name) or of_peft.is_lora_embedding_B(name)}
+    filled = {name for name, weight in adapted_model().named_parameters() if name in names and bool(weight.any())}
+    holds(drawn == filled, f"LoRA's random matrices are {sorted(filled)} (neighbours/of_peft.py)")
+    told = f"PEFT's prefix of names: {names} (noise/seeds.py)"
+    holds(all(name.startswith("base_model.model.") for name in names), told)
 
 
 def test_layers_of_an_adapter_say_what_is_at_work() -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in adapted_model().modules() if isinstance(module, BaseTunerLayer)]
+    layers = of_peft.adapter_layers(adapted_model())
     right = bool(layers) and all(
         layer.merged is False and layer.disable_adapters is False and list(layer.active_adapters) == ["default"]
         for layer in layers
     )
-    holds(right, "BaseTunerLayer has other merged, disable_adapters or active_adapters (members/adapters.py)")
+    holds(right, "BaseTunerLayer has other merged, disable_adapters or active_adapters (neighbours/of_peft.py)")
+
+    model = adapted_model(modules_to_save=["lm_head"])
+    inner = model.get_base_model()
+    changed = of_peft.layers_that_merging_changes(model)
+    weights = {id(weight) for layer in changed for weight in layer.parameters()}
+    right = {id(weight) for weight in inner.model.embed_tokens.base_layer.parameters()} <= weights
+    right = right and {id(weight) for weight in inner.lm_head.original_module.parameters()} <= weights
+    told = f"layers no longer keep what they were as base_layer, or original_module: {changed} (neighbours/of_peft.py)"
+    holds(right and len(changed) == len(of_peft.adapter_layers(model)) + 1, told)
+
+
+def test_peft_has_tables_of_architectures() -> None:
+    right = of_peft.has_lora_layers_for("llama") and not of_peft.has_lora_layers_for("no-such-model")
+    right = right and not of_peft.has_lora_layers_for(None)
+    holds(right, "PEFT no longer knows the layers for LoRA by the type of a model (neighbours/of_peft.py)")
+    right = not of_peft.reshapes_prefixes_of("llama")  # of the releases that are taken, newer ones have none at all
+    holds(right, "PEFT hands prefixes to llama in another shape (neighbours/of_peft.py)")
+
+
+def test_a_config_says_its_kind_made_or_read(tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    config.save_pretrained(tmp_path)
+    kinds = {of_peft.adapter_kind(config), of_peft.adapter_kind(peft.PeftConfig.from_pretrained(tmp_path))}
+    holds(kinds == {"LORA"}, f"a config's peft_type is another: {kinds} (neighbours/of_peft.py)")
+
+
+def test_warnings_of_peft_that_we_hide_are_still_given_so() -> None:
+    def adapted() -> None:
+        peft.get_peft_model(random_model("gpt2"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        adapted()
+        with of_peft.quiet_peft():
+            before = len(shown)
+            adapted()
+    told = f"PEFT warns in other words: {[str(warning.message) for warning in shown]} (neighbours/of_peft.py)"
+    holds(0 < before == len(shown), told)
 
 
 def test_what_an_adapter_s_file_holds_are_its_own_weights() -> None:
@@ -451,13 +532,13 @@ def test_what_an_adapter_s_file_holds_are_its_own_weights() -> None:
 def test_a_prefix_is_an_embedding_of_keys_and_values() -> None:
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
     model = peft.get_peft_model(random_model("opt"), config)
-    encoder, own = model.prompt_encoder[model.active_adapter], model.active_peft_config
-    shape = tuple(encoder.embedding.weight.shape)
-    heads, width = own.num_attention_heads, random_model("opt").config.hidden_size
-    right = shape == (5, own.num_layers * 2 * width) and (own.num_layers, heads, own.num_virtual_tokens) == (2, 4, 5)
-    holds(right and not encoder.prefix_projection, f"a prefix's weight has another shape: {shape} (members/prefix.py)")
-    right = isinstance(model.get_base_model(), hf.OPTForCausalLM) and own.peft_type.value == "PREFIX_TUNING"
-    holds(right, "PeftModel.get_base_model or PeftConfig.peft_type are others (members/adapters.py)")
+    encoder, width = of_peft.prefix_encoder(model), random_model("opt").config.hidden_size
+    shape, counts = tuple(encoder.embedding.weight.shape), of_peft.prefix_shape(model)
+    right = shape == (5, 2 * 2 * width) and counts == (5, 2, 4) and not encoder.prefix_projection
+    holds(right, f"a prefix's weight has another shape: {shape}, {counts} (neighbours/of_peft.py)")
+    right = isinstance(model.get_base_model(), hf.OPTForCausalLM)
+    right = right and of_peft.adapter_kind(model.active_peft_config) == "PREFIX_TUNING"
+    holds(right, "PeftModel.get_base_model or PeftConfig.peft_type are others (neighbours/of_peft.py)")
 
 
 # --- Typer and the rest ----------------------------------------------------------------------------------------------
@@ -468,8 +549,7 @@ def small_app() -> tuple[Any, list[Any]]:
     app, seen = typer.Typer(add_completion=False), list[Any]()
 
     def callback(context: typer.Context, count: int = 1, other: int = 2) -> int:
-        sources = [context.get_parameter_source(name) for name in ("count", "other")]
-        seen.append(([source and source.name for source in sources], context.find_root().obj))
+        seen.append(([source_of(context, name) for name in ("count", "other", "no_such")], words_of(context)))
         return count
 
     settings = {"token_normalize_func": lambda word: {"many": "count"}.get(word, word)}
@@ -483,17 +563,13 @@ def test_typer_gives_the_exit_code_back_and_says_where_a_value_is_from() -> None
     code = command.main(args=["run", "--count", "3"], prog_name="x", standalone_mode=False, obj=("words",))
     told = "Typer's main(standalone_mode=False) does not return what the command returns (cli/__init__.py)"
     holds(code == 3, told)
-    told = (
-        f"context.get_parameter_source or find_root().obj are others: {seen} (cli/options.py, cli/task.py, cli/tune.py)"
-    )
-    holds(seen == [(["COMMANDLINE", "DEFAULT"], ("words",))], told)
+    told = f"context.get_parameter_source or find_root().obj are others: {seen} (neighbours/of_typer.py)"
+    holds(seen == [(["COMMANDLINE", "DEFAULT", ""], ("words",))], told)
     code = command.main(args=["run", "--many", "4"], prog_name="x", standalone_mode=False)
     holds(code == 4, "token_normalize_func does not give flags their aliases (cli/options.py)")
 
 
 def test_typer_s_usage_errors_have_one_base() -> None:
-    from zoreward.cli.errors import UsageError
-
     command, _ = small_app()
     told = "Typer's usage errors are no longer of the base of BadParameter, with a ctx and format_message"
     for words in (["run", "--no-such"], ["run", "--count", "x"], ["no-such"]):
@@ -503,7 +579,7 @@ def test_typer_s_usage_errors_have_one_base() -> None:
         except Exception as error:
             caught = error
         right = isinstance(caught, UsageError) and caught.format_message() and caught.ctx.command_path.startswith("x")
-        holds(bool(right), f"{told}: {caught!r} (cli/errors.py)")
+        holds(bool(right), f"{told}: {caught!r} (neighbours/of_typer.py)")
 
 
 def test_safetensors_keeps_what_is_said_of_a_file_under_metadata(tmp_path: Path) -> None:
@@ -522,6 +598,18 @@ def test_safetensors_keeps_what_is_said_of_a_file_under_metadata(tmp_path: Path)
     holds(
         right, "safetensors does not read a head that is written by hand (journal/trajectory.py, journal/snapshot.py)"
     )
+
+
+def test_features_are_written_down_with_their_kind(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features(label=ClassLabel(names=["bad", "good"]), text=Value("string"))
+    Dataset.from_dict({"label": [0], "text": ["a"]}, features=features).to_parquet(tmp_path / "rows.parquet")
+    written = json.loads(pyarrow.parquet.read_schema(tmp_path / "rows.parquet").metadata[b"huggingface"])
+    for described in (features, written["info"]["features"]):
+        names = {column: names_of_classes(feature) for column, feature in described.items()}
+        told = f"datasets describes features otherwise: {described} (neighbours/of_datasets.py)"
+        holds(names == {"label": ("bad", "good"), "text": None}, told)
 
 
 def test_a_dataset_that_is_not_there_has_an_error_of_its_own() -> None:
@@ -581,7 +669,7 @@ BREAKS: dict[str, tuple[Callable[..., None], str, Any]] = {
     ),
     "no base of usage errors": (
         test_typer_s_usage_errors_have_one_base,
-        "zoreward.cli.errors.UsageError",
+        f"{__name__}.UsageError",
         typer.Exit,
     ),
     "no exit code": (

@@ -16,7 +16,7 @@ from families import with_logit
 from terms import term_of
 from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
 from zoreward.members import by_layer, in_blocks, members_at, tuned_weights, update_
-from zoreward.members.cache_name import library_name
+from zoreward.neighbours.of_transformers import library_name
 from zoreward.records import ObjectiveError, Term, Update
 from zoreward.scoring import Generation, HFGenerator, Stepper, checked_generator, reader_of
 from zoreward.scoring.stepping import LENGTHS

@@ -15,8 +15,7 @@ from bad_lines import write_rows
 from test_cli import EVAL, TUNE, folder, last_object  # noqa: F401  (a fixture)
 from whole_models import classifier, word_tokenizer
 from zoreward.cli import main
-from zoreward.cli.errors import printable_warnings
-from zoreward.cli.terminal import json_line
+from zoreward.cli.printing import json_line, printable_warnings
 from zoreward.records import Completion, Example, Writing, one_line, printable
 
 RED, TITLE, BACK = "\x1b[31mred", "\x1b]0;owned\x07", "good\x08\x08\x08\x08bad "

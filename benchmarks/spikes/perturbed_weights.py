@@ -1044,7 +1044,7 @@ class Decoder:
     """A step of decoding for R rows in tensors that stay where they are."""
 
     def __init__(self, model: Any, ids: torch.Tensor, length: int):
-        from zoreward.scoring.stepping import _Layer
+        from zoreward.neighbours.transformers_cache_layer import FixedLayer
 
         self.model, device = model, ids.device
         rows, self.width = ids.shape
@@ -1052,7 +1052,7 @@ class Decoder:
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.layers = [_Layer(layer.keys, layer.values, length, self.place) for layer in like]
+        self.layers = [FixedLayer(layer.keys, layer.values, length, self.place) for layer in like]
         self.bias = self.layers[0].keys.new_zeros(rows, 1, 1, length)
         self.logits = torch.zeros(rows, model.config.vocab_size, device=device, dtype=self.bias.dtype)
 

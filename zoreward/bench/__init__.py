@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from zoreward.bench.choosing import chosen_rate, finals, tries
-from zoreward.bench.driver import run_all
-from zoreward.bench.plan import METHODS, BenchMethod, Plan, Run, Settings, problem_of, rates_of
-from zoreward.bench.plot import draw
+from zoreward.bench.driver import chosen_rate, finals, run_all, tries
+from zoreward.bench.plan import METHODS, BenchMethod, BenchOptions, Plan, Run, Settings, problem_of, rates_of
 from zoreward.bench.results import Results
-from zoreward.bench.rows import Counts, bench_rows, check_plan, check_shots
-from zoreward.bench.table import as_csv, as_markdown, lines_of
+from zoreward.bench.rows import bench_rows, check_plan, check_shots
+from zoreward.bench.table import as_csv, as_markdown, draw, lines_of
 
 __all__ = [
     "METHODS",
     "BenchMethod",
-    "Counts",
+    "BenchOptions",
     "Plan",
     "Results",
     "Run",

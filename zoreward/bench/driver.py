@@ -1,4 +1,7 @@
-"""The runs of a table, one after the other or side by side. Free of torch itself."""
+"""Which runs a table needs, what the dev rows choose, and how runs are done: one after the other, or side by side.
+
+Free of torch itself.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,54 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from zoreward.bench.plan import Plan, Run
-from zoreward.bench.processes import side_by_side
+from zoreward.bench.plan import METHODS, Plan, Run
 from zoreward.bench.results import Results
 
 Result = dict[str, Any]
+T = TypeVar("T")
+
+
+def tries(task: str, rates: Mapping[str, Sequence[float]], seed: int) -> list[Run]:
+    """Return the runs that choose: every learning rate of every method that has one, with one seed.
+
+    >>> [str(run) for run in tries("sst2", {"mezo": (1e-6, 1e-5)}, 0)]
+    ['sst2 mezo lr 1e-06 seed 0 (chooses)', 'sst2 mezo lr 1e-05 seed 0 (chooses)']
+    """
+    return [Run(task, name, rate, seed, True) for name, some in rates.items() for rate in some]
+
+
+def chosen_rate(found: Mapping[Run, Result], tried: Sequence[Run]) -> float | None:
+    """Return the learning rate with the best dev score, of equals the smallest; None where there is none to choose.
+
+    Args:
+        found: results by run.
+        tried: the runs of one method that choose. One that did not fit the memory loses to every other.
+    """
+    if not tried:
+        return None
+    return max(sorted(tried, key=lambda run: run.rate or 0.0), key=lambda run: _dev(found[run])).rate
+
+
+def finals(
+    task: str, methods: Sequence[str], tried: Sequence[Run], found: Mapping[Run, Result], seeds: Sequence[int]
+) -> list[Run]:
+    """Return the runs that are reported: every method with its rate, once for each seed that changes something.
+
+    A method of which no run fitted the memory has none.
+    """
+    runs = []
+    for name in methods:
+        own = [run for run in tried if run.method == name]
+        if not own or any("dev" in found[run] for run in own):
+            rate = chosen_rate(found, own)
+            runs += [Run(task, name, rate, seed, False) for seed in (seeds if METHODS[name].seeded else seeds[:1])]
+    return runs
+
+
+def _dev(result: Result) -> float:
+    return float(result.get("dev", float("-inf")))
 
 
 def run_all(
@@ -85,3 +129,57 @@ def _told(result: Result) -> str:
         return str(result["error"])
     names = [name for name in ("dev", "test") if name in result]
     return " ".join(itertools.chain.from_iterable((name, f"{result[name]:.4f}") for name in names))
+
+
+def side_by_side(
+    work: Callable[..., T],
+    given: Sequence[tuple[Any, ...]],
+    jobs: int,
+    *,
+    tell: Callable[[str], None] = print,
+    settle: Callable[..., None] | None = None,
+    settings: tuple[Any, ...] = (),
+) -> Iterator[tuple[int, T]]:
+    """Call a function with each of some arguments, in other processes; yield which call ended, and its result.
+
+    Where one fails no more are begun; what is under way goes on to its end and is yielded, then the error is raised.
+
+    Args:
+        work: a function that another process can import.
+        given: the arguments of each call.
+        jobs: how many calls at a time; a process is used again.
+        tell: is given a line if a call fails while others are under way.
+        settle: is called first of all in each process, with `settings`.
+
+    Raises:
+        Exception: the first that a call raised.
+    """
+    import multiprocessing  # slow to import, and the help needs none of it
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+
+    waiting = list(enumerate(given))[::-1]
+    running: dict[Future[T], int] = {}
+    failed: Exception | None = None
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), settle, settings) as pool:
+        try:
+            while running or (waiting and failed is None):
+                # No more than can begin: what a pool has taken in cannot be taken back.
+                while waiting and failed is None and len(running) < jobs:
+                    number, arguments = waiting.pop()
+                    running[pool.submit(work, *arguments)] = number
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    number = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        yield number, future.result()
+                    elif not isinstance(error, Exception):
+                        raise error
+                    elif failed is None:
+                        failed = error
+                        if running:
+                            tell(f"one failed; {len(running)} beside it to wait for")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed is not None:
+        raise failed

@@ -9,7 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from zoreward.config import Prompting
+from zoreward.config import (
+    DATA,
+    RUN,
+    TASK,
+    TUNING,
+    Command,
+    Data,
+    Loading,
+    Prompting,
+    Splits,
+    Steps,
+    options,
+    same_as,
+    setting,
+)
 from zoreward.data import Split, Task
 from zoreward.data.reading import fitting
 from zoreward.records import InputError, UnknownNameError
@@ -24,7 +38,7 @@ class BenchMethod:
         about: what it does.
         kind: `score` changes nothing, `majority` needs no model, `probe` fits a regression, `mezo` and `adamw` tune.
         rates: the learning rates that are tried by default; none where there is nothing to tune.
-        eps: ε of MeZO.
+        eps: ε of MeZO; None: that of `zoreward.config.DEFAULTS`.
         metric: whether it is tuned on the task's own metric, not on what the task tunes on.
         tune: what is tuned, as `--tune`.
         seeded: whether a seed changes anything.
@@ -47,18 +61,75 @@ METHODS = {
     "shots": BenchMethod(about="demonstrations in front of each row"),
     "calibrated": BenchMethod(about="answers less what a prompt without content gives them", seeded=False),
     "linear-probe": BenchMethod(about="logistic regression on last hidden states", kind="probe", seeded=False),
-    "mezo": BenchMethod(
-        about="MeZO on what the task tunes on, all weights", kind="mezo", rates=(1e-7, 1e-6, 1e-5), eps=1e-3
-    ),
+    "mezo": BenchMethod(about="MeZO on what the task tunes on, all weights", kind="mezo", rates=(1e-7, 1e-6, 1e-5)),
     "mezo-metric": BenchMethod(
         about="MeZO on the task's metric itself", kind="mezo", rates=(1e-6, 5e-6, 1e-5), eps=5e-3, metric=True
     ),
     "mezo-lora": BenchMethod(
-        about="MeZO on what the task tunes on, LoRA", kind="mezo", rates=(1e-5, 5e-5, 1e-4), eps=1e-2, tune="lora"
+        about="MeZO on what the task tunes on, LoRA", kind="mezo", rates=(1e-5, 5e-5, 1e-4), tune="lora"
     ),
     "adamw": BenchMethod(about="AdamW with gradients, all weights", kind="adamw", rates=(1e-5, 3e-5, 1e-4)),
 }
 """Every method, by name, in the order of the table. The first is a column of it."""
+
+
+@options(TUNING)
+class BenchOptions:
+    """The options of `zoreward bench`."""
+
+    tasks: list[str] = setting(help="A task of `zoreward tasks`, or a YAML file; one or more.", argument="TASK...")
+    model: str = same_as(Data, "model")
+    data_dir: str | None = setting(
+        default=None,
+        help="A folder with train.jsonl and dev.jsonl; of several tasks, a folder of such. Default: the tasks' own "
+        "data.",
+        panel=DATA,
+    )
+    device: str | None = same_as(Data, "device")
+    dtype: str | None = same_as(Loading, "dtype")
+    trust_remote_code: bool = same_as(Loading, "trust_remote_code")
+    train_rows: int | None = setting(default=None, help="Rows to tune on. Default: the task's.", panel=TASK, least=1)
+    dev_rows: int | None = setting(default=None, help="Rows that choose. Default: the task's.", panel=TASK, least=1)
+    test_rows: int | None = setting(
+        default=None, help="Rows that are reported. Default: the task's.", panel=TASK, least=1
+    )
+    split_seed: int = same_as(Splits, "split_seed")
+    methods: str | None = setting(
+        default=None,
+        help=f"Methods, with commas between: {', '.join(list(METHODS)[1:])}. Default: all that a task has.",
+    )
+    seeds: str = setting(
+        default="5", help="How many seeds, from 0 on; or a list, 13,21,42. The first chooses the settings."
+    )
+    max_steps: int = same_as(Steps, "max_steps", help="Steps of every tuning run.")
+    per_device_train_batch_size: int = same_as(Steps, "per_device_train_batch_size", help="Rows a step.")
+    learning_rate: list[str] | None = setting(
+        default=None,
+        help="Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all.",
+        flag="--lr",
+    )
+    eps: list[str] | None = setting(default=None, help="ε of a method, METHOD=5e-3. Give it once for each.")
+    eval_steps: int | None = setting(
+        default=None,
+        help="Score the dev rows every so many steps; the best step counts. Default: four times.",
+        flag="--eval-every",
+        least=1,
+    )
+    shots: int = setting(default=32, help="Demonstrations of the method `shots`, as many as fit.", least=1)
+    max_length: int | None = setting(default=None, help="Tokens of prompt and answer. Default: the context.", least=1)
+    jobs: int = setting(
+        default=1,
+        help="Runs side by side, each in a process of its own. Seconds are then those of a busy machine.",
+        panel=RUN,
+        least=1,
+        most=1024,
+    )
+    output: str = setting(
+        help="The folder for table.md, table.csv, plot.png and results.jsonl; of one that is there, what is done is "
+        "kept.",
+        panel=RUN,
+    )
+    json: bool = same_as(Command, "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zoreward.bench.plan import Plan, objectives_of
 from zoreward.data import Split, Task, check_columns, check_prompts, load_rows, sample_rows, split_rows
+from zoreward.data.tasks import Counts
 from zoreward.records import InputError, MissingFileError, ZorewardError
 from zoreward.registry import Objective
 
@@ -17,29 +18,15 @@ _ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 _NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How many rows, and the seed that draws them.
-
-    Args:
-        train, dev, test: None: the task's.
-        seed: of the draw of rows to tune on and dev rows; test rows are the same for all.
-    """
-
-    train: int | None = None
-    dev: int | None = None
-    test: int | None = None
-    seed: int = 0
-
-
-def bench_rows(task: Task, folder: Path | None, counts: Counts) -> Split:
+def bench_rows(task: Task, folder: Path | None, counts: Counts, seed: int = 0) -> Split:
     """Return a task's rows. Rows that choose are held out of those to tune on; the other split is the test.
 
     Args:
         task: the task.
         folder: of files, `train`, `dev` and `test`: with two of them the other one is the test, one alone is divided
             into three. None: the task's own data, from the Hub.
-        counts: how many.
+        counts: how many; None: as many as the task says.
+        seed: of the draw of rows to tune on and dev rows; test rows are the same for all.
 
     Raises:
         ZorewardError: there are no such rows, or not enough to be divided.
@@ -52,12 +39,12 @@ def bench_rows(task: Task, folder: Path | None, counts: Counts) -> Split:
     held = {name: wanted[name] or 0 for name in ("dev", "test") if name not in pools}
     own = {name: task.kept(rows) for name, rows in pools.items()}
     try:
-        parts = split_rows(own["train"], train=wanted["train"], seed=counts.seed, **held)
+        parts = split_rows(own["train"], train=wanted["train"], seed=seed, **held)
     except InputError as error:
         flags = " or ".join(f"--{name}-rows" for name, count in held.items() if count)
         hint = f"lower {flags}, or put dev.jsonl and test.jsonl into --data-dir"
         raise InputError(f"{task.name}: {error}", hint=hint if flags else error.hint) from None
-    dev = sample_rows(own["dev"], wanted["dev"], seed=counts.seed) if "dev" in own else parts.dev
+    dev = sample_rows(own["dev"], wanted["dev"], seed=seed) if "dev" in own else parts.dev
     test = sample_rows(own["test"], wanted["test"]) if "test" in own else parts.test
     for name, some in (("train", parts.train), ("dev", dev), ("test", test)):
         if (getattr(counts, name) or 0) > len(some):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from zoreward.bench.gradient import adamw_step, batches
-from zoreward.bench.keeping import Best, Looking, Meter, is_due
 from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
+from zoreward.bench.tuning import Best, Looking, Meter, adamw_step, batches, is_due
+from zoreward.config import DEFAULTS
 from zoreward.data import without_content
+from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
     evaluate,
@@ -133,16 +134,17 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
     from zoreward.trainer import ZOConfig, ZOTrainer
 
     method, settings = METHODS[run.method], plan.settings
+    defaults = DEFAULTS["answers", method.tune]  # MeZO's, whatever the objective needs
     metric, smooth = objectives_of(plan.task)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
     args = ZOConfig(
         str(folder),
         max_steps=settings.steps,
         learning_rate=run.rate,
-        eps=settings.eps.get(run.method, method.eps),
-        noise="dense",
-        num_directions=1,
-        normalize="none",
+        eps=settings.eps.get(run.method, method.eps or defaults["eps"]),
+        noise=defaults["noise"],
+        num_directions=defaults["num_directions"],
+        normalize=defaults["normalize"],
         tune=method.tune,
         per_device_train_batch_size=settings.batch_size,
         seed=run.seed,
@@ -158,7 +160,7 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
     )
     objective = metric if method.metric or smooth is None else smooth
     trainer = ZOTrainer(plan.model, objective=objective, args=args, train_dataset=plan.rows.train)
-    _quiet(trainer)
+    silence_(trainer)
     model, tokenizer, meter = trainer.model, trainer.processing_class, Meter(args.device)
     best = Best(
         trainer.scorer.reader.tuned.weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score
@@ -241,10 +243,3 @@ def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:
 
 def _tokenizer(plan: Plan) -> Any:
     return load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
-
-
-def _quiet(trainer: Any) -> None:
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)

@@ -9,18 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from zoreward.cli.bench import bench_command
-from zoreward.cli.doctor import show_health
-from zoreward.cli.errors import UsageError, printable_warnings, report, unexpected
 from zoreward.cli.evaluate import eval_command
-from zoreward.cli.objectives import add_objectives, show_objectives
+from zoreward.cli.listings import add_objectives, show_health, show_objectives, show_tasks
 from zoreward.cli.options import canonical, escape
 from zoreward.cli.prepare import quiet_deprecations
+from zoreward.cli.printing import printable_warnings, report, unexpected
 from zoreward.cli.quickstart import quickstart_command
 from zoreward.cli.replay import replay_command
-from zoreward.cli.task import with_objective
-from zoreward.cli.tasks import show_tasks
+from zoreward.cli.rows import with_objective
 from zoreward.cli.tune import tune_command
-from zoreward.neighbours import newer_than_tested
+from zoreward.neighbours.of_typer import UsageError
+from zoreward.neighbours.releases import newer_than_tested
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from zoreward.bench import (
     METHODS,
-    Counts,
+    BenchOptions,
     Plan,
     Results,
     Run,
@@ -34,74 +33,36 @@ from zoreward.bench import (
     tries,
 )
 from zoreward.bench.plan import checked_methods
-from zoreward.cli.errors import place_of, report
-from zoreward.cli.options import LARGEST, SMALLEST, command, option, own_options
+from zoreward.cli.options import LARGEST, SMALLEST, command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.task import refuse_masked
-from zoreward.cli.terminal import json_line
-from zoreward.config import DATA, MOST_SEED, RUN, TASK, TUNING, Command, Data, Loading, Splits
+from zoreward.cli.printing import json_line, report_failure
+from zoreward.cli.rows import refuse_masked
+from zoreward.config import MOST_SEED
 from zoreward.data import load_task
+from zoreward.data.tasks import Counts
+from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
 
-_SHOTS = 32
 _MOST_SEEDS = 1000
 
 
 def bench_command() -> Callable[..., int]:
     """Return the command that makes a table of a task."""
-    folder = (
-        "A folder with train.jsonl and dev.jsonl; of several tasks, a folder of such. Default: the tasks' own data."
-    )
-    methods = f"Methods, with commas between: {', '.join(list(METHODS)[1:])}. Default: all that a task has."
-    seeds = "How many seeds, from 0 on; or a list, 13,21,42. The first chooses the settings."
-    rate = "Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all."
-    eps = "ε of a method, METHOD=5e-3. Give it once for each."
-    between = "Score the dev rows every so many steps; the best step counts. Default: four times."
-    tokens = "Tokens of prompt and answer. Default: the context."
-    jobs = "Runs side by side, each in a process of its own. Seconds are then those of a busy machine."
-    output = (
-        "The folder for table.md, table.csv, plot.png and results.jsonl; of one that is there, what is done is kept."
-    )
-    what = "A task of `zoreward tasks`, or a YAML file; one or more."
-    names = typer.Argument(help=what, metavar="TASK...", show_default=False)
-    parameters = [
-        inspect.Parameter("tasks", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], names]),
-        *own_options(Data, ["model"]),
-        option("data_dir", str | None, folder, DATA, default=None),
-        *own_options(Data, ["device"]),
-        *own_options(Loading, ["dtype", "trust_remote_code"]),
-        option("train_rows", int | None, "Rows to tune on. Default: the task's.", TASK, default=None, least=1),
-        option("dev_rows", int | None, "Rows that choose. Default: the task's.", TASK, default=None, least=1),
-        option("test_rows", int | None, "Rows that are reported. Default: the task's.", TASK, default=None, least=1),
-        *own_options(Splits, ["split_seed"]),
-        option("methods", str | None, methods, TUNING, default=None),
-        option("seeds", str, seeds, TUNING, default="5"),
-        option("max_steps", int, "Steps of every tuning run.", TUNING, "--steps", default=1000, least=1),
-        option("per_device_train_batch_size", int, "Rows a step.", TUNING, "--batch-size", default=16, least=1),
-        option("learning_rate", list[str] | None, rate, TUNING, "--lr", default=None),
-        option("eps", list[str] | None, eps, TUNING, default=None),
-        option("eval_steps", int | None, between, TUNING, "--eval-every", default=None, least=1),
-        option("shots", int, "Demonstrations of the method `shots`, as many as fit.", TUNING, default=_SHOTS, least=1),
-        option("max_length", int | None, tokens, TUNING, default=None, least=1),
-        option("jobs", int, jobs, RUN, default=1, least=1, most=1024),
-        option("output", str, output, RUN, "--output"),
-        *own_options(Command, ["json"]),
-    ]
-    return command(_bench, parameters)
+    return command(_bench, BenchOptions)
 
 
-def _bench(context: typer.Context, values: dict[str, Any]) -> int:
+def _bench(context: typer.Context, options: BenchOptions) -> int:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        check_folder(values["output"])
-        methods = checked_methods(list(METHODS) if values["methods"] is None else _listed(values["methods"]))
+        check_folder(options.output)
+        methods = checked_methods(list(METHODS) if options.methods is None else _listed(options.methods))
         if not methods:
             raise InputError("--methods names none", hint=f"the methods are {', '.join(METHODS)}")
-        seeds = _seeds(values["seeds"])
-        rates = rates_of(_by_method(values["learning_rate"], "--lr"), methods)
-        plans = _plans(values)
-        tables = {name: _methods_of(plan, methods, values) for name, plan in plans.items()}
-        results = Results(Path(values["output"]))
+        seeds = _seeds(options.seeds)
+        rates = rates_of(_by_method(options.learning_rate, "--lr"), methods)
+        plans = _plans(options)
+        tables = {name: _methods_of(plan, methods, is_all=options.methods is None) for name, plan in plans.items()}
+        results = Results(Path(options.output))
         for plan in plans.values():
             results.check(plan.configuration())
         _check_model(plans, tables)
@@ -112,64 +73,62 @@ def _bench(context: typer.Context, values: dict[str, Any]) -> int:
             train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
             print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
             results.begin(plan.configuration())
-        words = context.find_root().obj or []
+        again = shlex.join(["zoreward", *words_of(context)])
         try:
-            reported = _run(plans, tables, rates, seeds, results, values["jobs"])
+            reported = _run(plans, tables, rates, seeds, results, options.jobs)
         except KeyboardInterrupt:
-            print(f"\ninterrupted; what is done is kept: {_command(words)}", file=sys.stderr)
+            print(printable(f"\ninterrupted; what is done is kept: {again}"), file=sys.stderr)
             return 130
         except (Exception, SystemExit) as error:  # the latter from a model's own code
-            return _failed(error, words)
+            return report_failure(error, f"what is done is kept; go on: {again}")
         lines = [
             line for name, plan in plans.items() for line in lines_of(plan, tables[name], reported[name], results.runs)
         ]
-        _write(lines, Path(values["output"]))
-    print(_object(lines, values) if values["json"] else printable(as_markdown(lines)), file=out)
+        _write(lines, Path(options.output))
+    print(_object(lines, options) if options.json else printable(as_markdown(lines)), file=out)
     return 0
 
 
-def _plans(values: dict[str, Any]) -> dict[str, Plan]:
+def _plans(options: BenchOptions) -> dict[str, Plan]:
     """Every task with its rows, checked."""
-    counts = Counts(
-        train=values["train_rows"], dev=values["dev_rows"], test=values["test_rows"], seed=values["split_seed"]
-    )
+    counts = Counts(train=options.train_rows, dev=options.dev_rows, test=options.test_rows)
     settings = Settings(
-        steps=values["max_steps"],
-        batch_size=values["per_device_train_batch_size"],
-        eval_every=values["eval_steps"] or -(-values["max_steps"] // 4),
-        shots=values["shots"],
-        eps={name: one[0] for name, one in _by_method(values["eps"], "--eps").items()},
-        dtype=values["dtype"],
-        device=select_device(values["device"]),
-        max_length=values["max_length"],
-        trust_remote_code=values["trust_remote_code"],
+        steps=options.max_steps,
+        batch_size=options.per_device_train_batch_size,
+        eval_every=options.eval_steps or -(-options.max_steps // 4),
+        shots=options.shots,
+        eps={name: values[0] for name, values in _by_method(options.eps, "--eps").items()},
+        dtype=options.dtype,
+        device=select_device(options.device),
+        max_length=options.max_length,
+        trust_remote_code=options.trust_remote_code,
     )
-    tasks = [load_task(source) for source in values["tasks"]]
+    tasks = [load_task(source) for source in options.tasks]
     plans: dict[str, Plan] = {}
-    if values["data_dir"] == "":
+    if options.data_dir == "":
         raise InputError("--data-dir '' names no folder", hint="give one with train.jsonl, or leave --data-dir out")
     for number, task in enumerate(tasks):
         refuse_masked(task)
         if task.name in [other.name for other in tasks[:number]]:
             raise InputError(f"two tasks are called {task.name!r}", hint="give each once")
     for task in tasks:
-        folder = None if values["data_dir"] is None else Path(values["data_dir"])
+        folder = None if options.data_dir is None else Path(options.data_dir)
         if folder is not None and (len(tasks) > 1 or os.path.isdir(folder / task.name)):
             folder = folder / task.name
-        plan = Plan(task, values["model"], bench_rows(task, folder, counts), settings)
+        plan = Plan(task, options.model, bench_rows(task, folder, counts, options.split_seed), settings)
         check_plan(plan)
         plans[task.name] = plan
     return plans
 
 
-def _methods_of(plan: Plan, methods: Sequence[str], values: dict[str, Any]) -> list[str]:
+def _methods_of(plan: Plan, methods: Sequence[str], *, is_all: bool) -> list[str]:
     """Those of the methods that a task has; says which it has not, and why."""
     found = []
     for name in dict.fromkeys(["majority", *methods]):
         problem = problem_of(plan.task, name)
         if problem is None:
             found.append(name)
-        elif name != "majority" or values["methods"] is None:
+        elif name != "majority" or is_all:
             print(printable(f"{plan.task.name} has no {name}: {problem}"))
     if not set(found) - {"majority"}:
         raise InputError(f"{plan.task.name!r} has none of these methods", hint="--methods zero-shot,mezo,adamw")
@@ -231,20 +190,8 @@ def _write(lines: list[dict[str, Any]], folder: Path) -> None:
         print(one_line(f"{error}: {error.hint}"))
 
 
-def _object(lines: list[dict[str, Any]], values: dict[str, Any]) -> str:
-    return json_line({"model": values["model"], "lines": lines, "output": values["output"]})
-
-
-def _failed(error: BaseException, words: Sequence[str]) -> int:
-    if not isinstance(error, ZorewardError):
-        error = ZorewardError(f"{type(error).__name__}: {error}", hint=place_of(error))
-    report(error, code=1)
-    print(f"what is done is kept; go on: {_command(words)}", file=sys.stderr)
-    return 1
-
-
-def _command(words: Sequence[str]) -> str:
-    return printable(shlex.join(["zoreward", *words]))
+def _object(lines: list[dict[str, Any]], options: BenchOptions) -> str:
+    return json_line({"model": options.model, "lines": lines, "output": options.output})
 
 
 def _listed(text: str | None) -> list[str]:
@@ -282,7 +229,7 @@ def _by_method(given: list[str] | None, flag: str) -> dict[str, list[float]]:
         if not numbers or not all(SMALLEST <= number <= LARGEST for number in numbers):
             raise InputError(f"{flag} {one}: there is no value above 0", hint=f"{flag} {example}; float32 must hold it")
         checked_methods([name])
-        if flag == "--eps" and (METHODS[name].eps is None or len(numbers) > 1):
+        if flag == "--eps" and (METHODS[name].kind != "mezo" or len(numbers) > 1):
             raise InputError(f"{flag} {one}: it is one number for a method of MeZO's", hint=f"{flag} {example}")
         if name in found:
             raise InputError(f"{flag} is given twice for {name}", hint=f"{flag} {example}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import typer
 
 from zoreward.bench.plan import options_of_task
-from zoreward.cli.options import command, config_option, given_options, objective_options, options_from, own_options
+from zoreward.cli.options import given_options, objective_command
 from zoreward.cli.prepare import (
     made_objective,
     objective_with_retries,
@@ -20,9 +19,8 @@ from zoreward.cli.prepare import (
     select_device,
     shown_prompts,
 )
-from zoreward.cli.rows import scored_rows
-from zoreward.cli.task import with_task
-from zoreward.cli.terminal import json_line
+from zoreward.cli.printing import json_line, show_table
+from zoreward.cli.rows import scored_rows, with_task
 from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content
 from zoreward.records import Evaluation, InputError, printable
@@ -31,19 +29,16 @@ from zoreward.registry import Objective
 
 def eval_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that scores a model with the objective that `source` names."""
-    parameters = own_options(EvalOptions)
-    parameters += objective_options(found, parameters)
-    parameters.append(config_option("eval", source, parameters))
-    return command(functools.partial(_eval, source), parameters)
+    return objective_command(_eval, EvalOptions, "eval", source, found)
 
 
-def _eval(source: str, context: typer.Context, values: dict[str, Any]) -> int:
+def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict[str, Any]) -> int:
     start = time.perf_counter()
     out = sys.stdout
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        options, task = with_task(context, options_from(EvalOptions, values))
-        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
+        options, task = with_task(context, options)
+        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, flags)
         objective = made_objective(source, own, options.also)
         if options.base_model is not None and not objective.compares_with_base:
             hint = "leave --base-model out, or take preference"
@@ -111,16 +106,7 @@ def _content_free(objective: Objective, options: EvalOptions, task: Task | None)
 
 
 def _print_table(summary: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    summary = {**summary, **summary.get("parts", {})}
-    columns = [name for name in summary if name not in ("parts", "model")]  # a model has been typed, and may be long
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in columns:  # not as texts, which may look like markup
-        table.add_column(Text(printable(name)))
-    cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in map(summary.get, columns)]
-    table.add_row(*(Text(printable(cell)) for cell in cells))
-    Console().print(table)
+    values = {**summary, **summary.get("parts", {})}
+    columns = [name for name in values if name not in ("parts", "model")]  # a model has been typed, and may be long
+    cells = [f"{values[name]:.4f}" if isinstance(values[name], float) else values[name] for name in columns]
+    show_table(columns, [cells])

@@ -11,47 +11,19 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from zoreward.config import (
-    DATA,
-    OBJECTIVE,
-    PROMPT,
-    RUN,
-    TASK,
-    TEXT,
-    TUNING,
-    Common,
-    Data,
-    DevRows,
-    Held,
-    Loading,
-    Prompting,
-    Rewarding,
-    Splits,
-    Steps,
-    TuneOptions,
-    Tuning,
-    Writing,
-)
+from zoreward.config import OBJECTIVE, PANELS, RUN, Common, TuneOptions
 from zoreward.data.reading import read_yaml
+from zoreward.neighbours.of_typer import source_of
 from zoreward.records import InputError, printable
 from zoreward.registry import Objective
 
 _Group = TypeVar("_Group")
-_PANELS = {
-    DATA: (Data, DevRows, Loading),
-    TASK: (Splits, Held),
-    PROMPT: (Prompting,),
-    TEXT: (Writing,),
-    TUNING: (Tuning, Steps),
-    OBJECTIVE: (Rewarding,),
-    RUN: (),
-}
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
 _PREFIX = "objective_"
 # What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
@@ -64,7 +36,6 @@ _ALIASES = {
     "--max-completion-length": "--max-new-tokens",
     "--per-device-eval-batch-size": "--eval-batch-size",
 }
-_REQUIRED = inspect.Parameter.empty
 
 # Of whole numbers, unless an option has its own bound; beyond it torch, and Python's clock, end in tracebacks.
 _MOST = 2**31 - 1
@@ -72,37 +43,34 @@ _MOST = 2**31 - 1
 SMALLEST, LARGEST = 2.0**-126, 3.4028234663852886e38
 
 
-def option(
-    name: str,
-    kind: Any,
-    help: str,
-    panel: str,
-    flag: str = "",
-    *,
-    default: Any = _REQUIRED,
-    least: float | None = None,
-    most: float | None = _MOST,
-) -> inspect.Parameter:
-    """Return a parameter that Typer makes an option of; without a default it must be given.
+def option(name: str, kind: Any, default: Any, about: Mapping[str, Any]) -> inspect.Parameter:
+    """Return a parameter that Typer makes an option of.
 
     Args:
         name: of the parameter.
         kind: its type.
-        help: a sentence.
-        panel: of the help, in which it stands.
-        flag: how it is written; by default its name with dashes.
-        default: its value where it is not given.
-        least: of a number.
-        most: of a whole number; others are what float32 can hold. None: any number will do.
+        default: its value where it is not given; MISSING: it must be given.
+        about: as for `zoreward.config.setting`. A whole number is at most 2^31 − 1 unless it has a bound of its own,
+            another number is what float32 can hold; where `most` is None, any number will do.
     """
-    flag = flag or _flag(name)
+    if "argument" in about:
+        info = typer.Argument(help=about["help"], metavar=about["argument"], show_default=False)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
+    flag = about.get("flag") or _flag(name)
     others = [alias for alias, written in _ALIASES.items() if written == flag]
-    text = f"{help} Also {others[0]}." if others else help
+    text = f"{about['help']} Also {others[0]}." if others else about["help"]
+    most = about.get("most", _MOST)
     # Not Typer's own min: "<int range> [x>=1]" in the help leaves little room for the help itself.
-    check = _within(least, most) if most is not None and _without_none(kind) in (int, float) else None
+    is_bounded = most is not None and _without_none(kind) in (int, float)
     shown = printable(str(default))
-    about: dict[str, Any] = {} if shown == str(default) else {"show_default": shown}
-    info = typer.Option(flag, help=escape(text), rich_help_panel=panel, callback=check, **about)
+    info = typer.Option(
+        flag,
+        help=escape(text),
+        rich_help_panel=about["panel"],
+        callback=_within(about.get("least"), most) if is_bounded else None,
+        show_default=True if shown == str(default) else shown,
+    )
+    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
@@ -132,8 +100,42 @@ def canonical(word: str) -> str:
     return _ALIASES.get(f"--{word}", f"--{word}")[2:]
 
 
-def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) -> Callable[..., int]:
-    """Return `run` in the form that Typer reads: it takes the context and these parameters."""
+def command(run: Callable[[typer.Context, _Group], int], group: type[_Group]) -> Callable[..., int]:
+    """Return the function that Typer makes a command of: its flags are a group of options, which `run` is given."""
+    return _for_typer(lambda context, values: run(context, group(**values)), _parameters_of(group))
+
+
+def objective_command(
+    run: Callable[[str, typer.Context, Any, dict[str, Any]], int],
+    group: Any,
+    verb: str,
+    source: str,
+    objective: Objective,
+) -> Callable[..., int]:
+    """Return the function of a command for one objective, which has the objective's own options beside a group.
+
+    Args:
+        run: is called with the source, the context, the options of the group, and what the objective's flags hold.
+        group: of options.
+        verb: `tune` or `eval`.
+        source: what names the objective.
+        objective: with its options.
+    """
+    parameters = _parameters_of(group)
+    parameters += _objective_options(objective, parameters)
+    parameters.append(_config_option(verb, source, parameters))
+
+    def with_group(context: typer.Context, values: dict[str, Any]) -> int:
+        options = group(**{name: values[name] for name in group.__dataclass_fields__})
+        prefixed = {name: value for name, value in values.items() if name.startswith(_PREFIX)}
+        return run(source, context, options, {name.removeprefix(_PREFIX): v for name, v in prefixed.items()})
+
+    return _for_typer(with_group, parameters)
+
+
+def _for_typer(
+    run: Callable[[typer.Context, dict[str, Any]], int], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., int]:
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     signature = inspect.Signature([context, *parameters])
 
@@ -149,23 +151,13 @@ def command(run: Callable[..., int], parameters: Iterable[inspect.Parameter]) ->
     return callback
 
 
-def own_options(group: type, names: Collection[str] | None = None) -> list[inspect.Parameter]:
-    """Return the fields of a group of options, or those that have these names, panel by panel."""
-    hints, found = _kinds_of(group), []
-    for field in dataclasses.fields(group):
-        if names is None or field.name in names:
-            about = dict(field.metadata)
-            bounds = {name: about[name] for name in ("least", "most") if name in about}
-            default = _REQUIRED if field.default is dataclasses.MISSING else field.default
-            kind = str | None if _takes_pairs(field.name) else hints[field.name]  # pairs are written as JSON
-            panel, flag = about.get("panel") or _panel_of(field.name), about.get("flag", "")
-            found.append((panel, option(field.name, kind, about["help"], panel, flag, default=default, **bounds)))
-    return [parameter for panel in _PANELS for its_panel, parameter in found if its_panel == panel]
-
-
-def _panel_of(name: str) -> str:
-    groups = [(panel, group) for panel, of_panel in _PANELS.items() for group in of_panel]
-    return next((panel for panel, group in groups if name in group.__dataclass_fields__), RUN)
+def _parameters_of(group: type) -> list[inspect.Parameter]:
+    """The options of a group, panel by panel."""
+    kinds = _kinds_of(group)
+    ordered = sorted(dataclasses.fields(group), key=lambda field: PANELS.index(field.metadata["panel"]))
+    # Pairs are written as JSON.
+    written = {field.name: str | None if _takes_pairs(field.name) else kinds[field.name] for field in ordered}
+    return [option(field.name, written[field.name], field.default, field.metadata) for field in ordered]
 
 
 @functools.cache
@@ -179,7 +171,7 @@ def _takes_pairs(name: str) -> bool:
     return any(typing.get_origin(kind) is dict for kind in typing.get_args(_kinds_of(TuneOptions).get(name)))
 
 
-def objective_options(objective: Objective, parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+def _objective_options(objective: Objective, parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
     """Return the objective's options as options of its command, beside `parameters`.
 
     Those of a type that cannot be written on a command line (a function, a dict, choices with control characters) are
@@ -190,7 +182,7 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
     """
     taken = {"--help", "--objective", *_ALIASES}
     for parameter in parameters:
-        taken |= {flag_of(parameter), _flag(parameter.name)}
+        taken |= {_flag_of(parameter), _flag(parameter.name)}
     found = []
     for one in objective.options:
         if not _is_writable(one.type):
@@ -200,27 +192,15 @@ def objective_options(objective: Objective, parameters: Iterable[inspect.Paramet
             message = f"objective {objective.name!r} has an option {one.name!r}, but {flag} is one of zoreward's own"
             raise InputError(message, hint="rename the parameter")
         written = f"{flag}/--no-{flag[2:]}" if _without_none(one.type) is bool else flag
-        told = (_PREFIX + one.name, one.type, one.help, OBJECTIVE, written)
-        found.append(option(*told, default=one.default, most=None))
+        about = {"help": one.help, "panel": OBJECTIVE, "flag": written, "most": None}
+        found.append(option(_PREFIX + one.name, one.type, one.default, about))
     return found
 
 
-def options_from(group: type[_Group], values: Mapping[str, Any]) -> _Group:
-    """Return the options of a command, from what Typer read."""
-    return group(**{field.name: values[field.name] for field in dataclasses.fields(group)})  # type: ignore[arg-type]
-
-
-def given_options(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the objective's options that are given, on the command line or by --config, under their names."""
-    sources = {name: context.get_parameter_source(name) for name in values if name.startswith(_PREFIX)}
+def given_options(context: typer.Context, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which of the objective's options are given, on the command line or by --config."""
     said = ("COMMANDLINE", "DEFAULT_MAP")  # the latter by --config
-    given = [name for name, source in sources.items() if source is not None and source.name in said]
-    return {name.removeprefix(_PREFIX): values[name] for name in given}
-
-
-def flagged(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of an objective's options that have a flag: a task may set others too."""
-    return {name: value for name, value in own.items() if _PREFIX + name in values}
+    return {name: value for name, value in flags.items() if source_of(context, _PREFIX + name) in said}
 
 
 def resolved(objective: str, options: Common, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,13 +215,13 @@ def resolved(objective: str, options: Common, own: Mapping[str, Any]) -> dict[st
     return {"objective": objective, **_plain({name: getattr(options, name) for name in kept} | dict(own))}
 
 
-def config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter]) -> inspect.Parameter:
+def _config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter]) -> inspect.Parameter:
     """Return the option --config, whose file gives the other `parameters` other defaults."""
     known: dict[str, str] = {}
     kinds: dict[str, Any] = {}
     for parameter in parameters:
         kinds[parameter.name] = _without_none(typing.get_args(parameter.annotation)[0])
-        flag = flag_of(parameter).partition("/")[0]
+        flag = _flag_of(parameter).partition("/")[0]
         others = [alias for alias, written in _ALIASES.items() if written == flag]
         for spelling in (
             parameter.name.removeprefix(_PREFIX),
@@ -300,10 +280,10 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
     return given
 
 
-def flag_of(parameter: inspect.Parameter) -> str:
+def _flag_of(parameter: inspect.Parameter) -> str:
     """Return how a parameter is written on the command line.
 
-    >>> flag_of(option("max_steps", int, "Steps.", TUNING, "--steps"))
+    >>> _flag_of(option("max_steps", int, 1000, {"help": "Steps.", "flag": "--steps", "panel": RUN}))
     '--steps'
     """
     # Typer takes the first flag for the default of an option that stands in Annotated.

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_callback import ProgressCallback as TransformersProgressCallback
 
+from zoreward.cli.printing import show_table
 from zoreward.journal import moves
 from zoreward.methods import all_scored
 from zoreward.records import one_line
@@ -116,23 +115,20 @@ class ProgressCallback(TrainerCallback):
 
     def _show_completions(self, step: int) -> None:
         """Print what the best and the worst member wrote for the step's first prompts."""
-        from rich import box
-        from rich.table import Column, Table
-        from rich.text import Text
-
         table = completion_rows(self._trainer.last_rows, self._trainer.last_scored)
         if not table:
             return
         first = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
         last = [line for line in table if line["member"] == table[-1]["member"]][: SHOWN - len(first) + 1]
         rewards = [name for name in table[0] if name not in ("member", "score", "prompt", "completion")]
-        heads = [Column(Text(one_line(name))) for name in ("member", "prompt", "completion", *rewards)]
-        shown = Table(*heads, box=box.SIMPLE_HEAD, title=f"step {step}")
-        for who, lines in (("best", first), ("worst", last)):
-            for line in lines:
-                cells = [line["prompt"][-80:], line["completion"], *(_short(line.get(name)) for name in rewards)]
-                shown.add_row(who, *(Text(one_line(cell, _CELL)) for cell in cells))
-        self._console.print(shown)
+        shown = [
+            (who, line["prompt"][-80:], line["completion"], *(_short(line.get(name)) for name in rewards))
+            for who, lines in (("best", first), ("worst", last))
+            for line in lines
+        ]
+        cells = [[one_line(cell, _CELL) for cell in row] for row in shown]
+        heads = [one_line(name) for name in ("member", "prompt", "completion", *rewards)]
+        show_table(heads, cells, console=self._console, title=f"step {step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print a line where there is no terminal for a bar."""
@@ -159,9 +155,3 @@ class ProgressCallback(TrainerCallback):
 
 def _short(value: Any) -> Any:
     return f"{value:.3f}" if isinstance(value, float) else value
-
-
-def without_own_progress(trainer: ZOTrainer) -> None:
-    """Take away what transformers itself would print of a run."""
-    for callback in (PrinterCallback, TransformersProgressCallback):
-        trainer.remove_callback(callback)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.errors import report, unexpected
-from zoreward.cli.options import command, option, own_options
+from zoreward.cli.options import command
 from zoreward.cli.prepare import quiet_transformers
+from zoreward.cli.printing import json_line, report, show_table, unexpected
 from zoreward.cli.saving import digest_of_rows, save_model
-from zoreward.cli.terminal import json_line
 from zoreward.cli.tune import check_output, write_config
-from zoreward.config import RUN, TUNING, Command, Seeding
+from zoreward.config import QuickstartOptions
 from zoreward.data import load_rows
+from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import ZorewardError, printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SHIPPED = Path(__file__).parents[1] / "quickstart"  # made by benchmarks/quickst
 MODEL, TRAIN, HELDOUT = (str(SHIPPED / name) for name in ("model", "train.jsonl", "heldout.jsonl"))
 OBJECTIVE = "accuracy"
 PROMPT: dict[str, Any] = {"template": "{text} It was", "choices": [" bad", " good"]}
-STEPS = 150
+STEPS = QuickstartOptions.max_steps
 # With half the ε, two batches of three scored the same on both sides and taught nothing; with this, one of three.
 LOGGING: dict[str, Any] = {"logging_steps": 20}
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
@@ -96,7 +96,6 @@ def above_median(logprobs: NDArray[Any], references: Sequence[int]) -> float:
 def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
     """Return a trainer of the shipped model on the shipped rows."""
     quiet_transformers()
-    from zoreward.cli.progress import without_own_progress
     from zoreward.trainer import ZOConfig, ZOTrainer
 
     # On the CPU also where there are GPUs: the model is too small for them, and the result is the same everywhere.
@@ -104,7 +103,7 @@ def make_trainer(output: Path, *, seed: int, steps: int) -> ZOTrainer:
         str(output), **PROMPT, **SETTINGS, max_steps=steps, seed=seed, disable_tqdm=True, use_cpu=True, **LOGGING
     )
     trainer = ZOTrainer(MODEL, objective=OBJECTIVE, args=args, train_dataset=load_rows(TRAIN))
-    without_own_progress(trainer)
+    silence_(trainer)
     return trainer
 
 
@@ -145,44 +144,34 @@ def _one_thread() -> Iterator[None]:
 
 def quickstart_command() -> Callable[..., int]:
     """Return the command."""
-    parameters = [
-        option("max_steps", int, "Steps.", TUNING, "--steps", default=STEPS, least=1),
-        *own_options(Seeding),
-        option("output", str | None, "Keep the run and the tuned model in this folder.", RUN, default=None),
-        *own_options(Command, ["json"]),
-    ]
-    return command(_quickstart, parameters)
+    return command(_quickstart, QuickstartOptions)
 
 
-def _quickstart(context: typer.Context, values: dict[str, Any]) -> int:
+def _quickstart(context: typer.Context, options: QuickstartOptions) -> int:
     with contextlib.ExitStack() as stack:
         # What transformers prints is not the result.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        if values["output"] is not None:
-            check_output(values["output"])
+        if options.output is not None:
+            check_output(options.output)
         print("Loading a tiny language model that ships with zoreward …")
-        output = Path(values["output"] or stack.enter_context(tempfile.TemporaryDirectory(prefix="zoreward-")))
-        trainer = make_trainer(output, seed=values["seed"], steps=values["max_steps"])
-        if values["output"] is not None:
-            write_config(output, _config(values))
+        output = Path(options.output or stack.enter_context(tempfile.TemporaryDirectory(prefix="zoreward-")))
+        trainer = make_trainer(output, seed=options.seed, steps=options.max_steps)
+        if options.output is not None:
+            fixed = {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, "device": "cpu"}
+            own = {"max_steps": options.max_steps, "seed": options.seed, "output": options.output}
+            write_config(output, {**fixed, **PROMPT, **SETTINGS, **LOGGING, **own})
         print(_what_happens(trainer))
         try:
             found = compare(trainer)
-            if values["output"] is not None:
+            if options.output is not None:
                 rows = digest_of_rows([one.row for one in trainer.train_dataset], None, None, None)
                 save_model(trainer, output, keep="last", rows=rows)
         except Exception as error:
             return report(error if isinstance(error, ZorewardError) else unexpected(error), code=1)
-    _show(found, values)
-    if values["json"]:
+    _show(found, options)
+    if options.json:
         print(json_line(asdict(found)))
     return 0
-
-
-def _config(values: dict[str, Any]) -> dict[str, Any]:
-    own = {name: values[name] for name in ("max_steps", "seed", "output")}
-    fixed = {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, "device": "cpu"}
-    return {**fixed, **PROMPT, **SETTINGS, **LOGGING, **own}
 
 
 def _what_happens(trainer: ZOTrainer) -> str:
@@ -193,18 +182,17 @@ def _what_happens(trainer: ZOTrainer) -> str:
     )
 
 
-def _show(found: Comparison, values: dict[str, Any]) -> None:
-    from rich import box
+def _show(found: Comparison, options: QuickstartOptions) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(stderr=values["json"])
-    table = Table("held-out reviews", "accuracy", box=box.SIMPLE_HEAD)
-    table.add_row("always the more frequent answer", f"{found.majority:.1%}")
-    table.add_row("before, zero-shot", f"{found.before:.1%}")
-    table.add_row("before, with one threshold (the median)", f"{found.threshold:.1%}")
-    table.add_row(f"after {found.steps} steps, {found.seconds:.0f} s", f"{found.after:.1%}", style="bold")
-    console.print(table)
-    kept = f"The run and the tuned model are in {values['output']}.\n" if values["output"] is not None else ""
+    console = Console(stderr=options.json)
+    rows = [
+        ("always the more frequent answer", f"{found.majority:.1%}"),
+        ("before, zero-shot", f"{found.before:.1%}"),
+        ("before, with one threshold (the median)", f"{found.threshold:.1%}"),
+        (f"after {found.steps} steps, {found.seconds:.0f} s", f"{found.after:.1%}"),
+    ]
+    show_table(("held-out reviews", "accuracy"), rows, console=console, is_last_bold=True)
+    kept = f"The run and the tuned model are in {options.output}.\n" if options.output is not None else ""
     text = f"{kept}The same for your own model and rows:\n\n{YOURS}\n"
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.errors import report
-from zoreward.cli.options import command, option, own_options
+from zoreward.cli.options import command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.terminal import json_line
-from zoreward.config import DATA, RUN, Data
+from zoreward.cli.printing import json_line, report
+from zoreward.config import ReplayOptions
 from zoreward.records import InputError, StorageError, printable
 
 if TYPE_CHECKING:
@@ -28,93 +26,72 @@ if TYPE_CHECKING:
 
 def replay_command() -> Callable[..., int]:
     """Return the command that replays a run."""
-    where = typer.Argument(metavar="RUN", help="A run folder, a journal.jsonl or a trajectory.safetensors.")
-    run = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, where])
-    base = "The weights that the run began with: a folder, or a Hub id. Others are refused."
-    parameters = [
-        run,
-        option("model", str | None, base, DATA, default=None),
-        *own_options(Data, ["device"]),
-        option("device_map", str | None, "auto: spread the model over all GPUs that are seen.", DATA, default=None),
-        option("trust_remote_code", bool, "Run the code that the model brings along.", DATA, default=False),
-        option(
-            "output",
-            str | None,
-            "A new folder for the model, or the run's adapter, and the tokenizer.",
-            RUN,
-            default=None,
-        ),
-        option("step", int | None, "How many steps. Default: all.", RUN, default=None, least=0),
-        option("json", bool, "Print the scores and slopes of each step, in one JSON object.", RUN, default=False),
-    ]
-    return command(_replay, parameters)
+    return command(_replay, ReplayOptions)
 
 
-def _replay(context: typer.Context, values: dict[str, Any]) -> int:
+def _replay(context: typer.Context, options: ReplayOptions) -> int:
     start = time.perf_counter()
-    _check(values)
+    _check(options)
     with contextlib.redirect_stdout(sys.stderr):  # what a model's code prints is not the result
         from zoreward.journal import load_run
         from zoreward.journal.replaying import checked_step
 
-        run = load_run(values["run"])
-        steps = checked_step(run, values["step"])
-        if values["output"]:
-            model, tokenizer = _loaded(run, values)
+        run = load_run(options.run)
+        steps = checked_step(run, options.step)
+        if options.output is not None and options.model is not None:
+            model, tokenizer = _loaded(run, options.model, options)
             model = _moved(run, model, steps)
             try:
-                _save(Path(values["output"]), model, tokenizer, run, steps)
+                _save(Path(options.output), model, tokenizer, run, steps)
             except StorageError as error:
                 return report(error, code=1)
     summary = {
-        "run": values["run"],
+        "run": options.run,
         "steps": steps,
-        "output": values["output"],
+        "output": options.output,
         "seconds": round(time.perf_counter() - start, 3),
     }
-    if values["json"]:
+    if options.json:
         print(json_line({**summary, "history": list(_history(run, steps))}))
     else:
-        print(printable(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {values['output']}"))
+        print(printable(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {options.output}"))
     return 0
 
 
-def _check(values: dict[str, Any]) -> None:
+def _check(options: ReplayOptions) -> None:
     """Find what is wrong with the options themselves."""
-    if (values["model"] is None) != (values["output"] is None):
-        given, missing = ("--model", "--output") if values["model"] else ("--output", "--model")
+    if (options.model is None) != (options.output is None):
+        given, missing = ("--model", "--output") if options.model else ("--output", "--model")
         raise InputError(f"{given} needs {missing}", hint="zoreward replay RUN --model BASE --output FOLDER")
-    if values["output"] is None and not values["json"]:
+    if options.output is None and not options.json:
         raise InputError(
             "there is nothing to do", hint="give --model BASE and --output FOLDER, or --json for the history of the run"
         )
-    if values["output"] is not None:
-        check_folder(values["output"])
-        output = Path(values["output"])
+    if options.output is not None:
+        check_folder(options.output)
+        output = Path(options.output)
         if output.is_dir() and any(output.iterdir()):
             raise InputError(f"--output {output} is not empty", hint="give a folder that does not exist yet")
 
 
-def _loaded(run: Run, values: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    device = select_device(values["device"])
+def _loaded(run: Run, base: str, options: ReplayOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    device = select_device(options.device)
     quiet_transformers()
     from zoreward.scoring import head_of, load_model, load_tokenizer, load_with_head
 
-    trust = {"trust_remote_code": values["trust_remote_code"]}
+    trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     made = run.header.get("head")
-    kind = "classifier" if made else head_of(values["model"], **trust).kind
-    tokenizer = load_tokenizer(values["model"], **trust, kind=kind)
+    kind = "classifier" if made else head_of(base, **trust).kind
+    tokenizer = load_tokenizer(base, **trust, kind=kind)
     place: dict[str, Any] = {
         "dtype": run.header["dtype"],
         "device": device,
-        "device_map": values["device_map"],
+        "device_map": options.device_map,
         **trust,
     }
     if isinstance(made, dict):  # its first weights are drawn again by the replay
-        return load_with_head(values["model"], [str(one) for one in made.get("classes") or ()], 0, **place)[
-            0
-        ], tokenizer
-    return load_model(values["model"], **place), tokenizer
+        return load_with_head(base, [str(one) for one in made.get("classes") or ()], 0, **place)[0], tokenizer
+    return load_model(base, **place), tokenizer
 
 
 def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:

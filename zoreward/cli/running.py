@@ -14,10 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoreward.cli.errors import place_of, report
 from zoreward.cli.saving import MODEL_NAME
 from zoreward.config import TuneOptions
-from zoreward.records import ZorewardError, named, printable
+from zoreward.neighbours.of_transformers import is_out_of_patience
+from zoreward.records import printable
 
 if TYPE_CHECKING:
     from zoreward.cli.rows import TuningRows
@@ -71,15 +71,6 @@ def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     return 130
 
 
-def failed(error: BaseException, words: Sequence[str]) -> int:
-    """Say what went wrong in a run and how to go on; returns the exit code."""
-    if not isinstance(error, ZorewardError):
-        error = ZorewardError(named(error), hint=place_of(error))
-    report(error, code=1)
-    print(printable(f"resume: {resume_command(words)}"), file=sys.stderr)
-    return 1
-
-
 def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
     """Return what is known beside the scores: of the last evaluation, why the run stopped, what is kept, GPU memory.
 
@@ -101,12 +92,9 @@ def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
 
 
 def _why_stopped(trainer: ZOTrainer) -> str | None:
-    from transformers import EarlyStoppingCallback
-
     if trainer.keeper.stopped_by is not None:
         return trainer.keeper.stopped_by
-    patience = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
-    over = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in patience)
+    over = is_out_of_patience(trainer.callback_handler.callbacks)
     return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
 
 

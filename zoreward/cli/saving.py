@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoreward.config import DEFAULTED
 from zoreward.records import InputError, StorageError
 from zoreward.registry import Objective, code_of
 
@@ -22,8 +23,6 @@ CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model"
 RECORD_NAME = "zoreward.json"
 FORMAT = "zoreward-model-1"
-# Options whose defaults depend on what the objective needs.
-BY_NEED = ("noise", "rank", "eps", "num_directions", "normalize", "momentum", "refresh", "share", "learning_rate")
 # Endings of files that transformers and PEFT look for in a model's folder.
 LOADED = (".json", ".safetensors", ".bin", ".jinja")
 # A record of ten thousand files is a tenth of this.
@@ -240,7 +239,7 @@ def _is_done(run: Run, output: Path, options: dict[str, Any]) -> bool:
         return False
     if not isinstance(then, dict) or run.n_steps < options["max_steps"]:
         return False
-    chosen = {name for name in BY_NEED if options.get(name) is None}
+    chosen = {name for name in DEFAULTED if options.get(name) is None}
     names = (options.keys() | then.keys()) - chosen
     evaluated = [step for step, _ in run.evaluations] or [run.n_steps]
     return all(options.get(name) == then.get(name) for name in names) and run.n_steps in evaluated

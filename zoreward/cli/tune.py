@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import functools
 import sys
 import time
 import typing
@@ -16,17 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoreward.bench.plan import options_of_task
-from zoreward.cli.errors import place_of
-from zoreward.cli.options import (
-    command,
-    config_option,
-    flagged,
-    given_options,
-    objective_options,
-    options_from,
-    own_options,
-    resolved,
-)
+from zoreward.cli.options import given_options, objective_command, resolved
 from zoreward.cli.prepare import (
     check_folder,
     made_objective,
@@ -35,18 +24,18 @@ from zoreward.cli.prepare import (
     select_device,
     shown_prompts,
 )
-from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows
+from zoreward.cli.printing import json_line, report_failure
+from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows, with_task
 from zoreward.cli.running import (
-    failed,
     finishing_steps,
     found_in,
     interrupted,
     provenance_of,
+    resume_command,
     sentence_of,
     summary_of,
 )
 from zoreward.cli.saving import (
-    BY_NEED,
     CONFIG_NAME,
     MODEL_NAME,
     digest_of_rows,
@@ -55,12 +44,21 @@ from zoreward.cli.saving import (
     say_why,
     with_findings,
 )
-from zoreward.cli.task import with_task
-from zoreward.cli.terminal import json_line
-from zoreward.config import METHOD_OPTIONS, Prompting, Steps, TuneOptions, ZOArguments, part_of
+from zoreward.config import (
+    DEFAULTED,
+    METHOD_DEFAULTS,
+    METHOD_OPTIONS,
+    Prompting,
+    Steps,
+    TuneOptions,
+    ZOArguments,
+    part_of,
+)
 from zoreward.data.reading import fitting, parse_yaml
+from zoreward.neighbours.of_transformers import silence_, start_logger
+from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
-from zoreward.registry import Objective, get_objective
+from zoreward.registry import Objective, get_objective, place_of
 
 if TYPE_CHECKING:
     from zoreward.cli.progress import ProgressCallback
@@ -71,21 +69,18 @@ _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 def tune_command(source: str, found: Objective) -> Callable[..., int]:
     """Return the command that tunes a model on the objective that `source` names."""
-    parameters = own_options(TuneOptions)
-    parameters += objective_options(found, parameters)
-    parameters.append(config_option("tune", source, parameters))
-    return command(functools.partial(_tune, source), parameters)
+    return objective_command(_tune, TuneOptions, "tune", source, found)
 
 
-def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
+def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict[str, Any]) -> int:
     out = sys.stdout
-    words = context.find_root().obj or []
+    words = words_of(context)
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        options, task = with_task(context, options_from(TuneOptions, values))
+        options, task = with_task(context, options)
         _check(options)
-        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, values)
-        flags = flagged(own, values)
+        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, flags)
+        written = {name: value for name, value in own.items() if name in flags}  # a task may set others too
         objective = made_objective(source, own, options.also)
         objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
@@ -100,7 +95,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
         found, problem = None, ""
         digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
         if options.resume:
-            found, problem = finished_run(output, resolved(source, options, flags), objective, digest)
+            found, problem = finished_run(output, resolved(source, options, written), objective, digest)
         if found is not None:
             print(printable(f"the run in {output} is finished"))
         else:
@@ -111,9 +106,9 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                         trainer, progress = _prepared(objective, rows, options)
                     trainer.provenance = provenance_of(options, rows, words)
                     held.enter_context(trainer.holding_run())
-                    chosen = {n: getattr(trainer.args, n) for n in BY_NEED if getattr(options, n) is None}
+                    chosen = {n: getattr(trainer.args, n) for n in DEFAULTED if getattr(options, n) is None}
                     try:
-                        write_config(output, resolved(source, dataclasses.replace(options, **chosen), flags))
+                        write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
                     except InputError:
                         if not options.resume:  # the journal is ours: nobody else holds the run
                             Path(output, "journal.jsonl").unlink(missing_ok=True)
@@ -128,7 +123,7 @@ def _tune(source: str, context: typer.Context, values: dict[str, Any]) -> int:
                 except KeyboardInterrupt:
                     return interrupted(trainer, options.output, words)
                 except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
-                    return failed(error, words)
+                    return report_failure(error, f"resume: {resume_command(words)}")
         summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
     print(json_line(summary) if options.json else printable(sentence_of(summary)), file=out)
     return 0
@@ -165,9 +160,9 @@ def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> t
     print(_what_is_tuned(trainer))
     if trainer.memory is not None:
         print(f"memory: {trainer.memory}")
-    from zoreward.cli.progress import ProgressCallback, without_own_progress
+    from zoreward.cli.progress import ProgressCallback
 
-    without_own_progress(trainer)
+    silence_(trainer)
     progress = ProgressCallback(trainer)
     trainer.add_callback(progress)
     done = trainer.resume() if options.resume else 0
@@ -215,13 +210,10 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
 
 def _check_logger(name: str) -> None:
     """Find out, before a model is loaded, that a logger is not known, or not installed."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
     if name in ("none", "all"):
         return
     try:
-        for made in get_reporting_integration_callbacks([name]):
-            made()
+        start_logger(name)
     except Exception as error:
         hint = "install what it needs, or take another of those that transformers knows: wandb, tensorboard, …"
         raise InputError(f"--report-to {name!r}: {one_line(str(error))}", hint=hint) from error
@@ -315,10 +307,10 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, opti
 
 
 def _check_numbers(options: TuneOptions) -> None:
-    from zoreward.methods import make_method, named
+    from zoreward.methods import make_method
     from zoreward.noise.families import family_options
 
-    defaults = named(options.method).defaults
+    defaults = METHOD_DEFAULTS[options.method]
     every = options.block_every or defaults.get("block_every")
     given = {name: getattr(options, name) for name in METHOD_OPTIONS} | {"block_every": every}
     given["blocks"] = options.blocks or (every and 2)  # how many there are, the model says

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from zoreward.neighbours.of_datasets import names_of_classes
+
 Row = dict[str, Any]
 
 
@@ -45,11 +47,8 @@ def class_names(features: object) -> dict[str, tuple[str, ...]]:
     """
     found = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():
-        told = isinstance(feature, Mapping)
-        kind = feature.get("_type") if told else type(feature).__name__
-        names = feature.get("names") if told else getattr(feature, "names", None)
-        if kind == "ClassLabel" and names:
-            found[column] = tuple(map(str, names))
+        if names := names_of_classes(feature):
+            found[column] = names
     return found
 
 

@@ -16,6 +16,7 @@ from zoreward.kernels import portable, scripts, triton_kernels
 from zoreward.kernels.launching import launched_on
 from zoreward.kernels.subspaces import Subspaces, Weight, matrices_of
 from zoreward.kernels.tables import Group, Known, Table, table_of
+from zoreward.neighbours.of_torch import copy_all_
 from zoreward.noise import DISTRIBUTIONS, LowRank, Subspace
 from zoreward.noise.factors import FACTOR_A, FACTOR_B
 from zoreward.records import Member, Term, Update
@@ -225,7 +226,7 @@ class Kernels:
                     torch.cat([pair[side] for side in (0, 1) for pair in pairs], out=room.view(size, rank))
                 else:
                     places = scripts.sides_of(room, weights, rank)
-                    torch._foreach_copy_(places, [side for pair in pairs for side in pair])
+                    copy_all_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
 
     def _groups(self, weights: Sequence[Weight]) -> list[Group]:

@@ -17,7 +17,6 @@ from zoreward.members.adapters import (
     task_type,
 )
 from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_blocks, in_each_block
-from zoreward.members.cache_name import cache_argument, cache_of
 from zoreward.members.check import SelfCheck, self_check
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
@@ -28,7 +27,6 @@ from zoreward.members.limits import limited, smallest
 from zoreward.members.low_rank import HeldFactors, are_factored, needs_copies
 from zoreward.members.memory import lasting_bytes, scratch_bytes
 from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
-from zoreward.members.quiet import quiet_peft
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 
@@ -48,8 +46,6 @@ __all__ = [
     "are_factored",
     "by_layer",
     "bytes_of",
-    "cache_argument",
-    "cache_of",
     "called_model",
     "check_blocks",
     "check_merge",
@@ -75,7 +71,6 @@ __all__ = [
     "merged_copy",
     "needs_copies",
     "new_names",
-    "quiet_peft",
     "scratch_bytes",
     "self_check",
     "smallest",

@@ -14,7 +14,16 @@ import torch
 from torch import nn
 
 from zoreward.members.prefix import feed_prefix, prefix_weight
-from zoreward.members.quiet import quiet_peft
+from zoreward.neighbours.of_peft import (
+    adapter_kind,
+    adapter_layers,
+    has_lora_layers_for,
+    is_lora_A,
+    is_lora_embedding_B,
+    layers_that_merging_changes,
+    quiet_peft,
+)
+from zoreward.neighbours.of_torch import weights_in
 from zoreward.noise import definition as noise
 from zoreward.noise import derive_seed, stream_of
 from zoreward.noise.seeds import FIRST_WEIGHTS
@@ -66,7 +75,7 @@ def called_model(model: nn.Module) -> nn.Module:
     peft: Any = sys.modules.get("peft")
     if peft is None or not isinstance(model, peft.PeftModel):
         return model
-    if _kind(model.active_peft_config) == "PREFIX_TUNING":
+    if adapter_kind(model.active_peft_config) == "PREFIX_TUNING":
         feed_prefix(model)
     inner: nn.Module = model.get_base_model()
     return inner
@@ -79,12 +88,11 @@ def lora_config(model: nn.Module, rank: int, alpha: int) -> PeftConfig:
         InputError: rank or alpha is below 1.
     """
     from peft import LoraConfig
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     for name, value in (("lora_rank", rank), ("lora_alpha", alpha)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}", hint="The usual ones are 8 and 16.")
-    known = getattr(getattr(model, "config", None), "model_type", None) in KNOWN
+    known = has_lora_layers_for(getattr(getattr(model, "config", None), "model_type", None))
     return LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=None if known else "all-linear", task_type=task_type(model)
     )
@@ -134,7 +142,7 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
 def adapter_options(model: PeftModel) -> dict[str, Any]:
     """Return what makes an adapter of `adapted` again, for JSON: its kind, and the options that are not empty."""
     config = model.peft_config[_active(model)]
-    kind = _kind(config)
+    kind = adapter_kind(config)
     plain = {name: value for name, value in config.to_dict().items() if name in _OPTIONS[kind] and value}
     if kind == "IA3" and isinstance(plain["target_modules"], list):  # PEFT fills it up with layers it does not find
         known = [name for name in plain.get("feedforward_modules", ()) if name in plain["target_modules"]]
@@ -175,10 +183,10 @@ def adapter_weights(model: nn.Module) -> set[int]:
     from peft import get_peft_model_state_dict
 
     peft_config: Any = model.peft_config
-    if [_kind(config) for config in peft_config.values()] == ["PREFIX_TUNING"]:
+    if [adapter_kind(config) for config in peft_config.values()] == ["PREFIX_TUNING"]:
         return {id(prefix_weight(model))}
     name = _active(model)
-    if (kind := _kind(peft_config[name])) not in _OPTIONS:
+    if (kind := adapter_kind(peft_config[name])) not in _OPTIONS:
         raise InputError(f"{kind} adapters cannot be tuned yet", hint=TUNED_KINDS)
     state = model.state_dict(keep_vars=True)
     held = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
@@ -216,10 +224,10 @@ def merged_copy(model: PeftModel) -> nn.Module:
 def _untie_(model: nn.Module) -> None:
     """Give each layer that changes a weight of its own, where another layer has the same: it is to change alone."""
     holders = _holders(model)
-    for layer in _changed_layers(model):
-        for key, weight in layer._parameters.items():
+    for layer in layers_that_merging_changes(model):
+        for key, weight in weights_in(layer).items():
             if weight is not None and holders[id(weight)] > 1:
-                layer._parameters[key] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+                weights_in(layer)[key] = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def check_merge(model: nn.Module) -> None:
@@ -229,11 +237,11 @@ def check_merge(model: nn.Module) -> None:
         InputError: it is a prefix; or of a weight that is tied in a way that a saved model cannot take apart.
     """
     peft_config: Any = model.peft_config
-    if any(_kind(config) == "PREFIX_TUNING" for config in peft_config.values()):
+    if any(adapter_kind(config) == "PREFIX_TUNING" for config in peft_config.values()):
         raise InputError("a prefix cannot be merged into the weights", hint="Leave merge out.")
     holders = _holders(model)
     tied = {key for key, count in holders.items() if count > 1}
-    changed = {id(weight) for layer in _changed_layers(model) for weight in layer._parameters.values()}
+    changed = {id(weight) for layer in layers_that_merging_changes(model) for weight in weights_in(layer).values()}
     ends = _ends(called_model(model))
     embedding = {id(weight) for end in ends if end is not None for weight in end.parameters()}
     if tied & changed and not (len(tied) == 1 and holders[min(tied)] == 2 and tied <= embedding):
@@ -284,30 +292,16 @@ def _ends(model: Any) -> list[Any]:
 
 def _holders(model: nn.Module) -> Counter[int]:
     """In how many modules each weight hangs, by its id."""
-    weights = (weight for module in model.modules() for weight in module._parameters.values())
+    weights = (weight for module in model.modules() for weight in weights_in(module).values())
     return Counter(id(weight) for weight in weights if weight is not None)
-
-
-def _changed_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the base that are others once an adapter is merged."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers: list[Any] = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    return layers + [module.original_module for module in model.modules() if hasattr(module, "original_module")]
-
-
-def _kind(config: Any) -> str:
-    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def _active(model: nn.Module) -> str:
     """The name of the one adapter that is at work."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = adapter_layers(model)
     if not layers:
         peft_config: Any = model.peft_config
-        kinds = sorted({_kind(config) for config in peft_config.values()})
+        kinds = sorted({adapter_kind(config) for config in peft_config.values()})
         raise InputError(f"{', '.join(kinds)} adapters cannot be tuned yet", hint=TUNED_KINDS)
     if any(layer.merged or layer.disable_adapters for layer in layers):
         raise InputError("the model's adapter is merged or disabled", hint="Load it again, or merge it for good.")
@@ -321,7 +315,7 @@ def _active(model: nn.Module) -> str:
 
 def _check_config(config: PeftConfig) -> None:
     """Refuse what could not be made again from the base and a seed."""
-    kind = _kind(config)
+    kind = adapter_kind(config)
     if kind not in _OPTIONS:
         raise InputError(f"{kind} adapters cannot be tuned yet", hint=TUNED_KINDS)
     defaults = type(config)().to_dict()
@@ -345,9 +339,9 @@ def _draw(model: PeftModel, seed: int) -> None:
     gaussian = getattr(config, "init_lora_weights", None) == "gaussian"
     for name, weight in model.named_parameters():
         stream, size = stream_of(name), weight.numel()
-        if ".lora_embedding_B." in name:
+        if is_lora_embedding_B(name):
             first = noise.normal(seed, stream, 0, size, FIRST_WEIGHTS)
-        elif ".lora_A." not in name:
+        elif not is_lora_A(name):
             continue
         elif gaussian:
             first = noise.normal(seed, stream, 0, size, FIRST_WEIGHTS) * np.float32(1 / weight.shape[0])

@@ -15,6 +15,7 @@ from torch import nn
 from zoreward.members.context import called_parts
 from zoreward.members.grouping import filled
 from zoreward.members.tuned import Owner, Slot, Tuned, tuned_weights
+from zoreward.neighbours.of_torch import weights_in
 from zoreward.records import InputError, Member
 
 LogitsOf = Callable[[Sequence[Member]], torch.Tensor]
@@ -248,7 +249,7 @@ def _is_read(model: nn.Module, slots: Sequence[Slot], logits_of: LogitsOf) -> bo
 
     def make_nan(*args: Any) -> None:
         for slot in slots:
-            slot.holder._parameters[slot.key] = torch.full_like(slot.weight, math.nan)  # type: ignore[assignment]
+            weights_in(slot.holder)[slot.key] = torch.full_like(slot.weight, math.nan)
 
     with ExitStack() as stack:
         stack.enter_context(filled(slots, lambda slot: slot.weight))  # back in their place at the end

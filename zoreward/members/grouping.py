@@ -14,6 +14,7 @@ from zoreward.members.hooked import gives_float32, has_other_forward, plain_forw
 from zoreward.members.limits import kept
 from zoreward.members.thin import thin_product
 from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of, has_triton
+from zoreward.neighbours.of_torch import weights_in
 from zoreward.records import InputError, Member
 
 if TYPE_CHECKING:
@@ -257,9 +258,9 @@ def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> It
     filled: list[Slot] = []
     try:
         for slot in slots:
-            slot.holder._parameters[slot.key] = copy_of(slot)  # type: ignore[assignment]
+            weights_in(slot.holder)[slot.key] = copy_of(slot)
             filled.append(slot)
         yield
     finally:
         for slot in filled:
-            slot.holder._parameters[slot.key] = slot.weight
+            weights_in(slot.holder)[slot.key] = slot.weight

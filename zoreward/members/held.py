@@ -9,6 +9,7 @@ import torch
 
 from zoreward.members.grouping import filled, perturbed_copies
 from zoreward.members.tuned import Kernels, Slot
+from zoreward.neighbours.of_torch import copy_all_
 from zoreward.records import Member
 
 
@@ -42,7 +43,7 @@ class HeldCopies:
             perturbed_copies(self._slots, members, self._kernels, self.copies)
         else:
             fresh = perturbed_copies(self._slots, members, self._kernels)
-            torch._foreach_copy_(_flat(self.copies), [copy for key in self.copies for copy in fresh[key]])
+            copy_all_(_flat(self.copies), [copy for key in self.copies for copy in fresh[key]])
 
     def _fit(self, count: int) -> bool:
         """Whether the copies are those of the weights as they are now, at as many members."""

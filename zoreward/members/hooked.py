@@ -7,13 +7,7 @@ from typing import Any
 
 from torch import nn
 
-
-def place_of(module: nn.Module) -> str:
-    """Return the attribute that holds what a call of the module runs in the end.
-
-    Accelerate keeps a module's own forward there, and hangs one in its place that moves the inputs and calls it.
-    """
-    return "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+from zoreward.neighbours.of_accelerate import place_of
 
 
 def plain_forward_of(module: nn.Module) -> Callable[..., Any]:

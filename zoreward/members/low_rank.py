@@ -19,6 +19,7 @@ from zoreward.members.blocks import slots_by_members
 from zoreward.members.grouping import Grouping
 from zoreward.members.hooked import has_other_forward, plain_forward_of
 from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
+from zoreward.neighbours.of_torch import copy_all_
 from zoreward.noise.factors import inv_sqrt_rank
 from zoreward.records import InputError, Member
 
@@ -62,7 +63,7 @@ class HeldFactors:
         """Return factors with the numbers of `fresh`, in the old place if they fit there."""
         new, old = _places(fresh), _places(self._held)
         if new == old:
-            torch._foreach_copy_(_wholes(self._held), _wholes(fresh))
+            copy_all_(_wholes(self._held), _wholes(fresh))
         else:
             self.moves += 1
             self._held = fresh

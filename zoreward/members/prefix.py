@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from zoreward.members.cache_name import CACHE_NAMES, cache_argument, cache_of
-from zoreward.members.quiet import quiet_peft
+from zoreward.neighbours.of_peft import prefix_encoder, prefix_shape, quiet_peft, reshapes_prefixes_of
+from zoreward.neighbours.of_torch import hooks_before_forward
+from zoreward.neighbours.of_transformers import CACHE_NAMES, cache_argument, cache_of, keys_and_values
 from zoreward.noise import definition as noise
 from zoreward.noise import stream_of
 from zoreward.noise.seeds import FIRST_WEIGHTS
@@ -37,26 +38,24 @@ def with_prefix(model: nn.Module, seed: int) -> PeftModel:
         InputError: a model whose keys and values are not plain attention's in every layer.
     """
     from peft import PrefixTuningConfig, get_peft_model
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING as ODD
 
     config: Any = model.config
     name, size = type(model).__name__, model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     device = next(model.parameters()).device
     words = noise.words(seed, stream_of("prefix"), 0, PREFIX_TOKENS, FIRST_WEIGHTS)
     tokens = torch.tensor([[int(word) % size for word in words]], device=device)
-    cache = cache_of(model(input_ids=tokens, use_cache=True))
-    layers = getattr(cache, "layers", [])
+    layers = keys_and_values(cache_of(model(input_ids=tokens, use_cache=True)))
     problem = InputError(f"{name} takes no prefix: its cache is not plain attention's", hint="Take tune=lora.")
-    if not layers or config.model_type in ODD or not all(hasattr(layer, "keys") for layer in layers):
+    if not layers or reshapes_prefixes_of(config.model_type):
         raise problem
-    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers]  # each (2, heads, P, width)
+    pairs = [torch.stack([keys[0], values[0]]) for keys, values in layers]  # each (2, heads, P, width)
     if len({pair.shape for pair in pairs}) != 1:
         raise problem
     flat = torch.stack(pairs).permute(3, 0, 1, 2, 4).reshape(PREFIX_TOKENS, -1)
     wanted = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PREFIX_TOKENS)
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []), quiet_peft():
         wrapped: Any = get_peft_model(model, wanted)
-    weight = wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight
+    weight = prefix_encoder(wrapped).embedding.weight
     if weight.shape != flat.shape:
         raise problem
     weight.copy_(flat)
@@ -71,7 +70,7 @@ def prefix_weight(model: Any) -> nn.Parameter:
     Raises:
         InputError: it is made by a network, which its file does not hold.
     """
-    encoder = model.prompt_encoder[model.active_adapter]
+    encoder = prefix_encoder(model)
     if encoder.prefix_projection:
         raise InputError("a prefix with prefix_projection cannot be tuned", hint="Make it without.")
     weight: nn.Parameter = encoder.embedding.weight
@@ -80,7 +79,7 @@ def prefix_weight(model: Any) -> nn.Parameter:
 
 def has_prefix(inner: nn.Module) -> bool:
     """Whether a prefix is fed to transformers' own model."""
-    return any(isinstance(hook, _Prefix) for hook in inner._forward_pre_hooks.values())
+    return any(isinstance(hook, _Prefix) for hook in hooks_before_forward(inner))
 
 
 def feed_prefix(model: Any) -> None:
@@ -94,10 +93,8 @@ class _Prefix:
     """A hook before a model's forward: a cache that holds nothing yet gets the prefix, and masks and positions room."""
 
     def __init__(self, model: Any):
-        config = model.active_peft_config
-        self._embedding = model.prompt_encoder[model.active_adapter].embedding
-        self._tokens, self._heads = config.num_virtual_tokens, config.num_attention_heads
-        self._layers = config.num_layers
+        self._embedding = prefix_encoder(model).embedding
+        self._tokens, self._layers, self._heads = prefix_shape(model)
 
     def __call__(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -9,6 +9,7 @@ from torch import nn
 
 from zoreward.members.hooked import gives_float32, has_other_forward
 from zoreward.members.tuned import Slot
+from zoreward.neighbours.of_torch import weights_in
 
 # A matrix whose shorter side is at most this: its product takes less time than its launch, and its copies lie side by
 # side at little cost. Adapters have ranks up to this.
@@ -29,12 +30,12 @@ def thin_product(owner: nn.Module, slots: Sequence[Slot], kept: Mapping[int, lis
         kept: the copies of their weights at each member, by the weight's id.
     """
     holds = {slot.key: slot.weight for slot in slots if slot.holder is owner}
-    weight = owner._parameters.get("weight")
+    weight = weights_in(owner).get("weight")
     if type(owner).forward is not nn.Linear.forward or has_other_forward(owner) or len(holds) != len(slots):
         return None
     if weight is None or min(weight.shape) > THIN or holds.get("weight") is not weight or gives_float32(owner):
         return None
-    bias = owner._parameters.get("bias")
+    bias = weights_in(owner).get("bias")
     weights_T = torch.stack(kept[id(weight)]).mT
     biases = None
     if bias is not None:

@@ -14,6 +14,8 @@ from torch import nn
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members.chosen import chosen_names
+from zoreward.neighbours.of_torch import is_made_of_tensors, weights_in
+from zoreward.neighbours.of_transformers import makes_bias_table
 from zoreward.noise import canonical_name, streams
 from zoreward.records import InputError, Member, Term
 
@@ -125,7 +127,7 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
     """
     named = {canonical_name(name): weight for name, weight in model.named_parameters()}
     # torchao's say that they are floating-point, and are made of integers and scales.
-    quantised = {name for name, weight in named.items() if hasattr(weight, "__tensor_flatten__")}
+    quantised = {name for name, weight in named.items() if is_made_of_tensors(weight)}
     floats = {name: weight for name, weight in named.items() if weight.is_floating_point() and name not in quantised}
     if not floats:
         raise InputError("the model has no floating-point weights", hint="Quantised weights cannot be tuned.")
@@ -135,10 +137,10 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
     stream_by_id = {id(weight): stream_of_name[name] for name, weight in weights.items()}
     owners: dict[nn.Module, list[Slot]] = {}
     for owner, holder in _holders(model):
-        for key, weight in holder._parameters.items():
+        for key, weight in weights_in(holder).items():
             if weight is not None and id(weight) in stream_by_id:
                 owners.setdefault(owner, []).append(Slot(holder, key, weight, stream_by_id[id(weight)]))
-    tables = tuple(module for module in model.modules() if hasattr(type(module), "compute_bias"))
+    tables = tuple(module for module in model.modules() if makes_bias_table(module))
     return Tuned(
         weights, stream_of_name, tuple((owner, tuple(slots)) for owner, slots in owners.items()), tables=tables
     )

@@ -1,9 +1,8 @@
 """Methods: which members to ask for, and what to make of their scores. Scalars only; no model is known here."""
 
 from zoreward.methods.directions import Directions
-from zoreward.methods.names import METHODS, make_method, named, steps_by_slope, takes
-from zoreward.methods.population import Population
-from zoreward.methods.spsa import SPSA
+from zoreward.methods.estimators import SPSA, Population
+from zoreward.methods.names import METHODS, make_method, named
 from zoreward.methods.steps import Method, SPSAState, all_scored, state_after
 from zoreward.methods.svrg import SVRG, SVRGState
 
@@ -20,6 +19,4 @@ __all__ = [
     "make_method",
     "named",
     "state_after",
-    "steps_by_slope",
-    "takes",
 ]

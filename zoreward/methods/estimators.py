@@ -1,4 +1,4 @@
-"""From scores to weights of directions: small functions on lists of floats, exact sums, no state.
+"""SPSA and one-sided populations, and the functions that turn scores into weights of directions: exact sums, no state.
 
 Scores are higher-is-better. The scores of an antithetic query stand as s_0, s_1, s_2, …: s_2k at θ + εz_k, s_2k+1 at
 θ − εz_k. Where the scores do not differ, every weight is 0: there is nothing to learn, and no step.
@@ -8,6 +8,153 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from zoreward.methods.directions import along
+from zoreward.methods.steps import Method, couples
+from zoreward.records import Member, Term, to_float32
+
+Normalize = Literal["none", "rms", "zscore", "rank", "sign"]
+
+
+@dataclass(frozen=True, slots=True)
+class SPSA(Method):
+    """Simultaneous perturbation stochastic approximation, maximising a score.
+
+        g_k = (s(θ + ε z_k) − s(θ − ε z_k)) / 2ε
+        θ ← θ + lr · (mean_k g_k z_k − weight_decay · θ)
+
+    This is MeZO's step with L = −s. `ask` names the 2K members whose scores it needs, `tell` turns the scores into an
+    update; neither sees a weight. Weight decay spares biases and norms (tensors with fewer than two dimensions).
+
+    With `normalize` the scale of the scores does not matter: g_k gives way to a w_k of size 1 or so,
+
+    | normalize | w_k, with d_k = s(θ + ε z_k) − s(θ − ε z_k) |
+    |---|---|
+    | `none` | g_k = d_k / 2ε |
+    | `rms` | d_k / max(rms of the K d, least) |
+    | `zscore` | d_k / 2 max(std of the 2K scores, least) |
+    | `rank` | half the difference of the two ranks among the 2K scores, centred in [−½, ½] |
+    | `sign` | the sign of d_k |
+
+    with least = `floor`, or half a row where scores are counts (`least_spread`), and a step without differences is left
+    out. Wherever scores of different directions are compared (all but `none`
+    and `sign`), all members must be scored on the same rows.
+
+    Other methods are settings of this one; docs/methods.md has the table.
+
+    Args:
+        normalize: what becomes of the differences of scores. The other arguments are those of `Method`.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> spsa = SPSA(eps=0.5, lr=0.1, seed=0)
+        >>> state = spsa.init()
+        >>> query = spsa.ask(state)
+        >>> update, state = spsa.tell(state, query, [0.3, 0.1])
+        >>> round(update.terms[0].coefficient, 6), state.step
+        (0.02, 1)
+
+    Source: Spall 1992; Malladi, Gao, Nichani, Damian, Lee, Chen, Arora 2023, arXiv 2305.17333.
+    """
+
+    normalize: Normalize = field(default="none", kw_only=True)
+
+    def _check(self) -> None:
+        if self.normalize not in get_args(Normalize):
+            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, not {self.normalize!r}")
+
+    def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
+        """Return the 2K members θ + εz_0, θ − εz_0, θ + εz_1, …"""
+        return couples(directions, self.eps)
+
+    def weights(self, scores: Sequence[float]) -> list[float]:
+        """Return w_K, by `normalize`."""
+        if self.normalize == "rms":
+            return over_rms(differences(scores), self.least_spread(scores))
+        if self.normalize == "zscore":
+            return halved(z_scores(scores, self.least_spread(scores)))
+        if self.normalize == "rank":
+            return halved(centred_ranks(scores))
+        if self.normalize == "sign":
+            return signs(differences(scores))
+        return slopes(scores, self.eps)
+
+
+def slopes(scores: Sequence[float], eps: float) -> list[float]:
+    """Return g_K of antithetic couples: g_k = (s_2k − s_2k+1) / 2ε, the slope of the score along each direction.
+
+    Args:
+        scores: of the couples, side by side.
+        eps: ε; rounded to float32, as the members' coefficients are.
+
+    >>> slopes([0.75, 0.25, 0.5, 0.5], eps=0.5)
+    [0.5, 0.0]
+    """
+    return [difference / (2 * to_float32(eps)) for difference in differences(scores)]
+
+
+Estimator = Literal["zscore", "base"]
+
+
+@dataclass(frozen=True, slots=True)
+class Population(Method):
+    """An evolution strategy whose members θ + ε z_k are weighed against each other, or against θ; maximises a score.
+
+        θ ← θ + lr · (mean_k w_k z_k − weight_decay · θ)
+
+    | estimator | members | w_k, of scores s_k at θ + ε z_k |
+    |---|---|---|
+    | `zscore` | K | (s_k − mean s) / max(std s, least): "ES at scale" |
+    | `base` | 1 + K | (s_k − s(θ)) / max(std s, least), std² = Σ (s_k − mean s)² / (K − 1): FZOO's step |
+
+    with least = `floor`, or half a row where scores are counts (`least_spread`).
+
+    For the same number of forward passes it tries twice the directions of SPSA and knows less about each. All members
+    must be scored on the same rows.
+
+    Args:
+        lr: "ES at scale" takes ε / 2.
+        num_directions: K ≥ 2 directions a step.
+        estimator: what the scores are compared with. The other arguments are those of `Method`.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> population = Population(eps=0.5, lr=0.1, num_directions=2)
+        >>> state = population.init()
+        >>> query = population.ask(state)
+        >>> update, state = population.tell(state, query, [0.3, 0.1])
+        >>> [round(term.coefficient, 6) for term in update.terms]
+        [0.05, -0.05]
+
+    Source: Qiu et al. 2025, arXiv 2509.24372; Dang et al. 2025, arXiv 2506.09034.
+    """
+
+    lr: float = 5e-4
+    num_directions: int = 30
+    estimator: Estimator = field(default="zscore", kw_only=True)
+
+    def _check(self) -> None:
+        if self.num_directions < 2:
+            raise ValueError("num_directions must be at least 2: one member alone has no spread")
+        if self.estimator not in get_args(Estimator):
+            raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, not {self.estimator!r}")
+
+    def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
+        """Return the members θ + εz_0, θ + εz_1, …; for `base` behind θ itself."""
+        members = tuple((along(z, self.eps),) for z in directions)
+        return members if self.estimator == "zscore" else ((), *members)
+
+    def weights(self, scores: Sequence[float]) -> list[float]:
+        """Return w_K, by `estimator`."""
+        if self.estimator == "zscore":
+            return z_scores(scores, self.least_spread(scores))
+        return gains_over_std(scores[0], scores[1:], self.least_spread(scores))
 
 
 def differences(scores: Sequence[float]) -> list[float]:
@@ -28,15 +175,6 @@ def halved(weights: Sequence[float]) -> list[float]:
     [0.5, 0.25]
     """
     return [difference / 2 for difference in differences(weights)]
-
-
-def are_counts(scores: Sequence[float], rows: int) -> bool:
-    """Whether scores are means over so many rows of whole numbers, as accuracy is: nothing lies between two of them.
-
-    >>> are_counts([0.25, 0.5], rows=4), are_counts([0.25, 0.3], rows=4)
-    (True, False)
-    """
-    return all(abs(score * rows - round(score * rows)) < 1e-6 for score in scores)
 
 
 def over_rms(values: Sequence[float], floor: float) -> list[float]:

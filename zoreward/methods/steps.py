@@ -16,7 +16,6 @@ from zoreward.methods.directions import (
     Directions,
     along,
 )
-from zoreward.methods.estimators import are_counts
 from zoreward.noise import Distribution, Family, family_of
 from zoreward.noise.factors import MAX_RANK
 from zoreward.records import InputError, Member, Query, StepRecord, Term, Update
@@ -232,6 +231,15 @@ class Method(ABC):
         for _ in range(self.window if self.momentum else 1):
             total, scale = total + scale, scale * self.momentum
         return 1 / total
+
+
+def are_counts(scores: Sequence[float], rows: int) -> bool:
+    """Whether scores are means over so many rows of whole numbers, as accuracy is: nothing lies between two of them.
+
+    >>> are_counts([0.25, 0.5], rows=4), are_counts([0.25, 0.3], rows=4)
+    (True, False)
+    """
+    return all(abs(score * rows - round(score * rows)) < 1e-6 for score in scores)
 
 
 def couples(directions: Sequence[Term], eps: float, start: Member = ()) -> tuple[Member, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from zoreward.methods.directions import MAX_STEPS, Directions, along
-from zoreward.methods.spsa import slopes
+from zoreward.methods.estimators import slopes
 from zoreward.methods.steps import MOST_RATE, Method, SPSAState, all_scored, check_scores, couples, rounded
 from zoreward.records import InputError, Member, Query, Term, Update
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoreward.data import check_hub
+from zoreward.neighbours.of_transformers import adapter_config_path
 from zoreward.records import InputError, MissingFileError, named
 
 
@@ -49,9 +50,7 @@ def prefix_length(source: Any) -> int:
 
 def _adapter_settings(name: str) -> dict[str, Any] | None:
     """The `adapter_config.json` of an adapter; None for a model that is whole."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    found = find_adapter_config_file(name)
+    found = adapter_config_path(name)
     if found is None:
         return None
     try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from zoreward.data import WHOLE
-from zoreward.members import draw_head_, first_spread, head_names, new_names, quiet_peft
+from zoreward.members import draw_head_, first_spread, head_names, new_names
+from zoreward.neighbours.of_peft import quiet_peft
+from zoreward.neighbours.of_transformers import masked_class_name, missing_weights
 from zoreward.records import InputError, MissingFileError, NoRoomError
 from zoreward.scoring.checkpoints import adapter_base, check_model_name, first_line
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
@@ -40,8 +42,6 @@ def model_kind(config: Any) -> Kind:
     >>> model_kind(GPT2Config(architectures=["GPT2ForSequenceClassification"]))
     'classifier'
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
-
     architecture = str(next(iter(getattr(config, "architectures", None) or ()), ""))
     if architecture.endswith("ForSequenceClassification"):
         return "classifier"
@@ -49,7 +49,7 @@ def model_kind(config: Any) -> Kind:
         return "encoder-decoder"
     # BERT's family has heads for both: its plain checkpoints are masked models, unless they say that they decode.
     decodes = architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
-    masked = MASKED.get(getattr(config, "model_type", ""), "")
+    masked = masked_class_name(getattr(config, "model_type", ""))
     return "masked" if masked and (architecture == masked or not decodes) else "causal"
 
 
@@ -215,7 +215,7 @@ def _loaded(
         model, told = _auto(kind).from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
-    missing = sorted(told["missing_keys"] | {one[0] for one in told.get("mismatched_keys", ())})
+    missing = missing_weights(told)
     superfluous = sorted(told.get("unexpected_keys", ()))
     if superfluous and kind not in WHOLE:  # those have other heads than their checkpoints as a matter of course
         logging.get_logger(__name__).warning("'%s' holds weights that have no place: %s, …", name, superfluous[0])

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import SelfCheck, Tuned, cache_argument, cache_of, self_check
+from zoreward.members import SelfCheck, Tuned, self_check
+from zoreward.neighbours.of_transformers import cache_argument, cache_of
 from zoreward.records import Example, Member, Request
 from zoreward.scoring.packing import Packer, log_softmax_at
 from zoreward.scoring.reader import Reader, Tokens, forward, not_finite, padded, reader_of

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoreward.data import WHOLE
-from zoreward.members import cache_of
+from zoreward.neighbours.of_transformers import cache_of, is_plain_attention
 from zoreward.records import InputError
 
 # Shares of the logits' own spread. Rounding moves them by some 1e-6 (float32) and 1e-2 (half precision); a model that
@@ -58,12 +58,8 @@ def pads_exactly(model: nn.Module, kind: str, pad_token_id: int, start: tuple[in
 @torch.no_grad()
 def shares_prefix(model: nn.Module) -> bool:
     """Whether the cache of a forward pass is plain attention in every layer, whose rows can be picked and repeated."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
     ids = torch.tensor([_tokens(model)], device=_device(model))
-    cache = cache_of(model(input_ids=ids, use_cache=True))
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return is_plain_attention(cache_of(model(input_ids=ids, use_cache=True)))
 
 
 def vocabulary_size(model: nn.Module) -> int:

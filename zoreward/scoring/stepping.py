@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers.cache_utils import Cache, StaticLayer
 from transformers.utils import logging
 
-from zoreward.members import HeldFactors, are_factored, cache_argument, cache_of, has_prefix, members_at, needs_copies
+from zoreward.members import HeldFactors, are_factored, has_prefix, members_at, needs_copies
+from zoreward.neighbours.of_transformers import cache_argument, cache_of, keys_and_values
+from zoreward.neighbours.transformers_cache_layer import FixedLayer, cache_of_layers
 from zoreward.records import Member
 from zoreward.scoring.devices import is_spread
 
@@ -149,27 +150,6 @@ def _written(
     return desk.ids[:, width : end + 1].clone()
 
 
-class _Layer(StaticLayer):
-    """Keys and values of one layer, in tensors of full length; a step writes to the place it is given."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int, place: torch.Tensor):
-        super().__init__(length)
-        self._place = place
-        self.keys = keys.new_zeros(*keys.shape[:2], length, keys.shape[3])
-        self.values = values.new_zeros(*values.shape[:2], length, values.shape[3])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys.index_copy_(2, self._place, key_states)
-        self.values.index_copy_(2, self._place, value_states)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.max_cache_len - 1  # a number, not a tensor: positions and mask are given
-
-
 class _Attention(TorchFunctionMode):
     """Attention of one query a row in float32 as two products: the kernel made for many queries takes three times that.
 
@@ -225,8 +205,8 @@ class _Desk:
         width = ids.shape[1]
         if self._length < width + new_tokens:
             self._make(read, -(-(width + new_tokens) // LENGTHS) * LENGTHS)
-        for layer, new in zip(self._cache.layers, cache_of(read).layers, strict=True):
-            layer.keys[:, :, :width], layer.values[:, :, :width] = new.keys, new.values
+        for layer, (keys, values) in zip(self._cache.layers, keys_and_values(cache_of(read)), strict=True):
+            layer.keys[:, :, :width], layer.values[:, :, :width] = keys, values
         self.ids[:, :width] = ids
         self._place.fill_(width)
         self._position.copy_(mask.sum(1, keepdim=True) - 1)
@@ -252,9 +232,9 @@ class _Desk:
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lost = torch.zeros((), dtype=torch.bool, device=device)
         self.logits = torch.empty_like(read.logits[:, -1])
-        layers = [_Layer(old.keys, old.values, length, self._place) for old in cache_of(read).layers]
+        layers = [FixedLayer(*pair, length, self._place) for pair in keys_and_values(cache_of(read))]
         self._bias = layers[0].keys.new_zeros(rows, 1, 1, length)
-        self._cache = Cache(layers=layers)  # type: ignore[arg-type]
+        self._cache = cache_of_layers(layers)
 
     def advance(self) -> None:
         """Read the token that was taken last; leaves the logits of the next."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoreward.members import Tuned, lora_config, quiet_peft, tuned_weights
+from zoreward.members import Tuned, lora_config, tuned_weights
+from zoreward.neighbours.of_peft import quiet_peft
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
 from zoreward.trainer.drift import keeps_base

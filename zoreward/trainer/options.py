@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 
-from zoreward.config import METHOD_OPTIONS, ZOArguments
-from zoreward.methods import Method, make_method, named, steps_by_slope, takes
+from zoreward.config import METHOD_OPTIONS, ZOArguments, defaults_of
+from zoreward.methods import Method, make_method, named
 from zoreward.methods.directions import MAX_STEPS
 from zoreward.noise import Family, family_of
 from zoreward.noise.families import family_options, has_rank
@@ -126,22 +126,6 @@ def _with_warmup(schedule: Any) -> Any:
     return schedule
 
 
-# Defaults by what the objective needs and by what is tuned, of the methods that have no paper's own. Measured for text
-# on two models of 12 M and 1.3 B parameters, with LoRA on the small one; the others are MeZO's (Malladi et al. 2023), a
-# prefix for text by analogy. An adapter's weights are few, and stand behind those of the base: members must stand
-# further off.
-_ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
-_TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
-_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
-    ("answers", "full"): _ANSWERS,
-    ("answers", "lora"): {**_ANSWERS, "eps": 1e-2, "learning_rate": 1e-4},
-    ("answers", "prefix"): {**_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2},
-    ("text", "full"): _TEXT,
-    ("text", "lora"): {**_TEXT, "eps": 5e-2, "learning_rate": 2e-2},
-    ("text", "prefix"): {**_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2},
-}
-
-
 LEAST_BLOCKS = 2
 
 
@@ -155,13 +139,11 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     >>> completed(ZOConfig("run", eps=5e-3, use_cpu=True), "completions").eps
     0.005
     """
-    args, method = copy.copy(args), named(args.method)
+    args = copy.copy(args)
+    named(args.method)  # there is such a method
     what = "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
-    defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", what)
-    if not takes(method, "normalize") or "normalize" in method.fixed:
-        defaults["normalize"] = None
     rank = args.rank
-    for name, value in defaults.items():
+    for name, value in defaults_of(args.method, "text" if needs == "completions" else "answers", what).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if rank is not None and not has_rank(args.noise):
@@ -170,34 +152,6 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     if args.data_seed is None:  # else the order of rows would follow torch's own state, which others may set
         args.data_seed = args.seed
     return args
-
-
-def defaults_of(name: str, needs: str, what: str) -> dict[str, Any]:
-    """Return the defaults of a method, by what the objective needs and what is tuned.
-
-    A method's own ε and rate are those of its paper, for all weights of a model. For an adapter they are multiplied by
-    what MeZO's are: ε by 10 and the rate by 100 for LoRA, by 100 and 10,000 for a prefix. Those of a method whose steps
-    do not grow with the slope, because it divides by the spread of the scores or takes signs or ranks, by what ours for
-    text are, which do so too: by 5 and 6.7, by 10 and 3.3.
-
-    Args:
-        name: of the method.
-        needs: "answers" or "text".
-        what: "full", for weights of the model itself, "lora" or "prefix".
-
-    >>> sparse = defaults_of("sparse", "answers", "lora")
-    >>> sparse["eps"], sparse["learning_rate"], sparse["share"]
-    (0.01, 0.0001, 0.25)
-    """
-    method, defaults = named(name), dict(_DEFAULTS[needs, what])
-    own = dict(method.defaults)
-    if what != "full":
-        alike = "answers" if steps_by_slope(method) else "text"
-        for option in ("eps", "learning_rate"):
-            if option in own:
-                times = _DEFAULTS[alike, what][option] / _DEFAULTS[alike, "full"][option]
-                own[option] = float(f"{own[option] * times:.12g}")  # 1e-4, not 9.999999999999999e-05
-    return {**defaults, **own}
 
 
 def takes_turns(args: ZOConfig) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import EarlyStoppingCallback
@@ -14,6 +13,7 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerControl, T
 from transformers.utils import logging
 
 from zoreward.journal import TRAJECTORY_NAME, load_run
+from zoreward.neighbours.of_transformers import is_out_of_patience, recount_patience_
 from zoreward.records import StorageError, ZorewardError
 
 
@@ -29,15 +29,8 @@ def count_patience(callbacks: list[Any], args: Any, evaluations: tuple[tuple[int
 
     The score before step 1 is the first best one.
     """
-    stopped = False
-    for callback in callbacks:
-        if isinstance(callback, EarlyStoppingCallback):
-            callback.early_stopping_patience_counter, best = 0, None
-            for _, score in evaluations:
-                callback.check_metric_value(args, SimpleNamespace(best_metric=best), None, score)
-                best = score if best is None else max(best, score)
-            stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
-    return stopped
+    recount_patience_(callbacks, args, [score for _, score in evaluations])
+    return is_out_of_patience(callbacks)
 
 
 # What a line of the journal says elsewhere, or what is no value of the run.

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from zoreward.journal import Run, checked_base, fingerprint, weights_dtype
 from zoreward.journal.fingerprint import forward_config
 from zoreward.members import ENOUGH, Tuned, adapter_options, first_spread, least_eps, left_of_directions
+from zoreward.neighbours.of_transformers import use_one_gpu_
 from zoreward.records import Example, InputError, ZorewardError
 from zoreward.registry import Objective, code_of
 from zoreward.scoring import Head, load_model, load_with_head
@@ -77,7 +78,7 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
     made, prefix = loaded is not model, args.tune == "prefix"
     start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
     if getattr(loaded, "hf_device_map", None):
-        args._n_gpu = 1  # else transformers would put a copy of the model on each GPU
+        use_one_gpu_(args)  # else transformers would put a copy of the model on each GPU
     elif not getattr(loaded, "is_quantized", False):
         loaded = loaded.to(args.device)  # before the members are tried on it
     tuned = what_is_tuned(loaded, args)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zoreward.journal import fingerprint
+from zoreward.neighbours.of_transformers import checkpoint_of, missing_weights
 from zoreward.records import InputError, one_line
 from zoreward.registry import Objective, assume_completions, get_objective, list_objectives
 
@@ -87,15 +88,14 @@ def _loaded(path: str, args: ZOConfig) -> nn.Module:
         raise InputError(
             message, hint="Give a folder or a Hub id; or a function, or the name of an objective."
         ) from error
-    if report["missing_keys"]:
-        first = sorted(report["missing_keys"])[0]
-        message = f"{path!r} was never trained to score: its weights lack {first}"
+    if missing := missing_weights(report):
+        message = f"{path!r} was never trained to score: its weights lack {missing[0]}"
         raise InputError(message, hint="Take a reward model.")
     return model  # type: ignore[no-any-return]
 
 
 def _of_model(model: Any, tokenizer: Any, args: ZOConfig, values: dict[str, Any]) -> Objective:
-    path = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
+    path = checkpoint_of(model)
     if tokenizer is None:
         if not path:
             hint = "Give it as reward_processing_classes."

@@ -1,0 +1,169 @@
+"""What we use of transformers without its promise: its cache, tables of architectures, counters of its callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# What transformers calls a model's keys and values: the first from release 5.24 on, the second before.
+NEW_NAME, OLD_NAME = "cache", "past_key_values"
+CACHE_NAMES = (NEW_NAME, OLD_NAME)
+
+
+def cache_argument(accepts: Collection[str]) -> str:
+    """Return the name under which a model takes its cache.
+
+    Args:
+        accepts: names of the arguments of its forward.
+
+    >>> cache_argument({"input_ids", "cache"}), cache_argument({"input_ids", "past_key_values"})
+    ('cache', 'past_key_values')
+    """
+    return next((name for name in CACHE_NAMES if name in accepts), library_name())
+
+
+def cache_of(output: Any) -> Any:
+    """Return the cache that a model's output holds, or None."""
+    # Asked for the old name, newer releases answer with a warning.
+    return getattr(output, library_name(), None)
+
+
+@cache
+def library_name() -> str:
+    """Return the name that the installed transformers itself uses, also in outputs of models with code of their own."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return NEW_NAME if NEW_NAME in {field.name for field in fields(CausalLMOutputWithPast)} else OLD_NAME
+
+
+def keys_and_values(model_cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the keys and values of each layer, both (rows, heads, tokens, width); nothing where a layer has no such.
+
+    Private: that a cache is a list `layers`, whose items have `keys` and `values`.
+    """
+    layers = getattr(model_cache, "layers", [])
+    if not all(hasattr(layer, "keys") for layer in layers):
+        return []
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def is_plain_attention(model_cache: Any) -> bool:
+    """Return whether each layer of a cache keeps all tokens, so that rows can be picked and repeated.
+
+    Private: that `DynamicLayer` is the layer of plain attention, and that others, as those of a sliding window, are
+    subclasses of it.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return isinstance(model_cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in model_cache.layers)
+
+
+def masked_class_name(model_type: str) -> str:
+    """Return the name of the class that fills masks in models of a type; "" where there is none.
+
+    Private: the table from types to names of classes.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return str(MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type, ""))
+
+
+def adapter_config_path(name: str) -> str | None:
+    """Return where the `adapter_config.json` of a folder or Hub id lies; None where there is none.
+
+    Private: the function that looks for it.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    path: str | None = find_adapter_config_file(name)
+    return path
+
+
+def missing_weights(report: Mapping[str, Any]) -> list[str]:
+    """Return the names of the weights that a checkpoint lacks, or has in another shape; sorted.
+
+    Private: what is in the report of `from_pretrained(output_loading_info=True)`.
+    """
+    return sorted(report["missing_keys"] | {entry[0] for entry in report.get("mismatched_keys", ())})
+
+
+def makes_bias_table(module: torch.nn.Module) -> bool:
+    """Return whether attention looks up its bias in a table once for all rows, as T5's does.
+
+    Private: that it does so in a method `compute_bias` of its own.
+    """
+    return hasattr(type(module), "compute_bias")
+
+
+def use_one_gpu_(args: Any) -> None:
+    """Have a `Trainer` put no copies of the model on other GPUs.
+
+    Private: that `TrainingArguments.n_gpu` reads `_n_gpu`.
+    """
+    args._n_gpu = 1
+
+
+def checkpoint_of(model: Any) -> str:
+    """Return the folder or Hub id that a model was loaded from; "" where it does not say.
+
+    Private: the field of its config.
+    """
+    return str(getattr(getattr(model, "config", None), "_name_or_path", ""))
+
+
+def start_logger(name: str) -> None:
+    """Make what `report_to` names, as a trainer will; whatever this raises says that it is not known or not installed.
+
+    Private: the function that has them all.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for kind in get_reporting_integration_callbacks([name]):
+        kind()
+
+
+def silence_(trainer: Any) -> None:
+    """Take away what a `Trainer` prints of a run by itself.
+
+    Private: which callbacks print.
+    """
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def recount_patience_(callbacks: Iterable[Any], args: Any, scores: Sequence[float]) -> None:
+    """Have early stopping, where it is among the callbacks, count these scores alone; the first is the best so far.
+
+    Private: how `check_metric_value` is called, and the counter in which it counts.
+    """
+    for callback in _early_stopping(callbacks):
+        callback.early_stopping_patience_counter, best = 0, None
+        for score in scores:
+            callback.check_metric_value(args, SimpleNamespace(best_metric=best), None, score)
+            best = score if best is None else max(best, score)
+
+
+def is_out_of_patience(callbacks: Iterable[Any]) -> bool:
+    """Return whether early stopping, where it is among the callbacks, has counted enough to stop.
+
+    Private: its counter.
+    """
+    return any(
+        callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        for callback in _early_stopping(callbacks)
+    )
+
+
+def _early_stopping(callbacks: Iterable[Any]) -> list[Any]:
+    from transformers import EarlyStoppingCallback
+
+    return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
