@@ -195,9 +195,9 @@ def own_private_names(files: list[Source]) -> set[str]:
 def foreign_private_names(source: Source, own: set[str]) -> list[str]:
     """Return the private names of other libraries that a file uses, once for each line.
 
-    These are a private module or name that is imported, a private attribute of something imported, and any other private
-    attribute (by dot, `getattr`, `hasattr` or `setattr`) that none of our files defines. Two uses are not seen: a name
-    that both a library and we define, and a private method of a library that a class of ours overrides.
+    These are a private module or name that is imported, a private attribute of something imported, and any other
+    private attribute (by dot, `getattr`, `hasattr` or `setattr`) that none of our files defines. Two uses are not seen:
+    a name that both a library and we define, and a private method of a library that a class of ours overrides.
     """
     foreign: set[str] = set()  # what this file calls things of other libraries
     used: set[tuple[int, str]] = set()
