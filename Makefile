@@ -13,7 +13,7 @@ FLOORS := .venv-floors
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-faults test-newest test-floors lock check fmt mutants quickstart quickstart-check
+.PHONY: help test test-faults test-newest test-floors lock check lines fmt mutants quickstart quickstart-check
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: $(READY) ## Look for what is wrong without running it: format, lint, type
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lines: $(READY) ## Print the lines of code of each package; of each file of a package in ARGS, e.g. ARGS=noise
+	$(BIN)/python tests/house.py $(ARGS)
 
 fmt: $(READY) ## Format the code and mend what can be mended mechanically
 	$(BIN)/ruff check --fix-only .
