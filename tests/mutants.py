@@ -128,14 +128,14 @@ MUTANTS = [
     ),
     Mutant(
         "dev rows are tuned on",
-        "zoreward/data/splits.py",
+        "zoreward/data/rows.py",
         "return Split(drawn[:cut], drawn[cut:],",
         "return Split(drawn, drawn[cut:],",
         "tests/test_splits.py",
     ),
     Mutant(
         "test rows are tuned on",
-        "zoreward/data/splits.py",
+        "zoreward/data/rows.py",
         "for i, row in enumerate(rows) if i not in scored]",
         "for i, row in enumerate(rows)]",
         "tests/test_splits.py",
