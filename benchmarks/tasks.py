@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoreward.data import Task, list_tasks
-from zoreward.data.splits import PUBLISHED_SEEDS
+from zoreward.data.rows import PUBLISHED_SEEDS
 from zoreward.data.templates import FILTERS
 
 HEAD = """# Tasks

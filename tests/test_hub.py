@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from zoreward.data import check_hub, hub, load_rows
-from zoreward.data.features import NamedLabel
+from zoreward.data.columns import NamedLabel
 from zoreward.records import InputError
 
 ROWS = [{"sentence": f"film {i}", "label": i % 2} for i in range(5)]

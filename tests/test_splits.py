@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoreward.data import k_shot_rows, sample_rows, split_rows
-from zoreward.data.splits import PUBLISHED_SEEDS
+from zoreward.data.rows import PUBLISHED_SEEDS
 from zoreward.records import InputError, UnknownNameError
 
 ROWS = [{"i": i, "label": "abc"[i % 3]} for i in range(30)]

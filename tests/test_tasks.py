@@ -11,8 +11,7 @@ import pytest
 from zoreward.cli import main
 from zoreward.config import Prompting
 from zoreward.data import list_tasks, load_rows, load_task
-from zoreward.data.derived import with_columns
-from zoreward.data.tasks import Task
+from zoreward.data.tasks import Task, with_columns
 from zoreward.data.templates import fields_of, fill
 from zoreward.data.texts import texts_of
 from zoreward.data.tokens import Text

@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoreward.data.columns import broken_text, columns_of, listed, values_of
-from zoreward.data.features import NamedLabel
+from zoreward.data.columns import NamedLabel, broken_text, columns_of, listed, values_of
 from zoreward.records import InputError
 
 # Of a new head whose labels are numbers: beyond, they are something else, such as identifiers.

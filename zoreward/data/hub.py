@@ -11,8 +11,7 @@ import threading
 from typing import Any
 from urllib.parse import urlsplit
 
-from zoreward.data.columns import close_hint, listed
-from zoreward.data.features import class_names, with_class_names
+from zoreward.data.columns import class_names, close_hint, listed, with_class_names
 from zoreward.records import InputError
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
