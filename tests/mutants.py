@@ -59,15 +59,15 @@ MUTANTS = [
     Mutant(
         "SVRG's anchor follows the weights",
         "zoreward/methods/svrg.py",
-        "couples(fresh, self.eps, self.at_anchor(state))",
-        "couples(fresh, self.eps)",
+        "antithetic_pairs(fresh, self.eps, self.at_anchor(state))",
+        "antithetic_pairs(fresh, self.eps)",
         "tests/test_methods.py",
     ),
     Mutant(
         "SVRG's two estimates are along different z",
         "zoreward/methods/svrg.py",
-        "couples(fresh, self.eps, self.at_anchor(state))",
-        "couples(self.directions.fresh(state.step + 1000), self.eps, self.at_anchor(state))",
+        "antithetic_pairs(fresh, self.eps, self.at_anchor(state))",
+        "antithetic_pairs(self.directions.fresh(state.step + 1000), self.eps, self.at_anchor(state))",
         "tests/test_methods.py",
     ),
     Mutant(
@@ -94,8 +94,8 @@ MUTANTS = [
     Mutant(
         "momentum's past terms move the block at hand",
         "zoreward/methods/directions.py",
-        "found += [along(z, scale * c) for",
-        "found += [replace(along(z, scale * c), block=self.block(step)) for",
+        "terms += [along(z, scale * c) for",
+        "terms += [replace(along(z, scale * c), block=self.block(step)) for",
         "tests/test_methods.py",
     ),
     Mutant(
@@ -345,7 +345,7 @@ MUTANTS = [
     Mutant(
         "the majority is an answer that no row offers",
         "zoreward/bench/running.py",
-        "often = [(texts[text], places[place]) for place, text in enumerate(one.candidates)]",
+        "often = [(texts[text], places[place]) for place, text in enumerate(example.candidates)]",
         "often = [places[place] for place in range(len(line))]",
         "tests/test_bench.py -k majority",
     ),
