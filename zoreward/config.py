@@ -8,7 +8,8 @@ functions are given the group that they need.
     >>> ZOArguments(eps=5e-3).eps
     0.005
 
-Where the default depends on what the objective needs it is None here; "text" are objectives that need completions.
+Where the default depends on what the objective needs it is None here; "text" are objectives that score what a model
+writes.
 """
 
 from __future__ import annotations
@@ -195,7 +196,8 @@ class Prompting:
         default=None, help="The prompt, with the columns of a row in braces: '{sentence} It was'."
     )
     prompt: str = setting(
-        default="prompt", help="The column of the prompt, a text or messages. For objectives of text."
+        default="prompt",
+        help="The column of the prompt, a text or messages. For objectives that score what a model writes.",
     )
     choices: list[str] | None = setting(
         default=None,
@@ -214,13 +216,13 @@ class Prompting:
     )
     chat_template_kwargs: dict[str, Any] | str | None = setting(
         default=None,
-        help="What the chat template is told, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
-        "messages; their columns tools and chat_template_kwargs are told too.",
+        help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
+        "messages; the columns tools and chat_template_kwargs of their rows are passed on too.",
     )
     shots: int = setting(
         default=0,
         help="Demonstrations in front of each prompt: other rows with their right answers, drawn by the seed. "
-        "Where the context is too short for all, the first ones go.",
+        "Where the context is too short for all, the first ones are left out.",
     )
     max_length: int | None = setting(
         default=None,
@@ -252,10 +254,11 @@ class Writing:
     """How a model writes, for objectives that need completions."""
 
     max_completion_length: int = setting(
-        default=64, help="Most tokens that are written behind a prompt.", flag="--max-new-tokens"
+        default=64, help="The most tokens that are written after a prompt.", flag="--max-new-tokens"
     )
     temperature: float = setting(
-        default=0.0, help="0: the likeliest token; otherwise tokens are drawn, with the same luck for all members."
+        default=0.0,
+        help="0: take the likeliest token. Above 0: draw tokens, with common random numbers for all members.",
     )
     top_p: float = setting(default=1.0, help="Draw from the likeliest tokens that have this probability.")
     top_k: int = setting(default=0, help="Draw from so many likeliest tokens; 0: from all.")
@@ -268,12 +271,12 @@ class Rewarding:
 
     reward_timeout: float | None = setting(
         default=None,
-        help="Seconds that one call of the objective may take; then the run ends. Default: no limit.",
+        help="Timeout: the seconds that one call of the objective may take before the run ends. Default: no limit.",
         recorded=False,
     )
     reward_retries: int = setting(
         default=0,
-        help="Call again so often where a call raises or takes too long, after at most 1, 2, 4, … seconds.",
+        help="How often a call that raises or times out is retried, after at most 1, 2, 4, … seconds.",
         recorded=False,
     )
     reward_workers: int | None = setting(
@@ -285,7 +288,7 @@ class Rewarding:
     )
     reward_cache: str | None = setting(
         default=None,
-        help="Keep the scores of rowwise objectives in this folder, for this run and others.",
+        help="A folder that caches the scores of rowwise objectives, for this run and later ones.",
         recorded=False,
     )
 
@@ -310,7 +313,7 @@ class Tuning:
         default=None, help=f"Rank of low-rank directions. {_default_in_words('rank', '1')}", most=MOST_RANK
     )
     eps: float | None = setting(
-        default=None, help=f"ε, how far members stand from the weights. {_default_in_words('eps')}"
+        default=None, help=f"ε, the distance of members from the weights along a direction. {_default_in_words('eps')}"
     )
     num_directions: int | None = setting(
         default=None,
@@ -318,17 +321,17 @@ class Tuning:
         most=MOST_DIRECTIONS,
     )
     more_every: int | None = setting(
-        default=None, help="One direction more after every so many steps. Default: never.", least=1
+        default=None, help="Add a direction after every so many steps. Default: never.", least=1
     )
     normalize: Literal["none", "rms", "zscore", "rank", "sign"] | None = setting(
-        default=None, help=f"What becomes of differences of scores, with spsa. {_default_in_words('normalize')}"
+        default=None, help=f"How differences of scores are normalised, with spsa. {_default_in_words('normalize')}"
     )
     momentum: float | None = setting(
-        default=None, help=f"β: the steps before count too, by β, β², … {_default_in_words('momentum', '0')}"
+        default=None, help=f"β: earlier steps count too, weighted by β, β², … {_default_in_words('momentum', '0')}"
     )
     window: int | None = setting(
         default=None,
-        help="Steps that momentum looks back on; the update draws them all. Default: 10.",
+        help="How many steps momentum looks back on; an update draws the directions of them all. Default: 10.",
         most=MOST_WINDOW,
     )
     refresh: int | None = setting(
@@ -341,21 +344,23 @@ class Tuning:
     )
     blocks: int | None = setting(
         default=None,
-        help="Tune blocks of layers in turn: so many, neighbours together. Default: all at once; with bcd, or "
-        "block_every, one for each layer and one for the rest.",
+        help="Tune the layers in turn, in so many blocks of adjacent layers. Default: all at once; with bcd, or "
+        "block_every, a block for each layer and one for the rest.",
         most=MOST_BLOCKS,
     )
     block_every: int | None = setting(
-        default=None, help="Steps of a block before it is another's turn. Default: 1, with blocks."
+        default=None, help="How many steps a block is tuned before it is another's turn. Default: 1, with blocks."
     )
     full_every: int | None = setting(
-        default=None, help="Steps from one pass over all rows to the next, with svrg. Default: 2."
+        default=None, help="A pass over all rows after every so many steps, with svrg. Default: 2."
     )
     full_rate: float | None = setting(
-        default=None, help="How much larger the step after such a pass is, with svrg. Default: 10."
+        default=None, help="How many times larger the step after such a pass is, with svrg. Default: 10."
     )
     anneal_every: int | None = setting(
-        default=None, help="Steps of the two windows by which svrg lowers its rates; 0: never. Default: an epoch."
+        default=None,
+        help="svrg lowers its learning rates where so many steps score worse than as many before; 0: never. Default: "
+        "an epoch.",
     )
     tune: str = setting(
         default="full",
@@ -369,29 +374,33 @@ class Tuning:
         "...ForSequenceClassification is a classifier, and a ...ForMaskedLM fills a [MASK] in the template.",
     )
     lora_rank: int = setting(default=8, help="Rank of the adapter's matrices, with lora.", most=MOST_RANK)
-    lora_alpha: int = setting(default=16, help="The adapter counts alpha/rank times, with lora.", least=1)
+    lora_alpha: int = setting(default=16, help="The adapter's output is scaled by alpha/rank, with lora.", least=1)
     merge: bool = setting(
         default=False, help="Save the whole model with its adapter merged in, instead of the adapter."
     )
     drift: bool = setting(
         default=False,
-        help="Log how far the model has moved from its base: KL per token of what it writes, and the weights. "
-        "Keeps a copy of the base. On by itself with kl and max_kl.",
+        help="Log how far the model has moved from the reference model, itself before step 1: KL per token of what it "
+        "writes, and the weights. Keeps a copy of the reference model. On by itself with kl and max_kl.",
         may_change=True,
     )
-    kl: float = setting(default=0.0, help="Take so many times the KL to the base, per token, from each member's score.")
+    kl: float = setting(
+        default=0.0, help="Subtract so many times the KL to the reference model, per token, from each member's score."
+    )
     max_kl: float | None = setting(
         default=None,
-        help="Stop where the model's KL to the base, per token, exceeds this.",
+        help="Stop where the model's KL to the reference model, per token, exceeds this.",
         above=0,
         unit="nats per token",
         may_change=True,
     )
     anchor: float = setting(
-        default=0.0, help="Decay towards the base, times the learning rate. Keeps a copy of the tuned weights."
+        default=0.0, help="Decay towards the weights before step 1, times the learning rate. Keeps a copy of them."
     )
     base_device: str | None = setting(
-        default=None, help="Where the copy of the base stands. Default: with the model; cpu is slower.", may_change=True
+        default=None,
+        help="The device of the copy of the reference model. Default: that of the model; cpu is slower.",
+        may_change=True,
     )
 
 
@@ -539,7 +548,9 @@ class Steps:
         default=None, help="Score the dev rows every so many steps.", flag="--eval-every", panel=RUN, least=1
     )
     logging_steps: int = setting(default=10, help="Log every so many steps.", panel=RUN, least=1)
-    report_to: str = setting(default="none", help="Where the scores go too: wandb, tensorboard, mlflow, …", panel=RUN)
+    report_to: str = setting(
+        default="none", help="A logger that gets the scores too: wandb, tensorboard, mlflow, …", panel=RUN
+    )
 
 
 @options(RUN)

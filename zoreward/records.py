@@ -1,4 +1,4 @@
-"""The records that travel between the rooms, and the errors.
+"""The records that travel between the packages, and the errors.
 
     row → prompt → batch → members → outputs → scores → update → journal
 
@@ -196,7 +196,7 @@ class Query:
 
     Args:
         step: counts from 0.
-        members: M members; an antithetic couple stands side by side, θ + εz before θ − εz.
+        members: M members; an antithetic pair stands side by side, θ + εz before θ − εz.
         rows: which rows: those of the step's `batch`, or `all` rows that are tuned on.
         at_once: how many members share a forward pass at most; None: all. Fewer take less memory.
     """
@@ -349,7 +349,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What one member is worth on N rows.
+    """The score of one member on N rows.
 
     Args:
         score: the objective's value; higher is better. NaN where it has none: it left out all rows.
@@ -366,7 +366,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Writing(Scored):
-    """What one member wrote for N prompts, and what it is worth.
+    """What one member wrote for N prompts, and its score.
 
     Args:
         completions: one for each prompt.

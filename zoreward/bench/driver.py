@@ -27,23 +27,23 @@ def tries(task: str, rates: Mapping[str, Sequence[float]], seed: int) -> list[Ru
     >>> [str(run) for run in tries("sst2", {"mezo": (1e-6, 1e-5)}, 0)]
     ['sst2 mezo lr 1e-06 seed 0 (chooses)', 'sst2 mezo lr 1e-05 seed 0 (chooses)']
     """
-    return [Run(task, name, rate, seed, True) for name, some in rates.items() for rate in some]
+    return [Run(task, name, rate, seed, True) for name, of_method in rates.items() for rate in of_method]
 
 
-def chosen_rate(found: Mapping[Run, Result], tried: Sequence[Run]) -> float | None:
+def chosen_rate(results: Mapping[Run, Result], tried: Sequence[Run]) -> float | None:
     """Return the learning rate with the best dev score, of equals the smallest; None where there is none to choose.
 
     Args:
-        found: results by run.
+        results: results by run.
         tried: the runs of one method that choose. One that did not fit the memory loses to every other.
     """
     if not tried:
         return None
-    return max(sorted(tried, key=lambda run: run.rate or 0.0), key=lambda run: _dev(found[run])).rate
+    return max(sorted(tried, key=lambda run: run.rate or 0.0), key=lambda run: _dev(results[run])).rate
 
 
 def finals(
-    task: str, methods: Sequence[str], tried: Sequence[Run], found: Mapping[Run, Result], seeds: Sequence[int]
+    task: str, methods: Sequence[str], tried: Sequence[Run], results: Mapping[Run, Result], seeds: Sequence[int]
 ) -> list[Run]:
     """Return the runs that are reported: every method with its rate, once for each seed that changes something.
 
@@ -51,9 +51,9 @@ def finals(
     """
     runs = []
     for name in methods:
-        own = [run for run in tried if run.method == name]
-        if not own or any("dev" in found[run] for run in own):
-            rate = chosen_rate(found, own)
+        tries_of_method = [run for run in tried if run.method == name]
+        if not tries_of_method or any("dev" in results[run] for run in tries_of_method):
+            rate = chosen_rate(results, tries_of_method)
             runs += [Run(task, name, rate, seed, False) for seed in (seeds if METHODS[name].seeded else seeds[:1])]
     return runs
 
@@ -96,7 +96,7 @@ def _done(
 ) -> Iterator[tuple[Run, Result]]:
     given = [(run, _plan_for(run, plans[run.task]), folder / "runs" / _name(run), jobs) for run in runs]
     if jobs == 1 or len(runs) < 2:
-        yield from ((one[0], _do(*one)) for one in given)
+        yield from ((arguments[0], _do(*arguments)) for arguments in given)
     else:
         yield from ((runs[number], result) for number, result in side_by_side(_do, given, jobs, tell=tell))
     with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ def _do(run: Run, plan: Plan, folder: Path, jobs: int) -> Result:
 
 def _name(run: Run) -> str:
     # A task's name may be anything, and two runs side by side must not share a folder.
-    task = re.sub(r"[^\w-]", lambda found: f"%{ord(found[0]):x}", run.task)
+    task = re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", run.task)
     parts = [task, run.method, run.rate, run.seed, "chooses" if run.chooses else "reported"]
     return "-".join(str(part) for part in parts if part is not None)
 

@@ -190,10 +190,10 @@ class Plan:
         return {
             "task": self.task.name,
             "model": self.model,
-            "rows": {name: len(some) for name, some in rows.items()},
+            "rows": {name: len(of_part) for name, of_part in rows.items()},
             **{name: settings[name] for name in settings if name not in ("device", "trust_remote_code")},
             "prompt": _digest(task),
-            **{f"{name} rows": _digest(some) for name, some in rows.items()},
+            **{f"{name} rows": _digest(of_part) for name, of_part in rows.items()},
         }
 
 
@@ -275,20 +275,20 @@ def rates_of(given: Mapping[str, Sequence[float]], methods: Sequence[str]) -> di
             raise InputError(f"{name} has no learning rate", hint=f"those of {listed_with_rates()} can be given")
         if name not in methods:
             raise InputError(f"--lr is about {name}, which is not in the table", hint=f"--methods {name},…")
-    found = {name: tuple(sorted(given.get(name, METHODS[name].rates))) for name in methods if METHODS[name].rates}
-    for name, rates in found.items():
+    by_method = {name: tuple(sorted(given.get(name, METHODS[name].rates))) for name in methods if METHODS[name].rates}
+    for name, rates in by_method.items():
         if len(set(rates)) < len(rates) or min(rates) <= 0:
             raise InputError(
                 f"{name} has the learning rates {', '.join(f'{rate:g}' for rate in rates)}",
                 hint="each is above 0, and stands once",
             )
-    counts = {name: len(rates) for name, rates in found.items()}
+    counts = {name: len(rates) for name, rates in by_method.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(
-            f"the numbers of learning rates differ: {told}", hint="give --lr METHOD=… for all, as many each"
+            f"the numbers of learning rates differ: {listed}", hint="give --lr METHOD=… for all, as many each"
         )
-    return found
+    return by_method
 
 
 def listed_with_rates() -> str:

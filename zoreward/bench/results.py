@@ -57,9 +57,9 @@ class Results:
         if then is not None and changed:
             name = changed[0]
             values = f" was {then.get(name)}, and is {configuration[name]}"
-            told = name.replace("_", "-") + (values if name in _SHOWN else " have changed")
+            change = name.replace("_", "-") + (values if name in _SHOWN else " have changed")
             raise InputError(
-                f"{self.path} was begun with something else: {configuration['task']}'s {told}",
+                f"{self.path} was begun with something else: {configuration['task']}'s {change}",
                 hint="say what was said then, or choose another folder for --output",
             )
 
@@ -99,14 +99,14 @@ class Results:
             return []
         try:
             whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
-            found = [json.loads(line) for line in whole.splitlines()]
-            known = all(isinstance(one, dict) and one["kind"] in ("task", "run") for one in found)
-            known = known and all(name in one for one in found if one["kind"] == "run" for name in _NAMES)
-            if not known or any("task" not in one for one in found):
+            entries = [json.loads(line) for line in whole.splitlines()]
+            known = all(isinstance(entry, dict) and entry["kind"] in ("task", "run") for entry in entries)
+            known = known and all(name in entry for entry in entries if entry["kind"] == "run" for name in _NAMES)
+            if not known or any("task" not in entry for entry in entries):
                 raise ValueError("a line is no result")
         except (OSError, ValueError, KeyError) as error:
             hint = "choose another folder for --output"
             raise InputError(f"{self.path} cannot be read: {' '.join(str(error).split())}", hint=hint) from error
         self._whole = len(whole) + len(newline)
         self._size = self._whole + len(torn)
-        return found
+        return entries

@@ -37,21 +37,21 @@ def bench_rows(task: Task, folder: Path | None, counts: Counts, seed: int = 0) -
         if name not in pools and not wanted[name]:
             raise InputError(f"no rows of {task.name!r} {what}", hint=f"say how many to hold out: --{name}-rows 200")
     held = {name: wanted[name] or 0 for name in ("dev", "test") if name not in pools}
-    own = {name: task.kept(rows) for name, rows in pools.items()}
+    usable = {name: task.kept(rows) for name, rows in pools.items()}
     try:
-        parts = split_rows(own["train"], train=wanted["train"], seed=seed, **held)
+        parts = split_rows(usable["train"], train=wanted["train"], seed=seed, **held)
     except InputError as error:
         flags = " or ".join(f"--{name}-rows" for name, count in held.items() if count)
         hint = f"lower {flags}, or put dev.jsonl and test.jsonl into --data-dir"
         raise InputError(f"{task.name}: {error}", hint=hint if flags else error.hint) from None
-    dev = sample_rows(own["dev"], wanted["dev"], seed=seed) if "dev" in own else parts.dev
-    test = sample_rows(own["test"], wanted["test"]) if "test" in own else parts.test
-    for name, some in (("train", parts.train), ("dev", dev), ("test", test)):
-        if (getattr(counts, name) or 0) > len(some):
+    dev = sample_rows(usable["dev"], wanted["dev"], seed=seed) if "dev" in usable else parts.dev
+    test = sample_rows(usable["test"], wanted["test"]) if "test" in usable else parts.test
+    for name, drawn in (("train", parts.train), ("dev", dev), ("test", test)):
+        if (getattr(counts, name) or 0) > len(drawn):
             flag = f"--{name}-rows"
-            message = f"{flag} {getattr(counts, name)}: {task.name} has {len(some):,}"
+            message = f"{flag} {getattr(counts, name)}: {task.name} has {len(drawn):,}"
             raise InputError(message, hint=f"lower it, or leave {flag} out")
-    return Split(*(task.prepared(some) for some in (parts.train, dev, test)))
+    return Split(*(task.prepared(drawn) for drawn in (parts.train, dev, test)))
 
 
 def check_plan(plan: Plan) -> None:
@@ -105,19 +105,19 @@ def _files(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The files of a folder, by what they are for. Two are to tune on and the test; one is both."""
     if not os.path.isdir(folder):  # not Path.is_dir, which raises where a name is too long to be one
         raise MissingFileError(f"there is no folder {folder}", hint="--data-dir has train.jsonl and dev.jsonl")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for name, stems in _NAMES.items():
-        there = [path for stem in stems for end in _ENDINGS if (path := folder / f"{stem}{end}").is_file()]
-        if len(there) > 1:
-            raise InputError(f"{there[0]} and {there[1]} are both there", hint="keep one of them")
-        if there:
-            found[name] = there[0]
-    if not found:
+        paths = [path for stem in stems for end in _ENDINGS if (path := folder / f"{stem}{end}").is_file()]
+        if len(paths) > 1:
+            raise InputError(f"{paths[0]} and {paths[1]} are both there", hint="keep one of them")
+        if paths:
+            files[name] = paths[0]
+    if not files:
         raise InputError(f"{folder} holds no rows", hint="name the files train.jsonl, dev.jsonl, test.jsonl")
-    if len(found) == 1:
-        found = {"train": next(iter(found.values()))}
-    elif "train" not in found:
+    if len(files) == 1:
+        files = {"train": next(iter(files.values()))}
+    elif "train" not in files:
         raise InputError(f"{folder} holds no rows to tune on", hint="name a file train.jsonl")
-    elif "test" not in found:
-        found["test"] = found.pop("dev")
-    return {name: load_rows(path) for name, path in found.items()}
+    elif "test" not in files:
+        files["test"] = files.pop("dev")
+    return {name: load_rows(path) for name, path in files.items()}

@@ -85,17 +85,17 @@ def _majority(run: Run, plan: Plan) -> Result:
     """
     metric, _ = objectives_of(plan.task)
     train = _examples(plan, plan.rows.train, "metric")
-    texts = Counter(one.candidates[one.reference] for one in train)
-    places = Counter(one.reference for one in train)
-    found = {}
+    texts = Counter(example.candidates[example.reference] for example in train)
+    places = Counter(example.reference for example in train)
+    scores = {}
     for name in ("dev", "test"):
         examples = _examples(plan, getattr(plan.rows, name), "metric")
-        table = np.full((len(examples), max(len(one.candidates) for one in examples)), -np.inf)
-        for line, one in zip(table, examples, strict=True):
-            often = [(texts[text], places[place]) for place, text in enumerate(one.candidates)]
+        table = np.full((len(examples), max(len(example.candidates) for example in examples)), -np.inf)
+        for line, example in zip(table, examples, strict=True):
+            often = [(texts[text], places[place]) for place, text in enumerate(example.candidates)]
             line[often.index(max(often))] = 0.0
-        found[name] = scores_of(metric, examples, [table])[0].score
-    return {**found, "shown": 0, "seconds": 0.0, "peak": None}
+        scores[name] = scores_of(metric, examples, [table])[0].score
+    return {**scores, "shown": 0, "seconds": 0.0, "peak": None}
 
 
 def _scored(run: Run, plan: Plan) -> Result:
@@ -109,9 +109,9 @@ def _scored(run: Run, plan: Plan) -> Result:
         options = {"content_free": without_content(plan.task.template) if free is None else free}
     meter = Meter(next(model.parameters()).device)
     meter.start()
-    found = [_score(model, tokenizer, plan, rows, run.seed, **options) for rows in (plan.rows.dev, plan.rows.test)]
+    dev, test = (_score(model, tokenizer, plan, rows, run.seed, **options) for rows in (plan.rows.dev, plan.rows.test))
     meter.stop()
-    result = {"dev": found[0].score, "test": found[1].score, "shown": 0, "seconds": meter.seconds, "peak": meter.peak}
+    result = {"dev": dev.score, "test": test.score, "shown": 0, "seconds": meter.seconds, "peak": meter.peak}
     if run.method == "shots":
         examples = _examples(plan, plan.rows.test, "metric", shots=plan.settings.shots, seed=run.seed)
         result["shots"] = sum(example.shots for example in examples) / len(examples)
@@ -168,8 +168,8 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
     trainer.add_callback(Looking(best, meter, settings.eval_every))
     trainer.train()
     steps = trainer.method_state
-    shown = 2 * sum(map(len, batches(len(plan.rows.train), settings.batch_size, settings.steps, run.seed)))
-    result = {"shown": shown, "silent": steps.silent / max(1, steps.step)}
+    forward_rows = 2 * sum(map(len, batches(len(plan.rows.train), settings.batch_size, settings.steps, run.seed)))
+    result = {"shown": forward_rows, "silent": steps.silent / max(1, steps.step)}
     return {**_ended(run, plan, model, tokenizer, best, meter), **result}
 
 
@@ -185,17 +185,17 @@ def _adamw(run: Run, plan: Plan) -> Result:
     optimizer = torch.optim.AdamW(weights.values(), lr=run.rate or 0.0, weight_decay=0.0)
     best = Best(weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score)
     meter = Meter(next(model.parameters()).device)
-    shown = 0
+    forward_rows = 0
     meter.start()
     for step, rows in enumerate(batches(len(examples), settings.batch_size, settings.steps, run.seed), start=1):
         adamw_step(optimizer, reader, [examples[n] for n in rows], needs)
-        shown += len(rows)
+        forward_rows += len(rows)
         if is_due(step, settings.eval_every, settings.steps):
             meter.stop()
             best.look(step)
             meter.start()
     meter.stop()
-    return {**_ended(run, plan, model, tokenizer, best, meter), "shown": shown, "backward": shown}
+    return {**_ended(run, plan, model, tokenizer, best, meter), "shown": forward_rows, "backward": forward_rows}
 
 
 def _ended(run: Run, plan: Plan, model: Any, tokenizer: Any, best: Best, meter: Meter) -> Result:
@@ -208,7 +208,7 @@ def _ended(run: Run, plan: Plan, model: Any, tokenizer: Any, best: Best, meter: 
 
 
 def _score(model: Any, tokenizer: Any, plan: Plan, rows: Rows, seed: int, **options: Any) -> Evaluation:
-    """What a model is worth by the task's metric."""
+    """The score of a model by the task's metric."""
     return evaluate(
         model,
         objectives_of(plan.task)[0],

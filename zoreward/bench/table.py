@@ -26,14 +26,14 @@ COLUMNS = (
 )
 
 
-def lines_of(plan: Plan, methods: Sequence[str], runs: Sequence[Run], found: Mapping[Run, Result]) -> list[Line]:
+def lines_of(plan: Plan, methods: Sequence[str], runs: Sequence[Run], results: Mapping[Run, Result]) -> list[Line]:
     """Return a line for each method of a task, in their order.
 
     Args:
         plan: the task and its rows.
         methods: of the table.
         runs: those that are reported; a method without any did not fit the memory.
-        found: results by run.
+        results: results by run.
 
     Returns:
         `test` and `dev` are means over seeds; `deviation` is the standard deviation of the test scores over seeds (of a
@@ -41,27 +41,27 @@ def lines_of(plan: Plan, methods: Sequence[str], runs: Sequence[Run], found: Map
         those that went backwards too; `seconds` of tuning, the mean, and `peak` in bytes, the greatest.
     """
     task = plan.task.name
-    [majority] = [found[run]["test"] for run in runs if run.method == "majority"] or [None]
+    [majority] = [results[run]["test"] for run in runs if run.method == "majority"] or [None]
     counts = {f"{part}_rows": len(getattr(plan.rows, part)) for part in ("train", "dev", "test")}
     lines = []
     for name in methods:
         if name == "majority":
             continue
-        own = [run for run in runs if run.method == name]
+        runs_of_method = [run for run in runs if run.method == name]
         line: Line = {"task": task, "metric": plan.task.objective, "method": name, "about": METHODS[name].about}
-        done = [found[run] for run in own if "test" in found[run]]
-        if not done or len(done) < len(own):
+        done = [results[run] for run in runs_of_method if "test" in results[run]]
+        if not done or len(done) < len(runs_of_method):
             lines.append({**line, "setting": "out of memory", "majority": majority, **counts})
             continue
-        lines.append({**line, **_numbers(name, own, done, plan), "majority": majority, **counts})
+        lines.append({**line, **_numbers(name, runs_of_method, done, plan), "majority": majority, **counts})
     return lines
 
 
 def _numbers(name: str, runs: Sequence[Run], done: Sequence[Result], plan: Plan) -> Line:
     import statistics
 
-    test = [one["test"] for one in done]
-    peaks = [one["peak"] for one in done if one["peak"] is not None]
+    test = [result["test"] for result in done]
+    peaks = [result["peak"] for result in done if result["peak"] is not None]
     return {
         "setting": _setting(name, runs[0], done, plan),
         "rate": runs[0].rate,
@@ -69,39 +69,39 @@ def _numbers(name: str, runs: Sequence[Run], done: Sequence[Result], plan: Plan)
         "test": statistics.mean(test),
         "tests": test,
         "deviation": statistics.stdev(test) if len(test) > 1 else None,
-        "dev": statistics.mean(one["dev"] for one in done),
-        "shown": max(one["shown"] for one in done),
-        "backward": max(one.get("backward", 0) for one in done),
-        "seconds": statistics.mean(one["seconds"] for one in done),
+        "dev": statistics.mean(result["dev"] for result in done),
+        "shown": max(result["shown"] for result in done),
+        "backward": max(result.get("backward", 0) for result in done),
+        "seconds": statistics.mean(result["seconds"] for result in done),
         "peak": max(peaks, default=None),
     }
 
 
 def _setting(name: str, run: Run, done: Sequence[Result], plan: Plan) -> str:
     if name == "shots":
-        fit = sum(one["shots"] for one in done) / len(done)
+        fit = sum(result["shots"] for result in done) / len(done)
         wanted = plan.settings.shots
         return f"{wanted} shots" + ("" if fit == wanted else f", {fit:.1f} fit")
     if run.rate is None:
         return ""
-    steps = sorted({one["step"] for one in done})
-    kept = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    return f"lr {run.rate:g}, step {kept}"
+    steps = sorted({result["step"] for result in done})
+    kept_step = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    return f"lr {run.rate:g}, step {kept_step}"
 
 
 def as_markdown(lines: Sequence[Line]) -> str:
     """Return the lines as a table in Markdown, one for each task."""
     tables = []
     for task in dict.fromkeys(line["task"] for line in lines):
-        own = [line for line in lines if line["task"] == task]
-        rows = [COLUMNS, ["---"] * len(COLUMNS), *(_cells(line) for line in own)]
+        of_task = [line for line in lines if line["task"] == task]
+        rows = [COLUMNS, ["---"] * len(COLUMNS), *(_cells(line) for line in of_task)]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        tables.append(f"**{task}**, {own[0]['metric']}\n\n{table}\n")
+        tables.append(f"**{task}**, {of_task[0]['metric']}\n\n{table}\n")
     return "\n".join(tables)
 
 
 def _cells(line: Line) -> list[str]:
-    shown, back = line.get("shown"), line.get("backward")
+    forward, back = line.get("shown"), line.get("backward")
     peak, seconds = line.get("peak"), line.get("seconds")
     return [
         line["method"],
@@ -111,7 +111,7 @@ def _cells(line: Line) -> list[str]:
         _score(line.get("dev")),
         _score(line["majority"]),
         "/".join(f"{line[f'{part}_rows']:,}" for part in ("train", "dev", "test")),
-        f"{shown:,}{', and back' if back else ''}" if shown else "–",
+        f"{forward:,}{', and back' if back else ''}" if forward else "–",
         "–" if seconds is None else f"{seconds:.1f}",
         "–" if peak is None else f"{peak / 2**20:,.0f} MiB",
     ]
@@ -151,15 +151,15 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     figure, panels = pyplot.subplots(1, len(tasks), figsize=(1 + 4.5 * len(tasks), 3.5), squeeze=False)
     for task, axes in zip(tasks, panels[0], strict=True):
-        own = [line for line in lines if line["task"] == task and "test" in line]
-        for place, line in enumerate(own):
+        of_task = [line for line in lines if line["task"] == task and "test" in line]
+        for place, line in enumerate(of_task):
             axes.barh(place, line["test"], color="tab:blue", alpha=0.6)
             axes.plot(line["tests"], [place] * len(line["tests"]), "k.", markersize=4)
-        if own and own[0]["majority"] is not None:
-            axes.axvline(own[0]["majority"], color="tab:red", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(own)), [line["method"] for line in own])
+        if of_task and of_task[0]["majority"] is not None:
+            axes.axvline(of_task[0]["majority"], color="tab:red", linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(of_task)), [line["method"] for line in of_task])
         axes.invert_yaxis()
-        axes.set(title=task, xlabel=f"{own[0]['metric']} on the test rows" if own else "")
+        axes.set(title=task, xlabel=f"{of_task[0]['metric']} on the test rows" if of_task else "")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

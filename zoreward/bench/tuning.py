@@ -72,7 +72,7 @@ def _logits(reader: Reader, sequences: Sequence[tuple[int, ...]], keep: int) -> 
         logits: torch.Tensor = forward(reader, sequences, 1, keep=keep).logits[:, -keep:]
         return logits
     alone = [forward(reader, [sequence], 1, keep=keep).logits[0, -keep:] for sequence in sequences]
-    return torch.stack([functional.pad(own, (0, 0, keep - len(own), 0)) for own in alone])
+    return torch.stack([functional.pad(logits, (0, 0, keep - len(logits), 0)) for logits in alone])
 
 
 def loss_of(reader: Reader, examples: Sequence[Example], needs: str) -> torch.Tensor:
@@ -86,11 +86,11 @@ def loss_of(reader: Reader, examples: Sequence[Example], needs: str) -> torch.Te
         examples: rows made ready for `needs`.
         needs: what the objective needs that the task tunes on.
     """
-    found = mean_logprobs(reader, examples)
+    logprobs = mean_logprobs(reader, examples)
     if needs == "likelihood":
-        return -found[:, 0].mean()
-    references = torch.tensor([example.reference for example in examples], device=found.device)
-    return functional.cross_entropy(found, references)
+        return -logprobs[:, 0].mean()
+    references = torch.tensor([example.reference for example in examples], device=logprobs.device)
+    return functional.cross_entropy(logprobs, references)
 
 
 def adamw_step(optimizer: torch.optim.Optimizer, reader: Reader, examples: Sequence[Example], needs: str) -> None:
@@ -149,10 +149,10 @@ class Best:
 
     def look(self, step: int) -> None:
         """Score the model after `step` steps, and keep it if it is the best so far."""
-        found = self._score()
-        self.curve.append((step, found))
-        if found > self.dev:
-            self.step, self.dev = step, found
+        score = self._score()
+        self.curve.append((step, score))
+        if score > self.dev:
+            self.step, self.dev = step, score
             self._copies = {name: weight.detach().cpu().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()

@@ -97,8 +97,8 @@ def command_for(words: list[str]) -> Any:
                     f"the objective comes before {name}", hint=f"zoreward {verb} OBJECTIVE {' '.join(words[1:3])} …"
                 )
             else:
-                found = describe_objective(name)
-                group.command(name, help=escape(found.help), context_settings=settings)(make(name, found))
+                described = describe_objective(name)
+                group.command(name, help=escape(described.help), context_settings=settings)(make(name, described))
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)

@@ -123,16 +123,16 @@ def _plans(options: BenchOptions) -> dict[str, Plan]:
 
 def _methods_of(plan: Plan, methods: Sequence[str], *, is_all: bool) -> list[str]:
     """Those of the methods that a task has; says which it has not, and why."""
-    found = []
+    names = []
     for name in dict.fromkeys(["majority", *methods]):
         problem = problem_of(plan.task, name)
         if problem is None:
-            found.append(name)
+            names.append(name)
         elif name != "majority" or is_all:
             print(printable(f"{plan.task.name} has no {name}: {problem}"))
-    if not set(found) - {"majority"}:
+    if not set(names) - {"majority"}:
         raise InputError(f"{plan.task.name!r} has none of these methods", hint="--methods zero-shot,mezo,adamw")
-    return found
+    return names
 
 
 def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
@@ -171,9 +171,9 @@ def _run(
         name: tries(name, {method: rates[method] for method in table if method in rates}, seeds[0])
         for name, table in tables.items()
     }
-    run_all([run for some in tried.values() for run in some], plans, results, jobs=jobs, tell=_tell)
+    run_all([run for runs in tried.values() for run in runs], plans, results, jobs=jobs, tell=_tell)
     reported = {name: finals(name, table, tried[name], results.runs, seeds) for name, table in tables.items()}
-    run_all([run for some in reported.values() for run in some], plans, results, jobs=jobs, tell=_tell)
+    run_all([run for runs in reported.values() for run in runs], plans, results, jobs=jobs, tell=_tell)
     return reported
 
 
@@ -205,33 +205,34 @@ def _seeds(text: str) -> list[int]:
         raise InputError(f"--seeds {text}: these are no seeds", hint="a number, 5, or a list, 13,21,42")
     if any(len(word) > len(str(MOST_SEED)) or int(word) > MOST_SEED for word in words):
         raise InputError(f"--seeds {text}: a seed is at most {MOST_SEED:,}", hint="a number, 5, or a list, 13,21,42")
-    found = [int(word) for word in words]
+    seeds = [int(word) for word in words]
     if "," in text:
-        return found
-    if not 0 < found[0] <= _MOST_SEEDS:
+        return seeds
+    if not 0 < seeds[0] <= _MOST_SEEDS:
         raise InputError(
-            f"--seeds {text} leaves no run" if not found[0] else f"--seeds {text}: that many are never done",
+            f"--seeds {text} leaves no run" if not seeds[0] else f"--seeds {text}: that many are never done",
             hint=f"a number up to {_MOST_SEEDS}, or a list, 13,21,42",
         )
-    return list(range(found[0]))
+    return list(range(seeds[0]))
 
 
 def _by_method(given: list[str] | None, flag: str) -> dict[str, list[float]]:
     """What an option says for methods, by name: METHOD=1e-6,1e-5."""
-    found: dict[str, list[float]] = {}
-    for one in given or ():
-        name, _, text = one.partition("=")
+    by_name: dict[str, list[float]] = {}
+    for word in given or ():
+        name, _, text = word.partition("=")
         example = "mezo=1e-6,1e-5,1e-4" if flag == "--lr" else "mezo=5e-3"
         try:
             numbers = [float(word) for word in _listed(text)]
         except ValueError:
             numbers = []
         if not numbers or not all(SMALLEST <= number <= LARGEST for number in numbers):
-            raise InputError(f"{flag} {one}: there is no value above 0", hint=f"{flag} {example}; float32 must hold it")
+            hint = f"{flag} {example}; float32 must hold it"
+            raise InputError(f"{flag} {word}: there is no value above 0", hint=hint)
         checked_methods([name])
         if flag == "--eps" and (METHODS[name].kind != "mezo" or len(numbers) > 1):
-            raise InputError(f"{flag} {one}: it is one number for a method of MeZO's", hint=f"{flag} {example}")
-        if name in found:
+            raise InputError(f"{flag} {word}: it is one number for a method of MeZO's", hint=f"{flag} {example}")
+        if name in by_name:
             raise InputError(f"{flag} is given twice for {name}", hint=f"{flag} {example}")
-        found[name] = numbers
-    return found
+        by_name[name] = numbers
+    return by_name

@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 
-from zoreward.bench.plan import options_of_task
 from zoreward.cli.options import given_options, objective_command
 from zoreward.cli.prepare import (
     made_objective,
@@ -20,7 +19,7 @@ from zoreward.cli.prepare import (
     shown_prompts,
 )
 from zoreward.cli.printing import json_line, show_table
-from zoreward.cli.rows import scored_rows, with_task
+from zoreward.cli.rows import options_for, scored_rows, with_task
 from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content
 from zoreward.records import Evaluation, InputError, printable
@@ -38,8 +37,8 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
     # What a model, a tokenizer or an objective prints is not the result.
     with contextlib.redirect_stdout(sys.stderr):
         options, task = with_task(context, options)
-        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, flags)
-        objective = made_objective(source, own, options.also)
+        of_objective = options_for(source, task) | given_options(context, flags)
+        objective = made_objective(source, of_objective, options.also)
         if options.base_model is not None and not objective.compares_with_base:
             hint = "leave --base-model out, or take preference"
             raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)

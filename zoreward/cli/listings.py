@@ -84,8 +84,8 @@ def show_tasks(
 
 
 def _described(task: Task) -> dict[str, Any]:
-    found = dataclasses.asdict(task)
-    return {name: value for name, value in found.items() if value not in (None, {}, [])}
+    fields = dataclasses.asdict(task)
+    return {name: value for name, value in fields.items() if value not in (None, {}, [])}
 
 
 def show_health() -> int:

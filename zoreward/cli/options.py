@@ -62,13 +62,13 @@ def option(name: str, kind: Any, default: Any, about: Mapping[str, Any]) -> insp
     most = about.get("most", _MOST)
     # Not Typer's own min: "<int range> [x>=1]" in the help leaves little room for the help itself.
     is_bounded = most is not None and _without_none(kind) in (int, float)
-    shown = printable(str(default))
+    shown_default = printable(str(default))
     info = typer.Option(
         flag,
         help=escape(text),
         rich_help_panel=about["panel"],
         callback=_within(about.get("least"), most) if is_bounded else None,
-        show_default=True if shown == str(default) else shown,
+        show_default=True if shown_default == str(default) else shown_default,
     )
     default = inspect.Parameter.empty if default is dataclasses.MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
@@ -183,18 +183,19 @@ def _objective_options(objective: Objective, parameters: Iterable[inspect.Parame
     taken = {"--help", "--objective", *_ALIASES}
     for parameter in parameters:
         taken |= {_flag_of(parameter), _flag(parameter.name)}
-    found = []
-    for one in objective.options:
-        if not _is_writable(one.type):
+    options = []
+    for described in objective.options:
+        if not _is_writable(described.type):
             continue
-        flag = _flag(one.name)
+        flag = _flag(described.name)
         if flag in taken:
-            message = f"objective {objective.name!r} has an option {one.name!r}, but {flag} is one of zoreward's own"
+            what = f"objective {objective.name!r} has an option {described.name!r}"
+            message = f"{what}, but {flag} is one of zoreward's own"
             raise InputError(message, hint="rename the parameter")
-        written = f"{flag}/--no-{flag[2:]}" if _without_none(one.type) is bool else flag
-        about = {"help": one.help, "panel": OBJECTIVE, "flag": written, "most": None}
-        found.append(option(_PREFIX + one.name, one.type, one.default, about))
-    return found
+        written = f"{flag}/--no-{flag[2:]}" if _without_none(described.type) is bool else flag
+        about = {"help": described.help, "panel": OBJECTIVE, "flag": written, "most": None}
+        options.append(option(_PREFIX + described.name, described.type, described.default, about))
+    return options
 
 
 def given_options(context: typer.Context, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,8 +212,8 @@ def resolved(objective: str, options: Common, own: Mapping[str, Any]) -> dict[st
         options: of the command.
         own: those of the objective that were given: others stay with its defaults, and out of the file.
     """
-    kept = [field.name for field in dataclasses.fields(options) if field.metadata.get("kept", True)]
-    return {"objective": objective, **_plain({name: getattr(options, name) for name in kept} | dict(own))}
+    names = [field.name for field in dataclasses.fields(options) if field.metadata.get("kept", True)]
+    return {"objective": objective, **_plain({name: getattr(options, name) for name in names} | dict(own))}
 
 
 def _config_option(verb: str, source: str, parameters: Iterable[inspect.Parameter]) -> inspect.Parameter:
@@ -249,18 +250,18 @@ def _defaults(path: str, verb: str, source: str, known: dict[str, str]) -> dict[
         raise InputError(f"{path} holds no options", hint="write one option a line, name: value")
     if (other := given.pop("objective", source)) != source:
         raise InputError(f"{path} is for the objective {other!r}", hint=f"zoreward {verb} {other} --config {path}")
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for key, value in given.items():
         name = known.get(str(key).replace("-", "_"))
         if name is None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"`zoreward {verb} {source} --help` lists what there is"
             raise InputError(f"{path}: there is no option {key!r}", hint=hint)
-        if name in found:
+        if name in defaults:
             raise InputError(f"{path} gives {key!r} twice, under two names", hint="keep one of them")
         if value is not None:
-            found[name] = json.dumps(value) if isinstance(value, dict) and _takes_pairs(name) else value
-    return found
+            defaults[name] = json.dumps(value) if isinstance(value, dict) and _takes_pairs(name) else value
+    return defaults
 
 
 def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[str, Any]:
@@ -271,8 +272,8 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
         values = "a list of texts or numbers: [a, b]" if wanted is list else "one number or text"
         for kind, what in ((bool, "true or false"), (list, "a list"), (dict, "pairs")):
             if isinstance(value, kind) and wanted is not kind:
-                shown = name.removeprefix(_PREFIX)
-                raise InputError(f"{path}: {shown} is {what}: {value!r:.80}", hint=f"write {values}")
+                key = name.removeprefix(_PREFIX)
+                raise InputError(f"{path}: {key} is {what}: {value!r:.80}", hint=f"write {values}")
         if wanted is int and isinstance(value, float):
             raise InputError(f"{path}: {name.removeprefix(_PREFIX)} is {value!r}", hint="write a whole number")
         if wanted is list and any(isinstance(item, bool | list | dict) for item in value if isinstance(value, list)):
@@ -312,7 +313,7 @@ def _is_writable(kind: Any) -> bool:
     if typing.get_origin(kind) is typing.Literal:
         return all(isinstance(value, str) and value == printable(value) for value in typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return all(str(one.value) == printable(str(one.value)) for one in kind)
+        return all(str(choice.value) == printable(str(choice.value)) for choice in kind)
     return isinstance(kind, type) and kind in (str, int, float, bool, Path)
 
 

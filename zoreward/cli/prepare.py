@@ -33,13 +33,13 @@ def made_objective(source: str, options: dict[str, Any], also: list[str] | None)
         ZorewardError: one cannot be found or made, or a weight is no number.
     """
     objectives, weights = [get_objective(source, **options)], [1.0]
-    for one in also or ():
-        name, equals, weight = one.rpartition("=")
-        objectives.append(get_objective(name if equals else one))
+    for added in also or ():
+        name, equals, weight = added.rpartition("=")
+        objectives.append(get_objective(name if equals else added))
         try:
             weights.append(float(weight) if equals else 1.0)
         except ValueError:
-            raise InputError(f"--also {one}: {weight!r} is no weight", hint=f"--also {name}=0.1") from None
+            raise InputError(f"--also {added}: {weight!r} is no weight", hint=f"--also {name}=0.1") from None
     return weighted_sum(objectives, weights)
 
 
@@ -194,12 +194,12 @@ def check_folder(output: str, option: str = "--output", hint: str = "give a fold
     if os.path.lexists(path) and not os.path.isdir(path):
         kind = "a link to nothing" if path.is_symlink() and not os.path.exists(path) else "a file"
         raise InputError(f"{option} {output} is {kind}", hint=hint)
-    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     try:
         for part in path.parts:
-            if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX"):
+            if len(os.fsencode(part)) > os.pathconf(nearest, "PC_NAME_MAX"):
                 raise InputError(f"{option} {part:.20}… is too long a name", hint=hint)
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise InputError(

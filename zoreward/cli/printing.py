@@ -112,7 +112,7 @@ def json_line(value: Any) -> str:
     '{"score": null, "rows": 2, "name": "\\u009b1m"}'
     """
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
-    return "".join(one if printable(one) == one else f"\\u{ord(one):04x}" for one in text)
+    return "".join(character if printable(character) == character else f"\\u{ord(character):04x}" for character in text)
 
 
 def _finite(value: Any) -> Any:

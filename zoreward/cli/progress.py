@@ -121,22 +121,22 @@ class ProgressCallback(TrainerCallback):
         first = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
         last = [line for line in table if line["member"] == table[-1]["member"]][: SHOWN - len(first) + 1]
         rewards = [name for name in table[0] if name not in ("member", "score", "prompt", "completion")]
-        shown = [
+        rows = [
             (who, line["prompt"][-80:], line["completion"], *(_short(line.get(name)) for name in rewards))
             for who, lines in (("best", first), ("worst", last))
             for line in lines
         ]
-        cells = [[one_line(cell, _CELL) for cell in row] for row in shown]
+        cells = [[one_line(cell, _CELL) for cell in row] for row in rows]
         heads = [one_line(name) for name in ("member", "prompt", "completion", *rewards)]
         show_table(heads, cells, console=self._console, title=f"step {step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print a line where there is no terminal for a bar."""
         if logs and not {"score", "silent"}.isdisjoint(logs):  # no score where no step has one
-            told = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
-            if self._bar.disable or told:
+            statistics = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
+            if self._bar.disable or statistics:
                 status = self.status(state.global_step, state.max_steps)
-                self._print(" · ".join([f"step {state.global_step}/{state.max_steps}", status, *told]))
+                self._print(" · ".join([f"step {state.global_step}/{state.max_steps}", status, *statistics]))
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any

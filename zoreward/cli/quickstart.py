@@ -158,19 +158,19 @@ def _quickstart(context: typer.Context, options: QuickstartOptions) -> int:
         trainer = make_trainer(output, seed=options.seed, steps=options.max_steps)
         if options.output is not None:
             fixed = {"objective": OBJECTIVE, "model": MODEL, "data": TRAIN, "device": "cpu"}
-            own = {"max_steps": options.max_steps, "seed": options.seed, "output": options.output}
-            write_config(output, {**fixed, **PROMPT, **SETTINGS, **LOGGING, **own})
+            given = {"max_steps": options.max_steps, "seed": options.seed, "output": options.output}
+            write_config(output, {**fixed, **PROMPT, **SETTINGS, **LOGGING, **given})
         print(_what_happens(trainer))
         try:
-            found = compare(trainer)
+            comparison = compare(trainer)
             if options.output is not None:
-                rows = digest_of_rows([one.row for one in trainer.train_dataset], None, None, None)
+                rows = digest_of_rows([example.row for example in trainer.train_dataset], None, None, None)
                 save_model(trainer, output, keep="last", rows=rows)
         except Exception as error:
             return report(error if isinstance(error, ZorewardError) else unexpected(error), code=1)
-    _show(found, options)
+    _show(comparison, options)
     if options.json:
-        print(json_line(asdict(found)))
+        print(json_line(asdict(comparison)))
     return 0
 
 
@@ -182,17 +182,17 @@ def _what_happens(trainer: ZOTrainer) -> str:
     )
 
 
-def _show(found: Comparison, options: QuickstartOptions) -> None:
+def _show(comparison: Comparison, options: QuickstartOptions) -> None:
     from rich.console import Console
 
     console = Console(stderr=options.json)
     rows = [
-        ("always the more frequent answer", f"{found.majority:.1%}"),
-        ("before, zero-shot", f"{found.before:.1%}"),
-        ("before, with one threshold (the median)", f"{found.threshold:.1%}"),
-        (f"after {found.steps} steps, {found.seconds:.0f} s", f"{found.after:.1%}"),
+        ("always the more frequent answer", f"{comparison.majority:.1%}"),
+        ("before, zero-shot", f"{comparison.before:.1%}"),
+        ("before, with one threshold (the median)", f"{comparison.threshold:.1%}"),
+        (f"after {comparison.steps} steps, {comparison.seconds:.0f} s", f"{comparison.after:.1%}"),
     ]
     show_table(("held-out reviews", "accuracy"), rows, console=console, is_last_bold=True)
-    kept = f"The run and the tuned model are in {options.output}.\n" if options.output is not None else ""
-    text = f"{kept}The same for your own model and rows:\n\n{YOURS}\n"
+    where = f"The run and the tuned model are in {options.output}.\n" if options.output is not None else ""
+    text = f"{where}The same for your own model and rows:\n\n{YOURS}\n"
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -90,7 +90,7 @@ def _loaded(run: Run, base: str, options: ReplayOptions) -> tuple[PreTrainedMode
         **trust,
     }
     if isinstance(made, dict):  # its first weights are drawn again by the replay
-        return load_with_head(base, [str(one) for one in made.get("classes") or ()], 0, **place)[0], tokenizer
+        return load_with_head(base, [str(name) for name in made.get("classes") or ()], 0, **place)[0], tokenizer
     return load_model(base, **place), tokenizer
 
 
@@ -118,8 +118,8 @@ def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        told = Told(steps, run.n_steps, kind, evaluations, has_moved=run.has_moved_by(steps))
-        write_card(output, run.header, told)  # PEFT has written one of its own
+        description = Told(steps, run.n_steps, kind, evaluations, has_moved=run.has_moved_by(steps))
+        write_card(output, run.header, description)  # PEFT has written one of its own
     except Exception as error:  # safetensors raises its own
         with contextlib.suppress(OSError):
             for path in output.iterdir():

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from zoreward.bench.plan import options_of_task
 from zoreward.cli.prepare import Rows, check_rows, head_for, kind_for, shot_rows_of
 from zoreward.config import Common, EvalOptions, TuneOptions
 from zoreward.data import BORDER, MASK, Split, Task, k_shot_rows, load_rows, load_task, sample_rows, split_rows
@@ -55,7 +56,7 @@ def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task
         if options.data is None:
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
         return options, None
-    given = {one.name for one in fields(options) if _is_given(context, one.name)}
+    given = {option.name for option in fields(options) if _is_given(context, option.name)}
     task = load_task(options.task)
     kind = kind_for(options)
     task = _for_kind(task, kind)
@@ -65,6 +66,11 @@ def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task
     if options.data is None:
         raise InputError(f"the task {task.name!r} names no data", hint="give --data, a file or a Hub dataset")
     return options, task
+
+
+def options_for(source: str, task: Task | None) -> dict[str, Any]:
+    """Return what the task says about the options of an objective: nothing, where it is not the task's."""
+    return options_of_task(task) if task is not None and task.objective == source else {}
 
 
 def is_own_data(task: Task | None, options: Common) -> bool:
@@ -126,20 +132,20 @@ def _data(task: Task, options: Common) -> dict[str, Any]:
     """What the task says about rows; nothing where others are given."""
     if options.data not in (None, task.data):
         return {}
-    found: dict[str, Any] = {"data": task.data, "data_config": task.data_config, "revision": task.revision}
+    of_task: dict[str, Any] = {"data": task.data, "data_config": task.data_config, "revision": task.revision}
     if not isinstance(options, TuneOptions):
         split = task.splits.get("test") or task.splits.get("train")
-        return {**found, "split": split, "test_rows": task.rows.test}
-    found |= {"split": task.splits.get("train"), "test_rows": task.rows.test}
+        return {**of_task, "split": split, "test_rows": task.rows.test}
+    of_task |= {"split": task.splits.get("train"), "test_rows": task.rows.test}
     if options.eval_data is None and options.eval_split is None:
-        found["eval_split"] = task.splits.get("dev")
+        of_task["eval_split"] = task.splits.get("dev")
         if options.k_shot is None:
-            found["dev_rows"] = task.rows.dev
+            of_task["dev_rows"] = task.rows.dev
     if options.k_shot is None:
-        found["train_rows"] = task.rows.train
+        of_task["train_rows"] = task.rows.train
     if options.train_rows is None and options.dev_rows is None:
-        found["k_shot"] = task.rows.k_shot
-    return found
+        of_task["k_shot"] = task.rows.k_shot
+    return of_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +184,10 @@ def tuning_rows(objective: Objective, at_end: Objective, options: TuneOptions, t
     head = head_for(options, train) if objective.needs == "choices" else None
     check_rows(objective, options, train, shots, head)
     dev, test = _dev_rows(parts, options, task), _test_rows(parts, options, task)
-    for found, source, scorer in ((dev, options.eval_data, objective), (test, options.test_data, at_end)):
-        if found is not None:
+    for held_out, source, scorer in ((dev, options.eval_data, objective), (test, options.test_data, at_end)):
+        if held_out is not None:
             with _named(source or str(options.data)):
-                check_rows(scorer, options, found, shots or train, head)
+                check_rows(scorer, options, held_out, shots or train, head)
     _check_counts({"train": train, "dev": dev, "test": test}, options, task)
     if task is not None or parts.dev or test is not None:
         _say(train, dev, test, options)
@@ -267,11 +273,11 @@ def _test_source(options: TuneOptions, task: Task | None) -> tuple[str, dict[str
 
 
 def _test_rows(parts: Split, options: TuneOptions, task: Task | None) -> Rows | None:
-    found = _test_source(options, task)
-    if found is None:
+    place = _test_source(options, task)
+    if place is None:
         return _prepared(task, parts.test) if parts.test else None
-    with _named(found[0]):
-        return _prepared(task, sample_rows(_kept(task, load_rows(found[0], **found[1])), options.test_rows))
+    with _named(place[0]):
+        return _prepared(task, sample_rows(_kept(task, load_rows(place[0], **place[1])), options.test_rows))
 
 
 def _check_counts(parts: dict[str, Rows | None], options: Common, task: Task | None) -> None:
@@ -287,7 +293,7 @@ def _check_counts(parts: dict[str, Rows | None], options: Common, task: Task | N
 
 def _say(train: Rows, dev: Rows | None, test: Rows | None, options: TuneOptions) -> None:
     """Say how many rows there are, and where there are fewer than were asked for."""
-    told = []
+    counts = []
     for rows, name, what in (
         (train, "train_rows", "to tune on"),
         (dev, "dev_rows", "dev"),
@@ -295,18 +301,18 @@ def _say(train: Rows, dev: Rows | None, test: Rows | None, options: TuneOptions)
     ):
         if rows is not None:
             fewer = f" (of {getattr(options, name):,})" if (getattr(options, name) or 0) > len(rows) else ""
-            told.append(f"{len(rows):,}{fewer} {what}")
+            counts.append(f"{len(rows):,}{fewer} {what}")
     if test is not None and options.test_rows == len(test):
-        told[-1] += f", drawn as `eval --test-rows {len(test)}` draws them (--limit takes the first ones)"
-    print(f"rows: {', '.join(told)}", file=sys.stderr)
+        counts[-1] += f", drawn as `eval --test-rows {len(test)}` draws them (--limit takes the first ones)"
+    print(f"rows: {', '.join(counts)}", file=sys.stderr)
 
 
 def _say_which(count: int, drawn: int, options: Common) -> None:
     """Say which rows `eval` scores, where they are not all: `tune` draws its test rows, and does not take the first."""
-    told = [f"the first {count:,}"] if options.limit == count else []
-    told += [f"{drawn:,} drawn of {count:,}, as `tune --test-rows {drawn}` draws them"] if drawn < count else []
-    if told:
-        print(f"rows: {'; '.join(told)}", file=sys.stderr)
+    parts = [f"the first {count:,}"] if options.limit == count else []
+    parts += [f"{drawn:,} drawn of {count:,}, as `tune --test-rows {drawn}` draws them"] if drawn < count else []
+    if parts:
+        print(f"rows: {'; '.join(parts)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

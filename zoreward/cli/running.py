@@ -98,7 +98,7 @@ def _why_stopped(trainer: ZOTrainer) -> str | None:
     return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
 
 
-def summary_of(objective: str, output: Path, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
+def summary_of(objective: str, output: Path, seconds: float, findings: dict[str, Any]) -> dict[str, Any]:
     """Return what is told of a run that is over: its scores from the journal, and what else was found."""
     from zoreward.journal import load_run
 
@@ -109,7 +109,7 @@ def summary_of(objective: str, output: Path, seconds: float, found: dict[str, An
         "score": scores[-1] if scores else None,
         "best": max(scores, default=None),
         "best_step": run.best_step,
-        **found,
+        **findings,
         "steps": run.n_steps,
         "seconds": seconds,
         "output": str(output),
@@ -121,23 +121,24 @@ def sentence_of(summary: dict[str, Any]) -> str:
     from zoreward.journal import load_run
 
     output, steps = Path(summary["output"]), summary["steps"]
-    kept = summary.get("kept", steps)
-    model = "model" if kept == steps else f"model of step {kept}"
-    told = []
+    step = summary.get("kept", steps)
+    model = "model" if step == steps else f"model of step {step}"
+    sentences = []
     if summary["score"] is not None:
         first = load_run(output).evaluations[0][1]
         dev = f"{first:.4f} → {summary['score']:.4f}, best {summary['best']:.4f} at step {summary['best_step']}"
-        told.append(f"{summary['objective']} on the dev rows: {dev}")
+        sentences.append(f"{summary['objective']} on the dev rows: {dev}")
     if "test" in summary:
-        told.append(f"{summary['test_objective']} on the {summary['test_rows']:,} test rows: {summary['test']:.4f}")
+        scored = f"{summary['test_objective']} on the {summary['test_rows']:,} test rows"
+        sentences.append(f"{scored}: {summary['test']:.4f}")
     memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
     for option in fields(TuneOptions):
         if option.name == summary.get("stopped") and (why := option.metadata.get("stops")):
-            told.append(f"stopped after {steps} steps: {why} (--{option.name.replace('_', '-')})")
+            sentences.append(f"stopped after {steps} steps: {why} (--{option.name.replace('_', '-')})")
     if not load_run(output).has_moved_by(steps):
-        told.append("no step moved a weight: they are those of the base")
+        sentences.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
-    return "\n".join([*told, done])
+    return "\n".join([*sentences, done])
 
 
 def provenance_of(options: TuneOptions, rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:
@@ -150,9 +151,9 @@ def provenance_of(options: TuneOptions, rows: TuningRows, words: Sequence[str]) 
     """
     data = ", ".join(str(part) for part in (options.data, options.data_config, options.split) if part)
     dev = ", ".join(part for part in (options.eval_data, options.eval_split) if part)
-    told = {"tune": data, "choose": dev or f"of {data}"}
+    sources = {"tune": data, "choose": dev or f"of {data}"}
     if rows.test is not None:
-        told["test"] = f"{len(rows.test):,}, {options.test_data or data}"
-    kept = [word for word in words if word not in ("--resume", "--json")]
+        sources["test"] = f"{len(rows.test):,}, {options.test_data or data}"
+    typed = [word for word in words if word not in ("--resume", "--json")]
     secret = re.compile(r"(token|password|secret|key)=.*", re.IGNORECASE)
-    return {"rows": told, "command": shlex.join(["zoreward", *(secret.sub(r"\1=…", word) for word in kept)])}
+    return {"rows": sources, "command": shlex.join(["zoreward", *(secret.sub(r"\1=…", word) for word in typed)])}

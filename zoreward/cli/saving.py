@@ -156,10 +156,10 @@ def read_record(folder: Path) -> Saved | None:
     return saved if sound else None
 
 
-def with_findings(output: Path, saved: Saved, found: Mapping[str, Any]) -> None:
+def with_findings(output: Path, saved: Saved, findings: Mapping[str, Any]) -> None:
     """Add to the record what was found when the model had been saved. Without it a resume finds it again."""
     with suppress(OSError):
-        write_record(output / MODEL_NAME, replace(saved, found=dict(found)))
+        write_record(output / MODEL_NAME, replace(saved, found=dict(findings)))
 
 
 def finished_run(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.bench.plan import options_of_task
 from zoreward.cli.options import given_options, objective_command, resolved
 from zoreward.cli.prepare import (
     check_folder,
@@ -25,7 +24,7 @@ from zoreward.cli.prepare import (
     shown_prompts,
 )
 from zoreward.cli.printing import json_line, report_failure
-from zoreward.cli.rows import TuningRows, has_dev_rows, tuning_rows, with_task
+from zoreward.cli.rows import TuningRows, has_dev_rows, options_for, tuning_rows, with_task
 from zoreward.cli.running import (
     finishing_steps,
     found_in,
@@ -79,24 +78,25 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     with contextlib.redirect_stdout(sys.stderr):
         options, task = with_task(context, options)
         _check(options)
-        own = (options_of_task(task) if task and task.objective == source else {}) | given_options(context, flags)
-        written = {name: value for name, value in own.items() if name in flags}  # a task may set others too
-        objective = made_objective(source, own, options.also)
+        of_objective = options_for(source, task) | given_options(context, flags)
+        written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
+        objective = made_objective(source, of_objective, options.also)
         objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
         at_end = objective
         if task is not None and task.objective != objective.name:
-            at_end = get_objective(task.objective, **(own if task.objective == source else options_of_task(task)))
+            reported = of_objective if task.objective == source else options_for(task.objective, task)
+            at_end = get_objective(task.objective, **reported)
         rows = tuning_rows(objective, at_end, options, task)
         if options.show_prompts:
             text = shown_prompts(objective, options, rows.train, rows.shots)
             print(json_line({"prompts": text}) if options.json else printable(text), file=out)
             return 0
         output, start = Path(options.output), time.perf_counter()
-        found, problem = None, ""
+        findings, problem = None, ""
         digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
         if options.resume:
-            found, problem = finished_run(output, resolved(source, options, written), objective, digest)
-        if found is not None:
+            findings, problem = finished_run(output, resolved(source, options, written), objective, digest)
+        if findings is not None:
             print(printable(f"the run in {output} is finished"))
         else:
             say_why(problem, output)
@@ -119,12 +119,12 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
                         trainer.train(resume_from_checkpoint=options.resume)
                     if trainer.keeper.stopping:
                         return interrupted(trainer, options.output, words)
-                    found = _saved_and_found(trainer, at_end, rows, options, digest)
+                    findings = _saved_and_found(trainer, at_end, rows, options, digest)
                 except KeyboardInterrupt:
                     return interrupted(trainer, options.output, words)
                 except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
                     return report_failure(error, f"resume: {resume_command(words)}")
-        summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), found)
+        summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
     print(json_line(summary) if options.json else printable(sentence_of(summary)), file=out)
     return 0
 
@@ -238,11 +238,11 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
     """The fields that --set gives, as YAML reads their values."""
     kinds = typing.get_type_hints(config)
     defaults = {field.name: field.default for field in dataclasses.fields(config) if field.init}
-    found = {}
-    for one in given or ():
-        name, equals, value = one.partition("=")
+    others = {}
+    for assignment in given or ():
+        name, equals, value = assignment.partition("=")
         if not equals:
-            raise InputError(f"--set {one}: there is no value", hint="--set name=value")
+            raise InputError(f"--set {assignment}: there is no value", hint="--set name=value")
         if name in settings:
             raise InputError(f"--set {name}: it has an option of its own", hint="zoreward tune … --help lists them")
         if name not in defaults:
@@ -250,10 +250,10 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
             hint = f"did you mean {near[0]}?" if near else "the fields are those of transformers.TrainingArguments"
             raise InputError(f"--set {name}: there is no such field", hint=hint)
         what = f"--set {name}"
-        found[name] = fitting(parse_yaml(value, what), value.strip(), kinds[name], what)
-        if isinstance(found[name], int | float) and found[name] < 0 and defaults[name] != -1:
+        others[name] = fitting(parse_yaml(value, what), value.strip(), kinds[name], what)
+        if isinstance(others[name], int | float) and others[name] < 0 and defaults[name] != -1:
             raise InputError(f"--set {name}: {value} is less than 0", hint="give 0 or more, or leave it out")
-    return found
+    return others
 
 
 def _what_is_tuned(trainer: ZOTrainer) -> str:
@@ -275,14 +275,14 @@ def _saved_and_found(
 
     output = Path(options.output)
     saved = save_model(trainer, output, keep=options.keep, rows=digest)
-    found = found_in(trainer, load_run(output))
+    findings = found_in(trainer, load_run(output))
     if rows.test is not None:
-        found |= _test_score(trainer, at_end, rows, options)
-        trainer.provenance["scores"] = {f"{found['test_objective']} on the test rows": found["test"]}
+        findings |= _test_score(trainer, at_end, rows, options)
+        trainer.provenance["scores"] = {f"{findings['test_objective']} on the test rows": findings["test"]}
         with contextlib.suppress(OSError):  # the model is there
             trainer.write_card(str(output / MODEL_NAME), merged=trainer.args.merge)
-    with_findings(output, saved, found)
-    return found
+    with_findings(output, saved, findings)
+    return findings
 
 
 def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, options: TuneOptions) -> dict[str, Any]:

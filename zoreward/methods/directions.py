@@ -119,11 +119,11 @@ class Directions:
             step: the step at hand.
             past: the coefficients of the steps before it, the newest first, 0 where there was no term.
         """
-        scale, found = 1.0, []
+        scale, terms = 1.0, []
         for i, coefficients in enumerate(past, start=1):
             scale *= self.momentum  # not a power, whose last bit depends on the machine
-            found += [along(z, scale * c) for z, c in zip(self.at(step - i), coefficients, strict=True) if c]
-        return tuple(found)
+            terms += [along(z, scale * c) for z, c in zip(self.at(step - i), coefficients, strict=True) if c]
+        return tuple(terms)
 
     def rounding_seed(self, step: int) -> int:
         """The seed by which a step's update is rounded."""

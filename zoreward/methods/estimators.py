@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from zoreward.methods.directions import along
-from zoreward.methods.steps import Method, couples
+from zoreward.methods.steps import Method, antithetic_pairs
 from zoreward.records import Member, Term, to_float32
 
 Normalize = Literal["none", "rms", "zscore", "rank", "sign"]
@@ -69,7 +69,7 @@ class SPSA(Method):
 
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
         """Return the 2K members θ + εz_0, θ − εz_0, θ + εz_1, …"""
-        return couples(directions, self.eps)
+        return antithetic_pairs(directions, self.eps)
 
     def weights(self, scores: Sequence[float]) -> list[float]:
         """Return w_K, by `normalize`."""
@@ -85,10 +85,10 @@ class SPSA(Method):
 
 
 def slopes(scores: Sequence[float], eps: float) -> list[float]:
-    """Return g_K of antithetic couples: g_k = (s_2k − s_2k+1) / 2ε, the slope of the score along each direction.
+    """Return g_K of antithetic pairs: g_k = (s_2k − s_2k+1) / 2ε, the slope of the score along each direction.
 
     Args:
-        scores: of the couples, side by side.
+        scores: of the pairs, side by side.
         eps: ε; rounded to float32, as the members' coefficients are.
 
     >>> slopes([0.75, 0.25, 0.5, 0.5], eps=0.5)

@@ -165,10 +165,10 @@ class Method(ABC):
         >>> {"name", "eps", "rank"} <= SPSA().for_header("spsa").keys()
         True
         """
-        told = {"name": name, **asdict(self)}
+        fields = {"name": name, **asdict(self)}
         if not self.noise:  # headers are older than families that have a name
-            del told["noise"]
-        return told
+            del fields["noise"]
+        return fields
 
     def init(self) -> SPSAState:
         """Return the state before the first step."""
@@ -198,13 +198,13 @@ class Method(ABC):
         scored = all_scored(scores)
         weights = self.weights(scores) if scored else [0.0] * directions.drawn(state.step)
         share = rate * self._newest_share()
-        own = [share * weight / len(weights) if weight != 0 else None for weight in weights]
-        fresh = directions.own(state.step, own)
+        coefficients = [share * weight / len(weights) if weight != 0 else None for weight in weights]
+        fresh = directions.own(state.step, coefficients)
         terms = fresh + directions.older(state.step, state.past)
         rounding_seed = directions.rounding_seed(state.step)
         block = directions.block(state.step)
         update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor, block=block)
-        past = (rounded(own), *state.past)[: directions.window - 1]
+        past = (rounded(coefficients), *state.past)[: directions.window - 1]
         return update, SPSAState(state.step + 1, state.silent + (not fresh), past, state.unscored + (not scored))
 
     @abstractmethod
@@ -242,10 +242,10 @@ def are_counts(scores: Sequence[float], rows: int) -> bool:
     return all(abs(score * rows - round(score * rows)) < 1e-6 for score in scores)
 
 
-def couples(directions: Sequence[Term], eps: float, start: Member = ()) -> tuple[Member, ...]:
-    """Return the antithetic couples along directions: start + εz_0, start − εz_0, start + εz_1, …
+def antithetic_pairs(directions: Sequence[Term], eps: float, start: Member = ()) -> tuple[Member, ...]:
+    """Return the antithetic pairs along directions: start + εz_0, start − εz_0, start + εz_1, …
 
-    >>> [member[0].coefficient for member in couples([Term(7, 1.0)], 0.5)]
+    >>> [member[0].coefficient for member in antithetic_pairs([Term(7, 1.0)], 0.5)]
     [0.5, -0.5]
     """
     return tuple((*start, along(z, sign * eps)) for z in directions for sign in (1, -1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from zoreward.methods.directions import MAX_STEPS, Directions, along
 from zoreward.methods.estimators import slopes
-from zoreward.methods.steps import MOST_RATE, Method, SPSAState, all_scored, check_scores, couples, rounded
+from zoreward.methods.steps import MOST_RATE, Method, SPSAState, all_scored, antithetic_pairs, check_scores, rounded
 from zoreward.records import InputError, Member, Query, Term, Update
 
 FALL, DIVISOR = 0.05, 5.0
@@ -121,12 +121,12 @@ class SVRG(Method):
         return SVRGState()
 
     def ask(self, state: SPSAState) -> Query:
-        """Return the couples around θ, and between anchors also those around the anchor, along the same directions."""
+        """Return the antithetic pairs around θ, and between anchors those around the anchor, of the same directions."""
         fresh = self.directions.fresh(state.step)
         here = self.members(fresh)
         if state.step % self.full_every == 0:
             return Query(state.step, here, rows="all")
-        return Query(state.step, here + couples(fresh, self.eps, self.at_anchor(state)), at_once=len(here))
+        return Query(state.step, here + antithetic_pairs(fresh, self.eps, self.at_anchor(state)), at_once=len(here))
 
     def at_anchor(self, state: SPSAState) -> Member:
         """Return the anchor as a member: the updates since, taken back, one term for each direction."""
@@ -159,19 +159,19 @@ class SVRG(Method):
         parts = [rate * weight / len(here) for weight in weights]
         if there:
             parts += [rate * slope / len(full) for slope in full]
-        own = [part if part != 0 else None for part in parts]
-        terms = self.directions.own(state.step, own)
+        coefficients = [part if part != 0 else None for part in parts]
+        terms = self.directions.own(state.step, coefficients)
         update = Update(0.0, terms, self.directions.rounding_seed(state.step))
-        after = replace(state, silent=state.silent + (not terms), past=(rounded(own), *past), slopes=full)
+        after = replace(state, silent=state.silent + (not terms), past=(rounded(coefficients), *past), slopes=full)
         mean = math.fsum(scores[:count]) / count
         return update, self._next(replace(after, total=state.total + mean, counted=state.counted + 1))
 
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
-        """Return the couples around θ."""
-        return couples(directions, self.eps)
+        """Return the antithetic pairs around θ."""
+        return antithetic_pairs(directions, self.eps)
 
     def weights(self, scores: Sequence[float]) -> list[float]:
-        """Return g_K of the couples around θ."""
+        """Return g_K of the antithetic pairs around θ."""
         return slopes(scores, self.eps)
 
     def _unscored(self, state: SVRGState) -> tuple[Update, SVRGState]:

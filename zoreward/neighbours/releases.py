@@ -76,9 +76,9 @@ def neighbours() -> Iterator[Neighbour]:
 
 def newer_than_tested() -> str:
     """Return one line that says which libraries are newer than the newest that was tested; "" where none is."""
-    newer = [one for one in neighbours() if one.problem == "newer than tested"]
-    told = ", ".join(f"{one.name} {one.installed} (tested up to {one.tested})" for one in newer)
-    return f"newer than this zoreward was tested with: {told}" if told else ""
+    newer = [library for library in neighbours() if library.problem == "newer than tested"]
+    listed = ", ".join(f"{library.name} {library.installed} (tested up to {library.tested})" for library in newer)
+    return f"newer than this zoreward was tested with: {listed}" if listed else ""
 
 
 def _floor(requirement: str) -> tuple[str, str] | None:
@@ -86,5 +86,5 @@ def _floor(requirement: str) -> tuple[str, str] | None:
     >>> _floor("scikit-learn>=1.5"), _floor("torchao>=0.15; extra == 'torchao'"), _floor("rich")
     (('scikit-learn', '1.5'), None, None)
     """
-    found = re.fullmatch(r"([\w.-]+) *>= *([\d.]+)", requirement)
-    return (found[1], found[2]) if found else None
+    match = re.fullmatch(r"([\w.-]+) *>= *([\d.]+)", requirement)
+    return (match[1], match[2]) if match else None
