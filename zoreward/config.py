@@ -323,7 +323,7 @@ class Tuning:
     more_every: int | None = setting(
         default=None, help="Add a direction after every so many steps. Default: never.", least=1
     )
-    normalize: Literal["none", "rms", "zscore", "rank", "sign"] | None = setting(
+    normalize: Literal["none", "running", "rms", "zscore", "rank", "sign"] | None = setting(
         default=None, help=f"How differences of scores are normalised, with spsa. {_default_in_words('normalize')}"
     )
     momentum: float | None = setting(

@@ -40,15 +40,18 @@ class SPSAState:
             had the same score on both sides; or because a member had none.
         unscored: how many of these had a member without a score.
         past: with momentum, the coefficients of the steps that the next one looks back on, the newest first.
+        squares: with `normalize="running"`, a decaying sum of squared slopes, and that of their number.
     """
 
     step: int = 0
     silent: int = 0
     past: tuple[tuple[float, ...], ...] = ()
     unscored: int = 0
+    squares: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "past", tuple(map(tuple, self.past)))  # JSON has lists
+        object.__setattr__(self, "squares", tuple(self.squares))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,7 @@ class Method(ABC):
         directions, rate = self.directions, self.lr if lr is None else lr
         scored = all_scored(scores)
         weights = self.weights(scores) if scored else [0.0] * directions.drawn(state.step)
+        weights, squares = self.scaled(weights, state) if scored else (weights, state.squares)
         share = rate * self._newest_share()
         coefficients = [share * weight / len(weights) if weight != 0 else None for weight in weights]
         fresh = directions.own(state.step, coefficients)
@@ -205,7 +209,8 @@ class Method(ABC):
         block = directions.block(state.step)
         update = Update(rate * self.weight_decay, terms, rounding_seed, rate * self.anchor, block=block)
         past = (rounded(coefficients), *state.past)[: directions.window - 1]
-        return update, SPSAState(state.step + 1, state.silent + (not fresh), past, state.unscored + (not scored))
+        silent, unscored = state.silent + (not fresh), state.unscored + (not scored)
+        return update, SPSAState(state.step + 1, silent, past, unscored, squares)
 
     @abstractmethod
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
@@ -214,6 +219,10 @@ class Method(ABC):
     @abstractmethod
     def weights(self, scores: Sequence[float]) -> list[float]:
         """Return w_K of the scores of `members`; all 0 where they do not differ."""
+
+    def scaled(self, weights: list[float], state: SPSAState) -> tuple[list[float], tuple[float, float]]:
+        """Return w_K by what earlier steps were like, and `SPSAState.squares` after this one; here, as they are."""
+        return weights, state.squares
 
     def least_spread(self, scores: Sequence[float]) -> float:
         """Return what a spread of these scores is divided by at least.
