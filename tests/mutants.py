@@ -142,9 +142,9 @@ MUTANTS = [
     ),
     Mutant(
         "calibration by means instead of sums",
-        "zoreward/scoring/answers.py",
-        "candidate_logprobs(reader, some)[0] * token_counts(some)",
-        "candidate_logprobs(reader, some)[0]",
+        "zoreward/scoring/baselines.py",
+        "[0] * token_counts(some)",
+        "[0]",
         "tests/test_baselines.py",
     ),
     Mutant(
@@ -219,15 +219,15 @@ MUTANTS = [
     ),
     Mutant(
         "positions count the padding",
-        "zoreward/scoring/reader.py",
+        "zoreward/scoring/forward.py",
         "(mask.cumsum(1) - 1).clamp(min=0)",
         "torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)",
         "tests/test_scoring.py",
     ),
     Mutant(
         "candidates are summed, not averaged",
-        "zoreward/scoring/logprobs.py",
-        "= sums_MR / lengths",
+        "zoreward/scoring/requests.py",
+        "= sums_MR / [len(request.target) for own in asked for request in own]",
         "= sums_MR",
         "tests/test_scoring.py",
     ),
@@ -265,9 +265,9 @@ MUTANTS = [
         "the weights move before the step is written down",
         "zoreward/trainer/loop.py",
         """        self._write_step(record)
-        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+        self.scorer.engine.apply(record.update)
 """,
-        """        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+        """        self.scorer.engine.apply(record.update)
         self._write_step(record)
 """,
         "tests/test_resume.py",

@@ -31,7 +31,7 @@ from zoreward.members import (
 from zoreward.members.memory import lasting_bytes, scratch_bytes
 from zoreward.noise import LowRank
 from zoreward.records import Example, Member, NoRoomError, Term
-from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, load_model, memory, reader_of
+from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, engine_of, load_model, memory
 from zoreward.scoring.memory import Memory, cache_bytes, check_memory, needed_memory
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -264,7 +264,7 @@ def test_where_a_copy_does_not_fit_texts_are_written_a_module_at_a_time(
     tokenizer, monkeypatch: pytest.MonkeyPatch, made: list[int]
 ) -> None:
     model = random_model("llama")
-    generator = HFGenerator(reader_of(model, 0), tokenizer)
+    generator = HFGenerator(engine_of(model, 0), tokenizer)
     prompts, settings = [(5, 6, 7), (8, 9)], Generation(max_new_tokens=6)
     whole = list(generator.generate(prompts, ((),), settings))
     assert max(made) == bytes_of(model.parameters())

@@ -139,6 +139,7 @@ def render(
             shots=count,
             place=tokens.place,
             types=tokens.types,
+            asked=tokens.asked,
         )
         for row, (text, tokens, count) in zip(
             rows, tokenize_with(shown, texts, tokenizer, prompting.max_length, kind, **how), strict=True

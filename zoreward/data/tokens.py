@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoreward.data.columns import listed
-from zoreward.records import InputError
+from zoreward.records import InputError, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ class Tokens(NamedTuple):
         truncated: how many the prompt lost: on its left; a classifier's on its right, a masked model's at its ends.
         place: see `zoreward.records.Request.position`.
         types: see `zoreward.records.Request`.
+        asked: see `zoreward.records.Example`.
     """
 
     prompt: tuple[int, ...]
@@ -36,6 +37,7 @@ class Tokens(NamedTuple):
     truncated: int
     place: int = -1
     types: tuple[int, ...] = ()
+    asked: tuple[Request, ...] = ()
 
 
 def tokens_of(

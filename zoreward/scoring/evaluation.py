@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting
 from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
-from zoreward.scoring.answers import calibrated_logprobs, scores_of, with_base
+from zoreward.scoring.baselines import calibrated_logprobs
 from zoreward.scoring.checkpoints import prefix_length
-from zoreward.scoring.completions import statistics_of
-from zoreward.scoring.decoding import Generation
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.heads import Head, config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.reader import reader_of
+from zoreward.scoring.local import engine_of
+from zoreward.scoring.protocol import Generation
+from zoreward.scoring.requests import scores_of, statistics_of, with_base
 from zoreward.scoring.scorer import examples_of, running, scorer_of
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def evaluate(
             hint = "give --base-model: the model as it was before it was tuned"
             raise InputError(f"{chosen.name!r} compares a model with its base, and there is none", hint=hint)
         before = load(base) if isinstance(base, str) else base
-        examples = with_base(replace(reader_of(before.eval(), tokenizer.pad_token_id), rows=batch_size), examples)
+        examples = with_base(engine_of(before.eval(), tokenizer.pad_token_id), examples, rows=batch_size)
         del before  # one model at a time in memory
     if isinstance(model, str):
         model = load(model)
@@ -144,8 +143,8 @@ def evaluate(
         if free is None:
             [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
         else:
-            reader = replace(scorer.reader, rows=batch_size)
-            [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
+            logprobs_NC = calibrated_logprobs(scorer.engine, examples, free, rows=batch_size)
+            [scored] = scores_of(chosen, examples, [logprobs_NC])
     return _evaluation(chosen, scored, examples, shots)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zoreward.data import WHOLE, classes_of
+from zoreward.data import PAIRS, classes_of
 from zoreward.records import InputError
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.loading import Kind, load_config, model_kind
@@ -33,7 +33,7 @@ class Head:
     @property
     def reads_whole(self) -> bool:
         """Whether it reads a text as a whole, instead of going on with it."""
-        return self.kind in WHOLE
+        return self.kind not in ("causal", PAIRS)
 
 
 def head_of(

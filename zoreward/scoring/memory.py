@@ -11,11 +11,10 @@ from torch import nn
 
 from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, lasting_bytes, scratch_bytes
 from zoreward.records import Example, Member, NoRoomError
+from zoreward.scoring.decoding import CPU_TOKENS, GPU_TOKENS
 from zoreward.scoring.devices import bytes_to_keep, free_bytes
-from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
+from zoreward.scoring.forward import forward_tokens, vocabulary_size
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE
-from zoreward.scoring.probes import vocabulary_size
-from zoreward.scoring.reader import forward_tokens
 
 
 @dataclass(frozen=True, slots=True)

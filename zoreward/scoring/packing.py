@@ -22,7 +22,7 @@ from zoreward.scoring.devices import is_spread
 from zoreward.scoring.stepping import captured, is_lost, on_side_stream
 
 if TYPE_CHECKING:
-    from zoreward.scoring.reader import Reader
+    from zoreward.scoring.forward import Reader
 
 # Tokens of a line: a few rows of a usual length fit, and attention costs little beside the rest.
 LINE = 128
