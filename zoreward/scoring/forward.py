@@ -332,8 +332,9 @@ def _logits(
 
 def _equal(logits: torch.Tensor, others: torch.Tensor, model: nn.Module) -> bool:
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    spread = float(logits.std() if logits.numel() > 1 else logits.abs())  # of a head with one output
     share = FULL_TOLERANCE if full else HALF_TOLERANCE
-    tolerance = (QUANTISED_TOLERANCE if getattr(model, "is_quantized", False) else share) * float(logits.std())
+    tolerance = (QUANTISED_TOLERANCE if getattr(model, "is_quantized", False) else share) * spread
     # Not finite numbers are another error, told where they matter.
     return not logits.isfinite().all() or float((logits - others).abs().max()) <= tolerance
 
