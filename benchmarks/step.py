@@ -153,8 +153,7 @@ def said(reader: LocalEngine, examples: list[Example]) -> float:
         examples,
         rows=len(examples),
         new_tokens=0,
-        base=False,
-        anchor=False,
+        copied=0,
         device=device,
     )
     return 0.0 if found is None else (found.certain + found.activations) / 1e9
