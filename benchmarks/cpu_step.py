@@ -21,7 +21,7 @@ from zoreward.data import load_rows, render
 from zoreward.members import members_at, update_
 from zoreward.methods import SPSA
 from zoreward.registry import get_objective
-from zoreward.scoring import load_model, load_tokenizer, member_scores, reader_of
+from zoreward.scoring import engine_of, load_model, load_tokenizer, member_scores
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -53,7 +53,7 @@ def main() -> None:
     asked = Prompting(template="{sentence} It was", choices=[" terrible", " great"])
     examples = render(rows, tokenizer, asked, needs="choices")
     model = load_model(options.model).requires_grad_(False)
-    reader = reader_of(model, tokenizer.pad_token_id)
+    reader = engine_of(model, tokenizer.pad_token_id)
     objective = get_objective("accuracy")
     spsa = SPSA(eps=5e-3, lr=3e-5, seed=1)
     state = spsa.init()

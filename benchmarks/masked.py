@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from zoreward.config import Prompting
 from zoreward.data import load_rows, load_task, render
-from zoreward.scoring import candidate_logprobs, load_model, reader_of
+from zoreward.scoring import candidate_logprobs, engine_of, load_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,7 +149,7 @@ def margins(model: str, rows: list[Any]) -> tuple[NDArray[np.float64], NDArray[n
     tokenizer = AutoTokenizer.from_pretrained(model)
     asked = Prompting(template=task.template, choices=task.choices, max_length=128)
     examples = render(rows, tokenizer, asked, needs="choices", kind="masked")
-    logprobs = candidate_logprobs(reader_of(load_model(model), tokenizer.pad_token_id), examples)[0]
+    logprobs = candidate_logprobs(engine_of(load_model(model), tokenizer.pad_token_id), examples)[0]
     return logprobs[:, 1] - logprobs[:, 0], np.array([example.reference for example in examples])
 
 

@@ -21,7 +21,7 @@ from zoreward.config import Prompting
 from zoreward.data import load_rows
 from zoreward.noise import derive_seed, family_of
 from zoreward.records import Member, Scored, Term
-from zoreward.scoring import Scorer, examples_of, load_model, load_tokenizer, prepare_tokenizer, reader_of, with_base
+from zoreward.scoring import Scorer, engine_of, examples_of, load_model, load_tokenizer, prepare_tokenizer, with_base
 
 # Members that share a forward pass.
 AT_ONCE = 32
@@ -69,7 +69,7 @@ def null(
     model = load_model(base, dtype=dtype)
     found = get_objective(objective)
     examples = examples_of(rows, tokenizer, found.needs, Prompting(), max_new_tokens=0)
-    reader = reader_of(model.eval().requires_grad_(False), tokenizer.pad_token_id)
+    reader = engine_of(model.eval().requires_grad_(False), tokenizer.pad_token_id)
     if found.compares_with_base:
         examples = with_base(reader, examples)
     scorer = Scorer(reader, found, tokenizer, None, None)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from transformers import OPTForCausalLM
 
 from zoreward.noise import LowRank
 from zoreward.records import Member, Term
-from zoreward.scoring import Generation, Stepper, reader_of
+from zoreward.scoring import Generation, Stepper, engine_of
 from zoreward.scoring.decoding import write
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = OPTForCausalLM._from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
-    reader = reader_of(model, 1)
+    reader = engine_of(model, 1)
     tokenizer: Any = SimpleNamespace(eos_token_id=2)
     prompts = [tuple(torch.randint(10, min(50000, config.vocab_size), (8,)).tolist()) for _ in range(options.prompts)]
     members: list[Member] = [

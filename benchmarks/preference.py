@@ -31,11 +31,11 @@ from zoreward.config import Prompting
 from zoreward.data import load_rows
 from zoreward.scoring import (
     candidate_logprobs,
+    engine_of,
     examples_of,
     load_model,
     load_tokenizer,
     prepare_tokenizer,
-    reader_of,
 )
 
 SETTINGS = "--noise low-rank --num-directions 16 --normalize rms --eps 1e-2 --lr 1e-3 --batch-size 512".split()
@@ -79,7 +79,7 @@ def margins_and_chosen(model: str, base: str, rows: list[dict]) -> tuple[np.ndar
     found = []
     for name in (model, base):
         loaded = load_model(name, dtype="float32").eval().requires_grad_(False)
-        [logprobs] = candidate_logprobs(reader_of(loaded, tokenizer.pad_token_id), examples)
+        [logprobs] = candidate_logprobs(engine_of(loaded, tokenizer.pad_token_id), examples)
         found.append(logprobs)
     ratios = (found[0] - found[1]) * counts
     return ratios[:, 0] - ratios[:, 1], float(found[0][:, 0].mean()), float(found[1][:, 0].mean())

@@ -31,7 +31,7 @@ from transformers import OPTForCausalLM
 from zoreward.members import adapted, lora_config, tuned_weights, update_, with_prefix
 from zoreward.methods import SPSA
 from zoreward.records import Example
-from zoreward.scoring import candidate_logprobs, reader_of
+from zoreward.scoring import candidate_logprobs, engine_of
 
 MEZO = {"mezo": 1e-3, "mezo-lora": 1e-2, "mezo-prefix": 1e-1}  # ε
 WAYS = (*MEZO, "sgd", "adamw-bf16", "adamw")
@@ -65,7 +65,7 @@ def mezo(name: str, options: argparse.Namespace, device: torch.device) -> Step:
         model = with_prefix(model, 0).eval().requires_grad_(False)
     spsa = SPSA(eps=MEZO[name], lr=LR)
     state = spsa.init()
-    reader = reader_of(model, 1, tuned=tuned_weights(model))
+    reader = engine_of(model, 1, tuned=tuned_weights(model))
 
     def once(rows: int) -> None:
         nonlocal state

@@ -28,7 +28,7 @@ from zoreward.data import load_rows, render, render_prompts
 from zoreward.members import tuned_weights
 from zoreward.noise import family_of
 from zoreward.records import Member, Term
-from zoreward.scoring import checked_generator, checked_reader, load_model, load_tokenizer, reader_of
+from zoreward.scoring import checked_engine, checked_generator, engine_of, load_model, load_tokenizer
 
 TOPICS = "tea soup rain chess bread maps bees salt wool ice paint jazz trees trains clocks kites".split()
 GIVEN_UP = ("one at a time", "without CUDA graphs")
@@ -93,7 +93,7 @@ def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]
     for rank, eps in ((0, 1e-3), (1, 1e-2)):
         members: tuple[Member, ...] = tuple((Term(7, sign * eps, family_of(rank=rank)),) for sign in (1, -1))
         start = time.perf_counter()
-        reader = checked_reader(model, pad, examples, members, tuned=tuned)
+        reader = checked_engine(model, pad, examples, members, tuned=tuned)
         packer = "" if reader.packer is None else reader.packer.problem or ""
         given_up = reader.problem or packer
         if rank == 0 and torch.cuda.is_available() and reader.packer is None:
@@ -102,7 +102,7 @@ def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]
         seconds = round(time.perf_counter() - start, 2)
         found.append({**kind, "needs": "choices", "given_up": given_up, "seconds": seconds, **told(reader)})
         start = time.perf_counter()
-        generator = checked_generator(reader_of(model, pad, tuned=tuned), tokenizer, chats, members)
+        generator = checked_generator(engine_of(model, pad, tuned=tuned), tokenizer, chats, members)
         given_up = generator.reader.problem or (generator.stepper and generator.stepper.problem) or ""
         seconds = round(time.perf_counter() - start, 2)
         found.append({**kind, "needs": "texts", "given_up": given_up, "seconds": seconds, **told(generator.reader)})

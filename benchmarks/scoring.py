@@ -14,7 +14,7 @@ import torch
 
 from zoreward.config import Prompting
 from zoreward.data import load_rows, render
-from zoreward.scoring import candidate_logprobs, load_model, load_tokenizer, reader_of
+from zoreward.scoring import candidate_logprobs, engine_of, load_model, load_tokenizer
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         Prompting(template="{sentence} It was", choices=[" terrible", " great"]),
         needs="choices",
     )
-    reader = reader_of(load_model(options.model), tokenizer.pad_token_id)
+    reader = engine_of(load_model(options.model), tokenizer.pad_token_id)
     whole_slices = replace(reader, tokens=1 << 30)
 
     def unsorted() -> None:

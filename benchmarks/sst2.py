@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 
 from zoreward.config import Prompting
 from zoreward.data import load_rows, render
-from zoreward.scoring import candidate_logprobs, load_model, load_tokenizer, reader_of
+from zoreward.scoring import candidate_logprobs, engine_of, load_model, load_tokenizer
 
 PROMPT = {"template": "{sentence} It was", "choices": [" terrible", " great"], "label": "label"}
 MARKS = (0, 500, 1000, 1500)
@@ -51,7 +51,7 @@ def margins(model: str, rows: list[dict[str, object]]) -> NDArray[np.float64]:
     """Return log p(great) − log p(terrible) of each row."""
     tokenizer = load_tokenizer(model)
     examples = render(rows, tokenizer, Prompting(**PROMPT), needs="choices")
-    logprobs = candidate_logprobs(reader_of(load_model(model, dtype="float32"), tokenizer.pad_token_id), examples)[0]
+    logprobs = candidate_logprobs(engine_of(load_model(model, dtype="float32"), tokenizer.pad_token_id), examples)[0]
     return logprobs[:, 1] - logprobs[:, 0]
 
 

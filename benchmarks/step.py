@@ -25,9 +25,7 @@ from zoreward.members import members_at, update_
 from zoreward.methods import SPSA
 from zoreward.noise import family_of
 from zoreward.records import Example, Term, Update
-from zoreward.scoring import needed_memory
-from zoreward.scoring.logprobs import candidate_logprobs
-from zoreward.scoring.reader import Reader, reader_of
+from zoreward.scoring import LocalEngine, candidate_logprobs, engine_of, needed_memory
 from zoreward.trainer.optimizer import old_objects_left_alone
 
 # The bars of OPT-13B, by tokens a row: (dense, low-rank) over two plain forward passes.
@@ -72,7 +70,7 @@ def forwards(model: OPTForCausalLM, ids: torch.Tensor, times: int = 2) -> None:
         model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=1, use_cache=False)
 
 
-def step(reader: Reader, examples: list[Example], rank: int) -> Callable[[], None]:
+def step(reader: LocalEngine, examples: list[Example], rank: int) -> Callable[[], None]:
     """A step of ours."""
     spsa = SPSA(eps=EPS, lr=LR, rank=rank)
     state = spsa.init()
@@ -99,7 +97,7 @@ def plain_step(model: OPTForCausalLM, ids: torch.Tensor) -> None:
         plain_pass(weights, 1e-9)
 
 
-def parts_of(reader: Reader, ids: torch.Tensor) -> dict[str, Callable[[], None]]:
+def parts_of(reader: LocalEngine, ids: torch.Tensor) -> dict[str, Callable[[], None]]:
     """What a step is made of."""
     families = {rank: family_of(rank=rank) for rank in (0, 1)}
     couples = {rank: tuple((Term(1, sign * EPS, family),) for sign in (1, -1)) for rank, family in families.items()}
@@ -131,7 +129,7 @@ def peak(found: dict[str, float], name: str, device: torch.device) -> Iterator[N
     found[name] = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
 
 
-def peaks(reader: Reader, examples: list[Example], ids: torch.Tensor) -> dict[str, float]:
+def peaks(reader: LocalEngine, examples: list[Example], ids: torch.Tensor) -> dict[str, float]:
     """The most memory of a plain forward pass, and of steps."""
     found: dict[str, float] = {}
     device = ids.device
@@ -144,7 +142,7 @@ def peaks(reader: Reader, examples: list[Example], ids: torch.Tensor) -> dict[st
     return found
 
 
-def said(reader: Reader, examples: list[Example]) -> float:
+def said(reader: LocalEngine, examples: list[Example]) -> float:
     """What is said of a dense step before a run, in GB."""
     spsa, device = SPSA(eps=EPS, lr=LR), next(reader.model.parameters()).device
     members = spsa.ask(spsa.init()).members
@@ -155,14 +153,13 @@ def said(reader: Reader, examples: list[Example]) -> float:
         examples,
         rows=len(examples),
         new_tokens=0,
-        base=False,
-        anchor=False,
+        copied=0,
         device=device,
     )
     return 0.0 if found is None else (found.certain + found.activations) / 1e9
 
 
-def compare(reader: Reader, rows: int, tokens: int, rounds: int, bars: bool) -> list[Result]:
+def compare(reader: LocalEngine, rows: int, tokens: int, rounds: int, bars: bool) -> list[Result]:
     """Time and memory of a step, over those of plain forward passes."""
     device = next(reader.model.parameters()).device
     examples = examples_of(rows, tokens)
@@ -196,7 +193,7 @@ def compare(reader: Reader, rows: int, tokens: int, rounds: int, bars: bool) -> 
     return results
 
 
-def once(reader: Reader, rows: int, tokens: int) -> list[Result]:
+def once(reader: LocalEngine, rows: int, tokens: int) -> list[Result]:
     """One step on full weights: its time and its memory."""
     device = next(reader.model.parameters()).device
     examples = examples_of(rows, tokens)
@@ -215,7 +212,7 @@ def once(reader: Reader, rows: int, tokens: int) -> list[Result]:
 def measure(shape: str, options: argparse.Namespace, device: torch.device) -> list[Result]:
     """All about one shape."""
     model = random_model(shape, device)
-    reader = reader_of(model, 1)
+    reader = engine_of(model, 1)
     results: list[Result] = []
     large = shape in ("opt-30b", "opt-66b")
     for tokens in options.tokens[:1] if large else options.tokens:

@@ -49,7 +49,7 @@ def peaks(shape: str, rows: int, all_rows: int, tokens: int, steps: int) -> dict
 
     from zoreward.members import update_
     from zoreward.methods import make_method
-    from zoreward.scoring import candidate_logprobs, checked_reader
+    from zoreward.scoring import candidate_logprobs, checked_engine
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device(device):
@@ -61,7 +61,7 @@ def peaks(shape: str, rows: int, all_rows: int, tokens: int, steps: int) -> dict
         method = make_method(name, eps=1e-3, lr=1e-7, num_directions=1, seed=0)
         state = method.init()
         # Forward passes of as many rows for both: a pass over all rows is several of them.
-        reader = reader or replace(checked_reader(model, 1, examples[:8], method.ask(state).members[:2]), rows=rows)
+        reader = reader or replace(checked_engine(model, 1, examples[:8], method.ask(state).members[:2]), rows=rows)
         with peak(found, name, device):
             for _ in range(steps):
                 query = method.ask(state)

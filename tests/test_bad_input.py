@@ -206,7 +206,13 @@ CASES = {
     ),
     "classifier: no text written": ("token-f1", CLASSES, "a classifier writes no text", "accuracy"),
     "classifier: task": ("accuracy", CLASSES | {"--task": "copa"}, "'copa' is none for a classifier", "sst2"),
-    "one output": ("accuracy", CLASSES | {"--model": "rewards"}, "has one output", "reward-model"),
+    "ranker: no text written": ("token-f1", CLASSES | {"--model": "rewards"}, "a ranker writes no text", "accuracy"),
+    "ranker: one answer": (
+        "log-likelihood",
+        CLASSES | {"--model": "rewards", "--answer": "{sentence}"},
+        "one output compares answers",
+        "preference",
+    ),
     "objective wants a column": ("./rewards.py:wants_column", {}, "asks for 'weight'", "sentence"),
 }
 EVAL_CASES = {

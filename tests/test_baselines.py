@@ -18,7 +18,7 @@ from zoreward.cli import main
 from zoreward.data import content_free_examples, without_content
 from zoreward.records import InputError
 from zoreward.registry import get_objective
-from zoreward.scoring import calibrated_logprobs, evaluate, last_hidden_states, linear_probe, probe_scores, reader_of
+from zoreward.scoring import calibrated_logprobs, engine_of, evaluate, last_hidden_states, linear_probe, probe_scores
 
 WORDS = ["good", "bad", "great", "dull", "lovely", "awful"]
 ROWS = [
@@ -45,7 +45,7 @@ def test_calibrated_is_the_sum_less_the_sum_without_content(tokenizer: PreTraine
     ]
     examples = render(rows, tokenizer, needs="choices", template=TEMPLATE, choice_column="ends")
     frees = content_free_examples(examples, tokenizer, template=TEMPLATE, content_free=free)
-    found = calibrated_logprobs(reader_of(model, tokenizer.pad_token_id), examples, frees)
+    found = calibrated_logprobs(engine_of(model, tokenizer.pad_token_id), examples, frees)
     assert found.shape == (6, 3)
     for n, row in enumerate(rows):
         for c in range(3):
@@ -112,7 +112,7 @@ def test_hidden_states_are_those_that_the_head_reads(family: str, tokenizer: Pre
     model = random_model(family)
     examples = render(ROWS, tokenizer, needs="choices", template=TEMPLATE, choices=[" bad", " great"])
     assert len({len(example.prompt_tokens) for example in examples}) > 1
-    states = last_hidden_states(reader_of(model, tokenizer.pad_token_id), examples)
+    states = last_hidden_states(engine_of(model, tokenizer.pad_token_id), examples)
     for example, state in zip(examples, states, strict=True):
         wanted = model(torch.tensor([example.prompt_tokens])).logits[0, -1]
         found = model.get_output_embeddings()(torch.from_numpy(state))
@@ -128,7 +128,7 @@ def test_the_probe_is_scikit_learns_on_the_same_features(tokenizer: PreTrainedTo
     settings = {"template": TEMPLATE, "choices": [" bad", " great", " dull"]}
     examples = render(rows, tokenizer, needs="choices", **settings)
     train, test = examples[:24], examples[24:]
-    reader = reader_of(model, tokenizer.pad_token_id)
+    reader = engine_of(model, tokenizer.pad_token_id)
     features = [last_hidden_states(reader, some) for some in (train, test)]
     theirs = LogisticRegressionCV(max_iter=5000, cv=5, random_state=0).fit(features[0], [e.reference for e in train])
     references = [example.reference for example in train]
@@ -156,4 +156,4 @@ def test_rows_with_answers_of_their_own_have_no_classes(tokenizer: PreTrainedTok
     rows = [{**row, "ends": [" bad", f" {word}"]} for row, word in zip(ROWS, WORDS, strict=True) if word != "bad"]
     examples = render(rows, tokenizer, needs="choices", template=TEMPLATE, choice_column="ends")
     with pytest.raises(InputError, match="the same for all rows"):
-        probe_scores(reader_of(random_model("llama"), 0), get_objective("accuracy"), examples, [examples])
+        probe_scores(engine_of(random_model("llama"), 0), get_objective("accuracy"), examples, [examples])

@@ -31,12 +31,12 @@ from zoreward.records import InputError
 from zoreward.registry import get_objective
 from zoreward.scoring import (
     candidate_logprobs,
+    engine_of,
     evaluate,
     load_model,
     load_tokenizer,
     memory,
     probe_scores,
-    reader_of,
 )
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -232,7 +232,7 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         assert lines[name]["tests"][0] == wanted.score
     settings: dict[str, Any] = {"needs": "choices", **SETTINGS}
     own = render(TRAIN, load_tokenizer("model"), **settings), render(OTHERS, load_tokenizer("model"), **settings)
-    [probe] = probe_scores(reader_of(load_model("model"), 0), get_objective("accuracy"), own[0], own[1:])
+    [probe] = probe_scores(engine_of(load_model("model"), 0), get_objective("accuracy"), own[0], own[1:])
     assert lines["linear-probe"]["tests"] == [probe.score] == [lines["linear-probe"]["dev"]]
     assert lines["zero-shot"]["majority"] == 4 / 7 and lines["zero-shot"]["deviation"] is None
     assert (lines["mezo"]["shown"], lines["mezo"]["backward"]) == (2 * 4 * 8, 0)
@@ -385,7 +385,7 @@ def test_one_file_is_divided_into_three() -> None:
 def test_mean_logprobs_are_those_that_scoring_takes(
     family: str, choices: list[str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    reader = reader_of(random_model(family), tokenizer.pad_token_id)
+    reader = engine_of(random_model(family), tokenizer.pad_token_id)
     examples = render(ROWS, tokenizer, needs="choices", template="{text} it was", choices=choices)
     found = mean_logprobs(reader, examples)
     wanted = candidate_logprobs(reader, examples)[0]
@@ -395,7 +395,7 @@ def test_mean_logprobs_are_those_that_scoring_takes(
 
 
 def test_answers_of_their_own_leave_gaps(tokenizer: PreTrainedTokenizerFast) -> None:
-    reader = reader_of(random_model("llama"), tokenizer.pad_token_id)
+    reader = engine_of(random_model("llama"), tokenizer.pad_token_id)
     rows = [{**row, "ends": [" great", " very bad plot"] + [" dull"] * (i % 2)} for i, row in enumerate(ROWS)]
     examples = render(rows, tokenizer, needs="choices", template="{text} it was", choice_column="ends")
     found = mean_logprobs(reader, examples)
@@ -408,7 +408,7 @@ def test_answers_of_their_own_leave_gaps(tokenizer: PreTrainedTokenizerFast) -> 
 def test_a_step_is_that_of_torch_on_a_plain_loss(needs: str, tokenizer: PreTrainedTokenizerFast) -> None:
     ours, plain, theirs = (random_model("llama") for _ in range(3))
     examples = render(ROWS[:3], tokenizer, needs=needs, template="{text} it was", choices=[" bad", " great"])
-    readers = [reader_of(model, tokenizer.pad_token_id) for model in (ours, theirs)]
+    readers = [engine_of(model, tokenizer.pad_token_id) for model in (ours, theirs)]
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0) for model in (ours, theirs)]
 
     rows = []  # one at a time, without padding

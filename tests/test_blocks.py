@@ -333,7 +333,7 @@ def test_memory_is_that_of_the_largest_block(members):
     assert len(each) == 3 and max(each) < whole and len(set(each)) > 1
     if members is DENSE:
         assert sum(each) == whole
-    settings = {"rows": 2, "new_tokens": 0, "base": False, "anchor": False, "device": torch.device("cpu")}
+    settings = {"rows": 2, "new_tokens": 0, "copied": 0, "device": torch.device("cpu")}
     memory = needed_memory(model, tuned, members, [example(5, 1)], **settings)
     assert memory.scratch == max(*each, scratch_bytes(tuned, ((),)))
 

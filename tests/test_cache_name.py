@@ -14,7 +14,7 @@ from test_scoring import LONG, slow_logprobs
 from zoreward.members import called_model, with_prefix
 from zoreward.neighbours.of_transformers import CACHE_NAMES, NEW_NAME, OLD_NAME, library_name
 from zoreward.records import Term
-from zoreward.scoring import Generation, HFGenerator, Stepper, candidate_logprobs, reader_of
+from zoreward.scoring import Generation, HFGenerator, Stepper, candidate_logprobs, engine_of
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 OTHER_NAME = {NEW_NAME: OLD_NAME, OLD_NAME: NEW_NAME}[library_name()]
@@ -46,7 +46,7 @@ def forward(self, input_ids=None, attention_mask=None, position_ids=None, {argum
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_answers_of_several_tokens_are_read_behind_a_shared_prompt(family: str, argument: str) -> None:
     model = strict_model(family, argument)
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     assert reader.shares_prefix
     [found] = candidate_logprobs(reader, LONG, [()])
     np.testing.assert_allclose(found, slow_logprobs(model, LONG), atol=1e-4)  # float32 sums in another order
@@ -59,7 +59,7 @@ def test_texts_are_written_by_steps(argument: str, tokenizer) -> None:
     settings = Generation(max_new_tokens=6)
 
     def texts(name: str) -> list[list[tuple[int, ...]]]:
-        reader = reader_of(strict_model("llama", name), 0)
+        reader = engine_of(strict_model("llama", name), 0)
         generator = HFGenerator(reader, tokenizer, stepper=Stepper(reader, replays=False))
         found = [completions for chunk in generator.generate(PROMPTS, members, settings) for completions in chunk]
         assert generator.stepper.problem is None
@@ -85,7 +85,7 @@ def test_a_prefix_is_read_by_a_model_of_either_name(family: str, argument: str) 
 def test_members_of_a_prefix_write_different_texts(family: str, tokenizer) -> None:
     """Each of their tokens is the likeliest that a pass over the whole text, without any cache, gives."""
     model = with_prefix(random_model(family), 3)
-    generator = HFGenerator(reader_of(model, 0), tokenizer)
+    generator = HFGenerator(engine_of(model, 0), tokenizer)
     weight = model.prompt_encoder.default.embedding.weight
     texts = []
     for step in (0.0, 0.5, 1.0):

@@ -17,7 +17,7 @@ from zoreward.cli import main
 from zoreward.config import ZOArguments
 from zoreward.records import Term, Update
 from zoreward.registry import Entry, describe_objective, list_objectives
-from zoreward.scoring.rewards import metric_name
+from zoreward.scoring.requests import metric_name
 
 REWARDS = '''
 import signal

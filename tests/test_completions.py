@@ -18,15 +18,15 @@ from zoreward.registry import get_objective
 from zoreward.scoring import (
     Generation,
     HFGenerator,
+    LocalEngine,
     checked_generator,
     completion_scores,
     distinct_2,
+    engine_of,
     mean_length,
-    reader_of,
     share_that_differs,
 )
-from zoreward.scoring.completions import completion_of
-from zoreward.scoring.sampling import SAMPLING, _words, gumbel
+from zoreward.scoring.decoding import SAMPLING, _words, completion_of, gumbel
 
 PROMPTS = [(5, 6, 7), (4,), (9, 9, 3, 4, 5, 6, 11), (5, 6), (20, 21, 22, 23)]
 MEMBERS = tuple((Term(seed, sign * 0.05),) for seed in (1, 2) for sign in (1, -1))
@@ -45,7 +45,11 @@ def chat_tokenizer(tiny_model_dir) -> PreTrainedTokenizerFast:
 
 def generator_for(model, tokenizer, **changes) -> HFGenerator:
     tokens = changes.pop("tokens", None)
-    return HFGenerator(replace(reader_of(model, 0), **changes), tokenizer, tokens=tokens)
+    return HFGenerator(replace(engine_of(model, 0), **changes), tokenizer, tokens=tokens)
+
+
+def engine_for(model, tokenizer, tokens: int) -> LocalEngine:
+    return replace(engine_of(model, 0), generator=generator_for(model, tokenizer, tokens=tokens))
 
 
 def written(generator: HFGenerator, members=((),), prompts=PROMPTS, **settings) -> list[list[tuple[int, ...]]]:
@@ -168,7 +172,7 @@ def test_a_model_that_reads_padding_gets_none(tokenizer) -> None:
 def test_a_model_that_cannot_share_a_pass_is_found_out_and_writes_one_by_one(tokenizer) -> None:
     good = random_model("llama")
     examples = examples_of(PROMPTS)
-    assert checked_generator(reader_of(good, 0), tokenizer, examples, MEMBERS[:2]).reader.problem is None
+    assert checked_generator(engine_of(good, 0), tokenizer, examples, MEMBERS[:2]).reader.problem is None
 
     class Mixing(type(good)):
         def forward(self, *args, **kwargs):
@@ -178,7 +182,7 @@ def test_a_model_that_cannot_share_a_pass_is_found_out_and_writes_one_by_one(tok
 
     bad = random_model("llama")
     bad.__class__ = Mixing
-    mixing = checked_generator(reader_of(bad, 0), tokenizer, examples, MEMBERS[:2])
+    mixing = checked_generator(engine_of(bad, 0), tokenizer, examples, MEMBERS[:2])
     assert "differ" in str(mixing.reader.problem)
 
 
@@ -186,7 +190,7 @@ def test_a_model_that_has_lost_its_numbers_writes_nothing(tokenizer) -> None:
     model = random_model("llama")
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    generator = HFGenerator(reader_of(model, 0), tokenizer)
+    generator = HFGenerator(engine_of(model, 0), tokenizer)
     with pytest.raises(ObjectiveError, match="not finite"):
         written(generator, max_new_tokens=3)
 
@@ -290,7 +294,7 @@ def test_a_stop_string_ends_the_writing_not_only_the_text(tokenizer) -> None:
 
 
 def test_completion_scores_give_scores_texts_and_rewards(tokenizer) -> None:
-    generator = generator_for(random_model("llama"), tokenizer, tokens=60)  # several chunks
+    engine = engine_for(random_model("llama"), tokenizer, tokens=60)  # several chunks
     threads = []
 
     def long(completions, completion_ids, answer):
@@ -300,9 +304,9 @@ def test_completion_scores_give_scores_texts_and_rewards(tokenizer) -> None:
         return [len(ids) + right for ids, right in zip(completion_ids, answer, strict=True)]
 
     examples = examples_of(PROMPTS, answer=[1, 2, 3, 4, 5])
-    writings = completion_scores(generator, tokenizer, get_objective(long), examples, MEMBERS, Generation(6))
+    writings = completion_scores(engine, get_objective(long), examples, MEMBERS, Generation(6))
     assert threads == [True] * len(MEMBERS)
-    for writing, tokens in zip(writings, written(generator, MEMBERS, max_new_tokens=6), strict=True):
+    for writing, tokens in zip(writings, written(engine.generator, MEMBERS, max_new_tokens=6), strict=True):
         assert [one.tokens for one in writing.completions] == tokens
         assert [one.text for one in writing.completions] == [
             tokenizer.decode(list(ids), skip_special_tokens=True) for ids in tokens
@@ -313,13 +317,13 @@ def test_completion_scores_give_scores_texts_and_rewards(tokenizer) -> None:
 
 
 def test_an_error_of_the_objective_arrives_and_nothing_goes_on(tokenizer) -> None:
-    generator = generator_for(random_model("llama"), tokenizer, tokens=60)
+    engine = engine_for(random_model("llama"), tokenizer, tokens=60)
 
     def wrong(completions):
         return [1.0]
 
     with pytest.raises(ObjectiveError, match="wrong number of scores: got 1 for 5 rows"):
-        completion_scores(generator, tokenizer, get_objective(wrong), examples_of(PROMPTS), MEMBERS, Generation(4))
+        completion_scores(engine, get_objective(wrong), examples_of(PROMPTS), MEMBERS, Generation(4))
 
 
 def test_what_is_counted() -> None:

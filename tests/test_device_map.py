@@ -21,7 +21,7 @@ from zoreward import ZOConfig, ZOTrainer, evaluate
 from zoreward.kernels import cpu
 from zoreward.members import tuned_weights, update_
 from zoreward.records import InputError, Term, Update
-from zoreward.scoring import HFGenerator, candidate_logprobs, load_model, reader_of
+from zoreward.scoring import HFGenerator, candidate_logprobs, engine_of, load_model
 
 GPUS = torch.cuda.device_count()
 needs_two_gpus = pytest.mark.skipif(GPUS < 2, reason="there are no two GPUs")
@@ -63,9 +63,9 @@ def test_members_of_a_spread_model_are_those_of_the_plain_one(family: str, noise
     for keep_bytes in (0, 2**30):
         found, expected = (logits_at(one, members, keep_bytes=keep_bytes) for one in (model, plain))
         assert torch.equal(found, expected)  # the same operations, in the same order
-    found, expected = (candidate_logprobs(reader_of(one, 0), EXAMPLES, members) for one in (model, plain))
+    found, expected = (candidate_logprobs(engine_of(one, 0), EXAMPLES, members) for one in (model, plain))
     np.testing.assert_array_equal(found, expected)
-    found, expected = (written(HFGenerator(reader_of(one, 0), tokenizer), members) for one in (model, plain))
+    found, expected = (written(HFGenerator(engine_of(one, 0), tokenizer), members) for one in (model, plain))
     assert found == expected
     # generate itself hooks an encoder; all else is as it was
     assert all(module.__dict__.get("_old_forward") == before for module, before in forwards if before is not None)
@@ -170,9 +170,9 @@ def test_on_two_gpus_scores_texts_and_updates_are_those_of_one(family: str, nois
     model, plain, members = spread(family, 0, 1), random_model(family).cuda(), MEMBERS[noise]
     assert len({weight.device for weight in model.parameters()}) == 2
     for _ in range(2):
-        found, expected = (candidate_logprobs(reader_of(one, 0), EXAMPLES, members) for one in (model, plain))
+        found, expected = (candidate_logprobs(engine_of(one, 0), EXAMPLES, members) for one in (model, plain))
         np.testing.assert_array_equal(found, expected)  # the same kernels on GPUs of one kind
-        found, expected = (written(HFGenerator(reader_of(one, 0), tokenizer), members) for one in (model, plain))
+        found, expected = (written(HFGenerator(engine_of(one, 0), tokenizer), members) for one in (model, plain))
         assert found == expected
         for one in (model, plain):
             update_(one, Update(0.1, members[-1], 1))

@@ -12,7 +12,7 @@ from conftest import FAMILIES, random_model
 from terms import term_of
 from zoreward.members import members_at, update_
 from zoreward.records import InputError, Term, Update
-from zoreward.scoring import base_of, kl_to_base, reader_of, weights_moved
+from zoreward.scoring import base_of, engine_of, kl_to_base, weights_moved
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 PROMPTS = [(5, 6), (7, 8, 9, 10, 11), (4,)]
@@ -42,7 +42,7 @@ def test_kl_is_that_of_whole_distributions(family):
     model, base = moved(random_model(family)), random_model(family)
     with torch.no_grad():
         expected = slow_kl(model, base, PROMPTS, TEXTS[0])
-    [found] = kl_to_base(reader_of(model, 0), base_of(base), PROMPTS, TEXTS[:1])
+    [found] = kl_to_base(engine_of(model, 0), base_of(base), PROMPTS, TEXTS[:1])
     # Log-probabilities in float32 are some 1e-6 apart from those in float64; KL is quadratic in larger differences.
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-5) and expected > 0.01
 
@@ -52,7 +52,7 @@ def test_each_member_has_its_own_texts_and_its_own_kl(grouped):
     from dataclasses import replace
 
     model = random_model("llama")
-    reader = replace(reader_of(model, 0), problem=None if grouped else "asked for")
+    reader = replace(engine_of(model, 0), problem=None if grouped else "asked for")
     expected = []
     for member, texts in zip(MEMBERS, TEXTS, strict=True):
         other = copy.deepcopy(model)
@@ -67,7 +67,7 @@ def test_small_batches_change_nothing():
     from dataclasses import replace
 
     model, base = moved(random_model("llama")), base_of(random_model("llama"))
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     whole = kl_to_base(reader, base, PROMPTS, TEXTS[:1])
     assert kl_to_base(replace(reader, tokens=1), base, PROMPTS, TEXTS[:1]) == pytest.approx(whole, rel=1e-3)
 
@@ -75,9 +75,9 @@ def test_small_batches_change_nothing():
 def test_the_base_is_at_no_distance_from_itself():
     model = random_model("llama")
     base = base_of(model)
-    assert kl_to_base(reader_of(model, 0), base, PROMPTS, TEXTS[:1]) == [0.0]
-    assert weights_moved(reader_of(model, 0), base) == 0.0
-    assert kl_to_base(reader_of(moved(model), 0), base, PROMPTS, [[(), (), ()]]) == [0.0]  # nothing was written
+    assert kl_to_base(engine_of(model, 0), base, PROMPTS, TEXTS[:1]) == [0.0]
+    assert weights_moved(engine_of(model, 0), base) == 0.0
+    assert kl_to_base(engine_of(moved(model), 0), base, PROMPTS, [[(), (), ()]]) == [0.0]  # nothing was written
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
@@ -87,13 +87,13 @@ def test_a_copy_of_the_base_is_not_moved_and_keeps_ties(device):
     before = {name: weight.clone() for name, weight in base.model.named_parameters()}
     moved(model)
     with members_at(model, (MEMBERS[0],)):
-        kl_to_base(reader_of(model, 0), base, PROMPTS, TEXTS[:1])
+        kl_to_base(engine_of(model, 0), base, PROMPTS, TEXTS[:1])
     assert all(torch.equal(weight, before[name]) for name, weight in base.model.named_parameters())
     assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
     assert base.bytes == 4 * sum(weight.numel() for weight in model.parameters())
     flat = [torch.cat([w.detach().double().flatten() for w in net.parameters()]) for net in (model, base.model)]
     expected = float((flat[0] - flat[1]).norm() / flat[1].norm())
-    assert weights_moved(reader_of(model, 0), base) == pytest.approx(expected, rel=1e-6) and expected > 0
+    assert weights_moved(engine_of(model, 0), base) == pytest.approx(expected, rel=1e-6) and expected > 0
 
 
 def test_an_adapter_that_is_off_is_the_base():
@@ -105,9 +105,9 @@ def test_an_adapter_that_is_off_is_the_base():
     assert base.bytes == 0
     with torch.no_grad():
         expected = slow_kl(model, plain, PROMPTS, TEXTS[0])
-    [found] = kl_to_base(reader_of(model, 0), base, PROMPTS, TEXTS[:1])
+    [found] = kl_to_base(engine_of(model, 0), base, PROMPTS, TEXTS[:1])
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-5) and expected > 1e-4
-    assert weights_moved(reader_of(model, 0), base) is None
+    assert weights_moved(engine_of(model, 0), base) is None
 
 
 # --- in a run ------------------------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ from zoreward.scoring import (
     Generation,
     HFGenerator,
     candidate_logprobs,
+    checked_engine,
     checked_generator,
-    checked_reader,
-    reader_of,
+    engine_of,
 )
 
 # Large enough that members differ from the base and from each other; ranks differ, one member has two terms.
@@ -167,7 +167,7 @@ def test_logits_of_grouped_members_are_those_of_one_at_a_time(family: str, noise
 @pytest.mark.parametrize("family", ANSWERING)
 def test_choices_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str) -> None:
     model, members = model_of(family), MEMBERS[noise]
-    reader = checked_reader(model, 0, EXAMPLES, members[:2])
+    reader = checked_engine(model, 0, EXAMPLES, members[:2])
     assert reader.problem is None
     together = candidate_logprobs(reader, EXAMPLES, members)
     for member, found in zip(members, together, strict=True):
@@ -180,7 +180,7 @@ def test_choices_of_grouped_members_are_those_of_one_at_a_time(family: str, nois
 @pytest.mark.parametrize("family", WRITING)
 def test_texts_of_grouped_members_are_those_of_one_at_a_time(family: str, noise: str, tokenizer) -> None:
     model, members = model_of(family), MEMBERS[noise]
-    generator = checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members[:2])
+    generator = checked_generator(engine_of(model, 0), tokenizer, EXAMPLES, members[:2])
     assert generator.reader.problem is None
     [base, *together] = written(generator, ((), *members))
     assert all(texts != base for texts in together), "members must write other texts, or the comparison shows nothing"
@@ -203,21 +203,21 @@ HALF = [
 def test_members_share_a_pass_in_half_precision(family: str, noise: str, dtype: torch.dtype, tokenizer) -> None:
     model = copy.deepcopy(model_of(family)).to(dtype)
     members = MEMBERS[noise][:2]
-    assert checked_reader(model, 0, EXAMPLES, members).problem is None
-    assert checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members).reader.problem is None
+    assert checked_engine(model, 0, EXAMPLES, members).problem is None
+    assert checked_generator(engine_of(model, 0), tokenizer, EXAMPLES, members).reader.problem is None
 
 
 @pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize("family", ALONE)
 def test_what_cannot_be_grouped_is_found_out_and_scored_one_at_a_time(family: str, noise: str, tokenizer) -> None:
     model, members = model_of(family), MEMBERS[noise]
-    generator = checked_generator(reader_of(model, 0), tokenizer, EXAMPLES, members[:2])
+    generator = checked_generator(engine_of(model, 0), tokenizer, EXAMPLES, members[:2])
     assert generator.reader.problem is not None
     for member, texts in zip(members, written(generator, members), strict=True):
         other = moved(model, member)
         for prompt, tokens in zip(PROMPTS, texts, strict=True):
             assert_same_text(tokens, *slow_greedy(other, prompt))
-    reader = checked_reader(model, 0, EXAMPLES, members[:2])
+    reader = checked_engine(model, 0, EXAMPLES, members[:2])
     for member, found in zip(members, candidate_logprobs(reader, EXAMPLES, members), strict=True):
         np.testing.assert_allclose(found, slow_logprobs(moved(model, member)), rtol=0, atol=TOLERANCE)
 
@@ -247,7 +247,7 @@ def test_a_model_that_sees_the_tokens_behind_is_refused_by_name() -> None:
     torch.manual_seed(0)
     config = hf.XLNetConfig(vocab_size=32, d_model=32, n_layer=2, n_head=4, d_inner=48)
     with pytest.raises(InputError, match="XLNetLMHeadModel sees the tokens behind"):
-        reader_of(hf.XLNetLMHeadModel(config).eval(), 0)
+        engine_of(hf.XLNetLMHeadModel(config).eval(), 0)
 
 
 def test_padding_whose_embedding_is_zeros_is_not_taken_for_padding_that_does_no_harm() -> None:
@@ -260,6 +260,6 @@ def test_padding_whose_embedding_is_zeros_is_not_taken_for_padding_that_does_no_
     model = random_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[0] = 0
-    assert reader_of(model, 0).pads
+    assert engine_of(model, 0).pads
     model.__class__ = Summing
-    assert not reader_of(model, 0).pads
+    assert not engine_of(model, 0).pads

@@ -31,7 +31,7 @@ from zoreward.members import (
 from zoreward.members.memory import lasting_bytes, scratch_bytes
 from zoreward.noise import LowRank
 from zoreward.records import Example, Member, NoRoomError, Term
-from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, load_model, memory, reader_of
+from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, engine_of, load_model, memory
 from zoreward.scoring.memory import Memory, cache_bytes, check_memory, needed_memory
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -124,7 +124,7 @@ def test_a_subspace_is_counted_with_the_scratch(folder: Path, count: int) -> Non
     held = sum(side.nbytes for pair in kernel._subspaces.held.values() for side in pair)
     assert lasting_bytes(tuned, members) == held > 0
     free = tuple(tuple(replace(term, family=LowRank(3)) for term in member) for member in members)
-    settings = {"rows": 2, "new_tokens": 0, "base": False, "anchor": False, "device": CPU}
+    settings = {"rows": 2, "new_tokens": 0, "copied": 0, "device": CPU}
     found, without = (needed_memory(model, tuned, some, [example(5, 0)], **settings) for some in (members, free))
     assert found.scratch - without.scratch == held
 
@@ -152,7 +152,7 @@ def test_a_model_without_attention_keeps_no_cache_that_grows() -> None:
 
 
 def needed(model: torch.nn.Module, examples: list[Example], **changes: object) -> Memory:
-    settings = {"rows": 2, "new_tokens": 0, "base": False, "anchor": False, "device": CPU, **changes}
+    settings = {"rows": 2, "new_tokens": 0, "copied": 0, "device": CPU, **changes}
     return needed_memory(model, tuned_weights(model), DENSE, examples, **settings)
 
 
@@ -172,11 +172,10 @@ def test_what_is_written_takes_a_cache_in_chunks() -> None:
 def test_a_base_is_a_second_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama").to("meta")
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
-    found = needed(model, [example(5, 1)], base=True)
+    found = needed(model, [example(5, 1)], copied=bytes_of(model.parameters()))
     assert found.base == found.weights == bytes_of(model.parameters())
     assert found.certain == 2 * found.weights + found.scratch
     assert found.free == 10**9
-    assert needed(model, [example(5, 1)], base=True, anchor=True).base == 2 * found.weights  # all of it is tuned
 
 
 def test_weights_that_stand_there_already_count_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +255,9 @@ def test_the_trainer_knows(tiny_model_dir: Path, tmp_path: Path) -> None:
         assert trainer.memory.weights == bytes_of(trainer.model.parameters())
         assert trainer.memory.scratch == scratch_bytes(trainer.scorer.reader.tuned, DENSE)
     assert found["full"].base == found["full"].weights
+    config = ZOConfig(str(tmp_path / "anchor"), drift=True, anchor=0.1, **args)
+    trainer = ZOTrainer(str(tiny_model_dir), objective="accuracy", args=config, train_dataset=ROWS)
+    assert trainer.memory.base == 2 * trainer.memory.weights  # all of it is tuned
     assert found["lora"].base == 0  # without its adapter the model is the base
     assert 0 < found["lora"].scratch < found["full"].scratch
 
@@ -264,7 +266,7 @@ def test_where_a_copy_does_not_fit_texts_are_written_a_module_at_a_time(
     tokenizer, monkeypatch: pytest.MonkeyPatch, made: list[int]
 ) -> None:
     model = random_model("llama")
-    generator = HFGenerator(reader_of(model, 0), tokenizer)
+    generator = HFGenerator(engine_of(model, 0), tokenizer)
     prompts, settings = [(5, 6, 7), (8, 9)], Generation(max_new_tokens=6)
     whole = list(generator.generate(prompts, ((),), settings))
     assert max(made) == bytes_of(model.parameters())

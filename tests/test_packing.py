@@ -16,7 +16,7 @@ from families import with_logit
 from terms import term_of
 from zoreward.members import HeldCopies, by_layer, in_blocks, limited, smallest, tuned_weights, update_
 from zoreward.records import Example, ObjectiveError, Term, Update
-from zoreward.scoring import Packer, candidate_logprobs, checked_reader, reader_of
+from zoreward.scoring import Packer, candidate_logprobs, checked_engine, engine_of
 from zoreward.scoring.packing import packed
 
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
@@ -38,7 +38,7 @@ def examples_of(count: int, answers=((3,), (7,), (9,)), seed: int = 0) -> list[E
 
 
 def packer_for(model, device: str) -> tuple[Packer, object]:
-    reader = reader_of(model.to(device), 0)
+    reader = engine_of(model.to(device), 0)
     return Packer(reader, replays=device == "cuda"), reader
 
 
@@ -123,7 +123,7 @@ def test_what_does_not_suit(examples, members, rows) -> None:
 
 def test_a_model_that_reads_packed_rows_otherwise_is_found_out() -> None:
     good, examples = random_model("llama"), examples_of(8)
-    reader = checked_reader(good, 0, examples, MEMBERS[:2], packer=Packer(reader_of(good, 0), replays=False))
+    reader = checked_engine(good, 0, examples, MEMBERS[:2], packer=Packer(engine_of(good, 0), replays=False))
     assert reader.packer is not None and reader.packer.problem is None
 
     class Sociable(type(good)):
@@ -133,14 +133,14 @@ def test_a_model_that_reads_packed_rows_otherwise_is_found_out() -> None:
             return super().forward(input_ids, attention_mask, position_ids, **kwargs)
 
     good.__class__ = Sociable
-    packer = Packer(reader_of(good, 0), replays=False)
-    assert checked_reader(good, 0, examples, MEMBERS[:2], packer=packer).packer is None
+    packer = Packer(engine_of(good, 0), replays=False)
+    assert checked_engine(good, 0, examples, MEMBERS[:2], packer=packer).packer is None
     assert "logits differ" in packer.problem
 
 
 def test_an_error_inside_leaves_the_rows_to_the_plain_way() -> None:
     model, examples = random_model("llama"), examples_of(8)
-    reader = checked_reader(model, 0, examples, MEMBERS[:2], packer=Packer(reader_of(model, 0), replays=False))
+    reader = checked_engine(model, 0, examples, MEMBERS[:2], packer=Packer(engine_of(model, 0), replays=False))
     expected = candidate_logprobs(reader, examples, MEMBERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "get_output_embeddings", lambda: model.model.embed_tokens)
@@ -151,7 +151,7 @@ def test_an_error_inside_leaves_the_rows_to_the_plain_way() -> None:
 
 def test_numbers_that_are_lost_are_told() -> None:
     model, examples = random_model("llama"), examples_of(8)
-    reader = checked_reader(model, 0, examples, MEMBERS[:2], packer=Packer(reader_of(model, 0), replays=False))
+    reader = checked_engine(model, 0, examples, MEMBERS[:2], packer=Packer(engine_of(model, 0), replays=False))
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     with pytest.raises(ObjectiveError, match="not finite"):
@@ -162,7 +162,7 @@ def test_numbers_that_are_lost_are_told() -> None:
 @pytest.mark.parametrize("token", [3, 31], ids=["a-candidate", "no-candidate"])
 def test_a_logit_that_has_overflowed_is_told(token) -> None:
     model, examples = random_model("llama"), examples_of(8)
-    reader = checked_reader(model, 0, examples, MEMBERS[:2], packer=Packer(reader_of(model, 0), replays=False))
+    reader = checked_engine(model, 0, examples, MEMBERS[:2], packer=Packer(engine_of(model, 0), replays=False))
     with_logit(model, token, float("inf"))
     with pytest.raises(ObjectiveError, match="not finite"):
         candidate_logprobs(reader, examples, MEMBERS)

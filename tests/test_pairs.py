@@ -23,7 +23,7 @@ from zoreward import ZOConfig, ZOTrainer, evaluate
 from zoreward.cli import main
 from zoreward.members import tuned_weights
 from zoreward.records import InputError
-from zoreward.scoring import Generation, HFGenerator, candidate_logprobs, load_model, reader_of
+from zoreward.scoring import Generation, HFGenerator, candidate_logprobs, engine_of, load_model
 
 START = {"t5": (0,), "flan-t5": (0,), "bart": (1, 2)}
 ROWS = [{"text": f"a {word} film", "label": n % 2} for n, word in enumerate("bad good dull bright".split())]
@@ -108,7 +108,7 @@ def plain_logprobs(family: str) -> np.ndarray:
 @pytest.mark.parametrize(("pads", "tokens"), [(True, 4096), (True, 8), (False, 4096)])
 @pytest.mark.parametrize("family", START)
 def test_scores_are_those_of_transformers_own_loss(family: str, pads: bool, tokens: int) -> None:
-    reader = reader_of(model_of(family), 0, tokens=tokens)
+    reader = engine_of(model_of(family), 0, tokens=tokens)
     assert reader.kind == "encoder-decoder" and reader.pads and reader.start == START[family]
     expected = plain_logprobs(family)
     assert np.ptp(expected[np.isfinite(expected)]) > 0.3
@@ -119,7 +119,7 @@ def test_scores_are_those_of_transformers_own_loss(family: str, pads: bool, toke
 
 def test_a_prompt_goes_through_the_encoder_once_for_all_its_answers() -> None:
     model, rows = random_model("t5"), []
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     model.encoder.register_forward_pre_hook(
         lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
@@ -143,7 +143,7 @@ def test_members_write_what_models_with_merged_weights_write(settings: dict, noi
     how = Generation(**{"max_new_tokens": 6, **settings})
 
     def texts(model, members):
-        chunks = HFGenerator(reader_of(model, 0), tokenizer).generate(prompts, members, how)
+        chunks = HFGenerator(engine_of(model, 0), tokenizer).generate(prompts, members, how)
         return [completions for chunk in chunks for completions in chunk]
 
     together = texts(model, members)
@@ -154,7 +154,7 @@ def test_members_write_what_models_with_merged_weights_write(settings: dict, noi
 
 def test_texts_are_those_of_transformers_own_generate(tokenizer) -> None:
     model = model_of("bart")
-    found = written(HFGenerator(reader_of(model, 0), tokenizer), ((),))[0]
+    found = written(HFGenerator(engine_of(model, 0), tokenizer), ((),))[0]
     for one, tokens in zip(EXAMPLES, found, strict=True):
         ids = torch.tensor([one.prompt_tokens])
         [expected] = model.generate(input_ids=ids, do_sample=False, max_new_tokens=len(tokens) + 1).tolist()
@@ -166,7 +166,7 @@ def test_a_model_that_does_not_say_what_its_decoder_begins_with_is_refused() -> 
     for settings in (model.config, model.generation_config):
         settings.decoder_start_token_id = settings.bos_token_id = None
     with pytest.raises(InputError, match="does not say what its decoder begins with"):
-        reader_of(model, 0)
+        engine_of(model, 0)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_what_is_not_there_yet_is_refused(options: dict, message: str, folder: P
 
 
 def test_a_saved_model_loads_in_transformers(folder: Path) -> None:
-    reader = reader_of(AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), 0)
+    reader = engine_of(AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), 0)
     np.testing.assert_array_equal(
-        candidate_logprobs(reader, EXAMPLES), candidate_logprobs(reader_of(model_of("t5"), 0), EXAMPLES)
+        candidate_logprobs(reader, EXAMPLES), candidate_logprobs(engine_of(model_of("t5"), 0), EXAMPLES)
     )

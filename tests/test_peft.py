@@ -42,7 +42,7 @@ from zoreward.noise import definition as noise
 from zoreward.noise import seeds
 from zoreward.records import InputError, Term, Update
 from zoreward.registry import objective
-from zoreward.scoring import Generation, base_of, evaluate, kl_to_base, load_model, member_scores, reader_of
+from zoreward.scoring import Generation, base_of, engine_of, evaluate, kl_to_base, load_model, member_scores
 from zoreward.scoring.decoding import write
 from zoreward.trainer import ZOConfig, ZOTrainer
 
@@ -164,7 +164,7 @@ def test_grouped_members_are_those_of_one_at_a_time(family, config, rank):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_members_write_together_what_they_write_alone(family, rank, tokenizer):
-    reader = reader_of(with_adapter(family, "lora"), 0)
+    reader = engine_of(with_adapter(family, "lora"), 0)
     members = tuple((term_of(seed, 0.3, rank),) for seed in range(4))
     prompts = [(3, 4, 5), (6, 7, 8, 9)]
     settings = Generation(max_new_tokens=6)
@@ -317,7 +317,7 @@ def test_a_run_moves_the_adapter_alone_and_is_saved_and_replayed(config, dtype, 
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tmp_path / "adapter")
     assert bits(tuned_weights(again).weights) == moved
     scores = [
-        member_scores(reader_of(one.eval(), 0), run.objective, run.eval_dataset)
+        member_scores(engine_of(one.eval(), 0), run.objective, run.eval_dataset)
         for one in (run.model, again, load_model(str(tmp_path / "adapter"), dtype="auto"))
     ]
     assert scores[0] == scores[1] == scores[2]
@@ -503,7 +503,7 @@ def test_a_prefix_is_read_as_peft_reads_it_and_by_members_together(family, token
         expected = model(input_ids=tokens).logits  # PEFT's forward, without a mask and so without padding
         assert torch.equal(inner(input_ids=tokens).logits, expected)
         assert (expected - plain).abs().max() > 0.1
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     assert reader.pads and reader.shares_prefix
     members = tuple((Term(seed, 0.5),) for seed in range(3))
     prompts, settings = [(3, 4, 5), (6, 7, 8, 9)], Generation(max_new_tokens=5)
@@ -552,7 +552,7 @@ def test_a_run_on_a_prefix_is_saved_and_replayed(tmp_path, tokenizer):
     own = {name.removeprefix("base_model."): w for name, w in run.model.named_parameters() if "prompt" not in name}
     assert bits(own) == base
     again = load_model(str(tmp_path / "adapter"))
-    scores = [member_scores(reader_of(one, 0), run.objective, run.eval_dataset) for one in (run.model, again)]
+    scores = [member_scores(engine_of(one, 0), run.objective, run.eval_dataset) for one in (run.model, again)]
     assert scores[0] == scores[1]
     assert evaluate(str(tmp_path / "adapter"), "neg-cross-entropy", long, **PROMPT).truncated == 2
     replayed = replay(tmp_path / "run", load_model(str(tmp_path / "run" / "start")))
@@ -577,7 +577,7 @@ def test_a_run_on_an_adapter_is_resumed_where_it_stood(tune, tmp_path, tokenizer
 def test_the_drift_of_an_adapter_is_measured_against_the_model_without_it(tune, tmp_path, tokenizer):
     model = random_model("llama")
     adapter = adapted(model, CONFIGS["lora"], 3) if tune == "lora" else with_prefix(model, 3)
-    reader, base = reader_of(adapter.eval(), 0), base_of(adapter)
+    reader, base = engine_of(adapter.eval(), 0), base_of(adapter)
     prompts, texts = [(3, 4, 5), (6, 7, 8, 9)], [[(5, 6, 7), (8, 9)]]
     [before] = kl_to_base(reader, base, prompts, texts)
     assert before == 0 if tune == "lora" else before > 0.01  # B is 0; a prefix of real activations is read at once

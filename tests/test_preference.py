@@ -13,7 +13,7 @@ from tiny_tokenizers import bpe, ids
 from zoreward.members import update_
 from zoreward.records import InputError, Term, UnknownNameError, Update, ZorewardError
 from zoreward.registry import get_objective
-from zoreward.scoring import candidate_logprobs, evaluate, reader_of
+from zoreward.scoring import candidate_logprobs, engine_of, evaluate
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 CHAT = (
@@ -120,7 +120,7 @@ def test_sums_are_over_tokens_and_the_base_is_the_other_model(tokenizer):
         ratios = []
         for tokens in one.candidate_tokens:
             per_token = [
-                float(candidate_logprobs(reader_of(net, 0), [_alone(one, tokens)])[0, 0, 0]) for net in (model, base)
+                float(candidate_logprobs(engine_of(net, 0), [_alone(one, tokens)])[0, 0, 0]) for net in (model, base)
             ]
             ratios.append(len(tokens) * (per_token[0] - per_token[1]))
         h.append(ratios[0] - ratios[1])

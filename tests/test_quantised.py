@@ -18,7 +18,7 @@ from zoreward.cli import main
 from zoreward.journal import fingerprint
 from zoreward.members import adapted, lora_config, tuned_weights
 from zoreward.records import InputError
-from zoreward.scoring import evaluate, reader_of
+from zoreward.scoring import engine_of, evaluate
 from zoreward.trainer import ZOConfig, ZOTrainer, inputs
 
 ROWS = [{"text": f"a {word} film", "label": i % 2} for i, word in enumerate("bad good dull great awful lovely".split())]
@@ -126,9 +126,9 @@ def test_activations_that_are_quantised_together_are_not_taken_for_a_look_ahead(
         if type(module) is nn.Linear:
             module.__class__ = WholeBatchLinear
     with pytest.raises(InputError, match="sees the tokens behind"):
-        reader_of(model, 0)
+        engine_of(model, 0)
     model.is_quantized = True
-    assert reader_of(adapted(model, lora_config(model, 4, 8), 0), 0).pads
+    assert engine_of(adapted(model, lora_config(model, 4, 8), 0), 0).pads
     looking = random_model("llama")
     looking.is_quantized = True
     forward = looking.forward
@@ -140,7 +140,7 @@ def test_activations_that_are_quantised_together_are_not_taken_for_a_look_ahead(
 
     looking.forward = both_ways
     with pytest.raises(InputError, match="sees the tokens behind"):
-        reader_of(looking, 0)
+        engine_of(looking, 0)
 
 
 @pytest.mark.parametrize(

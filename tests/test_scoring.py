@@ -27,12 +27,11 @@ from zoreward.records import Example, InputError, ObjectiveError, Request, Term
 from zoreward.registry import get_objective
 from zoreward.scoring import (
     candidate_logprobs,
-    checked_reader,
+    checked_engine,
+    engine_of,
     evaluate,
     load_model,
     member_scores,
-    reader_of,
-    request_logprobs,
 )
 from zoreward.scoring.logprobs import sorted_batches
 
@@ -73,7 +72,7 @@ def slow_logprobs(model, examples) -> np.ndarray:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_exact_under_padding_batching_and_shared_prompts(family, examples, tokens):
     model = random_model(family)
-    got = candidate_logprobs(reader_of(model, 0, tokens=tokens), examples)[0]
+    got = candidate_logprobs(engine_of(model, 0, tokens=tokens), examples)[0]
     expected = slow_logprobs(model, examples)
     assert np.ptp(expected[np.isfinite(expected)]) > 0.5
     # float32 logits of size ≤ 20: the sums of 32 products behind them are good to some 32 · 20 · 2^-24 = 4e-5.
@@ -101,7 +100,7 @@ RECURRENT = {
 def test_a_model_that_reads_padding_gets_none(family, examples):
     torch.manual_seed(0)
     model = RECURRENT[family]().eval()
-    reader = reader_of(model, 5)  # RecurrentGemma embeds token 0 as zeros, which do no harm
+    reader = engine_of(model, 5)  # RecurrentGemma embeds token 0 as zeros, which do no harm
     assert not reader.pads
     expected = slow_logprobs(model, examples)
     np.testing.assert_allclose(candidate_logprobs(reader, examples)[0], expected, rtol=0, atol=1e-4)
@@ -116,12 +115,12 @@ def test_a_model_that_sees_the_answer_is_refused():
     torch.manual_seed(0)
     config = BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     with pytest.raises(InputError, match="sees the tokens behind"):
-        reader_of(BertLMHeadModel(config).eval(), 0)
+        engine_of(BertLMHeadModel(config).eval(), 0)
 
 
 def test_a_padding_token_without_an_embedding_does_no_harm():
     model = random_model("llama")
-    got = candidate_logprobs(reader_of(model, 1000), SHORT)[0]
+    got = candidate_logprobs(engine_of(model, 1000), SHORT)[0]
     np.testing.assert_allclose(got, slow_logprobs(model, SHORT), rtol=0, atol=1e-4)
 
 
@@ -134,7 +133,7 @@ def test_batches_that_are_too_large_are_split():
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("too large")
 
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     model.register_forward_pre_hook(small_memory, with_kwargs=True)
     got = candidate_logprobs(reader, SHORT)[0]
     assert max(sizes) == 4
@@ -142,7 +141,7 @@ def test_batches_that_are_too_large_are_split():
     np.testing.assert_allclose(got, slow_logprobs(model, SHORT), rtol=0, atol=1e-4)
 
     model.register_forward_pre_hook(small_memory, with_kwargs=True)
-    fitting = checked_reader(model, 0, SHORT, ((Term(1, 0.01),), (Term(1, -0.01),)))
+    fitting = checked_engine(model, 0, SHORT, ((Term(1, 0.01),), (Term(1, -0.01),)))
     sizes.clear()
     candidate_logprobs(replace(fitting, tokens=fitting.tokens // 128), SHORT)
     assert fitting.tokens < reader.tokens
@@ -160,7 +159,7 @@ def test_the_targets_of_one_prompt_are_split_where_they_are_too_many(tokens):
         if sizes[-1] > 3 and tokens == 4096:
             raise torch.OutOfMemoryError("too large")
 
-    reader = reader_of(model, 0, tokens=tokens)
+    reader = engine_of(model, 0, tokens=tokens)
     model.register_forward_pre_hook(small_memory, with_kwargs=True)
     got = candidate_logprobs(reader, many)[0]
     assert sizes == ([1, 6, 1, 3, 1, 3] if tokens == 4096 else [1, 4, 1, 2])
@@ -173,9 +172,9 @@ def test_equal_requests_are_read_once():
     model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
     prompt, other = (5, 6, 7), (9, 4)
     requests = [Request(prompt, (8,)), Request(other, (8,)), Request(prompt, (9,)), Request(prompt, (8,))]
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     rows.clear()
-    [found] = request_logprobs(reader, requests)
+    [found] = reader.logprobs([((), requests)])
     assert rows == [2] and found[0] == found[3]
     expected = slow_logprobs(model, [example(prompt, [8], [9]), example(other, [8])])
     np.testing.assert_allclose(found[:3], [expected[0, 0], expected[1, 0], expected[0, 1]], rtol=0, atol=1e-4)
@@ -184,7 +183,7 @@ def test_equal_requests_are_read_once():
 def test_no_more_rows_at_once_than_asked_for():
     model = random_model("llama")
     rows: list[int] = []
-    reader = replace(reader_of(model, 0), rows=3)
+    reader = replace(engine_of(model, 0), rows=3)
     model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
     candidate_logprobs(reader, SHORT)
     assert rows == [3, 1]
@@ -204,7 +203,7 @@ def test_the_rows_of_a_pass_do_not_depend_on_how_many_members_are_asked_about():
         candidate_logprobs(replace(reader, together=together), SHORT, members)
         return {rows for _, rows in passes}
 
-    reader = replace(reader_of(model, 0), tokens=24)
+    reader = replace(engine_of(model, 0), tokens=24)
     model.register_forward_pre_hook(look, with_kwargs=True)
     for count in (1, 2, 3, 4):
         assert rows_of(2, count) == {frozenset({7}), frozenset({3, 2, 1})}
@@ -217,9 +216,9 @@ def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monke
     config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)
     model = MambaForCausalLM(config).eval()
     members = ((Term(1, 0.1),), (Term(1, -0.1),))
-    expected = candidate_logprobs(replace(reader_of(model, 0), problem="one at a time"), SHORT, members)
-    monkeypatch.setattr("zoreward.scoring.reader.KEEP_BYTES", 0)
-    reader = checked_reader(model, 0, SHORT, members)
+    expected = candidate_logprobs(replace(engine_of(model, 0), problem="one at a time"), SHORT, members)
+    monkeypatch.setattr("zoreward.scoring.forward.KEEP_BYTES", 0)
+    reader = checked_engine(model, 0, SHORT, members)
     assert reader.problem
     assert np.array_equal(candidate_logprobs(reader, SHORT, members), expected)
 
@@ -227,18 +226,18 @@ def test_weights_read_without_a_call_are_perturbed_where_copies_do_not_fit(monke
 def test_low_rank_members_of_a_tuned_model_share_a_pass_in_bfloat16():
     model = load_model(MODEL, dtype="bfloat16", device="cpu")
     members = tuple((term_of(3, sign * 1e-2, 1),) for sign in (1, -1))
-    plain = reader_of(model, 0)
+    plain = engine_of(model, 0)
     alone = np.concatenate([candidate_logprobs(plain, SHORT[:3], (member,)) for member in members])
     difference = np.abs(alone - candidate_logprobs(plain, SHORT[:3], members)).max()
     assert 2e-2 < difference < 0.2, "copies are rounded, corrections are not"
-    assert checked_reader(model, 0, SHORT[:3], members).grouped
+    assert checked_engine(model, 0, SHORT[:3], members).grouped
 
 
 def test_a_model_without_an_attention_cache_is_read_whole():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, use_mambapy=False)
     model = MambaForCausalLM(config).eval()
-    reader = reader_of(model, 0, tokens=8)
+    reader = engine_of(model, 0, tokens=8)
     assert not reader.shares_prefix
     np.testing.assert_allclose(candidate_logprobs(reader, LONG)[0], slow_logprobs(model, LONG), rtol=0, atol=1e-4)
 
@@ -250,7 +249,7 @@ def test_members_score_as_the_models_they_stand_for(family, grouped):
 
     model = random_model(family)
     members = ((Term(1, 0.05),), (Term(1, -0.05),), (Term(2, 0.05),))
-    reader = replace(reader_of(model, 0), problem=None if grouped else "one at a time, to compare")
+    reader = replace(engine_of(model, 0), problem=None if grouped else "one at a time, to compare")
     got = candidate_logprobs(reader, LONG, members)
     for m, member in enumerate(members):
         with members_at(model, (member,)):
@@ -267,7 +266,7 @@ def count_calls(module: torch.nn.Module) -> list[int]:
 
 def test_only_the_positions_that_matter_go_through_the_head_and_prompts_are_computed_once():
     model = random_model("llama")
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     head, first_layer = count_calls(model.lm_head), count_calls(model.model.layers[0].mlp)
     prompt = list(range(3, 23))
     candidate_logprobs(reader, [example(prompt, [4], [5])])
@@ -301,7 +300,7 @@ def test_objectives_get_what_they_name():
         seen.update(predictions=predictions, references=references, logprobs=logprobs)
         return 0.25
 
-    assert member_scores(reader_of(model, 0), get_objective(spy), examples) == [0.25]
+    assert member_scores(engine_of(model, 0), get_objective(spy), examples) == [0.25]
     assert seen["predictions"] == expected.argmax(1).tolist() and seen["references"] == [1, 0]
     np.testing.assert_allclose(seen["logprobs"], expected, rtol=0, atol=1e-4)
 
@@ -342,7 +341,7 @@ def test_a_model_that_has_lost_its_numbers_is_no_answer():
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ObjectiveError, match="not finite"):
-        candidate_logprobs(reader_of(model, 0), SHORT)
+        candidate_logprobs(engine_of(model, 0), SHORT)
 
 
 @pytest.mark.parametrize("examples", [SHORT, LONG], ids=["one-token", "several-tokens"])
@@ -352,13 +351,13 @@ def test_a_logit_that_has_overflowed_is_no_answer(examples, among_candidates, fa
     token = examples[0].candidate_tokens[0][-1] if among_candidates else 31  # which no candidate has
     model = with_logit(random_model(family), token, float("inf"))
     with pytest.raises(ObjectiveError, match="not finite"):
-        candidate_logprobs(reader_of(model, 0), examples)
+        candidate_logprobs(engine_of(model, 0), examples)
 
 
 @pytest.mark.parametrize("examples", [SHORT, LONG], ids=["one-token", "several-tokens"])
 def test_a_token_that_the_model_forbids_is_as_unlikely_as_can_be(examples):
     token = examples[0].candidate_tokens[0][-1]
-    logprobs_MNC = candidate_logprobs(reader_of(with_logit(random_model("llama"), token, -float("inf")), 0), examples)
+    logprobs_MNC = candidate_logprobs(engine_of(with_logit(random_model("llama"), token, -float("inf")), 0), examples)
     for n, row in enumerate(examples):
         for c, answer in enumerate(row.candidate_tokens):
             assert (logprobs_MNC[0, n, c] == -np.inf) == (token in answer)

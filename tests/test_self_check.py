@@ -21,7 +21,7 @@ from conftest import random_model
 from terms import term_of
 from zoreward.members import SelfCheck, members_at, self_check, tuned_weights
 from zoreward.records import Example, InputError, Member, Term
-from zoreward.scoring import candidate_logprobs, reader_of
+from zoreward.scoring import candidate_logprobs, engine_of
 
 DENSE = ((Term(11, 0.01),), (Term(11, -0.01),))
 LOW_RANK = ((term_of(11, 0.01, 1),), (term_of(11, -0.01, 1),))
@@ -135,7 +135,7 @@ def test_logits_of_answers_are_float32_under_half_precision(family, dtype, membe
     head = model.get_output_embeddings()
     with torch.no_grad():
         head.weight.mul_(8)
-    reader, seen = reader_of(model, 0), []
+    reader, seen = engine_of(model, 0), []
     hook = head.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
     with torch.no_grad():
         candidate_logprobs(reader, EXAMPLES, members)
@@ -152,7 +152,7 @@ def test_logits_of_answers_are_float32_under_half_precision(family, dtype, membe
 
 def test_members_of_a_half_precision_model_are_what_they_are_alone():
     model = random_model("llama-tied").bfloat16()
-    reader = reader_of(model, 0)
+    reader = engine_of(model, 0)
     together = candidate_logprobs(reader, EXAMPLES, DENSE)
     alone = [candidate_logprobs(reader, EXAMPLES, (member,))[0] for member in DENSE]
     there = np.isfinite(together[0])

@@ -18,7 +18,7 @@ from test_completions import PROMPTS, assert_same_text, examples_of, slow_greedy
 from zoreward.members import by_layer, in_blocks, members_at, tuned_weights, update_
 from zoreward.neighbours.of_transformers import library_name
 from zoreward.records import ObjectiveError, Term, Update
-from zoreward.scoring import Generation, HFGenerator, Stepper, checked_generator, reader_of
+from zoreward.scoring import Generation, HFGenerator, Stepper, checked_generator, engine_of
 from zoreward.scoring.stepping import LENGTHS
 
 FAMILIES = ["llama", "llama-tied", "gpt2", "opt", "qwen3"]
@@ -43,7 +43,7 @@ class Plain:
 
 def generators(model, tokenizer, **changes) -> tuple[HFGenerator, HFGenerator]:
     """One that writes by steps, one that writes by `generate`."""
-    reader = replace(reader_of(model, 0), **changes)
+    reader = replace(engine_of(model, 0), **changes)
     stepper = Stepper(reader, replays=next(model.parameters()).is_cuda)
     return HFGenerator(reader, tokenizer, stepper=stepper), HFGenerator(reader, tokenizer, stepper=Plain())
 
@@ -149,7 +149,7 @@ def test_what_does_not_suit_is_left_to_generate(tokenizer, calls) -> None:
 
 def test_a_model_whose_steps_differ_is_found_out_and_left_to_generate(tokenizer, calls, caplog) -> None:
     good, examples = random_model("llama"), examples_of(PROMPTS)
-    reader = reader_of(good, 0)
+    reader = engine_of(good, 0)
     checked = checked_generator(reader, tokenizer, examples, POPULATION[:2], stepper=Stepper(reader, replays=False))
     assert checked.stepper.problem is None and calls == [True]
 
@@ -173,7 +173,7 @@ def test_a_model_whose_steps_differ_is_found_out_and_left_to_generate(tokenizer,
 def test_a_model_without_positions_is_left_to_generate() -> None:
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1)
-    stepper = Stepper(reader_of(BloomForCausalLM(config).eval(), 0))
+    stepper = Stepper(engine_of(BloomForCausalLM(config).eval(), 0))
     assert stepper.problem and not stepper.suits(POPULATION)
 
 

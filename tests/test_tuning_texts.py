@@ -240,7 +240,9 @@ def test_sampled_texts_differ_from_step_to_step_and_are_the_same_again(tmp_path,
             kept.append([[one.text for one in member.completions] for member in scored])
             return scored
 
-        object.__setattr__(run, "scorer", type("Spy", (), {"score": staticmethod(spy), "reader": run.scorer.reader})())
+        engine = run.scorer.engine
+        seen = {"score": staticmethod(spy), "engine": engine, "reader": engine}
+        object.__setattr__(run, "scorer", type("Spy", (), seen)())
         train()
         runs.append(first)
     assert runs[0] == runs[1]

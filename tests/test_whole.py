@@ -17,11 +17,11 @@ from zoreward.records import InputError, Term
 from zoreward.scoring import (
     Head,
     candidate_logprobs,
-    checked_reader,
+    checked_engine,
+    engine_of,
     head_of,
     load_model,
     load_with_head,
-    reader_of,
 )
 
 ROWS = [
@@ -43,7 +43,7 @@ def tokenizer_of(family):
 @pytest.mark.parametrize("family", MASKED)
 def test_a_masked_models_answers_are_those_of_transformers(family):
     model, tokenizer = masked_model(family), tokenizer_of(family)
-    found = candidate_logprobs(reader_of(model, tokenizer.pad_token_id), render(ROWS, tokenizer, **MASK))[0]
+    found = candidate_logprobs(engine_of(model, tokenizer.pad_token_id), render(ROWS, tokenizer, **MASK))[0]
     for row, own in zip(ROWS, found, strict=True):
         encoded = tokenizer(f"{row['text']} it was {tokenizer.mask_token} .", return_tensors="pt")
         with torch.no_grad():
@@ -58,7 +58,7 @@ def test_a_masked_models_answers_are_those_of_transformers(family):
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_a_classifiers_answers_are_those_of_transformers(family):
     model, tokenizer = classifier(family), tokenizer_of(family)
-    found = candidate_logprobs(reader_of(model, tokenizer.pad_token_id), render(ROWS, tokenizer, **CLASSES))[0]
+    found = candidate_logprobs(engine_of(model, tokenizer.pad_token_id), render(ROWS, tokenizer, **CLASSES))[0]
     for row, own in zip(ROWS, found, strict=True):
         encoded = tokenizer(row["text"], return_tensors="pt")
         encoded.pop("token_type_ids", None)
@@ -71,7 +71,7 @@ def test_two_texts_are_told_apart_by_their_types():
     model, tokenizer = classifier("bert"), word_tokenizer()
     rows = [{"a": "a good film", "b": "it was great", "label": 1}, {"a": "a", "b": "the plot is dull", "label": 0}]
     examples = render(rows, tokenizer, **CLASSES | {"template": "{a} [SEP] {b}"})
-    found = candidate_logprobs(reader_of(model, tokenizer.pad_token_id), examples)[0]
+    found = candidate_logprobs(engine_of(model, tokenizer.pad_token_id), examples)[0]
     for row, own in zip(rows, found, strict=True):
         encoded = tokenizer(row["a"], row["b"], return_tensors="pt")
         assert encoded["token_type_ids"].sum() > 0
@@ -85,7 +85,7 @@ def test_members_share_a_forward_pass(kind, family):
     model = masked_model(family) if kind == "masked" else classifier(family)
     tokenizer = tokenizer_of(family)
     examples = render(ROWS, tokenizer, **(MASK if kind == "masked" else CLASSES))
-    reader = checked_reader(model, tokenizer.pad_token_id, examples, MEMBERS)
+    reader = checked_engine(model, tokenizer.pad_token_id, examples, MEMBERS)
     assert reader.problem is None and reader.pads and reader.packer is None
     together = candidate_logprobs(reader, examples, MEMBERS)
     alone = np.concatenate([candidate_logprobs(reader, examples, (member,)) for member in MEMBERS])

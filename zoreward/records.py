@@ -308,6 +308,7 @@ class Example:
             where no objective asks for them.
         place: `Request.position` of the candidates.
         types: `Request.types` of the candidates.
+        asked: what a model is asked about each candidate, where that is not its tokens behind the prompt's.
 
     Attributes:
         requests: what a model is asked about the row: one for each candidate.
@@ -325,11 +326,12 @@ class Example:
     base_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
     place: int = -1
     types: tuple[int, ...] = field(default=(), repr=False)
+    asked: tuple[Request, ...] = field(default=(), repr=False)
     requests: tuple[Request, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        asked = [Request(self.prompt_tokens, target, self.place, self.types) for target in self.candidate_tokens]
-        object.__setattr__(self, "requests", tuple(asked))
+        usual = [Request(self.prompt_tokens, target, self.place, self.types) for target in self.candidate_tokens]
+        object.__setattr__(self, "requests", self.asked or tuple(usual))
 
 
 @dataclass(frozen=True, slots=True)

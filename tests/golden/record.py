@@ -50,7 +50,7 @@ from zoreward.members import Tuned
 from zoreward.methods import Method, make_method
 from zoreward.noise import seeds
 from zoreward.records import Example, Member, Term
-from zoreward.scoring import Reader, candidate_logprobs, checked_reader, reader_of
+from zoreward.scoring import LocalEngine, candidate_logprobs, checked_engine, engine_of
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 FOLDER = Path(__file__).with_name("runs")
@@ -212,19 +212,19 @@ def examples_of(requests: Iterable[dict[str, Any]]) -> list[Example]:
 PAIR = ((Term(1, 0.05),), (Term(1, -0.05),))
 
 
-def reader_for(model: nn.Module, tuned: Tuned | None = None) -> Reader:
+def reader_for(model: nn.Module, tuned: Tuned | None = None) -> LocalEngine:
     """What reads with a model."""
-    return reader_of(model, 0, tuned=tuned)
+    return engine_of(model, 0, tuned=tuned)
 
 
 def logprobs_of(
-    reader: Reader, requests: Iterable[dict[str, Any]], members: Sequence[Member] = ((),)
+    reader: LocalEngine, requests: Iterable[dict[str, Any]], members: Sequence[Member] = ((),)
 ) -> NDArray[np.float64]:
     """The mean log-probability per token of each candidate under each member: (members, rows, candidates)."""
     return candidate_logprobs(reader, examples_of(requests), members)
 
 
-def tolerance_of(reader: Reader, requests: Iterable[dict[str, Any]], members: Sequence[Member] = PAIR) -> float:
+def tolerance_of(reader: LocalEngine, requests: Iterable[dict[str, Any]], members: Sequence[Member] = PAIR) -> float:
     """By how much log-probabilities may differ from those of another machine, or of other batches.
 
     In float32 1e-5: rounding makes 2e-6 of the same weights in float64. In half precision four times the floor that the
@@ -238,7 +238,7 @@ def tolerance_of(reader: Reader, requests: Iterable[dict[str, Any]], members: Se
     """
     if next(reader.model.parameters()).dtype == torch.float32:
         return 1e-5
-    check = checked_reader(reader.model, 0, examples_of(requests), members, tuned=reader.tuned).check
+    check = checked_engine(reader.model, 0, examples_of(requests), members, tuned=reader.tuned).check
     assert check is not None and check.problem is None, check
     return 4 * check.noise
 

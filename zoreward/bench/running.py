@@ -20,6 +20,7 @@ from zoreward.data import without_content
 from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import Evaluation, Example, NoRoomError
 from zoreward.scoring import (
+    engine_of,
     evaluate,
     examples_of,
     generation_of,
@@ -27,7 +28,6 @@ from zoreward.scoring import (
     load_model,
     load_tokenizer,
     probe_scores,
-    reader_of,
     scores_of,
 )
 
@@ -120,7 +120,7 @@ def _scored(run: Run, plan: Plan) -> Result:
 
 def _probe(run: Run, plan: Plan) -> Result:
     model, tokenizer = _loaded(plan), _tokenizer(plan)
-    reader = reader_of(model, tokenizer.pad_token_id)
+    reader = engine_of(model, tokenizer.pad_token_id)
     train, dev, test = (_examples(plan, rows, "metric") for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
     metric, _ = objectives_of(plan.task)
     meter = Meter(next(model.parameters()).device)
@@ -180,7 +180,7 @@ def _adamw(run: Run, plan: Plan) -> Result:
     # Steps of AdamW are below half a unit in the last place of bfloat16.
     model, tokenizer = _loaded(plan, dtype="float32"), _tokenizer(plan)
     examples = _examples(plan, plan.rows.train, "smooth")
-    reader = reader_of(model, tokenizer.pad_token_id)
+    reader = engine_of(model, tokenizer.pad_token_id)
     weights = dict(reader.tuned.weights)
     optimizer = torch.optim.AdamW(weights.values(), lr=run.rate or 0.0, weight_decay=0.0)
     best = Best(weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score)

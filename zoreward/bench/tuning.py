@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from zoreward.records import Example
 from zoreward.scoring import Reader
-from zoreward.scoring.reader import forward
+from zoreward.scoring.forward import forward
 
 
 def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:

@@ -128,6 +128,7 @@ def render(
             shots=count,
             place=tokens.place,
             types=tokens.types,
+            asked=tokens.asked,
         )
         for row, (text, tokens, count) in zip(rows, ready, strict=True)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoreward.data.columns import listed
-from zoreward.records import InputError
+from zoreward.records import InputError, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,7 @@ class Tokens(NamedTuple):
         truncated: how many the prompt lost: on its left; a classifier's on its right, a masked model's at its ends.
         place: see `zoreward.records.Request.position`.
         types: see `zoreward.records.Request`.
+        asked: see `zoreward.records.Example`.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +51,7 @@ class Tokens(NamedTuple):
     truncated: int
     place: int = -1
     types: tuple[int, ...] = ()
+    asked: tuple[Request, ...] = ()
 
 
 def tokens_of(
@@ -66,6 +68,7 @@ def tokens_of(
 
     For a causal model see `tokenize`. An encoder–decoder, a masked model and a classifier read all the tokens that the
     tokenizer puts around a text; what is asked of them are texts of their own, words at the mask, numbers of classes.
+    A `ranker`, a head with one output, reads each candidate with its prompt.
     Of an encoder–decoder `max_length` bounds prompt and candidates each.
 
     Args:
@@ -87,6 +90,8 @@ def tokens_of(
         numbers = _class_numbers(texts[0].candidates, classes)
         read = [_read_whole(text, tokenizer, max_length) for text in texts]
         return [Tokens(own, numbers, cut, types=types) for own, types, cut in read]
+    if kind == "ranker":
+        return _ranked(texts, tokenizer, max_length, chat=chat)
     if kind == PAIRS:
         sources = source_tokens([text.prompt.rstrip(" ") for text in texts], tokenizer, max_length, specials=not chat)
         answers = _answer_tokens(texts, tokenizer, max_length, end=end)
@@ -400,6 +405,37 @@ def _read_whole(
     if not tokens:
         raise InputError(f"row {text.number}: the text has no tokens", hint="drop such rows, or change --template")
     return tokens, types if any(types) else (), full - len(tokens)
+
+
+def _ranked(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, chat: bool
+) -> list[Tokens]:
+    """What a head with one output reads: each candidate with its prompt, as two texts where the tokenizer parts them.
+
+    It is asked for its only output, number 0. A prompt that is too long loses tokens on its left.
+    """
+    parted = tokenizer.sep_token is not None and not chat
+    found = []
+    for text, own in zip(texts, encode(tokenizer, [text.prompt for text in texts]), strict=True):
+        asked: list[Request] = []
+        ends, cuts = [], []  # of each candidate: where its prompt ends, and how many tokens that lost
+        for candidate in text.candidates:
+            parts = [text.prompt, candidate.lstrip(" ")] if parted else [text.prompt + candidate]
+            encoded = tokenizer(*parts, add_special_tokens=not chat, verbose=False)
+            tokens, types = encoded["input_ids"], encoded.get("token_type_ids") or []
+            front, cut = _place_in(tokens, own[:1]), max(0, len(tokens) - (max_length or len(tokens)))
+            if cut and cut >= len(own):
+                message = f"row {text.number}: the answer {candidate!r:.80} leaves no room for the prompt"
+                raise InputError(f"{message} in {max_length} tokens", hint="raise --max-length, or shorten the answer")
+            del tokens[front : front + cut], types[front : front + cut]
+            asked.append(Request(tuple(tokens), (0,), types=tuple(types) if any(types) else ()))
+            ends.append(front + len(own) - cut)
+            cuts.append(cut)
+        border = min(*ends, *(shared_length(asked[0].prompt, other.prompt) for other in asked))
+        candidates = tuple(request.prompt[border:] for request in asked)
+        check_candidates(text, candidates, tokenizer)
+        found.append(Tokens(asked[0].prompt[:border], candidates, max(cuts), asked=tuple(asked)))
+    return found
 
 
 def _around_masks(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[Tokens]:

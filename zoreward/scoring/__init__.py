@@ -1,32 +1,18 @@
 """Scores: an objective's value for members of a model on rows.
 
-    rows ─ data.render ─▶ Example ─ .requests ─▶ Request(prompt, target, position)
-    requests ─ logprobs ─▶ groups behind one prompt ─▶ batches ─ reader.forward ─▶ logits ─▶ a log-probability each
-    log-probabilities ─ answers ─▶ means (M, N, C) ─▶ columns of `choices` or `likelihood` ─▶ objective ─▶ Scored
-    prompts ─ generation ─▶ completions ─ rewards ─▶ columns of `completions` ─▶ objective ─▶ Writing
+    rows ─ data.render ─▶ Example ─ requests_of ─▶ Request(prompt, target, position)
+    (member, requests) ─ Engine.logprobs ─▶ a log-probability each ─ means_of ─▶ (M, N, C)
+                       ─ Engine.generate ─▶ completions
+    these ─ requests ─▶ columns ─▶ objective ─▶ Scored
 
-A request is all that a model is asked about given answers, whatever its kind and the objective. `reader.padded` is the
-only place that pads, `logprobs.in_halves` the only one that halves a batch that does not fit the memory.
+A request is all that a model is asked about given answers, whatever its kind and the objective. An engine (`protocol`)
+answers; `LocalEngine` is the one at hand. In it `forward.padded` is the only place that pads, `logprobs.in_halves` the
+only one that halves a batch that does not fit the memory.
 """
 
-from zoreward.scoring.answers import (
-    calibrated_logprobs,
-    last_hidden_states,
-    linear_probe,
-    member_scores,
-    probe_scores,
-    scores_of,
-    with_base,
-)
+from zoreward.scoring.baselines import calibrated_logprobs, last_hidden_states, linear_probe, probe_scores
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
-from zoreward.scoring.completions import (
-    completion_scores,
-    distinct_2,
-    mean_length,
-    share_that_differs,
-    statistics_of,
-)
-from zoreward.scoring.decoding import Generation, generation_of
+from zoreward.scoring.decoding import HFGenerator
 from zoreward.scoring.devices import (
     check_device_map,
     check_loaded,
@@ -38,7 +24,7 @@ from zoreward.scoring.devices import (
 )
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, length_limit
-from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
+from zoreward.scoring.forward import Reader
 from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
 from zoreward.scoring.loading import (
     blank_model,
@@ -48,25 +34,38 @@ from zoreward.scoring.loading import (
     model_kind,
     prepare_tokenizer,
 )
-from zoreward.scoring.logprobs import candidate_logprobs, checked_reader, request_logprobs
+from zoreward.scoring.local import LocalEngine, checked_engine, checked_generator, engine_of
 from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
-from zoreward.scoring.reader import Reader, reader_of
-from zoreward.scoring.rewards import score_writings
+from zoreward.scoring.protocol import Engine, Generation, Work, generation_of
+from zoreward.scoring.requests import (
+    candidate_logprobs,
+    completion_scores,
+    distinct_2,
+    mean_length,
+    member_scores,
+    score_writings,
+    scores_of,
+    share_that_differs,
+    statistics_of,
+    with_base,
+)
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of
 from zoreward.scoring.stepping import Stepper
 
 __all__ = [
     "Base",
+    "Engine",
     "Generation",
-    "Generator",
     "HFGenerator",
     "Head",
+    "LocalEngine",
     "Memory",
     "Packer",
     "Reader",
     "Scorer",
     "Stepper",
+    "Work",
     "adapter_base",
     "base_of",
     "blank_model",
@@ -79,12 +78,13 @@ __all__ = [
     "check_needs",
     "check_one_gpu",
     "checked_device",
+    "checked_engine",
     "checked_generator",
-    "checked_reader",
     "checked_scorer",
     "completion_scores",
     "config_of_model",
     "distinct_2",
+    "engine_of",
     "evaluate",
     "examples_of",
     "free_bytes",
@@ -106,8 +106,6 @@ __all__ = [
     "peak_bytes",
     "prepare_tokenizer",
     "probe_scores",
-    "reader_of",
-    "request_logprobs",
     "score_writings",
     "scorer_of",
     "scores_of",

@@ -1,11 +1,28 @@
-"""One batch of texts: several members, several prompts, and nothing but the settings given here."""
+"""Texts that members write: several members, several prompts, and nothing but the settings given here.
+
+Two members that are nearly alike should write nearly the same: a difference between their scores then comes from the
+weights and not from luck. So what is drawn depends on the row, the position and the token, never on the member, on
+the batch or on what was drawn before.
+
+A token is drawn by the Gumbel-max trick: argmax_v (logit_v + g_v) with g = −log(−log u) and u uniform is a draw from
+softmax(logits). The u come from the Philox counter of `zoreward.noise`:
+
+| Philox | here |
+|---|---|
+| key | `derive_seed(seed, position, 0)` |
+| counter words 0, 1 | token // 4 |
+| counter word 2 | the row |
+| counter word 3 | the purpose, `SAMPLING` |
+| output word | number token % 4 |
+
+Source: common random numbers: Glasserman and Yao 1992. The Gumbel-max trick: Maddison, Tarlow, Minka 2014.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,67 +37,114 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from zoreward.config import Writing
 from zoreward.data import PAIRS
 from zoreward.members import members_at
-from zoreward.records import InputError, Member
+from zoreward.noise import derive_seed
+from zoreward.noise.definition import MASK_32, philox
+from zoreward.records import Completion, Member
 from zoreward.scoring.devices import bytes_to_keep, free_bytes
-from zoreward.scoring.reader import Reader, Tokens, not_finite, padded
-from zoreward.scoring.sampling import CommonNumbers
+from zoreward.scoring.forward import Reader, not_finite, padded
+from zoreward.scoring.logprobs import halves_of, in_halves, sorted_batches
+from zoreward.scoring.protocol import Generation, Tokens
 from zoreward.scoring.stepping import Stepper, is_lost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Tokens of one call, prompts and completions of all members. What limits them is the cache: 200 KB a token for a model
+# of 1.3 B parameters in half precision.
+CPU_TOKENS, GPU_TOKENS = 16384, 65536
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """How members write.
+# The fifth purpose of the Philox counter: no direction, factor or rounding shares its numbers.
+SAMPLING = 4
+
+
+class HFGenerator:
+    """Lets members write by the model itself: members × prompts in one batch, as far as memory goes.
+
+    Members are written for by the model's own `generate`; low-rank members on a GPU by replayed CUDA graphs.
+
+    It learns how much the memory takes: after a call that did not fit, the next ones are half as large.
 
     Args:
-        max_new_tokens: greatest length of a completion.
-        temperature: 0: always the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
-        top_p: drawn from the likeliest tokens that have this probability together; 1: from all.
-        top_k: drawn from so many likeliest tokens; 0: from all.
-        stop: a completion ends before the first of these texts.
-        seed: of what is drawn, from 0 to 2^64 − 1. The same for every member; another one for each step.
-        rows: most rows of one call, all members together; None: as many as the memory takes.
+        reader: the model. Where its members cannot share a forward pass they write one after the other.
+        tokenizer: the model's.
+        tokens: tokens of one call, prompts and completions of all members together.
+        stepper: what writes for low-rank members; by default one with graphs where the model is on a GPU.
 
-    Raises:
-        InputError: a setting is out of its range.
+    Attributes:
+        together: for how many members a call is sized, so that its rows do not depend on how many are asked about;
+            None: for those that are asked about.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    rows: int | None = None
+    def __init__(
+        self,
+        reader: Reader,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokens: int | None = None,
+        stepper: Stepper | None = None,
+    ):
+        self.reader = reader
+        self.tokenizer = tokenizer
+        self.stepper = stepper or (Stepper(reader) if reader.device.type == "cuda" else None)
+        self.tokens = tokens or (CPU_TOKENS if reader.device.type == "cpu" else GPU_TOKENS)
+        self.together: int | None = None
 
-    def __post_init__(self) -> None:
-        wrong = {
-            "max_new_tokens": self.max_new_tokens < 1 and "is at least 1",
-            "temperature": not 0 <= self.temperature < float("inf") and "is 0 or more",
-            "top_p": not 0 < self.top_p <= 1 and "lies above 0 and is at most 1",
-            "top_k": self.top_k < 0 and "is 0 or more",
-            "stop": (isinstance(self.stop, str) or not all(self.stop)) and "holds texts, none of them empty",
-            "seed": not 0 <= self.seed < 2**64 and "lies between 0 and 2^64 - 1",
-            "rows": self.rows is not None and self.rows < 1 and "is at least 1",
-        }
-        for name, what in wrong.items():
-            if what:
-                raise InputError(f"{name}={getattr(self, name)!r} is out of range", hint=f"{name} {what}")
+    def generate(
+        self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation
+    ) -> Iterator[list[list[Tokens]]]:
+        """Yield the members' completions in order, some members at a time: for each of these a list of N completions.
 
+        A completion is without its prompt and without padding; the token that ended it (EOS) is its last. It depends
+        on the member, its prompt and the prompt's place among `prompts` alone, not on what shares a batch with it.
 
-def generation_of(writing: Writing, seed: int) -> Generation:
-    """Return how members write, by the options about it.
+        Args:
+            prompts: N prompts.
+            members: M members.
+            settings: how to write.
 
-    Raises:
-        InputError: a value is out of its range.
-    """
-    how = (writing.max_completion_length, writing.temperature, writing.top_p, writing.top_k)
-    return Generation(*how, stop=tuple(writing.stop or ()), seed=seed)
+        Raises:
+            ObjectiveError: the model's outputs are not finite.
+        """
+        first = 0
+        while first < len(members):
+            size = self._members_at_once(prompts, members, settings)
+            group = members[first : first + size]
+            yield self._write(prompts, group, size, settings)
+            first += len(group)
+
+    def _members_at_once(self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation) -> int:
+        """For how many members a call is sized: where the unit of work says it, whatever the number that is asked."""
+        if not self.reader.grouped:
+            return 1
+        asked = self.together if self.together and any(members) else len(members)
+        tokens = len(prompts) * (max(map(len, prompts)) + settings.max_new_tokens)
+        by_rows = settings.rows // len(prompts) if settings.rows else sys.maxsize
+        return max(1, min(self.tokens // tokens, by_rows, asked))
+
+    def _write(
+        self, prompts: Sequence[Tokens], members: Sequence[Member], size: int, settings: Generation
+    ) -> list[list[Tokens]]:
+        written: list[list[Tokens]] = [[()] * len(prompts) for _ in members]
+        lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
+        alike = None if self.reader.pads else lengths
+        batches = sorted_batches(lengths, self.tokens // size, settings.rows, alike)
+
+        def written_by(work: tuple[range, list[int]]) -> list[list[Tokens]]:
+            some = [members[m] for m in work[0]]
+            return write(self.reader, self.tokenizer, prompts, work[1], some, settings, stepper=self.stepper)
+
+        def smaller(work: tuple[range, list[int]]) -> list[tuple[range, list[int]]]:
+            self.tokens = max(1, self.tokens // 2)
+            return [(half, work[1]) for half in halves_of(work[0])] or [(work[0], half) for half in halves_of(work[1])]
+
+        whole = range(len(members))
+        for (group, rows), found in in_halves([(whole, batch) for batch in batches], written_by, smaller):
+            for m, completions in zip(group, found, strict=True):
+                for n, completion in zip(rows, completions, strict=True):
+                    written[m][n] = completion
+        return written
 
 
 def write(
@@ -244,3 +308,90 @@ class _Stop(StoppingCriteria):
         for r, text in zip(waiting, texts, strict=True):
             self._done[r] = any(stop in text for stop in self._stop)
         return torch.tensor(self._done, device=input_ids.device)
+
+
+def gumbel(seed: int, rows: Sequence[int], position: int, size: int, device: torch.device | str) -> torch.Tensor:
+    """Return the g of each row and token: float64 (rows, size), from −3.2 to 22.9.
+
+    Args:
+        seed: of the whole draw, from 0 to 2^64 − 1.
+        rows: their numbers, from 0 to 2^32 − 1.
+        position: how many tokens were written before.
+        size: of the vocabulary.
+        device: where the numbers are wanted.
+    """
+    words = _words(derive_seed(seed, position, 0), torch.tensor(rows, device=device), -(-size // 4))
+    u = (words[:, :size].double() + 0.5) * 2.0**-32
+    return -torch.log(-torch.log(u))
+
+
+def _words(key: int, stream_R: torch.Tensor, blocks: int) -> torch.Tensor:
+    """`zoreward.noise.words` of several streams, on any device: 32-bit words in int64, (R, 4 · blocks)."""
+    x0 = torch.arange(blocks, device=stream_R.device).expand(len(stream_R), blocks)
+    x1 = torch.zeros_like(x0)
+    x2, x3 = stream_R[:, None].expand_as(x0), torch.full_like(x0, SAMPLING)
+    words = philox((x0, x1, x2, x3), key & MASK_32, key >> 32)
+    return torch.stack(words, dim=2).view(len(stream_R), -1)
+
+
+class CommonNumbers(LogitsProcessor):
+    """Adds the Gumbel numbers of rows and positions to the logits, so that their argmax is a draw.
+
+    Args:
+        seed: of the whole draw.
+        rows: the numbers of one member's rows; the logits' rows are these, once for each member.
+        start: length of the prompts.
+    """
+
+    def __init__(self, seed: int, rows: Sequence[int], start: int):
+        self._seed, self._rows, self._start = seed, rows, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        position = input_ids.shape[1] - self._start
+        drawn = gumbel(self._seed, self._rows, position, scores.shape[1], scores.device)
+        return scores + drawn.to(scores.dtype).repeat(len(scores) // len(self._rows), 1)
+
+
+def completion_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens, settings: Generation) -> Completion:
+    """Return tokens as a text that ends before the first stop string."""
+    text = _decode(tokenizer, tokens)
+    ended = len(tokens) < settings.max_new_tokens or tokens[-1] == tokenizer.eos_token_id
+    found = [place for stop in settings.stop if (place := text.find(stop)) >= 0]
+    if not found:
+        return Completion(text, tokens, ended)
+    # The tokens end with the one that completes the stop string.
+    lengths = range(1, len(tokens) + 1)
+    length = next(n for n in lengths if any(stop in _decode(tokenizer, tokens[:n]) for stop in settings.stop))
+    return Completion(text[: min(found)], tokens[:length], True)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def forced_logits(
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    members: Sequence[Member],
+    stepper: Stepper | None = None,
+) -> torch.Tensor:
+    """The logits before each of four given tokens, written one after the other through the cache: (M, N · 4, V)."""
+    forced, settings = _Forced(prompts[0][-1]), Generation(max_new_tokens=4)  # one read, one as it is, two replayed
+    write(reader, tokenizer, prompts, range(len(prompts)), members, settings, forced=forced, stepper=stepper)
+    logits = torch.stack(forced.logits, dim=1)
+    return logits.view(len(members), -1, logits.shape[-1])
+
+
+class _Forced(LogitsProcessor):
+    """Lets every row write one given token, and keeps the logits before it."""
+
+    def __init__(self, token: int):
+        self._token = token
+        self.logits: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.logits.append(scores.float().cpu().clone())  # they may be written over
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self._token] = 0
+        return forced

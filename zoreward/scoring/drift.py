@@ -15,8 +15,9 @@ from torch import nn
 
 from zoreward.members import bytes_of
 from zoreward.records import InputError, Member
+from zoreward.scoring.forward import Reader, forward, not_finite
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE, halves_of, in_halves, sorted_batches
-from zoreward.scoring.reader import Reader, Tokens, forward, not_finite
+from zoreward.scoring.protocol import Tokens
 
 # Logits of one forward pass over whole completions, of the model and of its base each: 2 GB in float32.
 _LOGITS = 1 << 29

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting
 from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
-from zoreward.scoring.answers import calibrated_logprobs, scores_of, with_base
+from zoreward.scoring.baselines import calibrated_logprobs
 from zoreward.scoring.checkpoints import prefix_length
-from zoreward.scoring.completions import statistics_of
-from zoreward.scoring.decoding import Generation
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.heads import Head, config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.reader import reader_of
+from zoreward.scoring.local import engine_of
+from zoreward.scoring.protocol import Generation
+from zoreward.scoring.requests import scores_of, statistics_of, with_base
 from zoreward.scoring.scorer import examples_of, running, scorer_of
 
 if TYPE_CHECKING:
@@ -99,13 +97,7 @@ def evaluate(
     """
     check_device_map(device_map, device)
     chosen = get_objective(objective, **(options or {}))
-    head = head_of(model, trust_remote_code=trust_remote_code)
-    if tokenizer is None:
-        name = model if isinstance(model, str) else model.name_or_path
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, kind=head.kind)
-    tokenizer = prepare_tokenizer(tokenizer, head.kind)
     generation = generation or Generation(seed=seed)
-    limit = length_limit(max_length, model, trust_remote_code=trust_remote_code)
     prompting = Prompting(
         template=template,
         prompt=prompt,
@@ -113,47 +105,100 @@ def evaluate(
         choice_column=choice_column,
         label=label,
         answer=answer,
-        max_length=limit,
+        max_length=length_limit(max_length, model, trust_remote_code=trust_remote_code),
         shots=shots,
         chat_template_kwargs=chat_template_kwargs,
     )
-    new = generation.max_new_tokens
-    examples = examples_of(
-        rows, tokenizer, chosen.needs, prompting, max_new_tokens=new, head=head, shot_rows=shot_rows, seed=seed
-    )
-    free = None
-    if content_free is not None:
-        _check_calibrated(chosen, head, template)
-        free = content_free_examples(
-            examples, tokenizer, template=template or "", content_free=content_free, max_length=limit, kind=head.kind
-        )
-    load = functools.partial(
-        load_model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
-    )
+    how: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens, "shot_rows": shot_rows, "seed": seed}
+    examples, tokenizer, head = _made_ready(rows, model, tokenizer, chosen.needs, prompting, trust_remote_code, how)
+    free = _without_content(chosen, head, prompting, examples, tokenizer, content_free)
+    place: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
+    place["trust_remote_code"] = trust_remote_code
     if chosen.compares_with_base:
-        if base is None:
-            hint = "give --base-model: the model as it was before it was tuned"
-            raise InputError(f"{chosen.name!r} compares a model with its base, and there is none", hint=hint)
-        before = load(base) if isinstance(base, str) else base
-        examples = with_base(replace(reader_of(before.eval(), tokenizer.pad_token_id), rows=batch_size), examples)
+        before = engine_of(_base_model(base, place, chosen.name), tokenizer.pad_token_id)
+        examples = with_base(before, examples, rows=batch_size)
         del before  # one model at a time in memory
     if isinstance(model, str):
-        model = load(model)
+        model = load_model(model, **place)
     with running(model):
         scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
         if free is None:
             [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
         else:
-            reader = replace(scorer.reader, rows=batch_size)
-            [scored] = scores_of(chosen, examples, [calibrated_logprobs(reader, examples, free)])
+            logprobs_NC = calibrated_logprobs(scorer.engine, examples, free, rows=batch_size)
+            [scored] = scores_of(chosen, examples, [logprobs_NC])
     return _evaluation(chosen, scored, examples, shots)
 
 
-def _check_calibrated(chosen: Objective, head: Head, template: str | None) -> None:
-    """Refuse to calibrate where nothing is written, or there is no prompt to take the content from."""
+def _made_ready(
+    rows: Sequence[dict[str, Any]],
+    model: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    needs: str,
+    prompting: Prompting,
+    trust_remote_code: bool,
+    how: dict[str, Any],
+) -> tuple[list[Example], PreTrainedTokenizerBase, Head]:
+    """The rows made ready, the tokenizer that did it, and what the model gives for a row.
+
+    Args:
+        rows: the dataset.
+        model: that will read them.
+        tokenizer: its own; None: it is loaded.
+        needs: what the objective needs.
+        prompting: how rows become prompts.
+        trust_remote_code: run the code that comes with the model.
+        how: more arguments of `examples_of`.
+    """
+    head = head_of(model, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        name = model if isinstance(model, str) else model.name_or_path
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, kind=head.kind)
+    tokenizer = prepare_tokenizer(tokenizer, head.kind)
+    return examples_of(rows, tokenizer, needs, prompting, head=head, **how), tokenizer, head
+
+
+def _base_model(base: PreTrainedModel | str | None, place: dict[str, Any], objective: str) -> PreTrainedModel:
+    """The model before it was tuned, ready to be scored.
+
+    Raises:
+        ZorewardError: there is none, or it cannot be loaded.
+    """
+    if base is None:
+        hint = "give --base-model: the model as it was before it was tuned"
+        raise InputError(f"{objective!r} compares a model with its base, and there is none", hint=hint)
+    return (load_model(base, **place) if isinstance(base, str) else base).eval()
+
+
+def _without_content(
+    chosen: Objective,
+    head: Head,
+    prompting: Prompting,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    content_free: str | None,
+) -> list[Example] | None:
+    """The rows behind prompts without content; None where the model is not to be calibrated.
+
+    Args:
+        chosen: the objective.
+        head: of the model.
+        prompting: how the rows were made ready.
+        examples: the rows.
+        tokenizer: of the model.
+        content_free: see `evaluate`.
+
+    Raises:
+        InputError: no answer is written, or there is no prompt to take the content from.
+    """
+    if content_free is None:
+        return None
     if head.reads_whole:
         raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
+    template, limit = prompting.template, prompting.max_length
     check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
+    how = {"content_free": content_free, "max_length": limit, "kind": head.kind}
+    return content_free_examples(examples, tokenizer, template=template or "", **how)  # type: ignore[arg-type]
 
 
 def _evaluation(chosen: Objective, scored: Scored, examples: Sequence[Example], shots: int) -> Evaluation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zoreward.data import WHOLE, classes_of
+from zoreward.data import PAIRS, classes_of
 from zoreward.records import InputError
 from zoreward.scoring.checkpoints import adapter_base, check_model_name
 from zoreward.scoring.loading import Kind, load_config, model_kind
@@ -33,7 +33,7 @@ class Head:
     @property
     def reads_whole(self) -> bool:
         """Whether it reads a text as a whole, instead of going on with it."""
-        return self.kind in WHOLE
+        return self.kind not in ("causal", PAIRS)
 
 
 def head_of(
@@ -73,9 +73,8 @@ def head_of(
         return Head(kind)
     names = getattr(config, "id2label", None) or {}
     classes = tuple(str(names[number]) for number in sorted(names, key=int))
-    if len(classes) < 2:
-        hint = "it may be a reward model: zoreward tune reward-model --reward-model …; or give --head classifier"
-        raise InputError("the model's head has one output, which is no choice", hint=hint)
+    if len(classes) < 2:  # a cross-encoder, or a reward model
+        return Head("ranker")
     if getattr(config, "problem_type", None) == "multi_label_classification":
         raise InputError("the model's classes do not exclude each other", hint="Take one with one class for a row.")
     return Head(kind, classes)
@@ -88,9 +87,12 @@ def check_needs(needs: str, head: Head) -> None:
         InputError: it is one.
     """
     if head.reads_whole and needs == "completions":
-        name = "a masked model" if head.kind == "masked" else "a classifier"
+        name = "a masked model" if head.kind == "masked" else f"a {head.kind}"
         hint = "take an objective of choices, such as accuracy, or a causal model"
         raise InputError(f"{name} writes no text, which the objective needs", hint=hint)
+    if head.kind == "ranker" and needs == "likelihood":
+        hint = "take an objective of choices, such as accuracy or preference"
+        raise InputError("a head with one output compares answers; how likely one is, it does not say", hint=hint)
 
 
 def kind_of(model: nn.Module) -> Kind:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# What a model gives for a row: the next tokens, the token at a mask, a class, or a second text to a first.
-Kind = Literal["causal", "masked", "classifier", "encoder-decoder"]
+# What a model gives for a row: the next tokens, the token at a mask, a class, how good an answer is, or a second text.
+Kind = Literal["causal", "masked", "classifier", "ranker", "encoder-decoder"]
 
 
 def model_kind(config: Any) -> Kind:

@@ -6,7 +6,6 @@ rows → requests → groups that share a prompt → batches → logits → sums
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -14,14 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from zoreward.data import PAIRS, WHOLE
-from zoreward.members import SelfCheck, Tuned, self_check
 from zoreward.neighbours.of_transformers import cache_argument, cache_of
-from zoreward.records import Example, Member, Request
-from zoreward.scoring.packing import Packer, log_softmax_at
-from zoreward.scoring.reader import Reader, Tokens, forward, not_finite, padded, reader_of
+from zoreward.records import Member, Request
+from zoreward.scoring.forward import Reader, forward, padded
+from zoreward.scoring.packing import log_softmax_at
+from zoreward.scoring.protocol import Tokens
 
 # Logits that are turned into float32 at once: 256 MB.
 LOGITS_AT_ONCE = 1 << 26
@@ -35,109 +33,7 @@ Result = TypeVar("Result")
 Piece = TypeVar("Piece", list[int], list[Request], list[list[Request]], range)
 
 
-def checked_reader(
-    model: nn.Module,
-    pad_token_id: int,
-    examples: Sequence[Example],
-    members: Sequence[Member],
-    *,
-    tuned: Tuned | None = None,
-    packer: Packer | None = None,
-) -> Reader:
-    """Return a reader that scores members together, or one at a time where this model cannot share a forward pass.
-
-    Args:
-        model: the model.
-        pad_token_id: fills rows up on the left.
-        examples: real rows to try it on.
-        members: at least two, different from each other.
-        tuned: its tuned weights; by default `tuned_weights(model)`.
-        packer: tried too; by default one with graphs where the model is on a GPU.
-    """
-    reader = _fitting(reader_of(model, pad_token_id, tuned=tuned), examples, members)
-    check = self_check(reader.model, members, lambda some: _logits_of(reader, examples, some), tuned=reader.tuned)
-    reader = replace(reader, problem=check.problem, check=check)
-    if packer is None and next(model.parameters()).device.type == "cuda" and reader.grouped:
-        packer = Packer(reader)
-    return replace(reader, packer=_checked_packer(packer, reader, examples, check))
-
-
-def _logits_of(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> torch.Tensor:
-    """The logits that answers are read from under one member or two, in the same batches of rows: (M, rows, V)."""
-    seen: list[torch.Tensor] = []
-
-    def look(logits: torch.Tensor) -> None:
-        seen.append(logits.float().cpu().view(len(members), -1, logits.shape[-1]))
-
-    candidate_logprobs(replace(reader, tokens=reader.tokens * len(members) // 2, look=look), examples, members)
-    return torch.cat(seen, dim=1)
-
-
-def _checked_packer(
-    packer: Packer | None, reader: Reader, examples: Sequence[Example], check: SelfCheck
-) -> Packer | None:
-    """Compare what the packer reads with what is read without it; None if it is of no use here."""
-    members, requests = check.members, _requests_of(examples)
-    if packer is None or not packer.suits(_side_by_side(requests), members, reader.rows):
-        return None
-    plain = torch.from_numpy(candidate_logprobs(reader, examples, members))
-    for _ in range(2):  # as it is, then replayed
-        sums_MR = _logprobs(replace(reader, packer=packer), requests, members)
-        if packer.problem is None and (problem := check.agree(torch.from_numpy(_table(examples, sums_MR)), plain)):
-            packer.give_up(problem)
-        if packer.problem is not None:
-            return None
-    return packer
-
-
-def _fitting(reader: Reader, examples: Sequence[Example], members: Sequence[Member]) -> Reader:
-    """Return the reader with as many tokens at once as the memory holds, tried on the longest rows."""
-    [longest, *_], _, _ = _batches(reader, _requests_of(examples), len(members))
-    try:
-        with torch.no_grad(), reader.logits_in_float32(), reader.shown(members):
-            fits, _ = next(in_halves([longest], partial(_read, reader, members=len(members)), _halves))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # what else may be wrong with this model is found out, and told, later
-        return reader
-    return replace(reader, tokens=reader.tokens * len(fits) // len(longest))
-
-
-def candidate_logprobs(
-    reader: Reader, examples: Sequence[Example], members: Sequence[Member] = ((),)
-) -> NDArray[np.float64]:
-    """Return the mean log-probability per token of each candidate after its prompt.
-
-        logprobs[m, n, c] = 1/T · Σ_t log p_m(candidate_t | prompt, candidate_<t),  T tokens of candidate c of row n
-
-    Args:
-        reader: the model.
-        examples: N rows.
-        members: M members; by default the model itself.
-
-    Returns:
-        logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates.
-
-    Raises:
-        ObjectiveError: the model's outputs are not finite.
-    """
-    return _table(examples, request_logprobs(reader, _requests_of(examples), members))
-
-
-def _requests_of(examples: Sequence[Example]) -> list[Request]:
-    return [request for example in examples for request in example.requests]
-
-
-def _table(examples: Sequence[Example], sums_MR: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The means of all candidates' tokens, from the sums of all rows' requests."""
-    lengths = [len(target) for example in examples for target in example.candidate_tokens]
-    counts = np.array([len(example.candidate_tokens) for example in examples])
-    there = np.arange(counts.max()) < counts[:, None]
-    logprobs_MNC = np.full((len(sums_MR), *there.shape), -np.inf)
-    logprobs_MNC[:, there] = sums_MR / lengths
-    return logprobs_MNC
-
-
+@torch.no_grad()
 def request_logprobs(
     reader: Reader, requests: Sequence[Request], members: Sequence[Member] = ((),)
 ) -> NDArray[np.float64]:
@@ -155,43 +51,27 @@ def request_logprobs(
         members: M members; by default the model itself.
 
     Returns:
-        logprobs_MR, float64 ≤ 0. Sums are float64, in token order.
+        logprobs_MR, float64 ≤ 0; NaN where the model's outputs are not finite. Sums are float64, in token order.
 
-    Raises:
-        ObjectiveError: the model's outputs are not finite.
     """
-    logprobs_MR = _logprobs(reader, requests, members)
-    if np.isnan(logprobs_MR).any():  # an argmax would take NaN for the first answer
-        raise not_finite()
-    return logprobs_MR
-
-
-@torch.no_grad()
-def _logprobs(reader: Reader, requests: Sequence[Request], members: Sequence[Member]) -> NDArray[np.float64]:
-    if reader.packer is not None:
-        groups = _side_by_side(requests)
-        if reader.packer.suits(groups, members, reader.rows):
-            packed_MR = reader.packer.logprobs(groups, members)
-            if packed_MR is not None:
-                return packed_MR
     size = min(len(members), reader.together or len(members)) if reader.grouped else 1
-    batches, columns, read = _batches(reader, requests, size)
+    batches, columns, read = batches_of(reader, requests, size)
     sums_MR = np.empty((len(members), len(columns)))
     for first in range(0, len(members), size):
         some = members[first : first + size]
         with reader.logits_in_float32(), reader.shown(some):
-            for batch, sums in in_halves(batches, partial(_read, reader, members=len(some)), _halves):
+            for batch, sums in in_halves(batches, partial(read_batch, reader, members=len(some)), halves_of_groups):
                 place = [columns[id(request)] for group in batch for request in group]
                 sums_MR[first : first + size, place] = np.stack(sums, axis=1)
     return sums_MR[:, read]
 
 
-def _side_by_side(requests: Sequence[Request]) -> list[Group]:
+def side_by_side(requests: Sequence[Request]) -> list[Group]:
     """Requests that stand side by side and have their prompt in common, as those of a row."""
     return [list(group) for _, group in groupby(requests, key=lambda request: id(request.prompt))]
 
 
-def _batches(
+def batches_of(
     reader: Reader, requests: Sequence[Request], members: int
 ) -> tuple[list[list[Group]], dict[int, int], list[int]]:
     """Requests in groups behind one prompt, and these in batches of like length; of equal requests only the first.
@@ -295,11 +175,11 @@ def halves_of(batch: Piece) -> list[Piece]:
     return [batch[:middle], batch[middle:]] if middle else []
 
 
-def _halves(batch: list[Group]) -> list[list[Group]]:
+def halves_of_groups(batch: list[Group]) -> list[list[Group]]:
     return halves_of(batch) or [[half] for half in halves_of(batch[0])]
 
 
-def _read(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
+def read_batch(reader: Reader, batch: Sequence[Group], members: int) -> list[Sums]:
     """The sums of a batch's requests, in their order, of the members that the model shows."""
     if reader.kind == PAIRS:
         return _decoded(reader, batch, members)

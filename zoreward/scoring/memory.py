@@ -11,11 +11,10 @@ from torch import nn
 
 from zoreward.members import KEEP_BYTES, Tuned, bytes_of, in_each_block, lasting_bytes, scratch_bytes
 from zoreward.records import Example, Member, NoRoomError
+from zoreward.scoring.decoding import CPU_TOKENS, GPU_TOKENS
 from zoreward.scoring.devices import bytes_to_keep, free_bytes
-from zoreward.scoring.generation import CPU_TOKENS, GPU_TOKENS
+from zoreward.scoring.forward import forward_tokens, vocabulary_size
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE
-from zoreward.scoring.probes import vocabulary_size
-from zoreward.scoring.reader import forward_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,7 @@ def needed_memory(
     *,
     rows: int,
     new_tokens: int,
-    base: bool,
-    anchor: bool,
+    copied: int,
     device: torch.device,
 ) -> Memory | None:
     """Return what tuning a model needs on a device; None where the device does not say what it has.
@@ -91,8 +89,7 @@ def needed_memory(
         examples: the rows to tune on.
         rows: rows of a step.
         new_tokens: tokens that are written behind a prompt; 0 where answers are given.
-        base: whether a copy of the model is kept on this device, to compare with.
-        anchor: whether a copy of what is tuned is kept, to decay towards.
+        copied: bytes of the copies of weights that are kept on this device, to compare with or to decay towards.
         device: where the model will stand. What of it stands there already counts as free.
     """
     free = free_bytes(device)
@@ -100,9 +97,7 @@ def needed_memory(
         return None
     free += bytes_of(weight for weight in model.parameters() if weight.device == device)
     weights = bytes_of(model.parameters())
-    copy = weights if base else 0
-    copy += bytes_of(tuned.weights.values()) if anchor and tuned is not None else 0
-    left = free - weights - copy
+    left = free - weights - copied
     scratch = 0
     if tuned is not None:
         scratch = lasting_bytes(tuned, members) + max(
@@ -120,7 +115,7 @@ def needed_memory(
     return Memory(
         weights=weights,
         scratch=scratch,
-        base=copy,
+        base=copied,
         activations=_activations(model, sequences, lengths[0] if new_tokens else most, 1 if new_tokens else behind),
         cache=cache_bytes(model, sequences * most) if new_tokens else 0,
         free=free,

@@ -22,7 +22,7 @@ from zoreward.scoring.devices import is_spread
 from zoreward.scoring.stepping import captured, is_lost, on_side_stream
 
 if TYPE_CHECKING:
-    from zoreward.scoring.reader import Reader
+    from zoreward.scoring.forward import Reader
 
 # Tokens of a line: a few rows of a usual length fit, and attention costs little beside the rest.
 LINE = 128
@@ -235,6 +235,11 @@ class _Pass:
 
 
 def log_softmax_at(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return log softmax(logits)[…, targets] of float32 logits; NaN where a logit of the row is NaN or +inf."""
+    """Return log softmax(logits)[…, targets] of float32 logits; NaN where a logit of the row is NaN or +inf.
+
+    An only output is returned as it is: a log-probability but for a number that all answers of its row have in common.
+    """
+    if logits.shape[-1] == 1:
+        return logits.gather(-1, targets).masked_fill(is_lost(logits), torch.nan)
     total = logits.logsumexp(-1, keepdim=True)  # its subtraction alone would make −inf of all that is beside +inf
     return logits.gather(-1, targets) - total.masked_fill(is_lost(total), torch.nan)

@@ -14,15 +14,12 @@ from transformers.utils import logging
 from zoreward.config import Prompting, part_of
 from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
-from zoreward.records import Example, InputError, Member, Scored, ZorewardError, named, one_line
-from zoreward.registry import Objective, is_ctrl_c, place_of
-from zoreward.scoring.answers import scores_of, with_base
-from zoreward.scoring.completions import completion_scores
-from zoreward.scoring.decoding import Generation
-from zoreward.scoring.generation import HFGenerator, checked_generator
+from zoreward.records import Example, InputError, Member, Scored, ZorewardError, one_line
+from zoreward.registry import Objective
 from zoreward.scoring.heads import Head, check_needs
-from zoreward.scoring.logprobs import candidate_logprobs, checked_reader
-from zoreward.scoring.reader import Reader, reader_of
+from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
+from zoreward.scoring.protocol import Engine, Generation
+from zoreward.scoring.requests import candidate_logprobs, completion_scores, scores_of, with_base
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,23 +31,17 @@ TRIAL_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scorer:
-    """A model, an objective, and how the one is scored by the other.
+    """An engine, an objective, and how its members are scored by it.
 
     Args:
-        reader: the model.
-        objective: what its members are scored by.
-        tokenizer: the model's.
-        generator: what writes, for an objective that needs `completions`.
-        generation: how it writes.
-        together: `Reader.together` where members are scored; the model itself is read in batches as full as can be.
+        engine: who answers.
+        objective: what members are scored by.
+        generation: how they write, for an objective that needs `completions`.
     """
 
-    reader: Reader
+    engine: Engine
     objective: Objective
-    tokenizer: PreTrainedTokenizerBase
-    generator: HFGenerator | None
     generation: Generation
-    together: int | None = None
 
     def score(
         self,
@@ -73,20 +64,24 @@ class Scorer:
         Raises:
             ObjectiveError: the objective raised, or returned no score; or the model's outputs are not finite.
         """
-        with ends_told(self.reader.model):
-            if self.generator is None:
-                together = self.together if any(members) else None
-                reader = replace(self.reader, rows=rows, together=together)
-                logprobs_MNC = candidate_logprobs(reader, examples, members)
-                return scores_of(self.objective, examples, list(logprobs_MNC))
-            settings = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
-            what = (self.generator, self.tokenizer, self.objective, examples, members, settings)
-            return [*completion_scores(*what, trainer_state=trainer_state)]
+        if self.objective.needs != "completions":
+            logprobs_MNC = candidate_logprobs(self.engine, examples, members, rows=rows)
+            return scores_of(self.objective, examples, list(logprobs_MNC))
+        how = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
+        what = (self.engine, self.objective, examples, members, how)
+        return [*completion_scores(*what, trainer_state=trainer_state)]
+
+    @property
+    def reader(self) -> LocalEngine:
+        """The engine, where it is the one at hand: its model can be read in other ways too."""
+        if not isinstance(self.engine, LocalEngine):
+            raise InputError("that needs the model at hand", hint="Leave out what reads its logits: drift and kl.")
+        return self.engine
 
     @property
     def problem(self) -> str | None:
         """Why members cannot share a forward pass; None if they can."""
-        return (self.generator.reader if self.generator else self.reader).problem
+        return getattr(self.engine, "problem", None)
 
 
 def scorer_of(
@@ -98,9 +93,7 @@ def scorer_of(
     tuned: Tuned | None = None,
 ) -> Scorer:
     """Return what scores this model, one member at a time or few."""
-    reader = reader_of(model, tokenizer.pad_token_id, tuned=tuned)
-    generator = HFGenerator(reader, tokenizer) if objective.needs == "completions" else None
-    return Scorer(reader, objective, tokenizer, generator, generation)
+    return Scorer(engine_of(model, tokenizer.pad_token_id, tokenizer, tuned=tuned), objective, generation)
 
 
 def checked_scorer(
@@ -124,27 +117,20 @@ def checked_scorer(
         examples: some rows.
         members: at least two, different from each other.
         tuned: the model's tuned weights; by default `tuned_weights(model)`.
-        together: how many will be scored at once.
+        together: how many will be scored at once: for so many passes are sized.
 
     Raises:
         ObjectiveError: the objective raised, or returned no score.
         InputError: the model fails on these rows by itself.
     """
-    if objective.needs == "completions":
-        with running(model):
-            scorer = scorer_of(model, tokenizer, objective, generation, tuned=tuned)
-        generator = checked_generator(scorer.reader, tokenizer, examples, members[:2])
-        scorer = replace(scorer, generator=generator, reader=generator.reader)
-        short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
-        with running(model):
-            _tell_of_no_score(objective, replace(scorer, generation=short).score(examples), len(examples))
-        return scorer
     with running(model):
-        reader = checked_reader(model, tokenizer.pad_token_id, examples, members[:2], tuned=tuned)
-    scorer = Scorer(reader, objective, tokenizer, None, generation, together)
+        pad = tokenizer.pad_token_id
+        engine = checked_engine(model, pad, examples, members[:2], tokenizer=tokenizer, tuned=tuned)
+    scorer = Scorer(engine.cut_as({"members": together}), objective, generation)
+    trial = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
     with running(model):
-        rows = with_base(reader, examples) if objective.compares_with_base else examples
-        _tell_of_no_score(objective, scorer.score(rows), len(rows))
+        rows = with_base(engine, examples) if objective.compares_with_base else examples
+        _tell_of_no_score(objective, replace(scorer, generation=trial).score(rows), len(rows))
     return scorer
 
 
@@ -153,23 +139,6 @@ def _tell_of_no_score(objective: Objective, scored: Sequence[Scored], n_rows: in
         logging.get_logger(__name__).warning(
             "%r has no score on the first %d rows: a step on such rows moves nothing.", objective.name, n_rows
         )
-
-
-@contextmanager
-def ends_told(model: nn.Module) -> Iterator[None]:
-    """Name the model where it raises what would end the process, as if that were what was asked for.
-
-    Raises:
-        InputError: in the place of SystemExit and the like; not of the user's Ctrl-C.
-    """
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as error:
-        if is_ctrl_c(error):
-            raise
-        raise InputError(f"{type(called_model(model)).__name__} raised {named(error)}", hint=place_of(error)) from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from zoreward.scoring.devices import is_spread
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, StoppingCriteria
 
-    from zoreward.scoring.reader import Reader
+    from zoreward.scoring.forward import Reader
 
 # Lengths of the cache: prompts of many lengths share a graph, and attention wants masks of aligned lines.
 LENGTHS = 16

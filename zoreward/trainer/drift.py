@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.utils import logging
 
-from zoreward.records import Example, InputError, Member, Scored, Writing
+from zoreward.records import Example, InputError, Member, Request, Scored, Writing
 from zoreward.scoring import (
     Base,
-    HFGenerator,
     Scorer,
     base_of,
     checked_device,
@@ -83,10 +82,10 @@ class Drift:
             prompts, texts = _texts(of, [scored])
         else:
             prompts = [example.prompt_tokens for example in self._rows]
-            generator = scorer.generator or HFGenerator(scorer.reader, scorer.tokenizer)
-            settings = replace(scorer.generation, seed=seed)
-            texts = [own for group in generator.generate(prompts, ((),), settings) for own in group]
-            if scorer.generator is None:
+            work = [((), [Request(prompt, ()) for prompt in prompts])]
+            [[written]] = scorer.engine.generate(work, replace(scorer.generation, seed=seed))
+            texts = [[completion.tokens for completion in written]]
+            if scorer.objective.needs != "completions":
                 found = {"length": mean_length(texts[0]), "distinct_2": distinct_2(texts[0])}
         [kl] = kl_to_base(scorer.reader, self.base, prompts, texts)
         moved = weights_moved(scorer.reader, self.base)

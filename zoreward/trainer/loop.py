@@ -18,14 +18,14 @@ from transformers.utils import logging
 from zoreward.config import Rewarding, part_of
 from zoreward.data import rows_of
 from zoreward.journal import Journal
-from zoreward.members import called_model, check_merged, in_all_blocks, merged_copy, update_
+from zoreward.members import called_model, check_merged, in_all_blocks, merged_copy
 from zoreward.methods import all_scored
 from zoreward.noise import derive_seed
 from zoreward.records import Example, InputError, Query, Scored, StepRecord, one_line
 from zoreward.registry import Source, no_score
 from zoreward.registry.retries import with_retries
 from zoreward.scoring import (
-    Reader,
+    LocalEngine,
     Scorer,
     checked_scorer,
     generation_of,
@@ -326,7 +326,7 @@ class ZOTrainer(ResumableTrainer):
             self.control.should_training_stop = True
             self.control.should_evaluate = self.args.eval_strategy != "no"
 
-    def _eval_reader(self, args: ZOConfig) -> Reader:
+    def _eval_reader(self, args: ZOConfig) -> LocalEngine:
         """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
         return replace(self.scorer.reader, rows=args.per_device_eval_batch_size or None)
 
@@ -385,7 +385,7 @@ class ZOTrainer(ResumableTrainer):
         record = self.last_step
         assert record is not None
         self._write_step(record)
-        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+        self.scorer.engine.apply(record.update)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         assert self.last_step is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoreward.members import Tuned, lora_config, tuned_weights
+from zoreward.members import Tuned, bytes_of, lora_config, tuned_weights
 from zoreward.neighbours.of_peft import quiet_peft
 from zoreward.records import Example, InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, needed_memory
@@ -64,6 +64,8 @@ def checked_memory(
     if tuned is not None:
         check_directions(tuned, args)
     elsewhere = args.base_device is not None and torch.device(args.base_device).type != args.device.type
+    copied = bytes_of(blank.parameters()) if keeps_base(args) and not adapter and not elsewhere else 0
+    copied += bytes_of(tuned.weights.values()) if args.anchor > 0 and tuned is not None else 0
     memory = needed_memory(
         blank,
         tuned,
@@ -71,8 +73,7 @@ def checked_memory(
         examples,
         rows=len(examples) if query.rows == "all" else args.train_batch_size * args.gradient_accumulation_steps,
         new_tokens=args.max_completion_length if needs == "completions" else 0,
-        base=keeps_base(args) and not adapter and not elsewhere,
-        anchor=args.anchor > 0,
+        copied=copied,
         device=args.device,
     )
     if memory is not None:

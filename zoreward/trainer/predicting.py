@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,11 @@ def predicted(
         The score; the texts that were written, (N,), or the log-probabilities of each row's candidates, (N, C) with
         −inf where a row has fewer; the index of the right candidate, (N,), or None where there is none to choose.
     """
-    if scorer.generator is not None:
+    if scorer.objective.needs == "completions":
         [writing] = scorer.score(examples, seed=seed, rows=rows, trainer_state=trainer_state)
         texts = [completion.text for completion in getattr(writing, "completions", ())]
         return writing, np.array(texts, dtype=object), None
-    [logprobs_NC] = candidate_logprobs(replace(scorer.reader, rows=rows), examples)
+    [logprobs_NC] = candidate_logprobs(scorer.engine, examples, rows=rows)
     [scored] = scores_of(scorer.objective, examples, [logprobs_NC])
     if scorer.objective.needs != "choices":
         return scored, logprobs_NC, None

@@ -173,7 +173,7 @@ class ResumableTrainer(Trainer):
 
     def _journal_header(self) -> dict[str, Any]:
         rows = (self.train_dataset, self.eval_dataset)
-        return header_of(self.ready, self.objective, self.method, self.args, *rows)
+        return {**header_of(self.ready, self.objective, self.method, self.args, *rows), "unit": self.scorer.engine.unit}
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -232,6 +232,8 @@ class ResumableTrainer(Trainer):
             )
         if self.header["versions"] != run.header.get("versions"):
             logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
+        unit = run.header.get("unit") or {}  # of a run of 0.1.0: nothing
+        self.scorer = replace(self.scorer, engine=self.scorer.reader.cut_as(unit))
         self._move_to(run, run.n_steps, from_base=True)
         self.method_state = state_after(self.method, run.records())
         self.last_step = run.record(run.n_steps - 1) if run.n_steps else None

@@ -1,111 +1,23 @@
-"""Answers as columns: what objectives are given of the log-probabilities of candidates, and what they make of it.
-
-And two baselines that change no weight: calibrated answers, and a logistic regression on what a model makes of prompts.
-"""
+"""Two baselines that change no weight: calibrated answers, and a logistic regression on hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zoreward.records import Example, InputError, Member, Scored
-from zoreward.registry import Objective, mean_score
-from zoreward.scoring.logprobs import candidate_logprobs, sorted_batches
-from zoreward.scoring.reader import Reader, forward
-from zoreward.scoring.rewards import Notes, columns_of
-
-
-def member_scores(
-    reader: Reader, objective: Objective, examples: Sequence[Example], members: Sequence[Member] = ((),)
-) -> list[float]:
-    """Return scores_M: the objective's value for each member, all on the same rows.
-
-    Raises:
-        ObjectiveError: the objective raised, or returned what is no score.
-    """
-    return [one.score for one in scores_of(objective, examples, list(candidate_logprobs(reader, examples, members)))]
-
-
-def scores_of(
-    objective: Objective, examples: Sequence[Example], logprobs_MNC: Sequence[NDArray[np.float64]]
-) -> list[Scored]:
-    """Return what each member is worth by what it gives to the candidates; raises what `member_scores` raises."""
-    columns = columns_of(examples)
-    notes = [Notes() for _ in logprobs_MNC]
-    batches = [
-        (len(examples), columns | outputs_of(objective.needs, examples, own_NC) | {"log_metric": note.log_metric})
-        for own_NC, note in zip(logprobs_MNC, notes, strict=True)
-    ]
-    return [
-        Scored(
-            objective.combined(returned),
-            {name: mean_score(found) for name, found in returned.items()},
-            metrics=note.means(),
-        )
-        for returned, note in zip(objective.returned_for(batches), notes, strict=True)
-    ]
-
-
-def outputs_of(needs: str, examples: Sequence[Example], logprobs_NC: NDArray[np.float64]) -> dict[str, Any]:
-    """Return the outputs of one member for an objective of answers that are given.
-
-        logprob_sums[n, c] = T · logprobs[n, c],  T tokens of candidate c of row n
-
-    Args:
-        needs: `choices`, or `likelihood`, whose rows have one candidate each, the right answer.
-        examples: N rows.
-        logprobs_NC: mean log-probability per token of each candidate; −inf where a row has fewer.
-
-    Returns:
-        `logprobs` and `logprob_sums`; `base_logprobs` and `base_logprob_sums`, the same of the model before tuning,
-        where the examples know them. All are (N, C), −inf where a row has fewer candidates; (N,) for `likelihood`.
-        `references`: the index of each row's right candidate; for `likelihood` the answers' texts. For `choices`
-        `predictions`: the index of each row's likeliest candidate, the first of equals.
-    """
-    counts_NC = token_counts(examples)
-    outputs: dict[str, Any] = {"logprobs": logprobs_NC, "logprob_sums": logprobs_NC * counts_NC}
-    known = [example.base_logprobs for example in examples if example.base_logprobs is not None]
-    if len(known) == len(examples):
-        base_NC = _filled(known, -np.inf)
-        outputs |= {"base_logprobs": base_NC, "base_logprob_sums": base_NC * counts_NC}
-    if needs == "likelihood":
-        of_answers = {name: values_NC[:, 0] for name, values_NC in outputs.items()}
-        return {**of_answers, "references": [example.candidates[0] for example in examples]}
-    references = [example.reference for example in examples]
-    return {"predictions": logprobs_NC.argmax(axis=1).tolist(), "references": references, **outputs}
-
-
-def token_counts(examples: Sequence[Example]) -> NDArray[np.float64]:
-    """Return how many tokens each candidate has: (N, C); 1 where a row has fewer candidates."""
-    return _filled([list(map(len, example.candidate_tokens)) for example in examples], 1.0)
-
-
-def _filled(lists: Sequence[Sequence[float]], filling: float) -> NDArray[np.float64]:
-    table = np.full((len(lists), max(map(len, lists))), filling)
-    for own, row in zip(lists, table, strict=True):
-        row[: len(own)] = own
-    return table
-
-
-def with_base(reader: Reader, examples: Sequence[Example]) -> list[Example]:
-    """Return the rows with the log-probabilities that the model as it is now gives to their candidates.
-
-    Called before step 1, it makes the model the base that objectives compare with.
-    """
-    [logprobs_NC] = candidate_logprobs(reader, examples)
-    return [
-        replace(example, base_logprobs=tuple(own[: len(example.candidate_tokens)].tolist()))
-        for example, own in zip(examples, logprobs_NC, strict=True)
-    ]
+from zoreward.records import Example, InputError, Scored
+from zoreward.registry import Objective
+from zoreward.scoring.forward import Reader, forward
+from zoreward.scoring.logprobs import sorted_batches
+from zoreward.scoring.protocol import Engine
+from zoreward.scoring.requests import candidate_logprobs, scores_of, token_counts
 
 
 def calibrated_logprobs(
-    reader: Reader, examples: Sequence[Example], content_free: Sequence[Example]
+    engine: Engine, examples: Sequence[Example], content_free: Sequence[Example], *, rows: int | None = None
 ) -> NDArray[np.float64]:
     """Return how much likelier each candidate becomes by what its row says.
 
@@ -114,16 +26,19 @@ def calibrated_logprobs(
     Sums over a candidate's tokens, not means: a long candidate pays for its length on both sides.
 
     Args:
-        reader: the model.
+        engine: the model.
         examples: N rows.
         content_free: the same rows and candidates behind prompts without content.
+        rows: most rows of one forward pass; see `Engine.logprobs`.
 
     Returns:
         calibrated_NC, float64; −inf where a row has fewer than C candidates.
 
     Source: surface form competition, Holtzman et al. 2021, arXiv 2104.08315, as in MeZO's released code.
     """
-    own_NC, free_NC = (candidate_logprobs(reader, some)[0] * token_counts(some) for some in (examples, content_free))
+    own_NC, free_NC = (
+        candidate_logprobs(engine, some, rows=rows)[0] * token_counts(some) for some in (examples, content_free)
+    )
     there = np.isfinite(own_NC)
     return np.where(there, own_NC - np.where(there, free_NC, 0.0), -np.inf)
 

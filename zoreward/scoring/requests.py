@@ -1,0 +1,353 @@
+"""Rows as requests, and answers as columns: what members are asked, and what objectives are given and make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoreward.records import Completion, Example, Member, Request, Scored, Writing
+from zoreward.registry import Objective, mean_score
+from zoreward.scoring.protocol import Engine, Generation
+
+# What TRL keeps from a reward function because it says it in another way.
+_KEPT_BACK = ("prompt", "completion", "completion_ids")
+
+
+def requests_of(examples: Sequence[Example]) -> list[tuple[Request, ...]]:
+    """Return what a model is asked about each row: how likely its candidates are."""
+    return [example.requests for example in examples]
+
+
+def prompts_of(examples: Sequence[Example]) -> list[Request]:
+    """Return what a model is asked to go on from: the prompt of each row."""
+    return [Request(example.prompt_tokens, ()) for example in examples]
+
+
+def candidate_logprobs(
+    engine: Engine, examples: Sequence[Example], members: Sequence[Member] = ((),), *, rows: int | None = None
+) -> NDArray[np.float64]:
+    """Return the mean log-probability per token of each candidate after its prompt.
+
+        logprobs[m, n, c] = 1/T · Σ_t log p_m(candidate_t | prompt, candidate_<t),  T tokens of candidate c of row n
+
+    Args:
+        engine: the model.
+        examples: N rows.
+        members: M members; by default the model itself.
+        rows: most rows of one forward pass; see `Engine.logprobs`.
+
+    Returns:
+        logprobs_MNC, float64 ≤ 0; −inf where a row has fewer than C candidates.
+
+    Raises:
+        ObjectiveError: the model's outputs are not finite.
+    """
+    asked = requests_of(examples)
+    requests = [request for own in asked for request in own]
+    sums_MR = np.stack(engine.logprobs([(member, requests) for member in members], rows=rows))
+    return means_of(asked, sums_MR)
+
+
+def means_of(asked: Sequence[Sequence[Request]], sums_MR: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means over the tokens of all candidates (M, N, C), from the sums of all rows' requests."""
+    counts = np.array(list(map(len, asked)))
+    there = np.arange(counts.max()) < counts[:, None]
+    logprobs_MNC = np.full((len(sums_MR), *there.shape), -np.inf)
+    logprobs_MNC[:, there] = sums_MR / [len(request.target) for own in asked for request in own]
+    return logprobs_MNC
+
+
+def member_scores(
+    engine: Engine, objective: Objective, examples: Sequence[Example], members: Sequence[Member] = ((),)
+) -> list[float]:
+    """Return scores_M: the objective's value for each member, all on the same rows.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned what is no score.
+    """
+    return [one.score for one in scores_of(objective, examples, list(candidate_logprobs(engine, examples, members)))]
+
+
+def scores_of(
+    objective: Objective, examples: Sequence[Example], logprobs_MNC: Sequence[NDArray[np.float64]]
+) -> list[Scored]:
+    """Return what each member is worth by what it gives to the candidates; raises what `member_scores` raises."""
+    columns = columns_of(examples)
+    notes = [Notes() for _ in logprobs_MNC]
+    batches = [
+        (len(examples), columns | outputs_of(objective.needs, examples, own_NC) | {"log_metric": note.log_metric})
+        for own_NC, note in zip(logprobs_MNC, notes, strict=True)
+    ]
+    return [
+        Scored(
+            objective.combined(returned),
+            {name: mean_score(found) for name, found in returned.items()},
+            metrics=note.means(),
+        )
+        for returned, note in zip(objective.returned_for(batches), notes, strict=True)
+    ]
+
+
+def outputs_of(needs: str, examples: Sequence[Example], logprobs_NC: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the outputs of one member for an objective of answers that are given.
+
+        logprob_sums[n, c] = T · logprobs[n, c],  T tokens of candidate c of row n
+
+    Args:
+        needs: `choices`, or `likelihood`, whose rows have one candidate each, the right answer.
+        examples: N rows.
+        logprobs_NC: mean log-probability per token of each candidate; −inf where a row has fewer.
+
+    Returns:
+        `logprobs` and `logprob_sums`; `base_logprobs` and `base_logprob_sums`, the same of the model before tuning,
+        where the examples know them. All are (N, C), −inf where a row has fewer candidates; (N,) for `likelihood`.
+        `references`: the index of each row's right candidate; for `likelihood` the answers' texts. For `choices`
+        `predictions`: the index of each row's likeliest candidate, the first of equals.
+    """
+    counts_NC = token_counts(examples)
+    outputs: dict[str, Any] = {"logprobs": logprobs_NC, "logprob_sums": logprobs_NC * counts_NC}
+    known = [example.base_logprobs for example in examples if example.base_logprobs is not None]
+    if len(known) == len(examples):
+        base_NC = _filled(known, -np.inf)
+        outputs |= {"base_logprobs": base_NC, "base_logprob_sums": base_NC * counts_NC}
+    if needs == "likelihood":
+        of_answers = {name: values_NC[:, 0] for name, values_NC in outputs.items()}
+        return {**of_answers, "references": [example.candidates[0] for example in examples]}
+    references = [example.reference for example in examples]
+    return {"predictions": logprobs_NC.argmax(axis=1).tolist(), "references": references, **outputs}
+
+
+def token_counts(examples: Sequence[Example]) -> NDArray[np.float64]:
+    """Return how many tokens each candidate has: (N, C); 1 where a row has fewer candidates."""
+    return _filled([[len(request.target) for request in own] for own in requests_of(examples)], 1.0)
+
+
+def _filled(lists: Sequence[Sequence[float]], filling: float) -> NDArray[np.float64]:
+    table = np.full((len(lists), max(map(len, lists))), filling)
+    for own, row in zip(lists, table, strict=True):
+        row[: len(own)] = own
+    return table
+
+
+def with_base(engine: Engine, examples: Sequence[Example], *, rows: int | None = None) -> list[Example]:
+    """Return the rows with the log-probabilities that the model as it is now gives to their candidates.
+
+    Called before step 1, it makes the model the base that objectives compare with.
+    """
+    [logprobs_NC] = candidate_logprobs(engine, examples, rows=rows)
+    return [
+        replace(example, base_logprobs=tuple(own[: len(example.requests)].tolist()))
+        for example, own in zip(examples, logprobs_NC, strict=True)
+    ]
+
+
+def completion_scores(
+    engine: Engine,
+    objective: Objective,
+    examples: Sequence[Example],
+    members: Sequence[Member] = ((),),
+    how: Generation | None = None,
+    *,
+    trainer_state: Any = None,
+) -> list[Writing]:
+    """Let members write behind the same prompts, and score what they write.
+
+    While the objective scores what some members wrote, in this thread, the next ones write in another. So an
+    objective must not use the model that is being scored.
+
+    Args:
+        engine: what writes.
+        objective: one that needs `completions`.
+        examples: N rows, from `render_prompts`.
+        members: M members; by default the model itself.
+        how: how to write; by default `Generation()`.
+        trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
+
+    Returns:
+        one `Writing` for each member, in their order.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned no score; or the model's outputs are not finite.
+    """
+    prompts = prompts_of(examples)
+    writings: list[Writing] = []
+    for texts in _one_ahead(engine.generate([(member, prompts) for member in members], how or Generation())):
+        writings += score_writings(objective, examples, texts, trainer_state)
+    return writings
+
+
+def _one_ahead(chunks: Iterable[list[list[Completion]]]) -> Iterator[list[list[Completion]]]:
+    """Yield what `chunks` yields; while the caller is at work on one, a thread fetches the next.
+
+    The first is fetched here: where there is only one, everything happens in the caller's thread.
+    """
+    fetch = iter(chunks)
+    chunk = next(fetch, None)
+    with ThreadPoolExecutor(1, thread_name_prefix="zoreward-write") as worker:
+        while chunk is not None:
+            ahead = worker.submit(next, fetch, None)
+            yield chunk
+            chunk = ahead.result()
+
+
+def score_writings(
+    objective: Objective,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[Completion]],
+    trainer_state: Any = None,
+) -> list[Writing]:
+    """Score what members wrote; async rewards of all of them run together.
+
+    Args:
+        objective: one that needs `completions`.
+        examples: N rows.
+        texts: for each member what it wrote for each row.
+        trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned what is no score.
+    """
+    if trainer_state is None:
+        from transformers import TrainerState
+
+        trainer_state = TrainerState()
+    notes = [Notes() for _ in texts]
+    batches = [
+        (len(examples), {**completion_outputs(examples, written), "trainer_state": trainer_state, **note.loggers()})
+        for written, note in zip(texts, notes, strict=True)
+    ]
+    return [
+        Writing(
+            completions=tuple(written),
+            score=objective.combined(returned),
+            part_scores={name: mean_score(found) for name, found in returned.items()},
+            rewards={name: tuple(found) for name, found in returned.items() if isinstance(found, list)},
+            extra=note.extra,
+            metrics=note.means(),
+        )
+        for written, returned, note in zip(texts, objective.returned_for(batches), notes, strict=True)
+    ]
+
+
+def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """Return the rows' columns as lists; a row without a column has None there."""
+    names = dict.fromkeys(name for example in examples for name in example.row)
+    return {name: [example.row.get(name) for example in examples] for name in names}
+
+
+def completion_outputs(examples: Sequence[Example], written: Sequence[Completion]) -> dict[str, Any]:
+    """Return the outputs of one member for an objective that needs `completions`.
+
+    Args:
+        examples: N rows, all of them plain or all of them conversations.
+        written: what the member wrote for each.
+
+    Returns:
+        `prompts`: texts, or lists of messages · `completions`: texts, or lists of one message of the assistant's ·
+        `completion_ids`: lists of tokens, up to and with EOS · every column, but `prompt`, `completion` and
+        `completion_ids`.
+    """
+    chat = examples[0].messages is not None
+    columns = {name: values for name, values in columns_of(examples).items() if name not in _KEPT_BACK}
+    return {
+        **columns,
+        "prompts": [list(one.messages) if one.messages else one.prompt for one in examples],
+        "completions": [[{"role": "assistant", "content": one.text}] if chat else one.text for one in written],
+        "completion_ids": [list(one.tokens) for one in written],
+    }
+
+
+class Notes:
+    """What objectives log beside their scores."""
+
+    def __init__(self) -> None:
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the times it was logged."""
+        return {name: math.fsum(values) / len(values) for name, values in self.metrics.items()}
+
+    def loggers(self) -> dict[str, Any]:
+        """Return what reward functions log with."""
+        return {"log_extra": self.log_extra, "log_metric": self.log_metric}
+
+    def log_extra(self, column: str, values: list[Any]) -> None:
+        """Add values to a column."""
+        self.extra.setdefault(str(column), []).extend(values)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Add a value of a metric."""
+        self.metrics.setdefault(metric_name(name), []).append(float(value))
+
+
+def metric_name(name: object) -> str:
+    """Return the name under which a metric of an objective's own is told: none that zoreward gives begins so.
+
+    A reward that logs "score" would else take the place of the score by which the best step is chosen; and one that
+    logs "dev score" would look like it on the screen.
+
+    >>> metric_name("share"), metric_name("dev score")
+    ('metric/share', 'metric/dev score')
+    """
+    return f"metric/{name}"
+
+
+def statistics_of(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return how long and how varied is what members wrote: `length` and `distinct_2`; nothing if they did not write.
+
+    distinct-2 is counted over all completions together.
+    """
+    written = [one.tokens for member in scored for one in getattr(member, "completions", ())]
+    return {"length": mean_length(written), "distinct_2": distinct_2(written)} if written else {}
+
+
+def distinct_2(completions: Iterable[Sequence[int]]) -> float:
+    """Return the share of different pairs of neighbouring tokens, counted over all completions together; 0 to 1.
+
+        distinct-2 = number of different bigrams / number of bigrams
+
+    It falls with the number of completions: compare like with like. 0 where there is no bigram.
+
+    Source: Li et al. 2016, "A diversity-promoting objective function for neural conversation models", with tokens for
+    words.
+
+    >>> distinct_2([[1, 2, 3], [1, 2]])
+    0.6666666666666666
+    """
+    pairs = [pair for tokens in completions for pair in pairwise(tokens)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def mean_length(completions: Iterable[Sequence[int]]) -> float:
+    """Return the mean number of tokens.
+
+    >>> mean_length([[1, 2, 3], [1]])
+    2.0
+    """
+    lengths = [len(tokens) for tokens in completions]
+    return sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def share_that_differs(texts_MN: Sequence[Sequence[str]], base_N: Sequence[str] | None = None) -> float:
+    """Return the share of members that wrote something else than the base for at least one prompt; 0 to 1.
+
+    Where it is small, members are too alike to be told apart by what they write.
+
+    Args:
+        texts_MN: what each member wrote.
+        base_N: what they are compared with; by default the first member, which is then not counted.
+
+    >>> share_that_differs([["a", "b"], ["a", "b"], ["a", "c"]])
+    0.5
+    """
+    others = texts_MN if base_N is not None else texts_MN[1:]
+    base = list(texts_MN[0] if base_N is None else base_N)
+    return sum(list(texts) != base for texts in others) / len(others) if others else 0.0
