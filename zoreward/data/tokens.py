@@ -252,22 +252,20 @@ def _front(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: list[li
 def _begun(
     tokens: list[int], front: list[int], tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True
 ) -> tuple[list[int], list[int]]:
-    """What stands in front of a prompt's own tokens, and those."""
+    """What stands in front of a prompt's own tokens, and those; one token where there would be none to begin with.
+
+    Not `empty` are prompts that answers take in.
+    """
     if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
         tokens = tokens[len(front) :]
-    return front if front or tokens else _any_start(tokenizer, number, empty=empty), tokens
-
-
-def _any_start(tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True) -> list[int]:
-    """One token for a model to begin with where the prompt has none; not `empty` are prompts that answers take in."""
+    if front or tokens:
+        return front, tokens
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
-            return [token]
+            return [token], tokens
     why = "the prompt has no tokens" if empty else "the prompt's first token is joined with the answer's"
-    raise InputError(
-        f"row {number}: {why}, and the tokenizer has neither BOS nor EOS to begin with",
-        hint="drop such rows, or put some text into --template",
-    )
+    message = f"row {number}: {why}, and the tokenizer has neither BOS nor EOS to begin with"
+    raise InputError(message, hint="drop such rows, or put some text into --template")
 
 
 def _cut(head: int, tokens: int, candidate: int, max_length: int | None) -> int | None:
@@ -416,9 +414,8 @@ def _around_masks(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max
         texts, encode(tokenizer, prompts), encode(tokenizer, prompts, specials=True), strict=True
     ):
         if own.count(mask) != 1:
-            raise InputError(
-                f"row {text.number}: there are {own.count(mask)} masks in its text", hint="drop rows that hold one"
-            )
+            message = f"row {text.number}: there are {own.count(mask)} masks in its text"
+            raise InputError(message, hint="drop rows that hold one")
         if text.candidates not in words:
             words[text.candidates] = _words(text, tokenizer)
         front, place = _place_in(whole, own), own.index(mask)

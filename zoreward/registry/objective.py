@@ -171,9 +171,6 @@ class Objective:
         weighed = [(weight, returned[part.name]) for weight, part in self.parts] or [(1.0, returned[self.name])]
         of_batch = [weight * found for weight, found in weighed if not isinstance(found, list) and found == found]
         of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
-        if len(of_rows) == 1 and None not in of_rows[0][1]:  # as nearly always
-            weight, found = of_rows[0]
-            return math.fsum(weight * score for score in found) / len(found) + math.fsum(of_batch)  # type: ignore[operator]
         terms = [
             [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
             for row in zip(*(found for _, found in of_rows), strict=True)
@@ -439,9 +436,6 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
     Raises:
         ObjectiveError: it is neither a number nor one for each row; or one of them is infinite.
     """
-    as_always = type(result) is list and len(result) == n_rows
-    if as_always and all(type(score) is float and math.isfinite(score) for score in result):
-        return list(result)
     if hasattr(result, "tolist"):  # arrays, tensors and their scalars
         result = result.tolist()
     if not isinstance(result, (list, tuple)):
@@ -451,16 +445,14 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
             f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows",
             hint="return one number, or a list with one for each row",
         )
-    return [
-        None if score is None else _number_or_none(name, score, f" for row {row}")
+    if all(type(score) is float and math.isfinite(score) for score in result):  # as nearly always
+        return list(result)
+    numbers = [
+        None if score is None else _number(name, score, f" for row {row}")
         for row, score in zip(rows or range(n_rows), result, strict=True)
     ]
-
-
-def _number_or_none(name: str, value: Any, where: str) -> float | None:
-    """The number; None for NaN, which is what a row that has no score has in TRL."""
-    number = _number(name, value, where)
-    return None if math.isnan(number) else number
+    # NaN is what a row that has no score has in TRL
+    return [None if number is None or math.isnan(number) else number for number in numbers]
 
 
 def _number(name: str, value: Any, where: str) -> float:
