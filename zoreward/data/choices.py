@@ -195,10 +195,8 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
     ]
     for number, (place, index, value) in enumerate(zip(places, indices, labels, strict=True), 1):
         if None not in places and None not in indices and place != index:
-            raise InputError(
-                f"row {number}: the label {value!r} is one answer's text and another's index",
-                hint="give the labels as integers, counted from 0",
-            )
+            hint = "give the labels as integers, counted from 0"
+            raise InputError(f"row {number}: the label {value!r} is one answer's text and another's index", hint=hint)
     references = indices if None in places and None not in indices else places
     _check_references(references, labels, candidates, names)
     chosen = [(own, place) for own, place in zip(candidates, references, strict=True) if place is not None]
@@ -288,10 +286,8 @@ def _with_one_label(found: list[Any], labels: list[Any]) -> tuple[list[Any], lis
 def _answers(value: Any, number: int, column: str) -> tuple[str, ...]:
     where = f"row {number}: the column {column!r}"
     if not isinstance(value, list | tuple):
-        raise InputError(
-            f"{where} holds a {type(value).__name__}, not a list of answers",
-            hint='it looks like ["one", "two"]; CSV files hold no lists, .jsonl files do',
-        )
+        hint = 'it looks like ["one", "two"]; CSV files hold no lists, .jsonl files do'
+        raise InputError(f"{where} holds a {type(value).__name__}, not a list of answers", hint=hint)
     if len(value) < 2:
         raise InputError(f"{where} holds {len(value)} answers", hint="a choice needs at least two: drop such rows")
     for answer in value:

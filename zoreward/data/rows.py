@@ -115,10 +115,8 @@ def _check_rows(rows: Iterable[Any], what: str) -> None:
             raise InputError(f"{what} {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
         for column, value in row.items():
             if (text := broken_text(value)) is not None:
-                raise InputError(
-                    f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}",
-                    hint="drop such rows; or write the whole character, or U+FFFD in its place",
-                )
+                message = f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}"
+                raise InputError(message, hint="drop such rows; or write the whole character, or U+FFFD in its place")
 
 
 def _is_hub_name(source: str) -> bool:
@@ -137,10 +135,8 @@ def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
         raise MissingFileError(str(error), hint=_neighbours_hint(path)) from None
     for option, value in hub_options.items():
         if value is not None:
-            raise InputError(
-                f"{option} {value} is for datasets from the Hub, and {path} is a local file",
-                hint=f"leave {option} out, or give a dataset's name",
-            )
+            hint = f"leave {option} out, or give a dataset's name"
+            raise InputError(f"{option} {value} is for datasets from the Hub, and {path} is a local file", hint=hint)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
@@ -212,10 +208,8 @@ def _read_csv(path: Path) -> list[Row]:
                     )
                 rows.append({name: value for name, value in row.items() if value is not None})
         except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num} is not CSV: {error}",
-                hint="a quote inside a quoted value is written twice; or save the rows as .jsonl",
-            ) from None
+            hint = "a quote inside a quoted value is written twice; or save the rows as .jsonl"
+            raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}", hint=hint) from None
     return rows
 
 
@@ -329,10 +323,8 @@ def split_rows(rows: Sequence[Row], *, train: int | None = None, dev: int = 0, t
     drawn = [left[i] for i in _order(len(left), seed)[:wanted]]
     if len(drawn) <= dev:
         held = " and ".join(f"{count:,} {name}" for count, name in ((dev, "dev"), (test, "test")) if count)
-        raise InputError(
-            f"{len(rows):,} rows leave none to tune on beside {held} rows",
-            hint="lower --dev-rows or --test-rows, or give --eval-data or --test-data",
-        )
+        hint = "lower --dev-rows or --test-rows, or give --eval-data or --test-data"
+        raise InputError(f"{len(rows):,} rows leave none to tune on beside {held} rows", hint=hint)
     cut = len(drawn) - dev
     return Split(drawn[:cut], drawn[cut:], sample_rows(rows, test))
 

@@ -51,19 +51,15 @@ def _right(rows: list[dict[str, Any]], prompting: Prompting) -> list[Chosen]:
 
 def _chosen(rows: list[dict[str, Any]], prompting: Prompting, classes: Sequence[str] = ()) -> list[Chosen]:
     if prompting.choices is not None and prompting.choice_column is not None:
-        raise InputError(
-            "there are answers for all rows and a column of answers",
-            hint="give --choice or --choice-column, not both",
-        )
+        hint = "give --choice or --choice-column, not both"
+        raise InputError("there are answers for all rows and a column of answers", hint=hint)
     if prompting.choice_column is not None:
         return row_choices(rows, prompting.choice_column, prompting.label)
     if prompting.choices is None and classes:
         return class_choices(rows, classes, prompting.label)
     if prompting.choices is None:
-        raise InputError(
-            "there are no answers to choose from",
-            hint="give --choice once for each label, or --choice-column where every row has its own answers",
-        )
+        hint = "give --choice once for each label, or --choice-column where every row has its own answers"
+        raise InputError("there are no answers to choose from", hint=hint)
     return fixed_choices(rows, prompting.choices, prompting.label)
 
 

@@ -147,10 +147,8 @@ def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
         return "completions"
     if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"
-    raise InputError(
-        f"what objective {name!r} needs from the model cannot be seen from its parameters",
-        hint=f'name one of them completions, predictions or logprobs, or say it: @objective("{name}", needs=…)',
-    )
+    hint = f'name one of them completions, predictions or logprobs, or say it: @objective("{name}", needs=…)'
+    raise InputError(f"what objective {name!r} needs from the model cannot be seen from its parameters", hint=hint)
 
 
 def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> tuple[Option, ...]:

@@ -441,10 +441,8 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
     if not isinstance(result, (list, tuple)):
         return _number(name, result, "")
     if len(result) != n_rows:
-        raise ObjectiveError(
-            f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows",
-            hint="return one number, or a list with one for each row",
-        )
+        message = f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows"
+        raise ObjectiveError(message, hint="return one number, or a list with one for each row")
     if all(type(score) is float and math.isfinite(score) for score in result):  # as nearly always
         return list(result)
     numbers = [

@@ -187,10 +187,8 @@ def _from_entry_point(name: str) -> Objective:
         message = f"objective {name!r} of {distribution!r} cannot be loaded: {named(error)}"
         raise ObjectiveError(message, hint=f"update or uninstall {distribution!r}") from error
     if found.name != name:
-        raise ObjectiveError(
-            f"objective {name!r} of {distribution!r} calls itself {found.name!r} in its decorator",
-            hint="its entry point and its decorator must give the same name",
-        )
+        message = f"objective {name!r} of {distribution!r} calls itself {found.name!r} in its decorator"
+        raise ObjectiveError(message, hint="its entry point and its decorator must give the same name")
     return replace(found, distribution=distribution)
 
 
