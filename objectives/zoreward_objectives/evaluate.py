@@ -59,8 +59,8 @@ def evaluate_(
     short = Path(wanted).stem
 
     def compute(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-        found = metric.compute(predictions=predictions, references=references, **settings)
-        return sign * _number(found, key, short)
+        numbers = metric.compute(predictions=predictions, references=references, **settings)
+        return sign * _number(numbers, key, short)
 
     def of_completions(completions: Sequence[Any], **columns: Any) -> float:
         answers: list[Any] = answers_of(columns, answer_column, len(completions))

@@ -185,14 +185,14 @@ def class_names(features: object) -> dict[str, tuple[str, ...]]:
     >>> class_names({"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}, "text": {"_type": "Value"}})
     {'label': ('neg', 'pos')}
     """
-    found = {}
+    names_of = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():
-        told = isinstance(feature, Mapping)
-        kind = feature.get("_type") if told else type(feature).__name__
-        names = feature.get("names") if told else getattr(feature, "names", None)
+        is_pairs = isinstance(feature, Mapping)
+        kind = feature.get("_type") if is_pairs else type(feature).__name__
+        names = feature.get("names") if is_pairs else getattr(feature, "names", None)
         if kind == "ClassLabel" and names:
-            found[column] = tuple(map(str, names))
-    return found
+            names_of[column] = tuple(map(str, names))
+    return names_of
 
 
 def class_names_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:

@@ -45,9 +45,8 @@ class _Filling(string.Formatter):
 def fill(template: str, rows: list[dict[str, Any]], option: str) -> list[str]:
     """The template filled with each row.
 
-    Behind a column, and behind a `|`, stands what is done to its text: one of `FILTERS`. A list,
-    a dict or another value that is no text is refused, because Python's spelling of it is hardly meant; `{answers!r}`
-    asks for just that.
+    Behind a column, and behind a `|`, stands what is done to its text: one of `FILTERS`. A list, a dict or another
+    value that is no text is refused, because nobody wants Python's spelling of it in a prompt; `{answers!r}` has it.
 
     Raises:
         InputError: the template is malformed, names no column, or does not fit a row. `option` names the template.

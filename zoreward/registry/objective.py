@@ -41,7 +41,7 @@ _PLAIN = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 
 class CallError(ObjectiveError):
-    """A call of an objective's function that came to nothing, told in full: with the objective and its rows."""
+    """A call of an objective's function that failed for good. The message names the objective and its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +246,8 @@ def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[
     Raises what `Objective.score` raises.
     """
     joined, places = _joined(calls)
-    found = _call_each(joined)
-    return [found[place] if rows is None else found[place][rows] for place, rows in places]  # type: ignore[index]
+    returned = _call_each(joined)
+    return [returned[place] if rows is None else returned[place][rows] for place, rows in places]  # type: ignore[index]
 
 
 def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | None]]]:
@@ -397,7 +397,7 @@ def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, An
     options = set() if objective.stateful else {option.name for option in objective.options}
     values = {} if objective.stateful else objective.values
     for name in sorted(options & outputs.keys() - values.keys()):
-        # TRL would pass the column, the command line would take the default: neither is plainly what was meant.
+        # TRL would pass the column, the command line would take the default: it is not clear which was meant.
         hint = f"set the option ({name}=…), or rename the column"
         raise InputError(f"{name!r} is an option of objective {objective.name!r} and also a column", hint=hint)
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
