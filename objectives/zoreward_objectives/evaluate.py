@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward import get_objective, objective
-from zoreward_objectives.arguments import hinted, read_value, split_option
+from zoreward_objectives.arguments import hinted, read_options
 from zoreward_objectives.texts import answers_of, text_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate_(
     """
     wanted = name.removeprefix("neg_")
     sign = -1.0 if wanted != name else 1.0
-    settings = {key: read_value(value) for key, value in map(split_option, option or ())}
+    settings = read_options(option)
     metric = _loaded(wanted)
     short = Path(wanted).stem
 

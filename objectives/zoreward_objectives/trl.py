@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward import get_objective, objective
-from zoreward_objectives.arguments import hinted, read_value, split_option
+from zoreward_objectives.arguments import hinted, read_options
 
 if TYPE_CHECKING:
     from zoreward.registry import Objective
@@ -34,7 +34,7 @@ def trl_(*, name: str, option: list[str] | None = None) -> Objective:
     0.5
     """
     function = _found(name)
-    values = {key: read_value(value) for key, value in map(split_option, option or ())}
+    values = read_options(option)
     if name.startswith("get_"):
         try:
             inspect.signature(function).bind(**values)

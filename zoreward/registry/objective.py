@@ -132,7 +132,9 @@ class Objective:
     def returned_for(self, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Returned]]:
         """Return what the objective's parts return for each batch, checked; by the name of the part.
 
-        Async functions run together: all parts, all batches.
+        Async functions run together: all parts, all batches. Others run one after the other, in this thread. A function
+        may return a future; it is waited for as an async function is. A rowwise objective's function is called once for
+        the rows of all batches. Where one fails, the others are given up.
 
         Args:
             batches: the number of rows and the outputs of each.
@@ -149,8 +151,10 @@ class Objective:
         [{'length': [2.0, None]}, {'length': [1.0]}]
         """
         parts = [part for _, part in self.parts] or [self]
-        results = iter(call_all([(part, n_rows, outputs) for n_rows, outputs in batches for part in parts]))
-        return [{part.name: next(results) for part in parts} for _ in batches]
+        joined, places = _joined([(part, n_rows, outputs) for n_rows, outputs in batches for part in parts])
+        scores = _call_each(joined)
+        of_calls = iter(scores[i] if rows is None else scores[i][rows] for i, rows in places)  # type: ignore[index]
+        return [{part.name: next(of_calls) for part in parts} for _ in batches]
 
     def combined(self, returned: Mapping[str, Returned]) -> float:
         """Return the score that comes of what the parts returned for one batch.
@@ -236,20 +240,6 @@ def _range(parts: tuple[tuple[float, Objective], ...]) -> tuple[float, float] | 
 Call = tuple[Objective, int, Mapping[str, Any]]
 
 
-def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[Returned]:
-    """Call objectives' functions, each with its number of rows and outputs; those that are async run together.
-
-    Functions that are not async run one after the other, in this thread. A rowwise objective's function is called once
-    for the rows of all its calls. A function may return a future; it is waited for as an async function is. Where one
-    fails, the others are given up.
-
-    Raises what `Objective.score` raises.
-    """
-    joined, places = _joined(calls)
-    returned = _call_each(joined)
-    return [returned[place] if rows is None else returned[place][rows] for place, rows in places]  # type: ignore[index]
-
-
 def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | None]]]:
     """Calls with those of one rowwise objective in one; and where each call's result stands."""
     groups: dict[int, list[int]] = {}
@@ -260,13 +250,13 @@ def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | 
     for group in groups.values():
         objective, n_rows, outputs = calls[group[0]]
         if len(group) > 1:
-            sizes = [calls[i][1] for i in group]
-            ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-            for i, size, end in zip(group, sizes, ends, strict=True):
-                places[i] = (len(joined), slice(end - size, end))
+            end = 0
+            for i in group:
+                end += calls[i][1]
+                places[i] = (len(joined), slice(end - calls[i][1], end))
             lists = [name for name, value in outputs.items() if isinstance(value, list)]
-            outputs = {**outputs, **{name: [one for i in group for one in calls[i][2][name]] for name in lists}}
-            n_rows = ends[-1]
+            outputs = {**outputs, **{name: [value for i in group for value in calls[i][2][name]] for name in lists}}
+            n_rows = end
         else:
             places[group[0]] = (len(joined), None)
         joined.append((objective, n_rows, outputs))
@@ -289,7 +279,7 @@ def _call_each(calls: Sequence[Call]) -> list[Returned]:
                 if is_ctrl_c(error):
                     raise
                 raise _raised(objective, error) from error
-        waiting = [i for i, result in enumerate(results) if _is_waited_for(result)]
+        waiting = [i for i, result in enumerate(results) if isinstance(result, Future) or inspect.isawaitable(result)]
         for i in waiting:
             if not isinstance(results[i], Future):
                 results[i] = submit(results[i], "zoreward-async")
@@ -385,10 +375,6 @@ def _raised(objective: Objective, error: BaseException) -> ObjectiveError:
     if isinstance(error, CallError):
         return error
     return ObjectiveError(f"objective {objective.name!r} raised {named(error)}", hint=hint_of(error) or place_of(error))
-
-
-def _is_waited_for(result: Any) -> bool:
-    return isinstance(result, Future) or inspect.isawaitable(result)
 
 
 def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:
