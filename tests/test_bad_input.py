@@ -135,7 +135,7 @@ CASES = {
     "fewer than no retries": ("f1", {"--reward-retries": "-1"}, "0 or more, not -1", "3"),
     "no workers": ("f1", {"--reward-workers": "0"}, "1 or more, not 0", "8"),
     "cache is a file": ("f1", {"--reward-cache": "train.jsonl"}, "'train.jsonl' is a file", "folder"),
-    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be kept", "rowwise=True"),
+    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be cached", "rowwise=True"),
     "preference: no column": (
         "preference",
         {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},

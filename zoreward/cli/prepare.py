@@ -47,7 +47,8 @@ def objective_with_retries(objective: Objective, options: Rewarding) -> Objectiv
     """Return the objective, called as the options about rewards say.
 
     Raises:
-        InputError: they are out of their range, or the objective has nothing that can be kept, or nowhere.
+        InputError: they are out of their range, or the objective has no scores that can be cached, or the folder for
+            them cannot be made.
     """
     from zoreward.registry.retries import with_retries
 
