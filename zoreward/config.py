@@ -576,8 +576,7 @@ class Command:
     )
 
 
-# A class has the fields of its bases, the last one's first.
-@options(RUN)
+# A class has the fields of its bases, the last one's first. Nobody makes this one itself: it need not be a dataclass.
 class Common(Command, Seeding, Rewarding, Writing, Loading, Prompting, Splits, Data):
     """The options that `tune` and `eval` share."""
 
