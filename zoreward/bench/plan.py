@@ -108,7 +108,10 @@ class BenchOptions:
     )
     eps: list[str] | None = setting(default=None, help="ε of a method, METHOD=5e-3. Give it once for each.")
     eval_steps: int | None = same_as(
-        Steps, "eval_steps", help="Score the dev rows so often; the best step counts. Default: 4 times.", panel=TUNING
+        Steps,
+        "eval_steps",
+        help="Score the dev rows every so many steps; the best step counts. Default: four times.",
+        panel=TUNING,
     )
     shots: int = setting(default=32, help="Demonstrations of the method `shots`, as many as fit.", least=1)
     max_length: int | None = same_as(Prompting, "max_length", panel=TUNING)
