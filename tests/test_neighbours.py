@@ -10,6 +10,8 @@ import ast
 import importlib
 import inspect
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -580,6 +582,14 @@ def test_typer_s_usage_errors_have_one_base() -> None:
             caught = error
         right = isinstance(caught, UsageError) and caught.format_message() and caught.ctx.command_path.startswith("x")
         holds(bool(right), f"{told}: {caught!r} (neighbours/of_typer.py)")
+
+
+def test_what_is_registered_for_the_end_of_a_process_can_be_called_before() -> None:
+    code = "import atexit; from zoreward.neighbours.of_python import run_exit_functions as end; "
+    code += "atexit.register(print, 'at its end'); end(); print('and after')"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+    told = f"atexit._run_exitfuncs no longer calls what is registered: {printed!r} (neighbours/of_python.py)"
+    holds(printed.split("\n") == ["at its end", "and after", ""], told)
 
 
 def test_safetensors_keeps_what_is_said_of_a_file_under_metadata(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +13,9 @@ import typer
 
 from zoreward.cli.options import command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.printing import json_line, report
+from zoreward.cli.printing import Outcome, report
 from zoreward.config import ReplayOptions
-from zoreward.records import InputError, StorageError, printable
+from zoreward.records import InputError, StorageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,38 +23,31 @@ if TYPE_CHECKING:
     from zoreward.journal import Run
 
 
-def replay_command() -> Callable[..., int]:
+def make_command() -> Callable[..., int]:
     """Return the command that replays a run."""
     return command(_replay, ReplayOptions)
 
 
-def _replay(context: typer.Context, options: ReplayOptions) -> int:
+def _replay(context: typer.Context, options: ReplayOptions) -> Outcome | int:
     start = time.perf_counter()
     _check(options)
-    with contextlib.redirect_stdout(sys.stderr):  # what a model's code prints is not the result
-        from zoreward.journal import load_run
-        from zoreward.journal.replaying import checked_step
+    from zoreward.journal import load_run
+    from zoreward.journal.replaying import checked_step
 
-        run = load_run(options.run)
-        steps = checked_step(run, options.step)
-        if options.output is not None and options.model is not None:
-            model, tokenizer = _loaded(run, options.model, options)
-            model = _moved(run, model, steps)
-            try:
-                _save(Path(options.output), model, tokenizer, run, steps)
-            except StorageError as error:
-                return report(error, code=1)
-    summary = {
-        "run": options.run,
-        "steps": steps,
-        "output": options.output,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    run = load_run(options.run)
+    steps = checked_step(run, options.step)
+    if options.output is not None and options.model is not None:
+        model, tokenizer = _loaded(run, options.model, options)
+        model = _moved(run, model, steps)
+        try:
+            _save(Path(options.output), model, tokenizer, run, steps)
+        except StorageError as error:
+            return report(error, code=1)
+    seconds = round(time.perf_counter() - start, 3)
+    summary = {"run": options.run, "steps": steps, "output": options.output, "seconds": seconds}
     if options.json:
-        print(json_line({**summary, "history": list(_history(run, steps))}))
-    else:
-        print(printable(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {options.output}"))
-    return 0
+        summary["history"] = list(_history(run, steps))
+    return Outcome(summary, f"{steps} steps in {seconds:.1f} s; the model is in {options.output}")
 
 
 def _check(options: ReplayOptions) -> None:

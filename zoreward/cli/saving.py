@@ -27,7 +27,6 @@ FORMAT = "zoreward-model-1"
 LOADED = (".json", ".safetensors", ".bin", ".jinja")
 # A record of ten thousand files is a tenth of this.
 _MAX_RECORD = 16 << 20
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +312,8 @@ def _digest_or_none(path: Path) -> str | None:
 def _digest(path: Path) -> str:
     from zoreward.journal.disk import open_file
 
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # its type says BinaryIO
 
 
 def say_why(problem: str, output: Path) -> None:
