@@ -65,7 +65,7 @@ def journal(tmp_path, kind="step") -> list[dict]:
 
 
 def test_a_run_raises_its_objective(tmp_path, tokenizer):
-    run = trainer(tmp_path, tokenizer, max_steps=60, num_directions=2, learning_rate=2e-3)
+    run = trainer(tmp_path, tokenizer, max_steps=30, num_directions=2, learning_rate=2e-3)
     before = run.evaluate()["eval_score"]
     run.train()
     after = run.evaluate()["eval_score"]
