@@ -11,9 +11,8 @@ from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
 from zoreward.scoring.baselines import calibrated_logprobs
-from zoreward.scoring.checkpoints import prefix_length
+from zoreward.scoring.checkpoints import Head, config_of_model, head_of, prefix_length
 from zoreward.scoring.devices import check_device_map
-from zoreward.scoring.heads import Head, config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.local import engine_of
 from zoreward.scoring.protocol import Generation
