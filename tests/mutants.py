@@ -48,7 +48,7 @@ TESTS = {
     "zoreward/members/": "self_check_measures self_check members blocks lowrank limits rounded memory cache_name "
     "families whole peft",
     "zoreward/journal/": "journal snapshot replay golden resume",
-    "zoreward/registry/": "registry patience",
+    "zoreward/registry/": "registry retries",
     "zoreward/scoring/logprobs.py": "scoring pairs border packing self_check",
 }
 # What tests load again and again; in a process that has it, a fork begins at once.
