@@ -40,7 +40,7 @@ def chat_prompt(
     # The arguments last: they may say how the prompt is to end.
     how = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
     how |= template_arguments(row, given, number)
-    return str(_filled(tokenizer, number, partial(tokenizer.apply_chat_template, messages, tokenize=False, **how)))
+    return str(_filled(tokenizer, number, lambda: tokenizer.apply_chat_template(messages, tokenize=False, **how)))
 
 
 def chat_texts(

@@ -487,7 +487,13 @@ def own_copy(value: Any) -> Any:
                 own[key] = own_copy(one)
         return own
     if kind is list:
-        return _own_list(value)
+        copied = _copied_together(value) if len(value) >= _FEW else None
+        if copied is None:
+            copied = value[:]
+            for i, item in enumerate(value):
+                if type(item) not in _PLAIN:
+                    copied[i] = own_copy(item)
+        return copied
     if kind is tuple:
         return value if _PLAIN.issuperset(map(type, value)) else tuple(map(own_copy, value))
     if kind is set or (kind.__module__ == "numpy" and hasattr(value, "copy")):
@@ -495,20 +501,19 @@ def own_copy(value: Any) -> Any:
     return value
 
 
-def _own_list(values: list[Any]) -> list[Any]:
-    """The same of a list: of many rows the types are looked at together, which takes half the time."""
-    if len(values) >= _FEW:
-        if _PLAIN.issuperset(map(type, values)):
-            return values[:]
-        if _are_plain_dicts(values):
-            return [*map(dict.copy, values)]
-        if {list}.issuperset(map(type, values)):
-            items = [*chain.from_iterable(values)]
-            if _PLAIN.issuperset(map(type, items)):
-                return [row[:] for row in values]
-            if _are_plain_dicts(items):  # conversations
-                return [[*map(dict.copy, row)] for row in values]
-    return [value if type(value) in _PLAIN else own_copy(value) for value in values]
+def _copied_together(values: list[Any]) -> list[Any] | None:
+    """A copy of texts, dicts or conversations, whose types are looked at together; None where others are among them."""
+    if _PLAIN.issuperset(map(type, values)):
+        return values[:]
+    if _are_plain_dicts(values):
+        return [*map(dict.copy, values)]
+    if {list}.issuperset(map(type, values)):
+        items = [*chain.from_iterable(values)]
+        if _PLAIN.issuperset(map(type, items)):
+            return [row[:] for row in values]
+        if _are_plain_dicts(items):  # conversations
+            return [[*map(dict.copy, row)] for row in values]
+    return None
 
 
 def _are_plain_dicts(values: list[Any]) -> bool:
