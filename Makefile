@@ -43,7 +43,7 @@ lock: ## Pin what `make test-newest` ran with last: constraints.txt, and zorewar
 	@test -x $(NEWEST)/bin/python || { echo 'First: make test-newest'; exit 1; }
 	$(NEWEST)/bin/python tests/pins.py lock constraints.txt
 
-check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between rooms
+check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
