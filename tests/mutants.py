@@ -257,25 +257,25 @@ MUTANTS = [
     Mutant(
         "only the last accumulated batch is scored",
         "zoreward/trainer/loop.py",
-        "self._rows += inputs",
-        "self._rows = list(inputs)",
+        "rows += batch.examples",
+        "rows = batch.examples",
         "tests/test_trainer.py",
     ),
     Mutant(
         "the weights move before the step is written down",
-        "zoreward/trainer/loop.py",
-        """        self._write_step(record)
-        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
+        "zoreward/trainer/run.py",
+        """        self.journal.append(step.record)
+        update_(self.engine.reader.model, step.record.update, tuned=self.engine.reader.tuned)
 """,
-        """        update_(self.scorer.reader.model, record.update, tuned=self.scorer.reader.tuned)
-        self._write_step(record)
+        """        update_(self.engine.reader.model, step.record.update, tuned=self.engine.reader.tuned)
+        self.journal.append(step.record)
 """,
         "tests/test_resume.py",
     ),
     Mutant(
         "an evaluation that a kill prevented is not made up for",
-        "zoreward/trainer/resumable.py",
-        "if self.eval_dataset is not None and wanted and not evaluated:",
+        "zoreward/trainer/loop.py",
+        "if self.eval_dataset is not None and wanted and not evaluated_then:",
         "if False:",
         "tests/test_resume.py",
     ),

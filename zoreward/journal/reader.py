@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANKS, MAX_TERMS
 from zoreward.journal.disk import open_file
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.run import Run, check_header, directions
+from zoreward.journal.stored import StoredRun, check_header, directions
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME
 from zoreward.methods import Directions
@@ -21,7 +21,7 @@ from zoreward.noise.families import family_from_json
 from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path) -> StoredRun:
     """Return the run that a folder or a file holds.
 
     Args:
@@ -42,7 +42,7 @@ def load_run(path: str | Path) -> Run:
     return read_trajectory(path) if path.suffix == ".safetensors" else read_journal(path)
 
 
-def read_journal(path: str | Path) -> Run:
+def read_journal(path: str | Path) -> StoredRun:
     """Return the run that a journal holds. Nothing in it is run, opened or followed.
 
     A last line that was cut off in the middle of writing is left out. Whatever else is wrong is refused.
@@ -113,12 +113,12 @@ class Scan:
     metrics: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
-    def run(self) -> Run | None:
+    def run(self) -> StoredRun | None:
         """What was read; None without a header."""
         if not self.number:
             return None
         stored = partial(_stored, tuple(self.steps))
-        return Run(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
+        return StoredRun(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
 
     def take(self, line: bytes) -> None:
         """Check a line and keep what it says."""

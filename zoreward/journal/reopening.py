@@ -7,13 +7,13 @@ from pathlib import Path
 from zoreward.journal.disk import open_file
 from zoreward.journal.locking import lock
 from zoreward.journal.reader import scan
-from zoreward.journal.run import Run
+from zoreward.journal.stored import StoredRun
 from zoreward.journal.trajectory import TRAJECTORY_NAME
 from zoreward.journal.writer import JOURNAL_NAME, Journal
 from zoreward.records import InputError
 
 
-def reopen(folder: str | Path, *, sync: bool = False) -> tuple[Journal, Run | None] | None:
+def reopen(folder: str | Path, *, sync: bool = False) -> tuple[Journal, StoredRun | None] | None:
     """Open the journal of a run to append to it, and read it. A last line that was cut off is taken away.
 
     Args:
@@ -62,7 +62,7 @@ def has_journal(folder: str | Path) -> bool:
     return True
 
 
-def resumable_run(folder: str | Path) -> Run | None:
+def resumable_run(folder: str | Path) -> StoredRun | None:
     """Read the journal in a run folder as `reopen` does, and leave it as it is.
 
     Returns:

@@ -17,7 +17,7 @@ import torch
 
 from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import parse
-from zoreward.journal.run import Run
+from zoreward.journal.stored import StoredRun
 from zoreward.records import StepRecord, Term
 
 SNAPSHOT_NAME = "snapshot.safetensors"
@@ -72,7 +72,7 @@ def write_snapshot(folder: str | Path, weights: Weights, fingerprint: str, recor
 
 
 @torch.no_grad()
-def read_snapshot(folder: str | Path, weights: Weights, run: Run, most: int) -> int:
+def read_snapshot(folder: str | Path, weights: Weights, run: StoredRun, most: int) -> int:
     """Put the weights of a snapshot in the place of those of a model. They are changed only if all of it is sound.
 
     Args:
@@ -139,7 +139,7 @@ def _bytes(weight: torch.Tensor) -> Iterator[memoryview]:
         yield memoryview(piece.cpu().view(torch.uint8).numpy())
 
 
-def _checked(file: BinaryIO, weights: Weights, run: Run, most: int) -> tuple[int, int]:
+def _checked(file: BinaryIO, weights: Weights, run: StoredRun, most: int) -> tuple[int, int]:
     """The step of a sound snapshot that fits, and where its data begins."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= MAX_HEADER:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zoreward.journal.bounds import MAX_TERMS, check_method, directions
 from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import number, parse, whole
-from zoreward.journal.run import Run, check_header, own_coefficients
+from zoreward.journal.stored import StoredRun, check_header, own_coefficients
 from zoreward.methods import Directions
 from zoreward.records import InputError, MissingFileError, StepRecord, Update
 
@@ -35,13 +35,22 @@ _A_STEP = ("decay", "lr", "anchor")
 Arrays = dict[str, NDArray[Any]]
 
 
-def write_trajectory(run: Run, path: str | Path) -> None:
-    """Write a run as a trajectory; see `Run.save`."""
+def write_trajectory(run: StoredRun, path: str | Path) -> None:
+    """Write a run as a trajectory: a safetensors file with 4 bytes a direction and step; see docs/journal.md.
+
+    Args:
+        run: the run.
+        path: the file; replaced where it exists.
+
+    Raises:
+        InputError: a step has terms that do not follow from the run's seed.
+        OSError: it cannot be written.
+    """
     data = trajectory_bytes(run)
     write_whole(path, lambda file: file.write(data))
 
 
-def trajectory_bytes(run: Run) -> bytes:
+def trajectory_bytes(run: StoredRun) -> bytes:
     """Return what a trajectory file of a run holds.
 
     Raises:
@@ -85,7 +94,7 @@ def _as_safetensors(about: dict[str, Any], arrays: Arrays) -> bytes:
     return len(head).to_bytes(8, "little") + head + data
 
 
-def read_trajectory(path: str | Path) -> Run:
+def read_trajectory(path: str | Path) -> StoredRun:
     """Return the run that a trajectory holds. Nothing in it is run, opened or followed.
 
     Args:
@@ -116,7 +125,7 @@ def read_trajectory(path: str | Path) -> Run:
         raise InputError(f"{path} is damaged, or no trajectory: {error}", hint=hint) from None
 
 
-def run_of(data: bytes) -> Run:
+def run_of(data: bytes) -> StoredRun:
     """Return the run that the bytes of a trajectory hold.
 
     Raises:
@@ -143,7 +152,9 @@ def run_of(data: bytes) -> Run:
     if np.isinf(arrays["coefficients"]).any() or not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("a number in it is not finite")
     flat = arrays["coefficients"].reshape(-1)
-    return Run(header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step))
+    return StoredRun(
+        header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step)
+    )
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview]]:

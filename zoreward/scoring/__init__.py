@@ -37,7 +37,7 @@ from zoreward.scoring.devices import (
     peak_bytes,
 )
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
-from zoreward.scoring.evaluation import evaluate, length_limit
+from zoreward.scoring.evaluation import evaluate, evaluated, length_limit
 from zoreward.scoring.generation import Generator, HFGenerator, checked_generator
 from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
 from zoreward.scoring.loading import (
@@ -86,6 +86,7 @@ __all__ = [
     "config_of_model",
     "distinct_2",
     "evaluate",
+    "evaluated",
     "examples_of",
     "free_bytes",
     "generation_of",
