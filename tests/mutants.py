@@ -281,9 +281,9 @@ MUTANTS = [
     ),
     Mutant(
         "a snapshot is believed whatever its checksum",
-        "zoreward/journal/snapshot.py",
-        "if digest.hexdigest() != said:",
-        "if False:",
+        "zoreward/journal/tensors.py",
+        'if not isinstance(text, str) or digest.hexdigest() != metadata.get("sha256"):',
+        "if not isinstance(text, str):",
         "tests/test_snapshot.py",
     ),
     Mutant(

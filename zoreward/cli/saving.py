@@ -186,7 +186,7 @@ def finished_run(
             where a trajectory is there.
     """
     from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, has_journal, remove_snapshot, resumable_run
-    from zoreward.journal.locking import held
+    from zoreward.journal.disk import held
 
     if not has_journal(output):
         return None, ""

@@ -1,8 +1,7 @@
 """A run as a file: written while it lasts, read back, and replayed on its base weights. See docs/journal.md."""
 
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
-from zoreward.journal.reader import load_run, read_journal
-from zoreward.journal.reopening import has_journal, reopen, resumable_run
+from zoreward.journal.reader import has_journal, load_run, read_journal, reopen, resumable_run
 from zoreward.journal.replaying import advance, checked_base, replay
 from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
 from zoreward.journal.stored import StoredRun, moves
