@@ -372,6 +372,20 @@ def test_a_loader_of_batches_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -
     holds(right, f"get_train_dataloader, its set_epoch or skip_first_batches give other rows: {told} (trainer/loop.py)")
 
 
+def test_a_run_s_memory_is_measured_where_that_is_asked_for(tmp_path: Path, tokenizer: Any) -> None:
+    args = ZOConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, skip_memory_metrics=False, max_steps=1)
+    args.template, args.choices = "{text} it was", [" not", " very"]
+    rows = [{"text": "good film", "label": n % 2} for n in range(4)]
+    trainer = ZOTrainer(
+        random_model("llama"), objective="accuracy", args=args, train_dataset=rows, processing_class=tokenizer
+    )
+    told = "Trainer._memory_tracker no longer measures between start and stop_and_update_metrics"
+    holds(
+        {"init_mem_cpu_alloc_delta", "train_mem_cpu_alloc_delta"} <= trainer.train().metrics.keys(),
+        told + " (trainer/loop.py)",
+    )
+
+
 def test_a_state_knows_when_something_is_due(tmp_path: Path) -> None:
     args = ZOConfig(str(tmp_path), use_cpu=True, max_steps=8, logging_steps=0.25)
     state = trainer_callback.TrainerState(train_batch_size=2, max_steps=8)

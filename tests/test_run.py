@@ -14,8 +14,7 @@ from conftest import random_model
 from zoreward.journal import Journal
 from zoreward.members import tuned_weights
 from zoreward.scoring import scorer_of
-from zoreward.trainer import ZOConfig, ZOTrainer
-from zoreward.trainer.run import Run
+from zoreward.trainer import Run, ZOConfig, ZOTrainer
 
 ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate("good bad great awful lovely dull".split())]
 

@@ -15,7 +15,7 @@ from accelerate import skip_first_batches
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
-from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainerMemoryTracker, TrainOutput, speed_metrics
+from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainOutput, speed_metrics
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen, write_snapshot
@@ -235,36 +235,43 @@ class ZOTrainer(Trainer):
             InputError: the run folder holds a run that is not to be resumed, or that cannot be.
             StorageError: the journal cannot be written; the weights are those of its last step.
         """
-        memory = TrainerMemoryTracker(self.args.skip_memory_metrics)
-        memory.start()
+        args, start = self.args, time.time()
+        self._memory_tracker.start()
         if resume_from_checkpoint and self.run.journal is None:
             self.resume(resume_from_checkpoint)
         if self.run.journal is None:
             self._open_run()
         assert self.run.journal is not None
+        begun_at, metrics = self.method_state.step, dict[str, float]()
         with self.run.journal, old_objects_left_alone():
             try:
-                output = self._steps_until_the_end(memory)
+                if self._finished:
+                    logger.warning("The run in '%s' is finished: %d steps.", args.output_dir, begun_at)
+                else:
+                    self._do_steps(begun_at)
+                    steps = self.state.global_step - begun_at
+                    samples = steps * args.train_batch_size * args.gradient_accumulation_steps
+                    metrics = speed_metrics("train", start, num_samples=samples, num_steps=steps)
+                    metrics |= {"total_flos": self.state.total_flos, "train_loss": self._window.mean_loss}
+                    self._memory_tracker.stop_and_update_metrics(metrics)
+                    self.log(metrics)
+                if args.load_best_model_at_end and (self._finished or self.state.best_model_checkpoint is not None):
+                    self._take_best_step()
+                if not self._finished:
+                    self._fire("on_train_end")
                 if self.kept_step < 0:
                     self.kept_step = self.method_state.step
-                save_trajectory(self.args.output_dir)
+                save_trajectory(args.output_dir)
             finally:
                 self.run.journal = None
-        return output
+        return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)
 
-    def _steps_until_the_end(self, memory: TrainerMemoryTracker) -> TrainOutput:
+    def _do_steps(self, begun_at: int) -> None:
         """Do the steps that are left, epoch after epoch, with transformers' events around them."""
-        args, start, begun_at = self.args, time.time(), self.method_state.step
-        if self._finished:
-            logger.warning("The run in '%s' is finished: %d steps.", args.output_dir, self.state.global_step)
-            if args.load_best_model_at_end:
-                self._take_best_step()
-            return TrainOutput(self.state.global_step, 0.0, {})
-        loader = self.get_train_dataloader()
-        if begun_at:
-            per_epoch = new_state(args, len(loader))[1]
-        else:
-            self.state, per_epoch = new_state(args, len(loader))
+        args, loader = self.args, self.get_train_dataloader()
+        state, per_epoch = new_state(args, len(loader))
+        if not begun_at:
+            self.state = state
         if args.bf16:  # autocast
             self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         self.lr_scheduler = None
@@ -277,26 +284,18 @@ class ZOTrainer(Trainer):
         self._fire("on_train_begin")
         if args.eval_on_start:
             self.evaluate()
-        for epoch in range(begun_at // per_epoch, self.state.num_train_epochs):
-            done = begun_at % per_epoch * args.gradient_accumulation_steps if epoch == begun_at // per_epoch else 0
+        first, steps_done = divmod(begun_at, per_epoch)
+        done = steps_done * args.gradient_accumulation_steps  # batches of the first epoch
+        for epoch in range(first, self.state.num_train_epochs):
             self._fire("on_epoch_begin")
             batches = skip_first_batches(loader, done) if done else loader
             batches.set_epoch(epoch)
             self._steps_of_epoch(batches, epoch, done, len(loader))
+            done = 0
             self._fire("on_epoch_end")
             self._log_evaluate_save()
             if self.control.should_training_stop:
                 break
-        steps = self.state.global_step - begun_at
-        samples = steps * args.train_batch_size * args.gradient_accumulation_steps
-        metrics = speed_metrics("train", start, num_samples=samples, num_steps=steps)
-        metrics |= {"total_flos": self.state.total_flos, "train_loss": self._window.mean_loss}
-        memory.stop_and_update_metrics(metrics)
-        self.log(metrics)
-        if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            self._take_best_step()
-        self._fire("on_train_end")
-        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
     def _steps_of_epoch(self, batches: Any, epoch: int, done: int, of: int) -> None:
         """Do a step with every `gradient_accumulation_steps` batches, and with what is left of them at the end."""

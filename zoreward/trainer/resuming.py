@@ -79,7 +79,6 @@ def state_after_run(args: ZOConfig, batches: int, run: StoredRun) -> tuple[Train
             state.log_history.append({"eval_score": score, **more, "epoch": step / per_epoch, "step": step})
         if state.best_metric is None or score > state.best_metric:
             state.best_metric, state.best_global_step = score, step
-            state.best_model_checkpoint = args.output_dir
     return state, per_epoch
 
 
