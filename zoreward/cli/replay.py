@@ -20,7 +20,7 @@ from zoreward.records import InputError, StorageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from zoreward.journal import Run
+    from zoreward.journal import StoredRun
 
 
 def make_command() -> Callable[..., int]:
@@ -66,7 +66,7 @@ def _check(options: ReplayOptions) -> None:
             raise InputError(f"--output {output} is not empty", hint="give a folder that does not exist yet")
 
 
-def _loaded(run: Run, base: str, options: ReplayOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _loaded(run: StoredRun, base: str, options: ReplayOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     device = select_device(options.device)
     quiet_transformers()
     from zoreward.scoring import head_of, load_model, load_tokenizer, load_with_head
@@ -86,7 +86,7 @@ def _loaded(run: Run, base: str, options: ReplayOptions) -> tuple[PreTrainedMode
     return load_model(base, **place), tokenizer
 
 
-def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+def _moved(run: StoredRun, model: PreTrainedModel, steps: int) -> PreTrainedModel:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -99,7 +99,7 @@ def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
         return replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
 
 
-def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run, steps: int) -> None:
+def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: StoredRun, steps: int) -> None:
     """Write all of it, or nothing: into a folder that is empty, or not there yet."""
     from zoreward.journal.card import Told, write_card
 
@@ -122,7 +122,7 @@ def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         raise StorageError(f"--output {output} cannot be written: {error}", hint=hint) from error
 
 
-def _history(run: Run, steps: int) -> Iterator[dict[str, Any]]:
+def _history(run: StoredRun, steps: int) -> Iterator[dict[str, Any]]:
     """Each step's learning rate, scores and slopes; null where the file does not tell."""
     for step in range(steps):
         record = run.record(step)

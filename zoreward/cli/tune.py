@@ -172,7 +172,7 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
     quiet_transformers()
     from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
-    from zoreward.trainer.past import EndsRun
+    from zoreward.trainer.resuming import EndsRun
 
     check_device_map(options.device_map, device)
     kind = None if device is None else checked_device(device).type

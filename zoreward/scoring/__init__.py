@@ -29,7 +29,7 @@ from zoreward.scoring.devices import (
     peak_bytes,
 )
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
-from zoreward.scoring.evaluation import evaluate, length_limit
+from zoreward.scoring.evaluation import evaluate, evaluated, length_limit
 from zoreward.scoring.forward import Reader
 from zoreward.scoring.loading import (
     blank_model,
@@ -89,6 +89,7 @@ __all__ = [
     "distinct_2",
     "engine_of",
     "evaluate",
+    "evaluated",
     "examples_of",
     "free_bytes",
     "generation_of",
