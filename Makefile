@@ -18,30 +18,32 @@ PYTEST := -m pytest --numprocesses auto --dist worksteal
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# One worker a core, each with one thread: tests are many and small.
+# One worker a core, each with one thread: tests are many and small. Byte code is kept, whatever the environment says:
+# each worker would compile the tests anew, and each command that a test starts would compile the package.
+TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 test: $(READY) ## Run the tests and the examples in docstrings; more for pytest in ARGS, e.g. ARGS="-m slow -k replay"
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
+	$(TESTING) $(BIN)/python $(PYTEST) $(ARGS)
 
 test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py $(ARGS)
+	$(TESTING) $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py $(ARGS)
 
 test-newest: ## The same tests with the newest libraries; what we call that is deprecated is an error
 	rm -rf $(NEWEST)
 	$(call environment,$(NEWEST),)
-	PYTHONPATH=tests OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) -p deprecations $(ARGS)
+	PYTHONPATH=tests $(TESTING) $(NEWEST)/bin/python $(PYTEST) -p deprecations $(ARGS)
 
 test-floors: ## The same tests with the oldest libraries that pyproject.toml takes; others in PINS="torch==2.13.0"
 	rm -rf $(FLOORS)
 	mkdir $(FLOORS)
 	$(PYTHON) tests/pins.py floors $(PINS) >$(FLOORS)/constraints.txt
 	$(call environment,$(FLOORS),--constraint $(FLOORS)/constraints.txt)
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python $(PYTEST) $(ARGS)
+	$(TESTING) $(FLOORS)/bin/python $(PYTEST) $(ARGS)
 
 lock: ## Pin what `make test-newest` ran with last: constraints.txt, and zoreward's table of what is tested
 	@test -x $(NEWEST)/bin/python || { echo 'First: make test-newest'; exit 1; }
 	$(NEWEST)/bin/python tests/pins.py lock constraints.txt
 
-check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between rooms
+check: $(READY) ## Look for what is wrong without running it: format, lint, types, imports between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from zoreward.cli.quickstart import make_trainer
-from zoreward.journal import Journal, fingerprint, load_run
+from zoreward.journal import Journal, fingerprint, load_run, write_trajectory
 from zoreward.methods import SPSA
 from zoreward.records import StepRecord
 
@@ -79,7 +79,7 @@ def main() -> None:
                 f"99 % below {times[len(times) * 99 // 100]:.0f} µs"
             )
         write(Path(name, "long"), 20_000, 1, False)
-        load_run(Path(name, "long")).save(Path(name, "long", "trajectory.safetensors"))
+        write_trajectory(load_run(Path(name, "long")), Path(name, "long", "trajectory.safetensors"))
         for kind in ("journal.jsonl", "trajectory.safetensors"):
             path = Path(name, "long", kind)
             start = time.perf_counter()

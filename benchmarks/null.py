@@ -21,7 +21,16 @@ from zoreward.config import Prompting
 from zoreward.data import load_rows
 from zoreward.noise import derive_seed, family_of
 from zoreward.records import Member, Scored, Term
-from zoreward.scoring import Scorer, engine_of, examples_of, load_model, load_tokenizer, prepare_tokenizer, with_base
+from zoreward.scoring import (
+    Generation,
+    Scorer,
+    engine_of,
+    examples_of,
+    load_model,
+    load_tokenizer,
+    prepare_tokenizer,
+    with_base,
+)
 
 # Members that share a forward pass.
 AT_ONCE = 32
@@ -72,7 +81,7 @@ def null(
     reader = engine_of(model.eval().requires_grad_(False), tokenizer.pad_token_id)
     if found.compares_with_base:
         examples = with_base(reader, examples)
-    scorer = Scorer(reader, found, tokenizer, None, None)  # type: ignore[arg-type]
+    scorer = Scorer(reader, found, Generation())
     members = random_members(model, norm, count, rank=rank, seed=seed)
     return {"norm": norm, "scored": scores_of_random(scorer, examples, members)}
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from zoreward.journal import Journal, fingerprint, load_run, replay, weights_dtype
-from zoreward.journal.run import Run
+from zoreward.journal.stored import StoredRun
 from zoreward.members import tuned_weights
 from zoreward.methods import SPSA
 from zoreward.records import StepRecord
 from zoreward.scoring import load_model
 
 
-def made_up(model: torch.nn.Module, steps: int, rank: int) -> Run:
+def made_up(model: torch.nn.Module, steps: int, rank: int) -> StoredRun:
     """Return a run of this model."""
     spsa = SPSA(eps=1e-3, lr=1e-6, rank=rank)
     header = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else a name that is nowhere is asked for again and again: 47 s, measured
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and transformers may do that
 

@@ -10,14 +10,16 @@ as diffs: for each a test is missing, or it changes nothing that anybody can see
     make mutants ARGS="journal/ --count 20 --seed 1"
     make mutants ARGS="noise/seeds.py --list"      # which there are; none is tried
 
-First the mapped tests run once, unbroken, and what each test calls is written down. A mutant then runs only the tests
-that call the function that it breaks, the quick ones first, in a process forked from one that has the libraries loaded.
+First the mapped tests run once, unbroken, on a copy whose functions say that they are called. A mutant then runs only
+the tests that call the function that it breaks, the quick ones first, in a process forked from one that has the
+libraries loaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import copy
 import difflib
 import importlib
@@ -28,7 +30,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -47,13 +48,15 @@ TESTS = {
     "zoreward/members/": "self_check_measures self_check members blocks lowrank limits rounded memory cache_name "
     "families whole peft",
     "zoreward/journal/": "journal snapshot replay golden resume",
-    "zoreward/registry/": "registry patience",
+    "zoreward/registry/": "registry retries",
     "zoreward/scoring/logprobs.py": "scoring pairs border packing self_check",
 }
 # What tests load again and again; in a process that has it, a fork begins at once.
 LIBRARIES = "torch transformers peft trl accelerate datasets sklearn numpy scipy typer rich hypothesis triton".split()
 # How much longer than unbroken code broken code may take, and some seconds more.
 PATIENCE, SECONDS = 4, 30
+
+CALLED: dict[str, Any] = builtins.__dict__
 
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -72,7 +75,7 @@ class Mutant:
         file: its path from the root of the repository.
         start, end: which bytes are replaced.
         new: what stands there instead.
-        function: the first line of the function around it, decorators included; 0 outside of functions.
+        function: the line of the function around it; 0 outside of functions, and in kernels that are compiled.
         cached: whether that function keeps its results, so that only the first test that calls it is seen to.
     """
 
@@ -103,10 +106,33 @@ def mutants_of(file: str, text: str) -> list[Mutant]:
     mutants = set()
     for node, new, function in changes(ast.parse(text)):
         start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
-        first = min(part.lineno for part in (function, *function.decorator_list)) if function else 0
-        cached = function is not None and any("cache" in ast.unparse(part) for part in function.decorator_list)
-        mutants.add(Mutant(file, start, end, new, first, cached))
+        cached = function is not None and "cache" in decorators(function)
+        mutants.add(Mutant(file, start, end, new, function.lineno if says_so(function) else 0, cached))
     return sorted(mutants, key=lambda mutant: (mutant.start, mutant.end, mutant.new))
+
+
+def decorators(function: Any) -> str:
+    return " ".join(map(ast.unparse, function.decorator_list))
+
+
+def says_so(function: Any) -> bool:
+    """Return whether a function can say that it is called: not one in a single line, nor one that Triton compiles."""
+    return function is not None and "jit" not in decorators(function) and function.body[0].lineno > function.lineno
+
+
+def talking(file: str, text: str) -> str:
+    """Return a file's text where each function says that it is called, by its line: into a set among the builtins."""
+    lines = text.splitlines()
+    for node in sorted(ast.walk(ast.parse(text)), key=lambda node: getattr(node, "lineno", 0), reverse=True):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and says_so(node):
+            first = node.body[0]
+            place = f"{file}:{node.lineno}"
+            call = f'__import__("builtins").__dict__.setdefault("_called", set()).add({place!r})'
+            before = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))]) - 1
+            after_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            where = first.end_lineno if after_docstring else before
+            lines.insert(where or before, " " * first.col_offset + call)
+    return "\n".join(lines) + "\n"
 
 
 def sampled(mutants: list[Mutant], count: int, seed: int) -> list[Mutant]:
@@ -215,48 +241,33 @@ class Recorder:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
-        self._calls: dict[str, set[Any]] = {}
-        self._of_fixtures: dict[str, set[Any]] = defaultdict(set)
+        self._calls: dict[str, set[str]] = {}
+        self._of_fixtures: dict[str, set[str]] = defaultdict(set)
         self._fixtures: dict[str, list[str]] = {}
-        self._seen: set[Any] = set()
-
-    def _profile(self, frame: Any, event: str, arg: Any) -> None:
-        if event == "call":
-            self._seen.add(frame.f_code)
 
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
-        before, self._seen = time.monotonic(), set()
-        threading.setprofile(self._profile)
-        sys.setprofile(self._profile)
+        before, CALLED["_called"] = time.monotonic(), set()
         yield
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
         self.seconds[item.nodeid] = time.monotonic() - before
-        self._calls[item.nodeid] = self._seen
-        self._fixtures[item.nodeid] = item.fixturenames if hasattr(item, "fixturenames") else []
+        self._calls[item.nodeid] = CALLED["_called"]
+        self._fixtures[item.nodeid] = getattr(item, "fixturenames", [])
 
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        outer, self._seen = self._seen, set()
+        outer, CALLED["_called"] = CALLED["_called"], set()
         yield
         if fixturedef.scope != "function":
-            self._of_fixtures[fixturedef.argname] |= self._seen
-        self._seen |= outer
+            self._of_fixtures[fixturedef.argname] |= CALLED["_called"]
+        CALLED["_called"] |= outer
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             self.failed.append(report.nodeid)
 
-    def calls(self, root: Path) -> dict[str, list[str]]:
+    def calls(self) -> dict[str, list[str]]:
         """Return the functions that each test calls, as `file:line`."""
-
-        def places(codes: set[Any]) -> set[str]:
-            files = {code: Path(code.co_filename) for code in codes if str(root / "zoreward") in code.co_filename}
-            return {f"{file.relative_to(root)}:{code.co_firstlineno}" for code, file in files.items()}
-
-        of_fixtures = {name: places(codes) for name, codes in self._of_fixtures.items()}
         return {
-            test: sorted(places(codes).union(*(of_fixtures.get(name, set()) for name in self._fixtures[test])))
-            for test, codes in self._calls.items()
+            test: sorted(called.union(*(self._of_fixtures[name] for name in self._fixtures[test])))
+            for test, called in self._calls.items()
         }
 
 
@@ -272,6 +283,7 @@ class Chooser:
 
 def copied(folder: Path) -> Path:
     """Copy what tests need into a new folder."""
+    folder.mkdir(exist_ok=True)
     for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__")
         source, target = ROOT / name, folder / name
@@ -319,10 +331,14 @@ def recorded(files: list[str], root: Path) -> dict[str, Any]:
         recorder = Recorder()
         code = pytest(files, recorder)
         libraries = [name for name in list(sys.modules) if name.split(".")[0] in LIBRARIES]
-        facts = {"seconds": recorder.seconds, "calls": recorder.calls(root), "libraries": libraries}
+        facts = {"seconds": recorder.seconds, "calls": recorder.calls(), "libraries": libraries}
         target.write_text(json.dumps({**facts, "failed": recorder.failed, "code": code}))
         return code
 
+    for path in (root / "zoreward").rglob("*.py"):
+        file = path.relative_to(root).as_posix()
+        if any(file.startswith(start) for start in TESTS):
+            path.write_text(talking(file, path.read_text(encoding="utf-8")), encoding="utf-8")
     os.waitpid(forked(root, work), 0)
     if not target.is_file():
         sys.exit("the tests could not be run unbroken")
@@ -387,9 +403,9 @@ def tried(mutants: list[Mutant], jobs: int) -> dict[Mutant, str]:
     """Try mutants, some at a time, and print what becomes of each."""
     results: dict[Mutant, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        roots = [copied(Path(folder, str(job))) for job in range(jobs)]
         files = list(dict.fromkeys(test for mutant in mutants for test in mapped_tests(mutant.file)))
-        facts = recorded(files, roots[0])
+        facts = recorded(files, copied(Path(folder, "recorded")))
+        roots = [copied(Path(folder, str(job))) for job in range(jobs)]
         print(f"{len(facts['calls'])} tests, unbroken: {sum(facts['seconds'].values()):.0f} s", flush=True)
         for name in facts["libraries"]:
             with suppress(Exception):

@@ -135,7 +135,7 @@ CASES = {
     "fewer than no retries": ("f1", {"--reward-retries": "-1"}, "0 or more, not -1", "3"),
     "no workers": ("f1", {"--reward-workers": "0"}, "1 or more, not 0", "8"),
     "cache is a file": ("f1", {"--reward-cache": "train.jsonl"}, "'train.jsonl' is a file", "folder"),
-    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be kept", "rowwise=True"),
+    "cache of nothing": ("f1", {"--reward-cache": "kept"}, "'f1' has no scores that can be cached", "rowwise=True"),
     "preference: no column": (
         "preference",
         {"--data": "pairs.jsonl", "--template": None, "--choice": None, "--prompt": "question"},
@@ -486,10 +486,10 @@ def test_one_line_and_a_hint_and_nothing_written(
 def test_what_does_not_go_together_is_refused_before_weights_are_read(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zoreward.trainer import inputs
+    from zoreward.trainer import ready
 
     objective, changes, error, hint = UNREAD[case]
-    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    monkeypatch.setattr(ready, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
     before = files_in(folder)
     assert main(words_of("tune", objective, changes)) == 2
     first, second = capsys.readouterr().err.splitlines()
@@ -590,11 +590,11 @@ def test_what_cannot_fit_is_refused_before_weights_are_read(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from zoreward.scoring import memory
-    from zoreward.trainer import inputs
+    from zoreward.trainer import ready
 
     objective, changes, free, error, hint = NO_ROOM[case]
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    monkeypatch.setattr(ready, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
     before = files_in(folder)
 
     assert main(words_of("tune", objective, {"--device": "cpu", **changes})) == 2

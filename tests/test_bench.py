@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from conftest import FAMILIES, random_model
 from rendering import render
@@ -451,8 +451,12 @@ def test_adamw_sees_the_batches_that_mezo_sees(tokenizer: PreTrainedTokenizerFas
     )
     trainer = ZOTrainer(model, objective="accuracy", args=args, train_dataset=ROWS, processing_class=tokenizer)
     seen: list[list[str]] = []
-    step = trainer.training_step
-    trainer.training_step = lambda *a, **b: (step(*a, **b), seen.append([e.row["text"] for e in trainer.last_rows]))[0]
+
+    class Rows(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append([example.row["text"] for example in trainer.last_rows])
+
+    trainer.add_callback(Rows())
     trainer.train()
     wanted = [[ROWS[n]["text"] for n in rows] for rows in batches(len(ROWS), 3, 7, seed=5)]
     assert seen == wanted

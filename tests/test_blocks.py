@@ -48,7 +48,10 @@ from zoreward.noise import LowRank
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.scoring.memory import needed_memory
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [
+    *(torch.float32, torch.bfloat16),
+    *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64)),
+]
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|block)\.(\d+)\.")
 
 

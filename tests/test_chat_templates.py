@@ -117,6 +117,15 @@ def test_what_cannot_be_told_is_refused(chat_tokenizer, row, given, message):
         assert message in str(caught.value) and caught.value.hint
 
 
+def test_an_argument_that_is_not_the_template_s_own_is_an_error_about_the_row(chat_tokenizer):
+    given = {"chat_template_kwargs": {"tokenize": True}}
+    pair = {"prompt": ASKED, "chosen": SUNNY, "rejected": NO}
+    with pytest.raises(InputError, match="row 1 does not fit the chat template"):
+        render_prompts([{"prompt": ASKED}], chat_tokenizer, **given)
+    with pytest.raises(InputError, match="row 1 does not fit the chat template"):
+        render([pair], chat_tokenizer, needs="choices", template=None, **given)
+
+
 def test_the_command_line_takes_json_and_its_config_a_mapping(folder, capsys):  # noqa: F811
     model = Path("chat")
     model.mkdir()

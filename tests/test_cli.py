@@ -151,12 +151,12 @@ def test_help_of_tune_shows_own_options_aliases_and_defaults(capsys: pytest.Capt
 
 def test_defaults_are_those_of_the_trainer(folder: Path) -> None:
     """What the help promises is written down by hand there; the trainer has the last word."""
-    from zoreward.cli.tune import tune_command
+    from zoreward.cli.tune import make_command
     from zoreward.registry import describe_objective
     from zoreward.trainer import ZOConfig
 
     theirs = ZOConfig("run")
-    command = tune_command("f1", describe_objective("f1"))
+    command = make_command("f1", describe_objective("f1"))
     for name, parameter in command.__signature__.parameters.items():
         if (
             hasattr(theirs, name)

@@ -290,8 +290,8 @@ def test_of_two_commands_that_begin_in_one_folder_the_second_changes_nothing(
             Path("run/config.yaml").write_text("seed: 7\n")
         begin(self)
 
-    begin = ZOTrainer._begin
-    monkeypatch.setattr(ZOTrainer, "_begin", overtaken)
+    begin = ZOTrainer._open_run
+    monkeypatch.setattr(ZOTrainer, "_open_run", overtaken)
     for more in ([], ["--resume"]):
         made.clear()
         shutil.rmtree("run", ignore_errors=True)

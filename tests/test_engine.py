@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from conftest import random_model
+from zoreward import ZOConfig, ZOTrainer
+from zoreward.journal import load_run
 from zoreward.members import tuned_weights
 from zoreward.records import Completion, Example, Request, Term, Update
 from zoreward.registry import get_objective
@@ -114,3 +116,22 @@ def test_a_unit_of_another_device_is_not_taken_up():
     assert engine.cut_as(engine.unit).unit == engine.unit
     assert engine.cut_as({"device": "cuda", "members": 3, "read": 7, "written": 9}).unit == engine.unit
     assert engine.cut_as({"members": 3, "read": 7}).unit == {**engine.unit, "members": 3, "read": 7}
+
+
+def test_a_run_that_goes_on_cuts_its_work_as_it_did(tiny_model_dir, tmp_path, monkeypatch):
+    rows = [{"text": "a good film", "label": 1}, {"text": "it was bad", "label": 0}]
+    given = {"template": "{text} it was", "choices": [" bad", " good"], "use_cpu": True, "disable_tqdm": True}
+
+    def trainer(steps):
+        args = ZOConfig(str(tmp_path), max_steps=steps, num_directions=2, **given)
+        return ZOTrainer(str(tiny_model_dir), objective="accuracy", train_dataset=rows, args=args)
+
+    first = trainer(1)
+    first.train()
+    unit = first.scorer.engine.unit
+    assert unit == load_run(tmp_path).header["unit"] and unit["members"] == 4
+    monkeypatch.setattr("zoreward.scoring.forward.CPU_TOKENS", 77)  # another machine
+    again = trainer(2)
+    assert again.scorer.engine.unit["read"] == 77
+    again.train(resume_from_checkpoint=True)
+    assert again.scorer.engine.unit == unit

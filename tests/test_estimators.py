@@ -157,7 +157,7 @@ def test_every_method_climbs(method):
         return -float(((net.weight.detach() - target) ** 2).sum())
 
     before, state = score(), method.init()
-    for _ in range(60):
+    for _ in range(40):
         query = method.ask(state)
         scores = []
         for member in query.members:

@@ -41,7 +41,7 @@ def test_own_metric() -> None:
 
 
 def test_a_metric_of_scikit_learn() -> None:
-    before, after = runpy.run_path(str(EXAMPLES / "scikit_learn.py"))["main"](steps=40)
+    before, after = runpy.run_path(str(EXAMPLES / "scikit_learn.py"))["main"](steps=30)
     assert after > before + 0.3, (before, after)
 
 

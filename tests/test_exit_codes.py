@@ -121,7 +121,7 @@ def test_what_nobody_has_foreseen_is_one_line(
     def fails(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("of\ntwo lines")
 
-    monkeypatch.setattr("zoreward.cli.evaluate.scored_rows", fails)
+    monkeypatch.setattr("zoreward.cli.eval.scored_rows", fails)
     assert main(["eval", "accuracy", *EVAL]) == 2
     out, err = capsys.readouterr()
     assert out == ""

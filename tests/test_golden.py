@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from golden import record
-from zoreward.journal import Run, load_run, replay
+from zoreward.journal import StoredRun, load_run, replay
 from zoreward.members import Tuned
 from zoreward.methods import Method
 from zoreward.noise import streams
@@ -31,7 +31,7 @@ from zoreward.records import Member, StepRecord, Update
 # --- what is asked of zoreward: what a change of its insides may have to change here, beside its like in record.py ---
 
 
-def run_of(recorded: dict[str, Any], folder: Path) -> Run:
+def run_of(recorded: dict[str, Any], folder: Path) -> StoredRun:
     """The recorded journal, byte for byte, read from a file."""
     path = folder / record.JOURNAL_NAME
     path.write_text("".join(json.dumps(line) + "\n" for line in recorded["journal"]))
@@ -49,7 +49,7 @@ def from_json(state: Any) -> Any:
     return type(state)(**json.loads(json.dumps(asdict(state), allow_nan=False)))
 
 
-def replayed(run: Run, model: PreTrainedModel) -> nn.Module:
+def replayed(run: StoredRun, model: PreTrainedModel) -> nn.Module:
     return replay(run, model)
 
 
@@ -64,18 +64,18 @@ def recorded(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
     return run_of(recorded, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
-def base(recorded: dict[str, Any], run: Run) -> tuple[nn.Module, Tuned]:
+def base(recorded: dict[str, Any], run: StoredRun) -> tuple[nn.Module, Tuned]:
     """The base and what is tuned of it; nobody moves it."""
     return record.base_of(run, record.made_model(**recorded["model"]))
 
 
 @pytest.fixture(scope="module")
-def tuned_model(recorded: dict[str, Any], run: Run) -> nn.Module:
+def tuned_model(recorded: dict[str, Any], run: StoredRun) -> nn.Module:
     return replayed(run, record.made_model(**recorded["model"]))
 
 

@@ -241,8 +241,8 @@ def test_without_network_nothing_is_loaded(monkeypatch):
 
 
 def test_a_name_that_is_looked_up_for_ever_is_given_up(monkeypatch):
-    assert hub._PATIENCE <= 3
-    monkeypatch.setattr(hub, "_PATIENCE", 0.1)
+    assert hub._TIMEOUT <= 3
+    monkeypatch.setattr(hub, "_TIMEOUT", 0.1)
     never = threading.Event()
 
     def hang(address: tuple[str, int], timeout: float) -> None:

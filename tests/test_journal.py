@@ -21,9 +21,9 @@ from safetensors import safe_open
 
 from conftest import random_model
 from terms import term_of
-from zoreward.journal import Journal, Run, fingerprint, load_run, read_journal, read_trajectory, weights_dtype
+from zoreward.journal import Journal, StoredRun, fingerprint, load_run, read_journal, read_trajectory, weights_dtype
 from zoreward.journal.lines import MAX_LINE, encode
-from zoreward.journal.trajectory import run_of, trajectory_bytes
+from zoreward.journal.trajectory import run_of, trajectory_bytes, write_trajectory
 from zoreward.methods import SPSA
 from zoreward.noise import streams
 from zoreward.records import InputError, MissingFileError, StepRecord, Update
@@ -57,7 +57,7 @@ def write(folder: Path, records: list[StepRecord], header: dict = RUN) -> Path:
     return folder / "journal.jsonl"
 
 
-def records_of(run: Run) -> list[StepRecord]:
+def records_of(run: StoredRun) -> list[StepRecord]:
     return [run.record(step) for step in range(run.n_steps)]
 
 
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
 # Damage.
 
 
-def read(data: bytes, folder: Path) -> Run:
+def read(data: bytes, folder: Path) -> StoredRun:
     path = folder / "damaged.jsonl"
     path.write_bytes(data)
     return read_journal(path)
@@ -339,7 +339,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("schedule", [False, True])
 def test_a_trajectory_holds_the_same_updates(schedule, tmp_path):
     run = read_journal(write(tmp_path, steps(7, schedule=schedule)))
-    run.save(tmp_path / "trajectory.safetensors")
+    write_trajectory(run, tmp_path / "trajectory.safetensors")
     again = read_trajectory(tmp_path / "trajectory.safetensors")
     assert list(again.updates(7)) == list(run.updates(7))
     assert again.header == run.header
@@ -377,7 +377,7 @@ def test_20_000_steps_take_less_than_100_000_bytes():
         update, _ = spsa.tell(state, spsa.ask(state), [0.5, 0.4 + 1e-5 * step])
         return StepRecord(step, (), update, spsa.lr)
 
-    data = trajectory_bytes(Run(header, 20_000, record))
+    data = trajectory_bytes(StoredRun(header, 20_000, record))
     assert len(data) <= 100_000, len(data)
     again = run_of(data)
     assert again.streams == streams(names)
@@ -387,7 +387,7 @@ def test_20_000_steps_take_less_than_100_000_bytes():
 def test_other_readers_can_read_a_trajectory(tmp_path):
     run = read_journal(write(tmp_path, steps()))
     path = tmp_path / "trajectory.safetensors"
-    run.save(path)
+    write_trajectory(run, path)
     with safe_open(path, "numpy") as file:
         about = json.loads(file.metadata()["run"])
         coefficients, numbers, packed = (file.get_tensor(name) for name in ("coefficients", "streams", "names"))
@@ -407,7 +407,7 @@ def test_steps_that_do_not_follow_from_the_seed_cannot_be_a_trajectory(tmp_path)
     }.items():
         run = read_journal(write(tmp_path / name, [StepRecord(0, (), update, 0.25)]))
         with pytest.raises(InputError, match="step 0"):
-            run.save(tmp_path / "trajectory.safetensors")
+            write_trajectory(run, tmp_path / "trajectory.safetensors")
     assert not (tmp_path / "trajectory.safetensors").exists()
 
 
@@ -432,7 +432,7 @@ def trajectory(tmp_path_factory) -> bytes:
     return trajectory_bytes(read_journal(write(tmp_path_factory.mktemp("run"), steps(schedule=True))))
 
 
-def load(data: bytes, folder: Path) -> Run:
+def load(data: bytes, folder: Path) -> StoredRun:
     path = folder / "damaged.safetensors"
     path.write_bytes(data)
     return load_run(path)

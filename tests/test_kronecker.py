@@ -28,7 +28,10 @@ from zoreward.noise import definition as noise
 from zoreward.noise.kronecker import Kronecker, divisor
 from zoreward.records import InputError, Term, Update
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [
+    *(torch.float32, torch.bfloat16),
+    *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64)),
+]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -23,7 +23,7 @@ import reference
 from conftest import random_model
 from terms import low_rank, numbers_of, term_of
 from test_members import digest
-from test_rounding import DTYPES, ROUNDING_SEED, STREAM, assert_same, floats, make_weight, patterns
+from test_rounding import MOSTLY, ROUNDING_SEED, STREAM, assert_same, floats, make_weight, patterns
 from zoreward.journal import Journal
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
@@ -102,7 +102,7 @@ def test_a_term_carries_its_rank():
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", MOSTLY)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_copies_and_updates_equal_the_reference(dtype, shape, cut):
     weight = make_weight(shape, dtype)

@@ -18,7 +18,6 @@ from zoreward.cli import running
 from zoreward.members import (
     adapted,
     bytes_of,
-    cache_of,
     context,
     grouping,
     held,
@@ -29,6 +28,7 @@ from zoreward.members import (
     tuned_weights,
 )
 from zoreward.members.memory import lasting_bytes, scratch_bytes
+from zoreward.neighbours.of_transformers import cache_of
 from zoreward.noise import LowRank
 from zoreward.records import Example, Member, NoRoomError, Term
 from zoreward.scoring import Generation, HFGenerator, blank_model, decoding, engine_of, load_model, memory

@@ -756,6 +756,10 @@ BY_WHAT = {
 }
 
 
+def test_every_method_stands_in_the_table_of_defaults():
+    assert list(METHOD_DEFAULTS) == list(METHODS)
+
+
 @pytest.mark.parametrize(("method", "needs"), BY_WHAT)
 def test_defaults_are_relative_to_what_is_tuned(method, needs):
     for what, expected in zip(("full", "lora", "prefix"), BY_WHAT[method, needs], strict=True):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import builtins
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mutants import ROOT, TESTS, all_mutants, mapped_tests, mutants_of, sampled
+from mutants import ROOT, TESTS, all_mutants, mapped_tests, mutants_of, sampled, talking
 
 
 def changes_of(text: str) -> set[str]:
@@ -47,12 +50,53 @@ def test_each_change_is_one_and_leaves_the_rest_as_it_is(text: str, broken: set[
     assert changes_of(text) == broken
 
 
+TEXT = """
+A = 1
+
+@cache
+def f():
+    def g():
+        return 2
+    return 3
+
+@triton.jit(x=1)
+def h():
+    return 4
+
+class C:
+    @property
+    def k(self):
+        \"\"\"Text.
+
+        More.
+        \"\"\"
+        @d
+        def m(): return 5
+        return m
+"""
+
+
 def test_a_mutant_knows_the_function_around_it() -> None:
-    text = "A = 1\n\n\n@cache\ndef f():\n    def g():\n        return 2\n    return 3\n"
-    found = {(mutant.new, mutant.function, mutant.cached) for mutant in mutants_of("file.py", text)}
-    assert found == {("2", 0, False), ("return None", 4, True), ("4", 4, True), ("return None", 6, False)} | {
-        ("3", 6, False)
+    found = {(mutant.new, mutant.function, mutant.cached) for mutant in mutants_of("file.py", TEXT)}
+    assert found == {
+        *(("2", 0, False), ("return None", 6, False), ("3", 6, False), ("return None", 5, True), ("4", 5, True)),
+        *(("return None", 0, False), ("5", 0, False), ("6", 0, False)),
+        ("return None", 16, False),
     }
+
+
+def test_functions_say_that_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(function: object = None, **_: object) -> object:
+        return function or same
+
+    called: set[str] = set()
+    monkeypatch.setattr(builtins, "_called", called, raising=False)
+    names: dict[str, Any] = {"cache": same, "d": same, "triton": SimpleNamespace(jit=same)}
+    exec(talking("file.py", TEXT), names)
+    assert called == set()
+    assert names["f"]() == 3 and called == {"file.py:5"}
+    assert names["h"]() == 4 and names["C"]().k() == 5 and called == {"file.py:5", "file.py:16"}
+    assert names["C"].k.__doc__.startswith("Text.")
 
 
 def test_what_is_broken_is_there_and_so_are_its_tests() -> None:

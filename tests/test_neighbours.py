@@ -10,6 +10,8 @@ import ast
 import importlib
 import inspect
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -293,54 +295,128 @@ def overridden() -> list[str]:
     )
 
 
-def names_called_by(owner: type) -> set[str]:
-    """All names that the code of a class's methods asks of an object."""
-    methods = [inspect.unwrap(method) for method in vars(owner).values() if inspect.isfunction(method)]
-    return {name for method in methods for name in method.__code__.co_names}
+def test_no_private_method_of_the_trainer_is_replaced() -> None:
+    private = [name for name in overridden() if name.startswith("_")]
+    holds(not private, f"Trainer has private methods of names that ours have too: {private} (trainer/loop.py)")
 
 
-def test_the_trainer_calls_the_methods_that_ours_replace() -> None:
-    names = overridden()
-    assert {"_save_checkpoint", "_load_best_model", "training_step", "_get_grad_norm"} <= set(names)
-    called = names_called_by(hf.Trainer)
-    from_outside = {"train", "resume", "predict", "create_model_card"}
-    told = [f"Trainer's own loop no longer calls {name}" for name in names if name not in called | from_outside]
-    holds(not told, f"{'; '.join(told)} (trainer/loop.py, trainer/resumable.py)")
+USED = ("train", "evaluate", "predict", "save_model", "create_optimizer", "create_model_card", "push_to_hub", "log")
+USED += ("get_train_dataloader", "create_optimizer_and_scheduler")
 
 
-HOOKS = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_save_checkpoint", "_determine_best_metric")
-HOOKS += ("_load_best_model", "_get_grad_norm", "_get_learning_rate", "training_step", "floating_point_ops", "log")
-HOOKS += ("create_optimizer", "evaluate", "save_model", "set_initial_training_values", "get_train_dataloader")
-
-
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", USED)
 def test_the_trainer_s_methods_take_what_ours_take(name: str) -> None:
     theirs = getattr(hf.Trainer, name, None)
-    holds(theirs is not None, f"Trainer.{name} is gone (trainer/loop.py, trainer/resumable.py)")
+    holds(theirs is not None, f"Trainer.{name} is gone (trainer/loop.py)")
     ours = inspect.signature(getattr(ZOTrainer, name)).parameters
     taken = list(inspect.signature(theirs).parameters)
-    told = f"Trainer.{name} takes {taken}, ours takes {list(ours)} (trainer/loop.py, trainer/resumable.py)"
-    holds(list(ours)[: len(taken)] == taken or {"args", "kwargs"} <= set(ours), told)
+    told = f"Trainer.{name} takes {taken}, ours takes {list(ours)} (trainer/loop.py)"
+    holds(list(ours)[: len(taken)] == taken or {"args", "metadata"} <= set(ours), told)
 
 
-def test_other_hooks_that_are_replaced_are_listed() -> None:
-    assert {name for name in overridden() if name.startswith("_")} <= set(HOOKS)
+EVENTS = [name for name in dir(hf.TrainerCallback) if name.startswith("on_") and name != "on_prediction_step"]
 
 
-def test_a_resumed_run_knows_its_steps(tmp_path: Path) -> None:
-    args = ZOConfig(str(tmp_path), use_cpu=True, max_steps=7, per_device_train_batch_size=2)
-    trainer = hf.Trainer(nn.Linear(1, 1), args, train_dataset=[{"x": 0.0}] * 6)
-    values = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    told = "Trainer.set_initial_training_values no longer has steps of an epoch second and all steps last"
-    holds(values[1] == 3 and values[-1] == 7, f"{told}: {values} (trainer/resumable.py)")
-    holds(trainer._train_batch_size == 2, "Trainer._train_batch_size is not the batch size (trainer/resumable.py)")
-    state = trainer_callback.TrainerState(train_batch_size=2, max_steps=7)
-    state.compute_steps(args, 7)
-    state.global_step = 4
-    state.save_to_json(str(tmp_path / "trainer_state.json"))
-    again = trainer_callback.TrainerState.load_from_json(str(tmp_path / "trainer_state.json"))
-    right = again.global_step == 4 and again.logging_steps == state.logging_steps == args.logging_steps
-    holds(right, "TrainerState does not come back from its file, or compute_steps sets no steps (trainer/resumable.py)")
+class Events(hf.TrainerCallback):
+    """Takes down each event, with what the state says then."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+        for name in EVENTS:
+            setattr(self, name, lambda args, state, control, name=name, **more: self.saw(name, state, more))
+
+    def saw(self, name: str, state: Any, more: dict[str, Any]) -> None:
+        logged = sorted(
+            more.get("logs", {}).keys() & {"loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime"}
+        )
+        self.seen.append((name, state.global_step, state.epoch, state.max_steps, state.num_train_epochs, logged))
+
+
+class Line(nn.Module):
+    """A model that transformers' own trainer tunes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * x).mean()}
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "accumulated": {"max_steps": 7, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2},
+    "epochs": {"num_train_epochs": 2, "eval_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "epoch"},
+    "half an epoch": {"num_train_epochs": 1.5, "logging_first_step": True, "eval_strategy": "steps", "eval_steps": 3},
+    "from the start on": {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 9, "eval_on_start": True},
+    "nothing saved": {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no"},
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_callbacks_see_what_the_trainer_s_own_loop_shows_them(kind: str, tmp_path: Path, tokenizer: Any) -> None:
+    seen = []
+    for name in ("theirs", "ours"):
+        events = Events()
+        how = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "learning_rate": 1e-3}
+        how |= {"logging_steps": 2, "save_steps": 2, "metric_for_best_model": "runtime", **RUNS[kind]}
+        args = ZOConfig(str(tmp_path / name), use_cpu=True, disable_tqdm=True, template="{text} it was", **how)
+        args.choices = [" not", " very"]
+        if name == "theirs":
+            rows: list[dict[str, Any]] = [{"x": float(n)} for n in range(9)]
+            hf.Trainer(Line(), args, train_dataset=rows, eval_dataset=rows[:2], callbacks=[events]).train()
+        else:
+            rows = [{"text": "good film", "label": n % 2} for n in range(9)]
+            trainer = ZOTrainer(
+                random_model("llama"), objective="neg-cross-entropy", args=args, train_dataset=rows,
+                eval_dataset=rows[:2], processing_class=tokenizer, callbacks=[events],
+            )  # fmt: skip
+            trainer.train()
+        seen.append(events.seen)
+    assert len(seen[0]) > 20
+    told = "Trainer's own loop fires other events, in another order, than ours"
+    holds(seen[1] == seen[0], f"{told}: {[pair for pair in zip(*seen, strict=False) if pair[0] != pair[1]][:3]}")
+
+
+def test_a_loader_of_batches_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    from accelerate import skip_first_batches
+
+    args = ZOConfig(str(tmp_path), use_cpu=True, max_steps=7, per_device_train_batch_size=2, data_seed=3)
+    loaders = [
+        hf.Trainer(nn.Linear(1, 1), args, train_dataset=[{"x": float(n)} for n in range(6)]).get_train_dataloader()
+        for _ in range(2)
+    ]
+    loaders[1] = skip_first_batches(loaders[1], 1)
+    told = []
+    for loader in loaders:
+        loader.set_epoch(4)
+        told.append([batch["x"].tolist() for batch in loader])
+    right = (
+        len(loaders[0]) == 3
+        and told[0][1:] == told[1]
+        and sorted(x for batch in told[0] for x in batch) == [*map(float, range(6))]
+    )
+    holds(right, f"get_train_dataloader, its set_epoch or skip_first_batches give other rows: {told} (trainer/loop.py)")
+
+
+def test_a_run_s_memory_is_measured_where_that_is_asked_for(tmp_path: Path, tokenizer: Any) -> None:
+    args = ZOConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, skip_memory_metrics=False, max_steps=1)
+    args.template, args.choices = "{text} it was", [" not", " very"]
+    rows = [{"text": "good film", "label": n % 2} for n in range(4)]
+    trainer = ZOTrainer(
+        random_model("llama"), objective="accuracy", args=args, train_dataset=rows, processing_class=tokenizer
+    )
+    told = "Trainer._memory_tracker no longer measures between start and stop_and_update_metrics"
+    holds(
+        {"init_mem_cpu_alloc_delta", "train_mem_cpu_alloc_delta"} <= trainer.train().metrics.keys(),
+        told + " (trainer/loop.py)",
+    )
+
+
+def test_a_state_knows_when_something_is_due(tmp_path: Path) -> None:
+    args = ZOConfig(str(tmp_path), use_cpu=True, max_steps=8, logging_steps=0.25)
+    state = trainer_callback.TrainerState(train_batch_size=2, max_steps=8)
+    state.compute_steps(args, 8)
+    holds(state.logging_steps == 2, f"TrainerState.compute_steps sets other steps: {state} (trainer/resuming.py)")
 
 
 def test_early_stopping_counts_scores_that_are_no_better() -> None:
@@ -377,7 +453,7 @@ def test_the_default_flow_says_what_is_due(tmp_path: Path) -> None:
         trainer_callback.DefaultFlowCallback().on_step_end(args, state, control)
         due.append((control.should_log, control.should_evaluate))
     told = f"DefaultFlowCallback no longer says by should_log and should_evaluate what is due: {due}"
-    holds(due == [(False, False), (True, True)], f"{told} (trainer/past.py)")
+    holds(due == [(False, False), (True, True)], f"{told} (trainer/resuming.py)")
 
 
 def test_the_number_of_gpus_can_be_set(tmp_path: Path) -> None:
@@ -582,6 +658,14 @@ def test_typer_s_usage_errors_have_one_base() -> None:
         holds(bool(right), f"{told}: {caught!r} (neighbours/of_typer.py)")
 
 
+def test_what_is_registered_for_the_end_of_a_process_can_be_called_before() -> None:
+    code = "import atexit; from zoreward.neighbours.of_python import run_exit_functions as end; "
+    code += "atexit.register(print, 'at its end'); end(); print('and after')"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+    told = f"atexit._run_exitfuncs no longer calls what is registered: {printed!r} (neighbours/of_python.py)"
+    holds(printed.split("\n") == ["at its end", "and after", ""], told)
+
+
 def test_safetensors_keeps_what_is_said_of_a_file_under_metadata(tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     save_file({"w": torch.ones(2)}, path, {"format": "ours"})
@@ -647,10 +731,10 @@ BREAKS: dict[str, tuple[Callable[..., None], str, Any]] = {
         f"{__name__}.add_hook_to_module",
         kept_nowhere,
     ),
-    "a hook is called otherwise": (
-        test_the_trainer_calls_the_methods_that_ours_replace,
-        f"{__name__}.names_called_by",
-        lambda owner: {"training_step"},
+    "a private method has a name of ours": (
+        test_no_private_method_of_the_trainer_is_replaced,
+        f"{__name__}.overridden",
+        lambda: ["train", "_fire"],
     ),
     "nothing is copied": (
         test_foreach_copy_fills_tensors_where_they_are,

@@ -19,7 +19,7 @@ from zoreward.journal import fingerprint
 from zoreward.members import adapted, lora_config, tuned_weights
 from zoreward.records import InputError
 from zoreward.scoring import engine_of, evaluate
-from zoreward.trainer import ZOConfig, ZOTrainer, inputs
+from zoreward.trainer import ZOConfig, ZOTrainer, ready
 
 ROWS = [{"text": f"a {word} film", "label": i % 2} for i, word in enumerate("bad good dull great awful lovely".split())]
 PROMPT = ["--data", "rows.jsonl", "--template", "{text} it was", "--choice", " not", "--choice", " very"]
@@ -161,7 +161,7 @@ def test_what_cannot_be_done_with_a_quantised_checkpoint_is_refused_before_it_is
         (folder / file.name).symlink_to(file)
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(inputs, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
+    monkeypatch.setattr(ready, "load_model", lambda *args, **kwargs: pytest.fail("the weights are read"))
     asked = {"template": "{text} it was", "choices": [" not", " very"], "use_cpu": True}
     with pytest.raises(InputError, match=error) as caught:
         ZOTrainer(

@@ -18,9 +18,9 @@ from terms import term_of
 from test_resume import trainer
 from zoreward import replay
 from zoreward.cli import main
-from zoreward.journal import Journal, Run, fingerprint, load_run, replaying, weights_dtype
+from zoreward.journal import Journal, StoredRun, fingerprint, load_run, replaying, weights_dtype
 from zoreward.journal.lines import encode
-from zoreward.journal.trajectory import trajectory_bytes
+from zoreward.journal.trajectory import trajectory_bytes, write_trajectory
 from zoreward.kernels import cpu, portable
 from zoreward.members import tuned_weights, update_, updates_
 from zoreward.methods import SPSA, state_after
@@ -140,7 +140,7 @@ def record_run(folder: Path, model: PreTrainedModel, rank: int, steps: int = 5) 
             journal.append(StepRecord(step, tuple(scores), update, spsa.lr))
             update_(model, update)
             after.append(bits(model))
-    load_run(folder).save(folder / "trajectory.safetensors")
+    write_trajectory(load_run(folder), folder / "trajectory.safetensors")
     return after
 
 
@@ -382,7 +382,7 @@ def hostile(folder: Path, header: dict, kind: str) -> Path:
         return path
     sound = {**header, "method": {"seed": 1, "num_directions": 1}}
     sound.pop("adapter", None)
-    data = trajectory_bytes(Run(sound, 0, lambda step: None))
+    data = trajectory_bytes(StoredRun(sound, 0, lambda step: None))
     length = int.from_bytes(data[:8], "little")
     entries, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     about = json.loads(entries["__metadata__"]["run"])

@@ -15,13 +15,13 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from conftest import random_model
-from zoreward.journal import Journal, load_run
+from zoreward.journal import Journal, load_run, write_trajectory
 from zoreward.journal.lines import encode
 from zoreward.methods import METHODS
 from zoreward.records import InputError, ObjectiveError, StorageError
 from zoreward.registry import code_of, get_objective, weighted_sum
 from zoreward.trainer import ZOConfig, ZOTrainer
-from zoreward.trainer.comparing import refuse_other_run
+from zoreward.trainer.header import refuse_other_run
 from zoreward.trainer.keeper import Keeper
 
 GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
@@ -377,7 +377,7 @@ def test_a_run_from_before_half_a_row_was_the_least_spread_goes_on_as_it_began(t
     options = {"objective": "accuracy", "normalize": "zscore", "num_directions": 8, "max_steps": 4, "eps": 2e-3}
     finished = trainer(tmp_path / "old", tokenizer, **options)
     assert finished.method.rows == 8
-    finished.method = replace(finished.method, rows=0)
+    finished.run.method = replace(finished.method, rows=0)
     finished.train()
     run = load_run(tmp_path / "old")
     method = {name: value for name, value in run.header["method"].items() if name != "rows"}
@@ -432,7 +432,7 @@ def test_a_damaged_journal_is_refused(left, tmp_path, tokenizer):
 
 
 def test_a_trajectory_alone_is_refused(left, tmp_path, tokenizer):
-    load_run(left).save(tmp_path / "trajectory.safetensors")
+    write_trajectory(load_run(left), tmp_path / "trajectory.safetensors")
     with pytest.raises(InputError, match=r"trajectory.safetensors but no journal.jsonl"):
         trainer(tmp_path, tokenizer).train(resume_from_checkpoint=True)
 
@@ -485,10 +485,10 @@ def test_a_resume_begins_at_a_sound_snapshot_and_else_at_the_base(case, whole, t
     assert not list((tmp_path / "run").glob("*.part"))
     spoil(snapshot(tmp_path / "run"))
     starts = []
-    from zoreward.trainer import resumable
+    from zoreward.trainer import resuming
 
-    real = resumable.advance
-    monkeypatch.setattr(resumable, "advance", lambda *args: (starts.append(args[3:]), real(*args)))
+    real = resuming.advance
+    monkeypatch.setattr(resuming, "advance", lambda *args: (starts.append(args[3:]), real(*args)))
     run = trainer(tmp_path / "run", tokenizer, save_steps=100)
     run.train(resume_from_checkpoint=True)
     assert starts == [(start, 5)]
@@ -540,7 +540,7 @@ def test_a_snapshot_that_cannot_be_written_is_a_warning(whole, tmp_path, tokeniz
         (Path(folder) / "snapshot.safetensors.part").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zoreward.trainer.resumable.write_snapshot", full)
+    monkeypatch.setattr("zoreward.trainer.loop.write_snapshot", full)
     run = trainer(tmp_path, tokenizer, save_steps=2)
     run.train()
     assert same(weights(run), whole[0])

@@ -624,7 +624,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     def late(completions, trainer_state):
         return [1.0]
 
-    with pytest.raises(InputError, match="'plain' has no scores that can be kept"):
+    with pytest.raises(InputError, match="'plain' has no scores that can be cached"):
         retried(get_objective(plain), cache)
     with pytest.raises(InputError, match="'late' asks for trainer_state"):
         retried(get_objective(late), cache)
@@ -634,7 +634,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
         retried(get_objective(unseen["unseen"]), cache)
     with pytest.raises(InputError, match="rowwise is for objectives that need completions"):
         objective("mcc", rowwise=True)(lambda predictions: [1.0])
-    with pytest.raises(ObjectiveError, match="no score that can be kept for row 1: Object of type set"):
+    with pytest.raises(ObjectiveError, match="no score that can be cached for row 1: Object of type set"):
         scored(retried(get_objective(judge_of([])), cache), "a", "b", tags=["x", {1}])
     assert list(tmp_path.iterdir()) == []
 

@@ -88,7 +88,7 @@ def test_an_error_of_the_model_is_the_problem(most):
         return good(members)
 
     check = check_of(logits_of)
-    assert check.problem == "ValueError: a row too many" and check.noise == 0.0 and check.members == MEMBERS
+    assert check == SelfCheck("ValueError: a row too many", 0.0, MEMBERS, error=0.0, effect=0.0, spread=0.0)
 
 
 def test_logits_that_are_not_finite_cannot_share_a_pass():

@@ -74,7 +74,7 @@ def test_steps_equal_the_slow_mezo_written_from_the_formula(directions, decay):
 
 
 def test_expectation_of_the_estimate_is_the_gradient_of_a_quadratic():
-    size, samples = 6, 6_000
+    size, samples = 6, 2_000
     centre = torch.arange(1.0, size + 1, dtype=torch.float64)
     net = nn.ParameterDict({"w": nn.Parameter(torch.zeros(size, dtype=torch.float64))})
     [stream] = tuned_weights_of(net)

@@ -192,11 +192,11 @@ def test_an_error_inside_leaves_the_batch_to_generate_and_a_lack_of_memory_goes_
     from zoreward.scoring import stepping
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stepping._Desk, "step", wrong(torch.OutOfMemoryError("too large")))
+        patch.setattr(stepping.Replays, "do", wrong(torch.OutOfMemoryError("too large")))
         with pytest.raises(torch.OutOfMemoryError):
             by_steps.stepper.write(torch.ones(4, 2).long(), torch.ones(4, 2).long(), POPULATION, 4, [1])
         assert by_steps.stepper.problem is None
-        patch.setattr(stepping._Desk, "step", wrong(RuntimeError("not permitted when stream is capturing")))
+        patch.setattr(stepping.Replays, "do", wrong(RuntimeError("not permitted when stream is capturing")))
         assert written(by_steps, max_new_tokens=4) == written(plain, max_new_tokens=4)
         assert "not permitted" in by_steps.stepper.problem
 

@@ -69,6 +69,7 @@ def test_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
     handler = logging.StreamHandler(screen := io.StringIO())
     their_logging.add_handler(handler)
+    their_logging.set_verbosity_warning()  # another test may have left another
     try:
         with printable_warnings():
             logging.getLogger("zoreward.somewhere").warning("a %s\nof two lines", HOSTILE)

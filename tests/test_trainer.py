@@ -24,6 +24,7 @@ from zoreward.registry import get_objective
 from zoreward.scoring import evaluate, member_scores
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.inputs import warn_about_classes
+from zoreward.trainer.resuming import move_to
 
 GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
 ROWS = [
@@ -65,7 +66,7 @@ def journal(tmp_path, kind="step") -> list[dict]:
 
 
 def test_a_run_raises_its_objective(tmp_path, tokenizer):
-    run = trainer(tmp_path, tokenizer, max_steps=60, num_directions=2, learning_rate=2e-3)
+    run = trainer(tmp_path, tokenizer, max_steps=30, num_directions=2, learning_rate=2e-3)
     before = run.evaluate()["eval_score"]
     run.train()
     after = run.evaluate()["eval_score"]
@@ -216,7 +217,7 @@ def test_a_reward_that_changes_the_directory_does_not_move_the_run(tmp_path, tok
     made = ZOTrainer("base", wanders, args, train_dataset=ROWS, eval_dataset=ROWS[::3])
     made.train()
     assert len(journal(tmp_path)) == 3
-    made._move_to(load_run(tmp_path / "run"), 1, from_base=False)  # reads the base again
+    move_to(made.ready, load_run(tmp_path / "run"), 1, made.args, from_base=False)  # reads the base again
     assert list(elsewhere.iterdir()) == []
 
 
@@ -638,12 +639,10 @@ def test_the_card_of_a_model_that_no_step_moved_does_not_say_that_it_is_tuned(wh
 
 
 def test_a_trajectory_that_cannot_be_written_is_a_warning(tmp_path, tokenizer, monkeypatch, caplog):
-    from zoreward.journal import Run
-
-    def refuse(self, path):
+    def refuse(run, path):
         raise InputError("step 0 has terms that do not follow from the seed", hint="Keep the journal.")
 
-    monkeypatch.setattr(Run, "save", refuse)
-    monkeypatch.setattr("zoreward.trainer.past.logging.get_logger", lambda name: logging.getLogger("past"))
+    monkeypatch.setattr("zoreward.trainer.resuming.write_trajectory", refuse)
+    monkeypatch.setattr("zoreward.trainer.resuming.logging.get_logger", lambda name: logging.getLogger("resuming"))
     trainer(tmp_path, tokenizer, max_steps=1).train()
     assert "trajectory.safetensors could not be written: step 0 has terms" in caplog.text

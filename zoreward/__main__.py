@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import threading
 from typing import NoReturn
 
 from zoreward.cli import main
+from zoreward.neighbours.of_python import run_exit_functions
 from zoreward.registry import left_behind
 
 # Seconds for what loggers and others do when a process ends.
@@ -23,7 +23,7 @@ def run() -> NoReturn:
     """
     code = main()
     if left_behind():
-        ending = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+        ending = threading.Thread(target=run_exit_functions, daemon=True)
         ending.start()
         ending.join(_LAST_WORDS)
         sys.stdout.flush()

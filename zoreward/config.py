@@ -576,8 +576,7 @@ class Command:
     )
 
 
-# A class has the fields of its bases, the last one's first.
-@options(RUN)
+# A class has the fields of its bases, the last one's first. Nobody makes this one itself: it need not be a dataclass.
 class Common(Command, Seeding, Rewarding, Writing, Loading, Prompting, Splits, Data):
     """The options that `tune` and `eval` share."""
 
@@ -611,14 +610,15 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
 class EvalOptions(Common):
     """The options of `zoreward eval`."""
 
-    data: str | None = setting(
-        default=None,
+    data: str | None = same_as(
+        Data,
+        "data",
         help="The rows to score on: a .jsonl, .json, .csv or .parquet file, or a Hub dataset. Default: the task's.",
     )
-    test_rows: int | None = setting(
-        default=None, help="Draw so many rows to score. Default: the task's, else all.", least=1
+    test_rows: int | None = same_as(
+        Splits, "test_rows", help="Draw so many rows to score. Default: the task's, else all."
     )
-    seed: int = setting(default=0, help="Seed of demonstrations, and of what is drawn.", least=0, most=MOST_SEED)
+    seed: int = same_as(Seeding, "seed", help="Seed of demonstrations, and of what is drawn.")
     base_model: str | None = setting(
         default=None,
         help="The model before it was tuned, for objectives that compare with it: a folder or a Hub id.",

@@ -20,4 +20,4 @@ def accuracy(predictions: Sequence[int], references: Sequence[int]) -> list[floa
     >>> accuracy([1, 0, 2], [1, 1, 2])
     [1.0, 0.0, 1.0]
     """
-    return [float(found == right) for found, right in zip(predictions, references, strict=True)]
+    return [float(predicted == right) for predicted, right in zip(predictions, references, strict=True)]

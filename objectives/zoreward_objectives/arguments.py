@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound=Exception)
 
 
-def split_option(written: str) -> tuple[str, str]:
-    """Return name and value of an option written as name=value.
+def read_options(written: list[str] | None, texts: Collection[str] = ()) -> dict[str, Any]:
+    """Return options that are written as name=value, by name.
+
+    A value is a number, true, false, null or a list as JSON writes it; everything else is text.
+
+    Args:
+        written: the options.
+        texts: names of those whose value is always text.
 
     Raises:
         ValueError: there is no "=".
 
-    >>> split_option("scale=3")
-    ('scale', '3')
+    >>> read_options(["scale=0.5", "plus=true", "mode=sum", "title=3"], texts=["title"])
+    {'scale': 0.5, 'plus': True, 'mode': 'sum', 'title': '3'}
     """
-    name, equals, value = written.partition("=")
-    if not equals:
-        raise ValueError(f"the option {written!r} is not written as name=value")
-    return name, value
-
-
-def read_value(value: str) -> Any:
-    """Return a number, true, false, null or a list as JSON writes it; everything else is text.
-
-    >>> read_value("0.5"), read_value("true"), read_value("plus")
-    (0.5, True, 'plus')
-    """
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+    options: dict[str, Any] = {}
+    for option in written or ():
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"the option {option!r} is not written as name=value")
+        options[name] = value
+        with contextlib.suppress(ValueError):
+            if name not in texts:
+                options[name] = json.loads(value)
+    return options
 
 
 def hinted(error: E, hint: str) -> E:

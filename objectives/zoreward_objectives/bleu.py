@@ -49,4 +49,4 @@ class Bleu:
         answers = answers_of(columns, self._answer, len(completions))
         texts = [text_of(completion) for completion in completions]
         # sacrebleu wants all first references, then all second ones; None where a row has fewer
-        return float(self._bleu.corpus_score(texts, [list(some) for some in zip_longest(*answers)]).score)
+        return float(self._bleu.corpus_score(texts, [list(references) for references in zip_longest(*answers)]).score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zoreward import describe_objective, get_objective, objective
-from zoreward_objectives.arguments import read_value, split_option
+from zoreward_objectives.arguments import read_options
 
 if TYPE_CHECKING:
     from zoreward.registry import Objective
@@ -29,7 +29,5 @@ def callable_(*, function: str, option: list[str] | None = None) -> Objective:
     >>> get_objective("callable", function="zoreward_objectives.accuracy:accuracy").name
     'accuracy'
     """
-    types = {one.name: one.type for one in describe_objective(function).options}
-    written = map(split_option, option or ())
-    values = {name: value if types.get(name) is str else read_value(value) for name, value in written}
-    return get_objective(function, **values)
+    texts = [described.name for described in describe_objective(function).options if described.type is str]
+    return get_objective(function, **read_options(option, texts))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward import get_objective, objective
-from zoreward_objectives.arguments import hinted, read_value, split_option
+from zoreward_objectives.arguments import hinted, read_options
 from zoreward_objectives.texts import answers_of, text_of
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def evaluate_(
     """
     wanted = name.removeprefix("neg_")
     sign = -1.0 if wanted != name else 1.0
-    settings = {key: read_value(value) for key, value in map(split_option, option or ())}
+    settings = read_options(option)
     metric = _loaded(wanted)
     short = Path(wanted).stem
 
     def compute(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-        found = metric.compute(predictions=predictions, references=references, **settings)
-        return sign * _number(found, key, short)
+        numbers = metric.compute(predictions=predictions, references=references, **settings)
+        return sign * _number(numbers, key, short)
 
     def of_completions(completions: Sequence[Any], **columns: Any) -> float:
         answers: list[Any] = answers_of(columns, answer_column, len(completions))

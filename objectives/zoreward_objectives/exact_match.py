@@ -36,5 +36,5 @@ class ExactMatch:
         """Return for each completion 1.0 where it is a right answer, else 0.0."""
         return best_of_answers(self._same, completions, columns, self._answer)
 
-    def _same(self, found: str, right: str) -> float:
-        return float(self._form(found) == self._form(right))
+    def _same(self, text: str, right: str) -> float:
+        return float(self._form(text) == self._form(right))

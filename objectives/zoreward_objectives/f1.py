@@ -57,8 +57,8 @@ class F1:
         n_choices = logprobs.shape[1]
         if self._average == "binary" and n_choices > 2:
             raise ValueError(f"average='binary' is for two choices, not {n_choices}: take macro, micro or weighted")
-        how = {"average": self._average, "pos_label": self._pos_label, "zero_division": 0}
-        return float(f1_score(references, predictions, **how))
+        options = {"average": self._average, "pos_label": self._pos_label, "zero_division": 0}
+        return float(f1_score(references, predictions, **options))
 
 
 f1 = F1  # the name at its entry point

@@ -112,14 +112,14 @@ class RewardModel:
         pad = self._model.config.pad_token_id
         width = max([1, *map(len, tokens)])
         device = self._model.device
-        ids = torch.tensor([[*own, *[pad] * (width - len(own))] for own in tokens], device=device)
-        mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in tokens], device=device)
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in tokens], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in tokens], device=device)
         # cuDNN's attention makes a plan for each new shape, 10 to 50 ms, and shapes hardly come back.
         kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
         with torch.inference_mode(), sdpa_kernel(kinds) if device.type == "cuda" else nullcontext():
             logits = self._model(input_ids=ids, attention_mask=mask).logits
-        found: list[float] = logits[:, 0].double().tolist()
-        return found
+        rewards: list[float] = logits[:, 0].double().tolist()
+        return rewards
 
 
 def _load(name: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:

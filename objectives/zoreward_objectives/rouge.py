@@ -41,8 +41,8 @@ class Rouge:
         """Return the F-measure of each completion."""
         return best_of_answers(self._measure, completions, columns, self._answer)
 
-    def _measure(self, found: str, right: str) -> float:
-        words, wanted = _words(found), _words(right)
+    def _measure(self, text: str, right: str) -> float:
+        words, wanted = _words(text), _words(right)
         if self._variant == "rougeL":
             return f_measure(_longest_common(words, wanted), len(words), len(wanted))
         size = int(self._variant[-1])

@@ -37,16 +37,16 @@ def answers_of(columns: Mapping[str, Any], column: str, n_rows: int) -> list[lis
         raise LookupError(
             f"no row has the column {column!r} of right answers; there are {known}: set the option answer_column"
         )
-    found = []
+    answers = []
     for row, value in enumerate(columns[column]):
         if isinstance(value, Mapping):
             value = value.get("text")
         if value is None:
             raise ValueError(f"row {row} has no answer in the column {column!r}")
-        found.append([str(one) for one in value] or [""] if isinstance(value, list | tuple) else [str(value)])
-    if len(found) != n_rows:
-        raise ValueError(f"{len(found)} answers for {n_rows} completions")
-    return found
+        answers.append([str(answer) for answer in value] or [""] if isinstance(value, list | tuple) else [str(value)])
+    if len(answers) != n_rows:
+        raise ValueError(f"{len(answers)} answers for {n_rows} completions")
+    return answers
 
 
 def best_of_answers(

@@ -36,8 +36,8 @@ class TokenF1:
         return best_of_answers(_f1, completions, columns, self._answer)
 
 
-def _f1(found: str, right: str) -> float:
-    words, wanted = normalized(found).split(), normalized(right).split()
+def _f1(text: str, right: str) -> float:
+    words, wanted = normalized(text).split(), normalized(right).split()
     if not words or not wanted:
         return float(words == wanted)
     return f_measure((Counter(words) & Counter(wanted)).total(), len(words), len(wanted))

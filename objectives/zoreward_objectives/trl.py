@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward import get_objective, objective
-from zoreward_objectives.arguments import hinted, read_value, split_option
+from zoreward_objectives.arguments import hinted, read_options
 
 if TYPE_CHECKING:
     from zoreward.registry import Objective
@@ -33,20 +33,22 @@ def trl_(*, name: str, option: list[str] | None = None) -> Objective:
     >>> found.score(2, completions=["<think>so</think>4", "4"])
     0.5
     """
-    found = _found(name)
-    values = {key: read_value(value) for key, value in map(split_option, option or ())}
+    function = _found(name)
+    values = read_options(option)
     if name.startswith("get_"):
         try:
-            inspect.signature(found).bind(**values)
+            inspect.signature(function).bind(**values)
         except TypeError as error:
-            raise ValueError(f"the options do not fit trl.rewards.{name}{inspect.signature(found)}: {error}") from error
-        found = found(**values)
+            raise ValueError(
+                f"the options do not fit trl.rewards.{name}{inspect.signature(function)}: {error}"
+            ) from error
+        function = function(**values)
     elif values:
         raise ValueError(f"trl.rewards.{name} takes no options")
 
-    @functools.wraps(found, assigned=("__doc__",), updated=())
+    @functools.wraps(function, assigned=("__doc__",), updated=())
     def reward(completions: Sequence[Any], **columns: Any) -> Any:
-        return found(completions=[_messages(one) for one in completions], **columns)
+        return function(completions=[_messages(completion) for completion in completions], **columns)
 
     reward.__name__ = name
     # functools.wraps lets inspect see the wrapped parameters, which do not say that all columns are passed on.
@@ -59,15 +61,15 @@ def _found(name: str) -> Callable[..., Any]:
         from trl import rewards
     except ImportError as error:
         raise LookupError(f"the rewards of TRL need the package trl ({error}): pip install trl") from error
-    names = sorted(one for one in dir(rewards) if one.endswith(("_reward", "_punishment")))
+    names = sorted(attribute for attribute in dir(rewards) if attribute.endswith(("_reward", "_punishment")))
     if name not in names:
         import difflib
 
         near = difflib.get_close_matches(name, names)
-        told = f"did you mean {' or '.join(near)}? " if near else ""
-        raise hinted(LookupError(f"trl.rewards has no reward {name!r}"), f"{told}It has {', '.join(names)}")
-    found: Callable[..., Any] = getattr(rewards, name)
-    return found
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise hinted(LookupError(f"trl.rewards has no reward {name!r}"), f"{hint}It has {', '.join(names)}")
+    function: Callable[..., Any] = getattr(rewards, name)
+    return function
 
 
 def _messages(completion: Any) -> Any:

@@ -44,7 +44,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallba
 
 from families import random_model
 from tiny_tokenizers import wrap
-from zoreward.journal import JOURNAL_NAME, Run, checked_base, load_run
+from zoreward.journal import JOURNAL_NAME, StoredRun, checked_base, load_run
 from zoreward.journal.lines import encode
 from zoreward.members import Tuned
 from zoreward.methods import Method, make_method
@@ -188,7 +188,7 @@ def method_of(header: dict[str, Any]) -> Method:
     return make_method(**header["method"])
 
 
-def base_of(run: Run, model: PreTrainedModel) -> tuple[nn.Module, Tuned]:
+def base_of(run: StoredRun, model: PreTrainedModel) -> tuple[nn.Module, Tuned]:
     """The base of a run, with the adapter that it made, and the weights that it tuned."""
     return checked_base(run, model)
 
@@ -328,7 +328,7 @@ def portable(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in encoded]
 
 
-def state_before_last(method: Method, run: Run) -> Any:
+def state_before_last(method: Method, run: StoredRun) -> Any:
     """Where a run stood before its last step."""
     state = method.init()
     for step in range(run.n_steps - 1):
@@ -350,7 +350,7 @@ def requests_of(trainer: ZOTrainer) -> list[dict[str, Any]]:
     ]
 
 
-def some_entries(run: Run, tuned: Tuned, step: int, number: int) -> list[dict[str, Any]]:
+def some_entries(run: StoredRun, tuned: Tuned, step: int, number: int) -> list[dict[str, Any]]:
     """Bits of entries of a step's term: of the last matrix that it moves and, where it moves some, the last vector."""
     term = run.record(step).update.terms[number]
     moved = {

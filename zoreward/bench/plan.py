@@ -12,10 +12,10 @@ from typing import Any, Literal
 from zoreward.config import (
     DATA,
     RUN,
-    TASK,
     TUNING,
     Command,
     Data,
+    Held,
     Loading,
     Prompting,
     Splits,
@@ -88,11 +88,9 @@ class BenchOptions:
     device: str | None = same_as(Data, "device")
     dtype: str | None = same_as(Loading, "dtype")
     trust_remote_code: bool = same_as(Loading, "trust_remote_code")
-    train_rows: int | None = setting(default=None, help="Rows to tune on. Default: the task's.", panel=TASK, least=1)
-    dev_rows: int | None = setting(default=None, help="Rows that choose. Default: the task's.", panel=TASK, least=1)
-    test_rows: int | None = setting(
-        default=None, help="Rows that are reported. Default: the task's.", panel=TASK, least=1
-    )
+    train_rows: int | None = same_as(Held, "train_rows", help="Rows to tune on. Default: the task's.")
+    dev_rows: int | None = same_as(Held, "dev_rows", help="Rows that choose. Default: the task's.")
+    test_rows: int | None = same_as(Splits, "test_rows", help="Rows that are reported. Default: the task's.")
     split_seed: int = same_as(Splits, "split_seed")
     methods: str | None = setting(
         default=None,
@@ -109,14 +107,14 @@ class BenchOptions:
         flag="--lr",
     )
     eps: list[str] | None = setting(default=None, help="ε of a method, METHOD=5e-3. Give it once for each.")
-    eval_steps: int | None = setting(
-        default=None,
+    eval_steps: int | None = same_as(
+        Steps,
+        "eval_steps",
         help="Score the dev rows every so many steps; the best step counts. Default: four times.",
-        flag="--eval-every",
-        least=1,
+        panel=TUNING,
     )
     shots: int = setting(default=32, help="Demonstrations of the method `shots`, as many as fit.", least=1)
-    max_length: int | None = setting(default=None, help="Tokens of prompt and answer. Default: the context.", least=1)
+    max_length: int | None = same_as(Prompting, "max_length", panel=TUNING)
     jobs: int = setting(
         default=1,
         help="Runs side by side, each in a process of its own. Seconds are then those of a busy machine.",

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from zoreward.cli.bench import bench_command
-from zoreward.cli.evaluate import eval_command
 from zoreward.cli.listings import add_objectives, show_health, show_objectives, show_tasks
 from zoreward.cli.options import canonical, escape
 from zoreward.cli.prepare import quiet_deprecations
 from zoreward.cli.printing import printable_warnings, report, unexpected
-from zoreward.cli.quickstart import quickstart_command
-from zoreward.cli.replay import replay_command
-from zoreward.cli.rows import with_objective
-from zoreward.cli.tune import tune_command
+from zoreward.data import load_task
 from zoreward.neighbours.of_typer import UsageError
 from zoreward.neighbours.releases import newer_than_tested
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective
 
-_MAKERS = {"tune": tune_command, "eval": eval_command}
-_PLAIN_MAKERS = {"bench": bench_command, "quickstart": quickstart_command, "replay": replay_command}
-_HELP = {
+# A command's module has its name, and is imported where the command is used. These have a command for each objective.
+_FOR_OBJECTIVES = {
     "tune": "Tune a model on an objective, with forward passes alone.",
     "eval": "Score a model with an objective; nothing is changed.",
+}
+_OTHERS = {
     "bench": "Compare ways to use a model on a task, tuned and not, in one table.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
     "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
@@ -72,6 +70,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(unexpected(error))
 
 
+def with_objective(words: list[str]) -> list[str]:
+    """Return the words of a command with the task's objective, where they name a task and no objective.
+
+    `tune` takes what the paper tunes on, `eval` what it reports.
+
+    >>> with_objective(["eval", "--task", "sst2"]), with_objective(["tune", "f1", "--task", "sst2"])
+    (['eval', 'accuracy', '--task', 'sst2'], ['tune', 'f1', '--task', 'sst2'])
+    """
+    if len(words) < 2 or words[0] not in ("tune", "eval") or not words[1].startswith("-"):
+        return words
+    named = [after for word, after in itertools.pairwise(words) if word == "--task"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--task=")]
+    if not named:
+        return words
+    task = load_task(named[0])
+    objective = task.train_on or task.objective if words[0] == "tune" else task.objective
+    return [words[0], objective, *words[1:]]
+
+
 def command_for(words: list[str]) -> Any:
     """Return the command line for these words, of which it looks at the first two.
 
@@ -86,8 +103,8 @@ def command_for(words: list[str]) -> Any:
     )
     app.callback()(_root)
     settings = {"token_normalize_func": canonical}
-    for verb, make in _MAKERS.items():
-        group = typer.Typer(help=_HELP[verb], rich_markup_mode="rich", subcommand_metavar="OBJECTIVE [ARGS]...")
+    for verb, text in _FOR_OBJECTIVES.items():
+        group = typer.Typer(help=text, rich_markup_mode="rich", subcommand_metavar="OBJECTIVE [ARGS]...")
         if words[0] == verb:
             name = words[1]
             if name in _HELP_FLAGS:
@@ -98,13 +115,15 @@ def command_for(words: list[str]) -> Any:
                 )
             else:
                 described = describe_objective(name)
+                make = import_module(f"zoreward.cli.{verb}").make_command
                 group.command(name, help=escape(described.help), context_settings=settings)(make(name, described))
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)
     app.command("doctor")(show_health)
-    for name, make_plain in _PLAIN_MAKERS.items():
-        app.command(name, help=_HELP[name], context_settings=settings)(make_plain() if words[0] == name else _root)
+    for name, text in _OTHERS.items():
+        run = import_module(f"zoreward.cli.{name}").make_command() if words[0] == name else _root
+        app.command(name, help=text, context_settings=settings)(run)
     return typer.main.get_command(app)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -35,7 +34,7 @@ from zoreward.bench import (
 from zoreward.bench.plan import checked_methods
 from zoreward.cli.options import LARGEST, SMALLEST, command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.printing import json_line, report_failure
+from zoreward.cli.printing import Outcome, report_failure
 from zoreward.cli.rows import refuse_masked
 from zoreward.config import MOST_SEED
 from zoreward.data import load_task
@@ -46,47 +45,44 @@ from zoreward.records import InputError, ZorewardError, one_line, printable
 _MOST_SEEDS = 1000
 
 
-def bench_command() -> Callable[..., int]:
+def make_command() -> Callable[..., int]:
     """Return the command that makes a table of a task."""
     return command(_bench, BenchOptions)
 
 
-def _bench(context: typer.Context, options: BenchOptions) -> int:
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        check_folder(options.output)
-        methods = checked_methods(list(METHODS) if options.methods is None else _listed(options.methods))
-        if not methods:
-            raise InputError("--methods names none", hint=f"the methods are {', '.join(METHODS)}")
-        seeds = _seeds(options.seeds)
-        rates = rates_of(_by_method(options.learning_rate, "--lr"), methods)
-        plans = _plans(options)
-        tables = {name: _methods_of(plan, methods, is_all=options.methods is None) for name, plan in plans.items()}
-        results = Results(Path(options.output))
-        for plan in plans.values():
-            results.check(plan.configuration())
-        _check_model(plans, tables)
-        for name, plan in plans.items():
-            if "shots" in tables[name]:
-                check_shots(plan)
-        for name, plan in plans.items():
-            train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
-            print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
-            results.begin(plan.configuration())
-        again = shlex.join(["zoreward", *words_of(context)])
-        try:
-            reported = _run(plans, tables, rates, seeds, results, options.jobs)
-        except KeyboardInterrupt:
-            print(printable(f"\ninterrupted; what is done is kept: {again}"), file=sys.stderr)
-            return 130
-        except (Exception, SystemExit) as error:  # the latter from a model's own code
-            return report_failure(error, f"what is done is kept; go on: {again}")
-        lines = [
-            line for name, plan in plans.items() for line in lines_of(plan, tables[name], reported[name], results.runs)
-        ]
-        _write(lines, Path(options.output))
-    print(_object(lines, options) if options.json else printable(as_markdown(lines)), file=out)
-    return 0
+def _bench(context: typer.Context, options: BenchOptions) -> Outcome | int:
+    check_folder(options.output)
+    methods = checked_methods(list(METHODS) if options.methods is None else _listed(options.methods))
+    if not methods:
+        raise InputError("--methods names none", hint=f"the methods are {', '.join(METHODS)}")
+    seeds = _seeds(options.seeds)
+    rates = rates_of(_by_method(options.learning_rate, "--lr"), methods)
+    plans = _plans(options)
+    tables = {name: _methods_of(plan, methods, is_all=options.methods is None) for name, plan in plans.items()}
+    results = Results(Path(options.output))
+    for plan in plans.values():
+        results.check(plan.configuration())
+    _check_model(plans, tables)
+    for name, plan in plans.items():
+        if "shots" in tables[name]:
+            check_shots(plan)
+    for name, plan in plans.items():
+        train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
+        print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
+        results.begin(plan.configuration())
+    again = shlex.join(["zoreward", *words_of(context)])
+    try:
+        reported = _run(plans, tables, rates, seeds, results, options.jobs)
+    except KeyboardInterrupt:
+        print(printable(f"\ninterrupted; what is done is kept: {again}"), file=sys.stderr)
+        return 130
+    except (Exception, SystemExit) as error:  # the latter from a model's own code
+        return report_failure(error, f"what is done is kept; go on: {again}")
+    lines = [
+        line for name, plan in plans.items() for line in lines_of(plan, tables[name], reported[name], results.runs)
+    ]
+    _write(lines, Path(options.output))
+    return Outcome({"model": options.model, "lines": lines, "output": options.output}, as_markdown(lines))
 
 
 def _plans(options: BenchOptions) -> dict[str, Plan]:
@@ -188,10 +184,6 @@ def _write(lines: list[dict[str, Any]], folder: Path) -> None:
         draw(lines, folder / "plot.png")
     except ZorewardError as error:
         print(one_line(f"{error}: {error.hint}"))
-
-
-def _object(lines: list[dict[str, Any]], options: BenchOptions) -> str:
-    return json_line({"model": options.model, "lines": lines, "output": options.output})
 
 
 def _listed(text: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -17,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from zoreward.cli.printing import Outcome
 from zoreward.config import OBJECTIVE, PANELS, RUN, Common, TuneOptions
 from zoreward.data.reading import read_yaml
 from zoreward.neighbours.of_typer import source_of
@@ -100,13 +102,18 @@ def canonical(word: str) -> str:
     return _ALIASES.get(f"--{word}", f"--{word}")[2:]
 
 
-def command(run: Callable[[typer.Context, _Group], int], group: type[_Group]) -> Callable[..., int]:
-    """Return the function that Typer makes a command of: its flags are a group of options, which `run` is given."""
+def command(run: Callable[[typer.Context, _Group], Outcome | int], group: type[_Group]) -> Callable[..., int]:
+    """Return the function that Typer makes a command of: its flags are a group of options, which `run` is given.
+
+    Args:
+        run: returns what it prints, or the exit code of a run that failed.
+        group: of options, `json` among them.
+    """
     return _for_typer(lambda context, values: run(context, group(**values)), _parameters_of(group))
 
 
 def objective_command(
-    run: Callable[[str, typer.Context, Any, dict[str, Any]], int],
+    run: Callable[[str, typer.Context, Any, dict[str, Any]], Outcome | int],
     group: Any,
     verb: str,
     source: str,
@@ -125,7 +132,7 @@ def objective_command(
     parameters += _objective_options(objective, parameters)
     parameters.append(_config_option(verb, source, parameters))
 
-    def with_group(context: typer.Context, values: dict[str, Any]) -> int:
+    def with_group(context: typer.Context, values: dict[str, Any]) -> Outcome | int:
         options = group(**{name: values[name] for name in group.__dataclass_fields__})
         prefixed = {name: value for name, value in values.items() if name.startswith(_PREFIX)}
         return run(source, context, options, {name.removeprefix(_PREFIX): v for name, v in prefixed.items()})
@@ -134,17 +141,23 @@ def objective_command(
 
 
 def _for_typer(
-    run: Callable[[typer.Context, dict[str, Any]], int], parameters: Iterable[inspect.Parameter]
+    run: Callable[[typer.Context, dict[str, Any]], Outcome | int], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., int]:
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     signature = inspect.Signature([context, *parameters])
 
     def callback(context: typer.Context, **values: Any) -> int:
         try:
-            return run(context, values)
+            # What a model, a tokenizer or an objective prints is not the result.
+            with contextlib.redirect_stdout(sys.stderr):
+                outcome = run(context, values)
         except KeyboardInterrupt:  # of which some versions of Typer say nothing
             print("interrupted", file=sys.stderr)
             return 130
+        if isinstance(outcome, Outcome):
+            outcome.print(as_json=values["json"])
+            return 0
+        return outcome
 
     callback.__signature__ = signature  # type: ignore[attr-defined]
     callback.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}

@@ -47,7 +47,8 @@ def objective_with_retries(objective: Objective, options: Rewarding) -> Objectiv
     """Return the objective, called as the options about rewards say.
 
     Raises:
-        InputError: they are out of their range, or the objective has nothing that can be kept, or nowhere.
+        InputError: they are out of their range, or the objective has no scores that can be cached, or the folder for
+            them cannot be made.
     """
     from zoreward.registry.retries import with_retries
 
@@ -82,7 +83,7 @@ def kind_for(options: Common) -> str:
     return head_of(options.model, trust_remote_code=options.trust_remote_code).kind
 
 
-def head_for(options: Common, rows: Rows) -> Head | None:
+def head_for(options: Common, rows: Rows, *, is_needed: bool = False) -> Head | None:
     """Return what the model gives for a row, where what is right of the prompt's options depends on it.
 
     With a template and answers, and no mask, it does not: then torch need not be imported to check them.
@@ -90,29 +91,20 @@ def head_for(options: Common, rows: Rows) -> Head | None:
     Args:
         options: of the command.
         rows: those to tune on, or to score.
+        is_needed: whether it is, whatever the prompt's options are.
 
     Raises:
         ZorewardError: there is no such model, or its head gives no classes.
     """
+    head, template = getattr(options, "head", None), options.template
     answers = (options.choices, options.choice_column, options.answer) != (None, None, None)
-    template = options.template
-    if not getattr(options, "head", None) and answers and template is not None and MASK not in template:
+    if not is_needed and not head and answers and template is not None and MASK not in template:
         return None
-    return _head_of(options, rows)
-
-
-def _head_of(options: Common, rows: Rows) -> Head:
     quiet_transformers()
     from zoreward.scoring import head_of
 
-    return head_of(
-        options.model,
-        rows,
-        head=getattr(options, "head", None),
-        choices=options.choices,
-        label=options.label,
-        trust_remote_code=options.trust_remote_code,
-    )
+    how: dict[str, Any] = {"head": head, "choices": options.choices, "label": options.label}
+    return head_of(options.model, rows, **how, trust_remote_code=options.trust_remote_code)
 
 
 def check_rows(
@@ -156,7 +148,8 @@ def shot_rows_of(objective: Objective, options: Common, task: Task | None = None
 
 def shown_prompts(objective: Objective, options: Common, rows: Rows, shot_rows: Rows | None) -> str:
     """Return the first prompts as the model would read them. The tokenizer is loaded, the model is not."""
-    head = _head_of(options, rows)
+    head = head_for(options, rows, is_needed=True)
+    assert head is not None
     from zoreward.data import describe_prompts
     from zoreward.scoring import examples_of, length_limit, load_tokenizer
 

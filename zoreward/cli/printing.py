@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoreward.records import ZorewardError, named, one_line, printable
@@ -44,6 +45,28 @@ def report_failure(error: BaseException, go_on: str) -> int:
 def unexpected(error: BaseException) -> ZorewardError:
     """Return the error for an exception that nobody has foreseen: what it says, and where it was raised."""
     return ZorewardError(named(error), hint=f"nobody has foreseen this; {place_of(error) or 'it has no place'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command has to say in the end, on stdout.
+
+    Args:
+        data: with --json, one object.
+        show: without, a text; or what prints one.
+    """
+
+    data: dict[str, Any]
+    show: str | Callable[[], None]
+
+    def print(self, *, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            print(json_line(self.data))
+        elif isinstance(self.show, str):
+            print(printable(self.show))
+        else:
+            self.show()
 
 
 def show_table(

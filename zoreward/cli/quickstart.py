@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import typer
 
 from zoreward.cli.options import command
 from zoreward.cli.prepare import quiet_transformers
-from zoreward.cli.printing import json_line, report, show_table, unexpected
+from zoreward.cli.printing import Outcome, report, show_table, unexpected
 from zoreward.cli.saving import digest_of_rows, save_model
 from zoreward.cli.tune import check_output, write_config
 from zoreward.config import QuickstartOptions
@@ -142,15 +141,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def quickstart_command() -> Callable[..., int]:
+def make_command() -> Callable[..., int]:
     """Return the command."""
     return command(_quickstart, QuickstartOptions)
 
 
-def _quickstart(context: typer.Context, options: QuickstartOptions) -> int:
+def _quickstart(context: typer.Context, options: QuickstartOptions) -> Outcome | int:
     with contextlib.ExitStack() as stack:
-        # What transformers prints is not the result.
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if options.output is not None:
             check_output(options.output)
         print("Loading a tiny language model that ships with zoreward …")
@@ -168,10 +165,9 @@ def _quickstart(context: typer.Context, options: QuickstartOptions) -> int:
                 save_model(trainer, output, keep="last", rows=rows)
         except Exception as error:
             return report(error if isinstance(error, ZorewardError) else unexpected(error), code=1)
-    _show(comparison, options)
     if options.json:
-        print(json_line(asdict(comparison)))
-    return 0
+        _show(comparison, options)
+    return Outcome(asdict(comparison), lambda: _show(comparison, options))
 
 
 def _what_happens(trainer: ZOTrainer) -> str:
@@ -185,7 +181,7 @@ def _what_happens(trainer: ZOTrainer) -> str:
 def _show(comparison: Comparison, options: QuickstartOptions) -> None:
     from rich.console import Console
 
-    console = Console(stderr=options.json)
+    console = Console()
     rows = [
         ("always the more frequent answer", f"{comparison.majority:.1%}"),
         ("before, zero-shot", f"{comparison.before:.1%}"),

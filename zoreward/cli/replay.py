@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,48 +13,41 @@ import typer
 
 from zoreward.cli.options import command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.printing import json_line, report
+from zoreward.cli.printing import Outcome, report
 from zoreward.config import ReplayOptions
-from zoreward.records import InputError, StorageError, printable
+from zoreward.records import InputError, StorageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from zoreward.journal import Run
+    from zoreward.journal import StoredRun
 
 
-def replay_command() -> Callable[..., int]:
+def make_command() -> Callable[..., int]:
     """Return the command that replays a run."""
     return command(_replay, ReplayOptions)
 
 
-def _replay(context: typer.Context, options: ReplayOptions) -> int:
+def _replay(context: typer.Context, options: ReplayOptions) -> Outcome | int:
     start = time.perf_counter()
     _check(options)
-    with contextlib.redirect_stdout(sys.stderr):  # what a model's code prints is not the result
-        from zoreward.journal import load_run
-        from zoreward.journal.replaying import checked_step
+    from zoreward.journal import load_run
+    from zoreward.journal.replaying import checked_step
 
-        run = load_run(options.run)
-        steps = checked_step(run, options.step)
-        if options.output is not None and options.model is not None:
-            model, tokenizer = _loaded(run, options.model, options)
-            model = _moved(run, model, steps)
-            try:
-                _save(Path(options.output), model, tokenizer, run, steps)
-            except StorageError as error:
-                return report(error, code=1)
-    summary = {
-        "run": options.run,
-        "steps": steps,
-        "output": options.output,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    run = load_run(options.run)
+    steps = checked_step(run, options.step)
+    if options.output is not None and options.model is not None:
+        model, tokenizer = _loaded(run, options.model, options)
+        model = _moved(run, model, steps)
+        try:
+            _save(Path(options.output), model, tokenizer, run, steps)
+        except StorageError as error:
+            return report(error, code=1)
+    seconds = round(time.perf_counter() - start, 3)
+    summary = {"run": options.run, "steps": steps, "output": options.output, "seconds": seconds}
     if options.json:
-        print(json_line({**summary, "history": list(_history(run, steps))}))
-    else:
-        print(printable(f"{steps} steps in {summary['seconds']:.1f} s; the model is in {options.output}"))
-    return 0
+        summary["history"] = list(_history(run, steps))
+    return Outcome(summary, f"{steps} steps in {seconds:.1f} s; the model is in {options.output}")
 
 
 def _check(options: ReplayOptions) -> None:
@@ -74,7 +66,7 @@ def _check(options: ReplayOptions) -> None:
             raise InputError(f"--output {output} is not empty", hint="give a folder that does not exist yet")
 
 
-def _loaded(run: Run, base: str, options: ReplayOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _loaded(run: StoredRun, base: str, options: ReplayOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     device = select_device(options.device)
     quiet_transformers()
     from zoreward.scoring import head_of, load_model, load_tokenizer, load_with_head
@@ -94,7 +86,7 @@ def _loaded(run: Run, base: str, options: ReplayOptions) -> tuple[PreTrainedMode
     return load_model(base, **place), tokenizer
 
 
-def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+def _moved(run: StoredRun, model: PreTrainedModel, steps: int) -> PreTrainedModel:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,7 +99,7 @@ def _moved(run: Run, model: PreTrainedModel, steps: int) -> PreTrainedModel:
         return replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
 
 
-def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run, steps: int) -> None:
+def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: StoredRun, steps: int) -> None:
     """Write all of it, or nothing: into a folder that is empty, or not there yet."""
     from zoreward.journal.card import Told, write_card
 
@@ -130,7 +122,7 @@ def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         raise StorageError(f"--output {output} cannot be written: {error}", hint=hint) from error
 
 
-def _history(run: Run, steps: int) -> Iterator[dict[str, Any]]:
+def _history(run: StoredRun, steps: int) -> Iterator[dict[str, Any]]:
     """Each step's learning rate, scores and slopes; null where the file does not tell."""
     for step in range(steps):
         record = run.record(step)

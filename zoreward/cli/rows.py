@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -22,25 +21,6 @@ from zoreward.registry import Objective
 _Options = TypeVar("_Options", bound=Common)
 
 
-def with_objective(words: list[str]) -> list[str]:
-    """Return the words of a command with the task's objective, where they name a task and no objective.
-
-    `tune` takes what the paper tunes on, `eval` what it reports.
-
-    >>> with_objective(["eval", "--task", "sst2"]), with_objective(["tune", "f1", "--task", "sst2"])
-    (['eval', 'accuracy', '--task', 'sst2'], ['tune', 'f1', '--task', 'sst2'])
-    """
-    if len(words) < 2 or words[0] not in ("tune", "eval") or not words[1].startswith("-"):
-        return words
-    named = [after for word, after in itertools.pairwise(words) if word == "--task"]
-    named += [word.partition("=")[2] for word in words if word.startswith("--task=")]
-    if not named:
-        return words
-    task = load_task(named[0])
-    objective = task.train_on or task.objective if words[0] == "tune" else task.objective
-    return [words[0], objective, *words[1:]]
-
-
 def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task | None]:
     """Return the options, with what the task says where they are not given, and the task.
 
@@ -56,7 +36,7 @@ def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task
         if options.data is None:
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
         return options, None
-    given = {option.name for option in fields(options) if _is_given(context, option.name)}
+    given = {option.name for option in fields(options) if source_of(context, option.name) not in ("", "DEFAULT")}
     task = load_task(options.task)
     kind = kind_for(options)
     task = _for_kind(task, kind)
@@ -114,10 +94,6 @@ def _text_alone(task: Task) -> dict[str, Any]:
         raise InputError(f"the task {task.name!r} is none for a classifier", hint=hint)
     columns = [column.strip() for column in task.bare.replace(MASK, "\n").split("\n") if column.strip()]
     return {"template": (f" {BORDER} " if len(columns) == 2 else " ").join(columns), "label": task.label}
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    return source_of(context, name) not in ("", "DEFAULT")
 
 
 def _prompt(task: Task, bare: bool, given: set[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from zoreward.records import printable
 
 if TYPE_CHECKING:
     from zoreward.cli.rows import TuningRows
-    from zoreward.journal import Run
+    from zoreward.journal import StoredRun
     from zoreward.trainer import ZOTrainer
 
 SIGNALS = ("SIGINT", "SIGTERM")
@@ -71,7 +71,7 @@ def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     return 130
 
 
-def found_in(trainer: ZOTrainer, run: Run) -> dict[str, Any]:
+def found_in(trainer: ZOTrainer, run: StoredRun) -> dict[str, Any]:
     """Return what is known beside the scores: of the last evaluation, why the run stopped, what is kept, GPU memory.
 
     The names are those of every run of the same kind; what is not known is None.

@@ -16,7 +16,7 @@ from zoreward.records import InputError, StorageError
 from zoreward.registry import Objective, code_of
 
 if TYPE_CHECKING:
-    from zoreward.journal import Run
+    from zoreward.journal import StoredRun
     from zoreward.trainer import ZOTrainer
 
 CONFIG_NAME = "config.yaml"
@@ -27,7 +27,6 @@ FORMAT = "zoreward-model-1"
 LOADED = (".json", ".safetensors", ".bin", ".jinja")
 # A record of ten thousand files is a tenth of this.
 _MAX_RECORD = 16 << 20
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +184,7 @@ def finished_run(
             where a trajectory is there.
     """
     from zoreward.journal import JOURNAL_NAME, TRAJECTORY_NAME, has_journal, remove_snapshot, resumable_run
-    from zoreward.journal.locking import held
+    from zoreward.journal.disk import held
 
     if not has_journal(output):
         return None, ""
@@ -201,7 +200,7 @@ def finished_run(
             if (problem := _problem(run, saved, options, rows, output / MODEL_NAME)) is not None:
                 return None, problem
             if saved.trajectory is None or _digest_or_none(output / TRAJECTORY_NAME) != saved.trajectory:
-                from zoreward.trainer.past import save_trajectory
+                from zoreward.trainer.resuming import save_trajectory
 
                 save_trajectory(str(output))
             remove_snapshot(output)  # a kill may have come between the model and this
@@ -226,7 +225,7 @@ def digest_of_rows(*given: Sequence[dict[str, Any]] | None) -> str:
     return digest.hexdigest()
 
 
-def _is_done(run: Run, output: Path, options: dict[str, Any]) -> bool:
+def _is_done(run: StoredRun, output: Path, options: dict[str, Any]) -> bool:
     """Whether the run has done its steps and its last evaluation, with the options that are asked for."""
     import yaml
 
@@ -245,7 +244,7 @@ def _is_done(run: Run, output: Path, options: dict[str, Any]) -> bool:
     return all(options.get(name) == then.get(name) for name in names) and run.n_steps in evaluated
 
 
-def _is_made_so(run: Run, objective: Objective, options: dict[str, Any]) -> bool:
+def _is_made_so(run: StoredRun, objective: Objective, options: dict[str, Any]) -> bool:
     """Whether the objective's code and the model's config are those that the run had, as far as can be told."""
     code, before = code_of(objective), run.header.get("code") or {}
     if any(code.get(name) != was for name, was in before.items() if was and code.get(name)):
@@ -263,7 +262,7 @@ def _is_made_so(run: Run, objective: Objective, options: dict[str, Any]) -> bool
     return isinstance(now, dict) and all(then[name] == value for name, value in now.items() if name in then)
 
 
-def _problem(run: Run, saved: Saved, options: dict[str, Any], rows: str, folder: Path) -> str | None:
+def _problem(run: StoredRun, saved: Saved, options: dict[str, Any], rows: str, folder: Path) -> str | None:
     """Why the model that was saved is not that of the run as it stands and as it is asked for; None if it is."""
     from zoreward.journal.card import CARD_NAME
     from zoreward.journal.snapshot import mark
@@ -313,11 +312,8 @@ def _digest_or_none(path: Path) -> str | None:
 def _digest(path: Path) -> str:
     from zoreward.journal.disk import open_file
 
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # its type says BinaryIO
 
 
 def say_why(problem: str, output: Path) -> None:

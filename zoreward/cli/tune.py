@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import sys
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from zoreward.cli.prepare import (
     select_device,
     shown_prompts,
 )
-from zoreward.cli.printing import json_line, report_failure
+from zoreward.cli.printing import Outcome, report_failure
 from zoreward.cli.rows import TuningRows, has_dev_rows, options_for, tuning_rows, with_task
 from zoreward.cli.running import (
     finishing_steps,
@@ -66,67 +65,62 @@ if TYPE_CHECKING:
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
 
 
-def tune_command(source: str, found: Objective) -> Callable[..., int]:
+def make_command(source: str, objective: Objective) -> Callable[..., int]:
     """Return the command that tunes a model on the objective that `source` names."""
-    return objective_command(_tune, TuneOptions, "tune", source, found)
+    return objective_command(_tune, TuneOptions, "tune", source, objective)
 
 
-def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict[str, Any]) -> int:
-    out = sys.stdout
+def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict[str, Any]) -> Outcome | int:
     words = words_of(context)
-    # What a model, a tokenizer or an objective prints is not the result.
-    with contextlib.redirect_stdout(sys.stderr):
-        options, task = with_task(context, options)
-        _check(options)
-        of_objective = options_for(source, task) | given_options(context, flags)
-        written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
-        objective = made_objective(source, of_objective, options.also)
-        objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
-        at_end = objective
-        if task is not None and task.objective != objective.name:
-            reported = of_objective if task.objective == source else options_for(task.objective, task)
-            at_end = get_objective(task.objective, **reported)
-        rows = tuning_rows(objective, at_end, options, task)
-        if options.show_prompts:
-            text = shown_prompts(objective, options, rows.train, rows.shots)
-            print(json_line({"prompts": text}) if options.json else printable(text), file=out)
-            return 0
-        output, start = Path(options.output), time.perf_counter()
-        findings, problem = None, ""
-        digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
-        if options.resume:
-            findings, problem = finished_run(output, resolved(source, options, written), objective, digest)
-        if findings is not None:
-            print(printable(f"the run in {output} is finished"))
-        else:
-            say_why(problem, output)
-            with contextlib.ExitStack() as held:
-                with _no_new_folder(output):
-                    with contextlib.chdir("."):  # a reward function may change it
-                        trainer, progress = _prepared(objective, rows, options)
-                    trainer.provenance = provenance_of(options, rows, words)
-                    held.enter_context(trainer.holding_run())
-                    chosen = {n: getattr(trainer.args, n) for n in DEFAULTED if getattr(options, n) is None}
-                    try:
-                        write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
-                    except InputError:
-                        if not options.resume:  # the journal is ours: nobody else holds the run
-                            Path(output, "journal.jsonl").unlink(missing_ok=True)
-                        raise
-                start = time.perf_counter()
+    options, task = with_task(context, options)
+    _check(options)
+    of_objective = options_for(source, task) | given_options(context, flags)
+    written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
+    objective = made_objective(source, of_objective, options.also)
+    objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
+    at_end = objective
+    if task is not None and task.objective != objective.name:
+        reported = of_objective if task.objective == source else options_for(task.objective, task)
+        at_end = get_objective(task.objective, **reported)
+    rows = tuning_rows(objective, at_end, options, task)
+    if options.show_prompts:
+        text = shown_prompts(objective, options, rows.train, rows.shots)
+        return Outcome({"prompts": text}, text)
+    output, start = Path(options.output), time.perf_counter()
+    findings, problem = None, ""
+    digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
+    if options.resume:
+        findings, problem = finished_run(output, resolved(source, options, written), objective, digest)
+    if findings is not None:
+        print(printable(f"the run in {output} is finished"))
+    else:
+        say_why(problem, output)
+        with contextlib.ExitStack() as held:
+            with _no_new_folder(output):
+                with contextlib.chdir("."):  # a reward function may change it
+                    trainer, progress = _prepared(objective, rows, options)
+                trainer.provenance = provenance_of(options, rows, words)
+                held.enter_context(trainer.holding_run())
+                chosen = {n: getattr(trainer.args, n) for n in DEFAULTED if getattr(options, n) is None}
                 try:
-                    with contextlib.chdir("."), finishing_steps(trainer), progress:
-                        trainer.train(resume_from_checkpoint=options.resume)
-                    if trainer.keeper.stopping:
-                        return interrupted(trainer, options.output, words)
-                    findings = _saved_and_found(trainer, at_end, rows, options, digest)
-                except KeyboardInterrupt:
+                    write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
+                except InputError:
+                    if not options.resume:  # the journal is ours: nobody else holds the run
+                        Path(output, "journal.jsonl").unlink(missing_ok=True)
+                    raise
+            start = time.perf_counter()
+            try:
+                with contextlib.chdir("."), finishing_steps(trainer), progress:
+                    trainer.train(resume_from_checkpoint=options.resume)
+                if trainer.keeper.stopping:
                     return interrupted(trainer, options.output, words)
-                except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
-                    return report_failure(error, f"resume: {resume_command(words)}")
-        summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
-    print(json_line(summary) if options.json else printable(sentence_of(summary)), file=out)
-    return 0
+                findings = _saved_and_found(trainer, at_end, rows, options, digest)
+            except KeyboardInterrupt:
+                return interrupted(trainer, options.output, words)
+            except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
+                return report_failure(error, f"resume: {resume_command(words)}")
+    summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
+    return Outcome(summary, sentence_of(summary))
 
 
 def _check(options: TuneOptions) -> None:
@@ -178,7 +172,7 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
     quiet_transformers()
     from zoreward.scoring import check_device_map, checked_device
     from zoreward.trainer import ZOConfig, ZOTrainer
-    from zoreward.trainer.past import EndsRun
+    from zoreward.trainer.resuming import EndsRun
 
     check_device_map(options.device_map, device)
     kind = None if device is None else checked_device(device).type

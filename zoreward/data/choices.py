@@ -24,12 +24,12 @@ class _Keyed(NamedTuple):
     Args:
         keys: the label that each answer is for.
         answers: the texts.
-        told: whether the user says which label each is for; otherwise they are for 0, 1, …
+        explicit: whether the user says which label each is for; otherwise they are for 0, 1, …
     """
 
     keys: list[str]
     answers: list[str]
-    told: bool
+    explicit: bool
 
 
 def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str) -> list[Chosen]:
@@ -63,8 +63,8 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
         if reference is None:
             hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
             message = f"row {number}: the label {value!r} belongs to none of the {len(choices)} choices"
-            raise InputError(message, hint=hint if keyed.told else f"{hint}; or give label=answer")
-    if not keyed.told:
+            raise InputError(message, hint=hint if keyed.explicit else f"{hint}; or give label=answer")
+    if not keyed.explicit:
         _refuse_counting_from_one(labels, keyed.answers, label)
     return [(tuple(keyed.answers), reference) for reference in references if reference is not None]
 
@@ -99,10 +99,10 @@ def _refuse_counting_from_one(labels: Sequence[Any], answers: Sequence[str], col
     highest, count = max(numbers), len(answers)
     if numbers != set(range(1, highest + 1)) or highest < 2 or highest < min(3, count - 1):
         return
-    said = " ".join(f"--choice {shlex.quote(f'{number}={answer}')}" for number, answer in enumerate(answers, 1))
+    flags = " ".join(f"--choice {shlex.quote(f'{number}={answer}')}" for number, answer in enumerate(answers, 1))
     raise InputError(
         f"the labels in column {column!r} are 1 to {highest}, never 0, and the first of the {count} answers is for 0",
-        hint=f"say which label each is for: {said}; or 0=… for the first",
+        hint=f"say which label each is for: {flags}; or 0=… for the first",
     )
 
 
@@ -149,13 +149,13 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
         if (largest := max(map(int, spelled))) >= MOST_CLASSES:
             hint = "labels are numbered from 0 on; or give --choice once for each"
             raise InputError(f"the label {largest} would be one of {largest + 1:,} classes", hint=hint)
-        found = tuple(f"LABEL_{number}" for number in range(largest + 1))
+        classes = tuple(f"LABEL_{number}" for number in range(largest + 1))
     else:
-        found = tuple(sorted(spelled))
-    if len(found) < 2:
+        classes = tuple(sorted(spelled))
+    if len(classes) < 2:
         hint = "give rows of every class, or --choice once for each"
         raise InputError(f"all rows have the label {labels[0]!r}, and one class is no choice", hint=hint)
-    return found
+    return classes
 
 
 def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Chosen]:
@@ -182,26 +182,26 @@ def row_choices(rows: list[dict[str, Any]], column: str, label: str) -> list[Cho
     >>> row_choices([{"choices": {"text": [" ice", " rock"], "label": ["A", "B"]}, "key": "B"}], "choices", "key")
     [((' ice', ' rock'), 1)]
     """
-    found, names = _lettered(rows, column)
+    answers, names = _lettered(rows, column)
     labels = values_of(rows, label, "label", "--label")
-    labels = _without_names(labels, found, names)
+    labels = _without_names(labels, answers, names)
     if any(isinstance(value, list | tuple) for value in labels):
-        found, labels = _with_one_label(found, labels)
-    candidates = [_answers(value, number, column) for number, value in enumerate(found, 1)]
-    indices = [_index(value, [str(i) for i in range(len(own))]) for value, own in zip(labels, candidates, strict=True)]
+        answers, labels = _with_one_label(answers, labels)
+    candidates = [_answers(value, number, column) for number, value in enumerate(answers, 1)]
+    indices = [
+        _index(value, [str(i) for i in range(len(texts))]) for value, texts in zip(labels, candidates, strict=True)
+    ]
     places = [
-        _index(value, own) if isinstance(value, str) else index
-        for value, own, index in zip(labels, candidates, indices, strict=True)
+        _index(value, texts) if isinstance(value, str) else index
+        for value, texts, index in zip(labels, candidates, indices, strict=True)
     ]
     for number, (place, index, value) in enumerate(zip(places, indices, labels, strict=True), 1):
         if None not in places and None not in indices and place != index:
-            raise InputError(
-                f"row {number}: the label {value!r} is one answer's text and another's index",
-                hint="give the labels as integers, counted from 0",
-            )
+            hint = "give the labels as integers, counted from 0"
+            raise InputError(f"row {number}: the label {value!r} is one answer's text and another's index", hint=hint)
     references = indices if None in places and None not in indices else places
     _check_references(references, labels, candidates, names)
-    chosen = [(own, place) for own, place in zip(candidates, references, strict=True) if place is not None]
+    chosen = [(texts, place) for texts, place in zip(candidates, references, strict=True) if place is not None]
     _warn_of_counting_from_one(chosen, names, label)
     return chosen
 
@@ -226,22 +226,27 @@ def _check_references(
 
 def _lettered(rows: list[dict[str, Any]], column: str) -> tuple[list[Any], list[list[str] | None]]:
     """Each row's answers, and the names that stand beside them, as in `{"text": […], "label": […]}`."""
-    found = values_of(rows, column, "answers", "--choice-column")
+    values = values_of(rows, column, "answers", "--choice-column")
     parent = column if column in columns_of(rows) else column.removesuffix("[text]")
-    beside = values_of(rows, parent, "answers", "--choice-column") if parent != column else found
+    parents = values_of(rows, parent, "answers", "--choice-column") if parent != column else values
     answers, names = [], []
-    for own, whole in zip(found, beside, strict=True):
-        if isinstance(whole, list) and whole and all(isinstance(one, dict) and one.keys() >= _PARTS for one in whole):
-            whole = {part: [one[part] for one in whole] for part in _PARTS}
-        parts = {part: _as_list(whole[part]) for part in _PARTS} if _is_lettered(whole) else {}
-        fits = bool(parts) and len(parts["text"]) == len(parts["label"])
-        answers.append(parts["text"] if fits and parent == column else own)
-        names.append([str(name) for name in parts["label"]] if fits else None)
+    for value, parent_value in zip(values, parents, strict=True):
+        named = _texts_and_names(parent_value)
+        answers.append(named[0] if named and parent == column else value)
+        names.append(named[1] if named else None)
     return answers, names
 
 
-def _is_lettered(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(_as_list(value.get(part)), list) for part in _PARTS)
+def _texts_and_names(value: Any) -> tuple[list[Any], list[str]] | None:
+    """What `{"text": […], "label": […]}` holds, or a list of such pairs; None where it is neither."""
+    if isinstance(value, list) and value and all(isinstance(pair, dict) and pair.keys() >= _PARTS for pair in value):
+        value = {part: [pair[part] for pair in value] for part in _PARTS}
+    if not isinstance(value, dict):
+        return None
+    texts, names = (_as_list(value.get(part)) for part in ("text", "label"))
+    if not isinstance(texts, list) or not isinstance(names, list) or len(texts) != len(names):
+        return None
+    return texts, [str(name) for name in names]
 
 
 def _as_list(value: Any) -> Any:
@@ -251,13 +256,13 @@ def _as_list(value: Any) -> Any:
 def _without_names(labels: list[Any], answers: list[Any], names: list[list[str] | None]) -> list[Any]:
     """The labels as indices, or as lists of texts, where all of them are names that stand beside the answers."""
     spelled = [[str(one) for one in (value if isinstance(value, list | tuple) else [value])] for value in labels]
-    if not all(known is not None and set(own) <= set(known) for own, known in zip(spelled, names, strict=True)):
+    if not all(known is not None and set(of_row) <= set(known) for of_row, known in zip(spelled, names, strict=True)):
         return labels
-    found: list[Any] = []
-    for value, own, known, texts in zip(labels, spelled, names, answers, strict=True):
-        places = [known.index(name) for name in own] if known else []
-        found.append([texts[place] for place in places] if isinstance(value, list | tuple) else places[0])
-    return found
+    indices: list[Any] = []
+    for value, of_row, known, texts in zip(labels, spelled, names, answers, strict=True):
+        places = [known.index(name) for name in of_row] if known else []
+        indices.append([texts[place] for place in places] if isinstance(value, list | tuple) else places[0])
+    return indices
 
 
 def _warn_of_counting_from_one(chosen: Sequence[Chosen], names: Sequence[Any], label: str) -> None:
@@ -272,26 +277,24 @@ def _warn_of_counting_from_one(chosen: Sequence[Chosen], names: Sequence[Any], l
         )
 
 
-def _with_one_label(found: list[Any], labels: list[Any]) -> tuple[list[Any], list[Any]]:
+def _with_one_label(answers: list[Any], labels: list[Any]) -> tuple[list[Any], list[Any]]:
     """The answers without those that are right beside the first right one, and the first right one of each row."""
-    left, firsts = [], []
-    for number, (own, label) in enumerate(zip(found, labels, strict=True), 1):
-        several = list(label) if isinstance(label, list | tuple) else [label]
-        if not several or not all(isinstance(one, str) for one in several):
+    others, firsts = [], []
+    for number, (texts, label) in enumerate(zip(answers, labels, strict=True), 1):
+        rights = list(label) if isinstance(label, list | tuple) else [label]
+        if not rights or not all(isinstance(text, str) for text in rights):
             hint = "several right answers are a list of their texts"
-            raise InputError(f"row {number}: the labels {several!r:.80} name no answer", hint=hint)
-        left.append([one for one in own if one not in several[1:]] if isinstance(own, list | tuple) else own)
-        firsts.append(several[0])
-    return left, firsts
+            raise InputError(f"row {number}: the labels {rights!r:.80} name no answer", hint=hint)
+        others.append([text for text in texts if text not in rights[1:]] if isinstance(texts, list | tuple) else texts)
+        firsts.append(rights[0])
+    return others, firsts
 
 
 def _answers(value: Any, number: int, column: str) -> tuple[str, ...]:
     where = f"row {number}: the column {column!r}"
     if not isinstance(value, list | tuple):
-        raise InputError(
-            f"{where} holds a {type(value).__name__}, not a list of answers",
-            hint='it looks like ["one", "two"]; CSV files hold no lists, .jsonl files do',
-        )
+        hint = 'it looks like ["one", "two"]; CSV files hold no lists, .jsonl files do'
+        raise InputError(f"{where} holds a {type(value).__name__}, not a list of answers", hint=hint)
     if len(value) < 2:
         raise InputError(f"{where} holds {len(value)} answers", hint="a choice needs at least two: drop such rows")
     for answer in value:

@@ -48,9 +48,8 @@ def values_of(rows: list[dict[str, Any]], column: str, what: str, option: str) -
     for number, row in enumerate(rows, 1):
         value: Any = row.get(column) if name == column else field_value(column, row, f"row {number}", option)
         if is_missing(value):
-            raise InputError(
-                f"row {number} has no {what} in column {column!r}{_as_nan(value)}", hint="drop such rows, or fill them"
-            )
+            hint = "drop such rows, or fill them"
+            raise InputError(f"row {number} has no {what} in column {column!r}{_as_nan(value)}", hint=hint)
         values.append(value.tolist() if hasattr(value, "tolist") else value)
     return values
 
@@ -74,15 +73,11 @@ def field_value(path: str, row: dict[str, Any], where: str, option: str) -> Any:
     try:
         value, _ = string.Formatter().get_field(path, (), row)
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{where}: {{{path}}} of {option} finds nothing ({type(error).__name__}: {error})",
-            hint=f"the column {column!r} holds {row[column]!r:.80}",
-        ) from None
+        message = f"{where}: {{{path}}} of {option} finds nothing ({type(error).__name__}: {error})"
+        raise InputError(message, hint=f"the column {column!r} holds {row[column]!r:.80}") from None
     if is_missing(value):
-        raise InputError(
-            f"{where}: {{{path}}} of {option} is empty ({'None' if value is None else 'NaN'})",
-            hint="drop such rows, or fill them",
-        )
+        message = f"{where}: {{{path}}} of {option} is empty ({'None' if value is None else 'NaN'})"
+        raise InputError(message, hint="drop such rows, or fill them")
     return value
 
 
@@ -191,11 +186,11 @@ def class_names(features: object) -> dict[str, tuple[str, ...]]:
     >>> class_names({"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}, "text": {"_type": "Value"}})
     {'label': ('neg', 'pos')}
     """
-    found = {}
+    names_of = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():
         if names := names_of_classes(feature):
-            found[column] = names
-    return found
+            names_of[column] = names
+    return names_of
 
 
 def class_names_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Conversations: what a chat template is told, and what it makes of messages. Free of torch."""
+"""Conversations: the arguments of chat templates, and the texts that these make of messages. Free of torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chat_prompt(
         messages: of the conversation.
         row: with the columns `tools` and `chat_template_kwargs`, where it has some.
         tokenizer: of the model.
-        given: what the chat template is told besides.
+        given: further arguments of the chat template.
         number: of the row, counted from 1.
 
     Raises:
@@ -40,7 +40,7 @@ def chat_prompt(
     # The arguments last: they may say how the prompt is to end.
     how = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
     how |= template_arguments(row, given, number)
-    return str(_filled(tokenizer, number, partial(tokenizer.apply_chat_template, messages, tokenize=False, **how)))
+    return str(_filled(tokenizer, number, lambda: tokenizer.apply_chat_template(messages, tokenize=False, **how)))
 
 
 def chat_texts(
@@ -79,7 +79,7 @@ def _filled(tokenizer: PreTrainedTokenizerBase, number: int, fill: Callable[[], 
 
 
 def read_template_kwargs(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """What a chat template is told beside the messages, from a dict or its JSON.
+    """The arguments of a chat template beside the messages, from a dict or its JSON.
 
     Raises:
         InputError: it is neither.
@@ -97,7 +97,7 @@ def read_template_kwargs(given: Mapping[str, Any] | str | None) -> dict[str, Any
 
 
 def refuse_template_kwargs(given: Mapping[str, Any]) -> None:
-    """Refuse what a chat template is told where the prompts are texts, which go through none.
+    """Refuse arguments of a chat template where the prompts are texts, which go through none.
 
     Raises:
         InputError: something is given.
@@ -108,7 +108,7 @@ def refuse_template_kwargs(given: Mapping[str, Any]) -> None:
 
 
 def template_arguments(row: Mapping[str, Any], given: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """What the chat template of a row is told: the columns `tools` and `chat_template_kwargs`, and what is `given`.
+    """The arguments of a row's chat template: those `given`, and its columns `tools` and `chat_template_kwargs`.
 
     Raises:
         InputError: a column holds something else.

@@ -15,7 +15,7 @@ from zoreward.data.columns import class_names, close_hint, listed, with_class_na
 from zoreward.records import InputError
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-_PATIENCE = 3.0
+_TIMEOUT = 3.0
 
 
 def hub_rows(
@@ -75,9 +75,9 @@ def check_hub(what: str) -> None:
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_try, args=(address, answers), daemon=True).start()
     try:
-        trouble = answers.get(timeout=_PATIENCE)
+        trouble = answers.get(timeout=_TIMEOUT)
     except queue.Empty:
-        trouble = f"no answer in {_PATIENCE:g} s"
+        trouble = f"no answer in {_TIMEOUT:g} s"
     if trouble:
         raise InputError(
             f"{what} would come from the Hub, but {url.hostname} cannot be reached ({trouble})",
@@ -94,7 +94,7 @@ def _try(address: tuple[str, int], answers: queue.SimpleQueue[str]) -> None:
     import socket
 
     try:
-        socket.create_connection(address, timeout=_PATIENCE).close()
+        socket.create_connection(address, timeout=_TIMEOUT).close()
         answers.put("")
     except (OSError, UnicodeError) as error:  # UnicodeError: a host that no name server could know
         answers.put(getattr(error, "strerror", None) or str(error) or type(error).__name__)

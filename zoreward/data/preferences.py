@@ -65,20 +65,20 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> list[T
         values_of(rows, column, "prompt", "--prompt")
     chat = not isinstance(answers[0][0], str)
     texts = []
-    for number, (row, own, label) in enumerate(zip(rows, answers, labels, strict=True), 1):
-        _check_answers(number, names, own, chat)
+    for number, (row, pair, label) in enumerate(zip(rows, answers, labels, strict=True), 1):
+        _check_answers(number, names, pair, chat)
         if not isinstance(label, bool) and label not in (0, 1):
             hint = "write true for a good answer and false for a bad one"
             raise InputError(f"row {number}: the label {label!r:.60} is neither true nor false", hint=hint)
-        asked = filled[number - 1] if filled is not None else None if is_missing(row.get(column)) else row[column]
+        prompt = filled[number - 1] if filled is not None else None if is_missing(row.get(column)) else row[column]
         # A prompt column beside whole conversations is a copy of their beginning.
-        if paired and filled is None and (asked is None or (chat and isinstance(asked, str))):
-            asked, own = _split(own)
-        if not (is_conversation(asked) if chat else isinstance(asked, str)):
+        if paired and filled is None and (prompt is None or (chat and isinstance(prompt, str))):
+            prompt, pair = _split(pair)
+        if not (is_conversation(prompt) if chat else isinstance(prompt, str)):
             there = "is no conversation, and the answers are" if chat else "is no text, and the answers are"
             hint = f"prompt and answers are all {_PLAIN_OR_CHAT}"
-            raise InputError(f"row {number}: the prompt {asked!r:.60} {there}", hint=hint)
-        texts.append(Text(number, asked, tuple(own), 0 if label else -1))
+            raise InputError(f"row {number}: the prompt {prompt!r:.60} {there}", hint=hint)
+        texts.append(Text(number, prompt, tuple(pair), 0 if label else -1))
     return texts
 
 
@@ -101,9 +101,9 @@ def _split(answers: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
     ('The sky is', (' blue.', ' black.'))
     """
     chosen, rejected = answers
-    alike = [one == other for one, other in zip(chosen, rejected, strict=False)]
+    equal = [left == right for left, right in zip(chosen, rejected, strict=False)]
     # Where one text only goes on from the other, the shorter one keeps its last character.
-    end = alike.index(False) if False in alike else len(alike) - 1
+    end = equal.index(False) if False in equal else len(equal) - 1
     if isinstance(chosen, str):
         spaces = [i for i in range(end) if chosen[i].isspace()]
         end = spaces[-1] + 1 if spaces else end

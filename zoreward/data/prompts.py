@@ -79,8 +79,8 @@ def render(
                 demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
                 None: no limit.
             shots: demonstrations in front of each prompt, ≥ 0.
-            chat_template_kwargs: for preferences that are conversations: what the chat template is told, as a dict or
-                JSON. A row's columns `tools` and `chat_template_kwargs` are told too, and win.
+            chat_template_kwargs: for preferences that are conversations: arguments of the chat template, as a dict or
+                JSON. A row's columns `tools` and `chat_template_kwargs` are arguments too, and win.
         needs: `choices` or `likelihood`.
         shot_rows: where the demonstrations come from; by default `rows`.
         seed: of the draw.
@@ -209,7 +209,7 @@ def render_prompts(
             prompt: the column of the prompt, where there is no template.
             max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts
                 lose tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
-            chat_template_kwargs: what the chat template is told, as a dict or JSON; a row's own win.
+            chat_template_kwargs: arguments of the chat template, as a dict or JSON; a row's own win.
         kind: of the model; the encoder of an `encoder-decoder` also reads what the tokenizer puts behind a plain text.
 
     Raises:

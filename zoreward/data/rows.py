@@ -115,10 +115,8 @@ def _check_rows(rows: Iterable[Any], what: str) -> None:
             raise InputError(f"{what} {number} is a {type(row).__name__}, not a dict", hint="a row is {column: value}")
         for column, value in row.items():
             if (text := broken_text(value)) is not None:
-                raise InputError(
-                    f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}",
-                    hint="drop such rows; or write the whole character, or U+FFFD in its place",
-                )
+                message = f"{what} {number}: the column {column!r} holds half a character, {ascii(text)[:80]}"
+                raise InputError(message, hint="drop such rows; or write the whole character, or U+FFFD in its place")
 
 
 def _is_hub_name(source: str) -> bool:
@@ -137,10 +135,8 @@ def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
         raise MissingFileError(str(error), hint=_neighbours_hint(path)) from None
     for option, value in hub_options.items():
         if value is not None:
-            raise InputError(
-                f"{option} {value} is for datasets from the Hub, and {path} is a local file",
-                hint=f"leave {option} out, or give a dataset's name",
-            )
+            hint = f"leave {option} out, or give a dataset's name"
+            raise InputError(f"{option} {value} is for datasets from the Hub, and {path} is a local file", hint=hint)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
@@ -148,58 +144,50 @@ def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}", hint="save it as UTF-8"
-        ) from None
+        message = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        raise InputError(message, hint="save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
+    hint = "a .jsonl file has one object a line; name a file that is one list .json"
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"{path}, line {number} is not JSON: {_json_reason(error)}",
-                    hint="a .jsonl file has one object a line; name a file that is one list .json",
-                ) from None
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{path}, line {number} is {_kind(row)}, not an object",
-                    hint='every line looks like {"sentence": "a fine film", "label": 1}',
-                )
-            rows.append(row)
-    return rows
+        return [
+            _object(_from_json(line, path, hint, number), path, f"line {number}")
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
 
 
 def _read_json(path: Path) -> list[Row]:
     text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
         return []
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InputError(
-            f"{path}{where} is not JSON: {_json_reason(error)}",
-            hint="a .json file is one list of objects; name a file with one object a line .jsonl",
-        ) from None
+    rows = _from_json(text, path, "a .json file is one list of objects; name a file with one object a line .jsonl")
     if not isinstance(rows, list):
-        raise InputError(
-            f"{path} is {_kind(rows)}, not a list of objects", hint="put the rows into one list: [{…}, {…}]"
-        )
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{path}, row {number} is {_kind(row)}, not an object",
-                hint='every row looks like {"sentence": "a fine film", "label": 1}',
-            )
-    return rows
+        hint = "put the rows into one list: [{…}, {…}]"
+        raise InputError(f"{path} is {_kind(rows)}, not a list of objects", hint=hint)
+    return [_object(row, path, f"row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _from_json(text: str, path: Path, hint: str, line: int | None = None) -> Any:
+    """What a file says, or the line of this number in it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it goes too deep" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, json.JSONDecodeError):
+            line, reason = line or error.lineno, f"{error.msg} at column {error.colno}"
+        place = f"{path}, line {line}" if line else str(path)
+        raise InputError(f"{place} is not JSON: {reason}", hint=hint) from None
+
+
+def _object(value: Any, path: Path, where: str) -> Row:
+    if not isinstance(value, dict):
+        hint = f'every {where.split()[0]} looks like {{"sentence": "a fine film", "label": 1}}'
+        raise InputError(f"{path}, {where} is {_kind(value)}, not an object", hint=hint)
+    return value
 
 
 def _read_csv(path: Path) -> list[Row]:
@@ -220,10 +208,8 @@ def _read_csv(path: Path) -> list[Row]:
                     )
                 rows.append({name: value for name, value in row.items() if value is not None})
         except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num} is not CSV: {error}",
-                hint="a quote inside a quoted value is written twice; or save the rows as .jsonl",
-            ) from None
+            hint = "a quote inside a quoted value is written twice; or save the rows as .jsonl"
+            raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}", hint=hint) from None
     return rows
 
 
@@ -232,18 +218,14 @@ def _read_parquet(path: Path) -> list[Row]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise InputError(
-            f"{path} needs pyarrow, which is not installed", hint="pip install pyarrow, or save the rows as .jsonl"
-        ) from None
+        hint = "pip install pyarrow, or save the rows as .jsonl"
+        raise InputError(f"{path} needs pyarrow, which is not installed", hint=hint) from None
     try:
         with ParquetFile(path) as file:
-            names = class_names_in(file.schema_arrow.metadata)
-            rows = with_class_names(file.read().to_pylist(), names)
+            return with_class_names(file.read().to_pylist(), class_names_in(file.schema_arrow.metadata))
     except ArrowException as error:
-        raise InputError(
-            f"{path} is not a Parquet file: {' '.join(str(error).split())}", hint="write it anew"
-        ) from None
-    return rows
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a Parquet file: {reason}", hint="write it anew") from None
 
 
 _READERS: dict[str, Callable[[Path], list[Row]]] = {
@@ -268,12 +250,6 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _json_reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "it goes too deep"
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
 def _without_nul(lines: Iterable[str], path: Path) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if "\0" in line:
@@ -285,9 +261,8 @@ def _neighbours_hint(path: Path) -> str:
     if not os.path.isdir(path.parent):
         return f"there is no folder {path.parent} either"
     close = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
-    return (
-        f"did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else _files_hint(path.parent)
-    )
+    names = " or ".join(str(path.parent / name) for name in close)
+    return f"did you mean {names}?" if close else _files_hint(path.parent)
 
 
 def _files_hint(folder: Path) -> str:
@@ -348,10 +323,8 @@ def split_rows(rows: Sequence[Row], *, train: int | None = None, dev: int = 0, t
     drawn = [left[i] for i in _order(len(left), seed)[:wanted]]
     if len(drawn) <= dev:
         held = " and ".join(f"{count:,} {name}" for count, name in ((dev, "dev"), (test, "test")) if count)
-        raise InputError(
-            f"{len(rows):,} rows leave none to tune on beside {held} rows",
-            hint="lower --dev-rows or --test-rows, or give --eval-data or --test-data",
-        )
+        hint = "lower --dev-rows or --test-rows, or give --eval-data or --test-data"
+        raise InputError(f"{len(rows):,} rows leave none to tune on beside {held} rows", hint=hint)
     cut = len(drawn) - dev
     return Split(drawn[:cut], drawn[cut:], sample_rows(rows, test))
 

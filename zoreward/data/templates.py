@@ -35,15 +35,18 @@ class _Filling(string.Formatter):
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         path, *filters = field_name.split("|")
         value, first = super().get_field(path, args, kwargs)
-        return filtered(value, filters), first
+        for name in filters:
+            if not isinstance(value, str):
+                raise TypeError(f"the filter {name} is for texts, not for a {type(value).__name__}")
+            value = FILTERS[name](value)
+        return value, first
 
 
 def fill(template: str, rows: list[dict[str, Any]], option: str) -> list[str]:
     """The template filled with each row.
 
-    Behind a column, and behind a `|`, stands what is done to its text: one of `FILTERS`. A list,
-    a dict or another value that is no text is refused, because Python's spelling of it is hardly meant; `{answers!r}`
-    asks for just that.
+    Behind a column, and behind a `|`, stands what is done to its text: one of `FILTERS`. A list, a dict or another
+    value that is no text is refused, because nobody wants Python's spelling of it in a prompt; `{answers!r}` has it.
 
     Raises:
         InputError: the template is malformed, names no column, or does not fit a row. `option` names the template.
@@ -116,7 +119,10 @@ def fields_of(template: str, option: str) -> list[str]:
         if "." in path:
             hint = f"what stands in a column is named in brackets: {{{path.replace('.', '[', 1)}]}}"
             raise InputError(f"{option} {template!r}: {{{field}}} asks for an attribute", hint=hint)
-        check_filters(field, option)
+        for name in field.split("|")[1:]:
+            if name not in FILTERS:
+                hint = f"{close_hint(name, FILTERS)}the filters are {listed(list(FILTERS))}"
+                raise InputError(f"{option}: {{{field}}} asks for the filter {name!r}, which does not exist", hint=hint)
     return fields
 
 
@@ -229,31 +235,3 @@ FILTERS: dict[str, Callable[[str], str]] = {
     for one in (strip, lower, lower_first_letter, lower_first_word, as_question, drop_dot, drop_last_letter)
 }
 """All there are, by the name that stands in a template."""
-
-
-def check_filters(field: str, option: str) -> None:
-    """Raise if a field of a template, `question|strip`, asks for a filter that does not exist.
-
-    Raises:
-        InputError: it does. `option` names the template.
-    """
-    for name in field.split("|")[1:]:
-        if name not in FILTERS:
-            hint = f"{close_hint(name, FILTERS)}the filters are {listed(list(FILTERS))}"
-            raise InputError(f"{option}: {{{field}}} asks for the filter {name!r}, which does not exist", hint=hint)
-
-
-def filtered(value: object, names: list[str]) -> object:
-    """A value after the filters of these names, one after the other.
-
-    Raises:
-        TypeError: it is no text.
-
-    >>> filtered(" It rained. ", ["strip", "drop_dot"])
-    'It rained'
-    """
-    for name in names:
-        if not isinstance(value, str):
-            raise TypeError(f"the filter {name} is for texts, not for a {type(value).__name__}")
-        value = FILTERS[name](value)
-    return value

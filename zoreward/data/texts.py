@@ -35,9 +35,9 @@ def texts_of(rows: list[dict[str, Any]], needs: str, prompting: Prompting, class
     if prompting.template is None:
         judged = "; or rows with prompt, chosen and rejected" if needs == "choices" else ""
         raise InputError("there is no prompt", hint=f"give --template '{{sentence}} It was', with your columns{judged}")
-    asked = fill(prompting.template, rows, "--template")
-    chosen = _right(rows, prompting) if needs == "likelihood" else _chosen(rows, prompting, classes)
-    return [Text(i, text, *own) for i, (text, own) in enumerate(zip(asked, chosen, strict=True), 1)]
+    prompts = fill(prompting.template, rows, "--template")
+    answers = _right(rows, prompting) if needs == "likelihood" else _chosen(rows, prompting, classes)
+    return [Text(i, text, *answer) for i, (text, answer) in enumerate(zip(prompts, answers, strict=True), 1)]
 
 
 def _right(rows: list[dict[str, Any]], prompting: Prompting) -> list[Chosen]:
@@ -51,19 +51,15 @@ def _right(rows: list[dict[str, Any]], prompting: Prompting) -> list[Chosen]:
 
 def _chosen(rows: list[dict[str, Any]], prompting: Prompting, classes: Sequence[str] = ()) -> list[Chosen]:
     if prompting.choices is not None and prompting.choice_column is not None:
-        raise InputError(
-            "there are answers for all rows and a column of answers",
-            hint="give --choice or --choice-column, not both",
-        )
+        hint = "give --choice or --choice-column, not both"
+        raise InputError("there are answers for all rows and a column of answers", hint=hint)
     if prompting.choice_column is not None:
         return row_choices(rows, prompting.choice_column, prompting.label)
     if prompting.choices is None and classes:
         return class_choices(rows, classes, prompting.label)
     if prompting.choices is None:
-        raise InputError(
-            "there are no answers to choose from",
-            hint="give --choice once for each label, or --choice-column where every row has its own answers",
-        )
+        hint = "give --choice once for each label, or --choice-column where every row has its own answers"
+        raise InputError("there are no answers to choose from", hint=hint)
     return fixed_choices(rows, prompting.choices, prompting.label)
 
 
@@ -122,9 +118,9 @@ def refuse_mask(template: str | None, name: str) -> None:
 
 def _texts_with_mask(rows: list[dict[str, Any]], needs: str, prompting: Prompting) -> list[Text]:
     if prompting.template is not None and (count := prompting.template.count(MASK)) != 1:
-        found = f"{count} masks" if count else "no mask"
+        masks = f"{count} masks" if count else "no mask"
         hint = f"write {MASK} once, where the answer stands: '{{sentence}} It was {MASK} .'"
-        raise InputError(f"the template {prompting.template!r} has {found}, and a masked model fills one", hint=hint)
+        raise InputError(f"the template {prompting.template!r} has {masks}, and a masked model fills one", hint=hint)
     return texts_of(rows, needs, prompting)
 
 
@@ -154,7 +150,7 @@ def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed
     for _, text in sorted(((uniform.random(), text) for text in pool), key=lambda pair: pair[0]):
         if len(drawn) <= shots:
             drawn.setdefault(_question(text), text.prompt + text.candidates[text.reference])
-    shown = []
+    chosen = []
     for text in texts:
         others = [demonstration for question, demonstration in drawn.items() if question != _question(text)]
         if len(others) < shots:
@@ -163,12 +159,12 @@ def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed
                 f"and there {'is' if len(others) == 1 else 'are'} {len(others)}",
                 hint="lower --shots, or give more rows to demonstrate with",
             )
-        shown.append(others[:shots])
-    return shown
+        chosen.append(others[:shots])
+    return chosen
 
 
 def tokenize_with(
-    shown: Sequence[Sequence[str]],
+    demonstrations_of: Sequence[Sequence[str]],
     texts: Sequence[Text],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
@@ -180,17 +176,17 @@ def tokenize_with(
     The first are left out first. Only a text that is too long without any loses tokens.
 
     Args:
-        shown: the demonstrations of each text.
+        demonstrations_of: the demonstrations of each text.
         texts, tokenizer, max_length, kind, how: as for `tokens_of`.
 
     Raises:
         InputError: as `tokens_of`.
     """
-    counts = _likely_counts(shown, texts, tokenizer, max_length, kind)
+    counts = _likely_counts(demonstrations_of, texts, tokenizer, max_length, kind)
     done: dict[int, tuple[Text, Tokens, int]] = {}
     pending = list(range(len(texts)))
     while pending:
-        tried = [_behind(texts[i], shown[i], counts[i]) for i in pending]
+        tried = [_behind(texts[i], demonstrations_of[i], counts[i]) for i in pending]
         all_tokens = tokens_of(tried, tokenizer, max_length, kind, **how)
         for i, text, tokens in zip(pending, tried, all_tokens, strict=True):
             done[i] = text, tokens, counts[i]
@@ -205,21 +201,21 @@ def _question(text: Text) -> tuple[str, ...]:
     return (text.prompt, *text.candidates) if len(text.candidates) > 1 else (text.prompt,)
 
 
-def _behind(text: Text, shown: Sequence[str], count: int) -> Text:
-    return text._replace(prompt=_BETWEEN.join([*shown[len(shown) - count :], text.prompt]))
+def _behind(text: Text, shots: Sequence[str], count: int) -> Text:
+    return text._replace(prompt=_BETWEEN.join([*shots[len(shots) - count :], text.prompt]))
 
 
 def _likely_counts(
-    shown: Sequence[Sequence[str]],
+    demonstrations_of: Sequence[Sequence[str]],
     texts: Sequence[Text],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     kind: str,
 ) -> list[int]:
     """How many demonstrations may fit each text: rather one too many, so that none is left out without need."""
-    if max_length is None or not any(shown):
-        return [len(own) for own in shown]
-    pieces = list(dict.fromkeys(piece for own in shown for piece in own))
+    if max_length is None or not any(demonstrations_of):
+        return [len(shots) for shots in demonstrations_of]
+    pieces = list(dict.fromkeys(piece for shots in demonstrations_of for piece in shots))
     # In pieces a text can be longer than as a whole: a token less for each joint.
     lengths = {
         piece: len(tokens) - 1
@@ -229,10 +225,10 @@ def _likely_counts(
     read = [text.prompt + ("" if kind == PAIRS else candidate) for text in texts for candidate in text.candidates]
     wholes = iter(encode(tokenizer, read))
     counts = []
-    for text, own in zip(texts, shown, strict=True):
+    for text, shots in zip(texts, demonstrations_of, strict=True):
         room = max_length - max(len(next(wholes)) for _ in text.candidates)
         count = 0
-        while count < len(own) and (room := room - lengths[own[-1 - count]]) >= 0:
+        while count < len(shots) and (room := room - lengths[shots[-1 - count]]) >= 0:
             count += 1
         counts.append(count)
     return counts

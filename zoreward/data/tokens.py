@@ -95,11 +95,11 @@ def tokens_of(
     if kind == PAIRS:
         sources = source_tokens([text.prompt.rstrip(" ") for text in texts], tokenizer, max_length, specials=not chat)
         answers = _answer_tokens(texts, tokenizer, max_length, end=end)
-        found = [Tokens(prompt, own, cut) for (prompt, cut), own in zip(sources, answers, strict=True)]
+        tokens = [Tokens(prompt, own, cut) for (prompt, cut), own in zip(sources, answers, strict=True)]
     else:
-        found = tokenize(texts, tokenizer, max_length, chat=chat, end=end)
-    warn_of_unknown(texts, found, tokenizer)
-    return found
+        tokens = tokenize(texts, tokenizer, max_length, chat=chat, end=end)
+    warn_of_unknown(texts, tokens, tokenizer)
+    return tokens
 
 
 def tokenize(
@@ -175,7 +175,7 @@ def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise where a text's candidates are not to be told apart by their tokens.
+    """Raise where a text's candidates cannot be told apart by their tokens.
 
     Raises:
         InputError: one has no tokens, or two have the same.
@@ -212,21 +212,21 @@ def _why_no_tokens(prompt: str, candidate: str, tokenizer: PreTrainedTokenizerBa
 def warn_of_unknown(texts: Sequence[Text], tokens: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> None:
     """Say, once, that candidates hold what the tokenizer has no token for, so that another text is scored."""
     name, unknown = tokenizer.unk_token, tokenizer.unk_token_id
-    found = [
+    answers = [
         candidate
-        for text, own in zip(texts, tokens, strict=True)
-        for candidate, ids in zip(text.candidates, own.candidates, strict=True)
+        for text, of_text in zip(texts, tokens, strict=True)
+        for candidate, ids in zip(text.candidates, of_text.candidates, strict=True)
         # Not where the token is written out; nor where it stands for the end, which some tokenizers give the same one.
         if unknown is not None and unknown in ids and candidate and str(name) not in candidate
     ]
-    if found:
+    if answers:
         from transformers.utils import logging
 
-        others = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
-        is_known = unknown not in encode(tokenizer, [found[0]])[0]
+        others = f" (and {len(answers) - 1:,} more)" if len(answers) > 1 else ""
+        is_known = unknown not in encode(tokenizer, [answers[0]])[0]
         why = "with the end of its prompt makes a word that" if is_known else "holds what"
         logging.get_logger(__name__).warning_once(
-            f"The answer {found[0]!r:.80}{others} {why} the tokenizer does not know: {name} is scored instead."
+            f"The answer {answers[0]!r:.80}{others} {why} the tokenizer does not know: {name} is scored instead."
         )
 
 
@@ -257,22 +257,20 @@ def _front(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: list[li
 def _begun(
     tokens: list[int], front: list[int], tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True
 ) -> tuple[list[int], list[int]]:
-    """What stands in front of a prompt's own tokens, and those."""
+    """What stands in front of a prompt's own tokens, and those; one token where there would be none to begin with.
+
+    Not `empty` are prompts that answers take in.
+    """
     if tokens[: len(front)] == front:  # a template may write BOS itself; it is not doubled
         tokens = tokens[len(front) :]
-    return front if front or tokens else _any_start(tokenizer, number, empty=empty), tokens
-
-
-def _any_start(tokenizer: PreTrainedTokenizerBase, number: int, *, empty: bool = True) -> list[int]:
-    """One token for a model to begin with where the prompt has none; not `empty` are prompts that answers take in."""
+    if front or tokens:
+        return front, tokens
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
-            return [token]
+            return [token], tokens
     why = "the prompt has no tokens" if empty else "the prompt's first token is joined with the answer's"
-    raise InputError(
-        f"row {number}: {why}, and the tokenizer has neither BOS nor EOS to begin with",
-        hint="drop such rows, or put some text into --template",
-    )
+    message = f"row {number}: {why}, and the tokenizer has neither BOS nor EOS to begin with"
+    raise InputError(message, hint="drop such rows, or put some text into --template")
 
 
 def _cut(head: int, tokens: int, candidate: int, max_length: int | None) -> int | None:
@@ -332,16 +330,16 @@ def source_tokens(
     """
     bare = encode(tokenizer, list(texts))
     whole = encode(tokenizer, list(texts), specials=True) if specials else bare
-    found = []
-    for number, (own, full) in enumerate(zip(bare, whole, strict=True), 1):
-        front = _place_in(full, own)
-        cut = 0 if max_length is None else max(0, len(full) - max_length)
-        if cut and cut >= len(own):
+    result = []
+    for number, (bare_tokens, tokens) in enumerate(zip(bare, whole, strict=True), 1):
+        front = _place_in(tokens, bare_tokens)
+        cut = 0 if max_length is None else max(0, len(tokens) - max_length)
+        if cut and cut >= len(bare_tokens):
             raise InputError(f"row {number}: there is no room for the prompt in {max_length} tokens")
-        if not full:
+        if not tokens:
             raise InputError(f"row {number}: the prompt has no tokens", hint="drop such rows, or change --template")
-        found.append(((*full[:front], *full[front + cut :]), cut))
-    return found
+        result.append(((*tokens[:front], *tokens[front + cut :]), cut))
+    return result
 
 
 def _answer_tokens(
@@ -360,18 +358,18 @@ def _answer_tokens(
     """
     spelled = list(dict.fromkeys(candidate.lstrip(" ") for text in texts for candidate in text.candidates))
     tokens = dict(zip(spelled, encode(tokenizer, spelled), strict=True))
-    found = []
+    result = []
     for text in texts:
-        own = [
+        answers = [
             tuple(tokens[one.lstrip(" ")]) or (() if end is None or one.strip() else (end,)) for one in text.candidates
         ]
-        check_candidates(text, own, tokenizer)
-        for candidate, answer in zip(text.candidates, own, strict=True):
+        check_candidates(text, answers, tokenizer)
+        for candidate, answer in zip(text.candidates, answers, strict=True):
             if max_length is not None and len(answer) > max_length:
                 message = f"row {text.number}: the answer {candidate!r:.80} has {len(answer)} tokens, not {max_length}"
                 raise InputError(message, hint="raise --max-length, or shorten the answer")
-        found.append(tuple(own))
-    return found
+        result.append(tuple(answers))
+    return result
 
 
 def _class_numbers(candidates: Sequence[str], classes: Sequence[str]) -> tuple[tuple[int], ...]:
@@ -447,42 +445,41 @@ def _around_masks(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max
     border = tokenizer.sep_token or "\n"
     prompts = [text.prompt.replace(MASK, str(tokenizer.mask_token)).replace(BORDER, border) for text in texts]
     words: dict[tuple[str, ...], tuple[tuple[int], ...]] = {}
-    found = []
-    for text, own, whole in zip(
+    result = []
+    for text, bare, full in zip(
         texts, encode(tokenizer, prompts), encode(tokenizer, prompts, specials=True), strict=True
     ):
-        if own.count(mask) != 1:
-            raise InputError(
-                f"row {text.number}: there are {own.count(mask)} masks in its text", hint="drop rows that hold one"
-            )
+        if bare.count(mask) != 1:
+            message = f"row {text.number}: there are {bare.count(mask)} masks in its text"
+            raise InputError(message, hint="drop rows that hold one")
         if text.candidates not in words:
             words[text.candidates] = _words(text, tokenizer)
-        front, place = _place_in(whole, own), own.index(mask)
-        left, right = _cut_around(place, len(own) - place - 1, len(whole) - len(own), max_length, text.number)
-        tokens = (*whole[:front], *own[left : len(own) - right], *whole[front + len(own) :])
-        found.append(Tokens(tokens, words[text.candidates], left + right, place=front + place - left))
-    return found
+        front, place = _place_in(full, bare), bare.index(mask)
+        left, right = _cut_around(place, len(bare) - place - 1, len(full) - len(bare), max_length, text.number)
+        tokens = (*full[:front], *bare[left : len(bare) - right], *full[front + len(bare) :])
+        result.append(Tokens(tokens, words[text.candidates], left + right, place=front + place - left))
+    return result
 
 
 def _words(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int], ...]:
     """The token of each candidate: that of the word behind a space, as it stands in a text."""
-    found: list[tuple[int]] = []
+    words: list[tuple[int]] = []
     for candidate in text.candidates:
         word = candidate.strip()
         # Not before a comma or a point, which stand next to the word in front.
-        own = encode(tokenizer, [f" {word}" if word[:1].isalnum() else word])[0]
-        if len(own) != 1 or own[0] == tokenizer.unk_token_id:
-            pieces = " + ".join(map(repr, tokenizer.convert_ids_to_tokens(own))) or "nothing"
+        tokens = encode(tokenizer, [f" {word}" if word[:1].isalnum() else word])[0]
+        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+            pieces = " + ".join(map(repr, tokenizer.convert_ids_to_tokens(tokens))) or "nothing"
             raise InputError(
                 f"row {text.number}: the answer {candidate!r} is {pieces} to the tokenizer, and a mask holds one token",
                 hint="take a word that is one token; --show-prompts prints them",
             )
-        if (own[0],) in found:
-            other = text.candidates[found.index((own[0],))]
+        if (tokens[0],) in words:
+            other = text.candidates[words.index((tokens[0],))]
             hint = "every answer needs a token of its own"
             raise InputError(f"the answers {other!r} and {candidate!r} are the same token", hint=hint)
-        found.append((own[0],))
-    return tuple(found)
+        words.append((tokens[0],))
+    return tuple(words)
 
 
 def _cut_around(left: int, right: int, around: int, max_length: int | None, number: int) -> tuple[int, int]:

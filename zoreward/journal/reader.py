@@ -1,4 +1,4 @@
-"""Reading a journal back, with every line checked; finding a run by its folder or file."""
+"""Reading a journal back, with every line checked, and going on with it; finding a run by its folder or file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANKS, MAX_TERMS
-from zoreward.journal.disk import open_file
+from zoreward.journal.disk import lock, open_file, opened
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.run import Run, check_header, directions
+from zoreward.journal.stored import StoredRun, check_header, directions
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
-from zoreward.journal.writer import JOURNAL_NAME
+from zoreward.journal.writer import JOURNAL_NAME, Journal
 from zoreward.methods import Directions
 from zoreward.noise import DISTRIBUTIONS, Distribution
 from zoreward.noise.families import family_from_json
 from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path) -> StoredRun:
     """Return the run that a folder or a file holds.
 
     Args:
@@ -42,7 +42,7 @@ def load_run(path: str | Path) -> Run:
     return read_trajectory(path) if path.suffix == ".safetensors" else read_journal(path)
 
 
-def read_journal(path: str | Path) -> Run:
+def read_journal(path: str | Path) -> StoredRun:
     """Return the run that a journal holds. Nothing in it is run, opened or followed.
 
     A last line that was cut off in the middle of writing is left out. Whatever else is wrong is refused.
@@ -55,18 +55,75 @@ def read_journal(path: str | Path) -> Run:
         InputError: it is damaged; the message has the line.
     """
     path = Path(path)
-    if not os.path.exists(path):
-        raise MissingFileError(f"there is no journal {path}", hint="Give a run folder, or a file in one.")
-    if not path.is_file():
-        raise InputError(f"{path} is no journal", hint="Give a run folder, or a file in one.")
-    try:
-        with open_file(path) as file:
-            found = scan(path, file)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
+    with opened(path, "journal") as file:
+        found = scan(path, file)
     if found.run is None:
         raise InputError(f"{path} has no header: the run ended before its first step", hint="Start the run again.")
     return found.run
+
+
+def reopen(folder: str | Path, *, sync: bool = False) -> tuple[Journal, StoredRun | None] | None:
+    """Open the journal of a run to append to it, and read it. A last line that was cut off is taken away.
+
+    Args:
+        folder: the run folder.
+        sync: wait for the disk after each line; see `Journal`.
+
+    Returns:
+        The journal, locked, and what it holds, None where not even its header is whole; None without a journal.
+
+    Raises:
+        InputError: another process is at work on it, it is damaged, or cannot be opened.
+    """
+    path = Path(folder).absolute() / JOURNAL_NAME
+    if not has_journal(folder):
+        return None
+    try:
+        file = path.open("r+b", buffering=0)
+        try:
+            lock(file, path)
+            with path.open("rb") as lines:
+                found = scan(path, lines)
+            return Journal.resumed(path, file, end=found.end, crc=found.crc, sync=sync), found.run
+        except BaseException:
+            file.close()
+            raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}", hint="Look at its permissions.") from error
+
+
+def has_journal(folder: str | Path) -> bool:
+    """Return whether there is a journal in a run folder, to go on with.
+
+    Raises:
+        InputError: the run is there without it, or something else has its name.
+    """
+    path = Path(folder) / JOURNAL_NAME
+    if not path.exists():
+        if (path.parent / TRAJECTORY_NAME).exists():
+            raise InputError(
+                f"'{folder}' holds {TRAJECTORY_NAME} but no {JOURNAL_NAME}",
+                hint="Such a run can be replayed, but not resumed.",
+            )
+        return False
+    if not path.is_file():
+        raise InputError(f"{path} is no journal", hint="Choose another folder.")
+    return True
+
+
+def resumable_run(folder: str | Path) -> StoredRun | None:
+    """Read the journal in a run folder as `reopen` does, and leave it as it is.
+
+    Returns:
+        What it holds; None where not even its header is whole.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: it is damaged.
+    """
+    path = Path(folder) / JOURNAL_NAME
+    with open_file(path) as file:
+        return scan(path, file).run
 
 
 def scan(path: Path, file: BinaryIO) -> Scan:
@@ -113,12 +170,12 @@ class Scan:
     metrics: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
-    def run(self) -> Run | None:
+    def run(self) -> StoredRun | None:
         """What was read; None without a header."""
         if not self.number:
             return None
         stored = partial(_stored, tuple(self.steps))
-        return Run(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
+        return StoredRun(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
 
     def take(self, line: bytes) -> None:
         """Check a line and keep what it says."""

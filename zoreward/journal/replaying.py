@@ -13,7 +13,7 @@ from torch import nn
 from zoreward.journal.fingerprint import fingerprint, forward_config, other_config, weights_dtype
 from zoreward.journal.lines import shown
 from zoreward.journal.reader import load_run
-from zoreward.journal.run import Run, directions
+from zoreward.journal.stored import StoredRun, directions
 from zoreward.members import (
     Tuned,
     adapted,
@@ -39,7 +39,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def replay(
-    run: Run | str | Path,
+    run: StoredRun | str | Path,
     model: Model,
     *,
     step: int | None = None,
@@ -66,7 +66,7 @@ def replay(
         >>> model = AutoModelForCausalLM.from_pretrained("gpt2", dtype="bfloat16")  # doctest: +SKIP
         >>> model = replay("runs/sst2", model, step=500)  # doctest: +SKIP
     """
-    run = run if isinstance(run, Run) else load_run(run)
+    run = run if isinstance(run, StoredRun) else load_run(run)
     steps = checked_step(run, step)
     model, tuned = checked_base(run, model)
     advance(run, model, tuned, 0, steps, progress)
@@ -74,7 +74,7 @@ def replay(
 
 
 def advance(
-    run: Run,
+    run: StoredRun,
     model: nn.Module,
     tuned: Tuned,
     start: int,
@@ -111,7 +111,7 @@ def _check_blocks(tuned: Tuned, updates: Sequence[Update]) -> None:
         raise InputError("a step has a block that the header does not tell of", hint=hint) from None
 
 
-def checked_step(run: Run, step: int | None) -> int:
+def checked_step(run: StoredRun, step: int | None) -> int:
     """Return how many steps are asked for.
 
     Raises:
@@ -124,7 +124,7 @@ def checked_step(run: Run, step: int | None) -> int:
     return step
 
 
-def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
+def checked_base(run: StoredRun, model: Model) -> tuple[Model, Tuned]:
     """Return the model, with the adapter that the run made, and the weights that the run moved, with its streams.
 
     Raises:
@@ -176,7 +176,7 @@ def checked_base(run: Run, model: Model) -> tuple[Model, Tuned]:
     return wrapped, limited(tuned, run.header["limits"]) if "limits" in run.header else tuned
 
 
-def _with_adapter(run: Run, model: Any) -> Any:
+def _with_adapter(run: StoredRun, model: Any) -> Any:
     options, drawn = run.header.get("adapter"), directions(run.header)
     if options is None:
         return model
@@ -187,7 +187,7 @@ def _with_adapter(run: Run, model: Any) -> Any:
     return adapted(model, config_of(options, task_type(model)), drawn.seed)
 
 
-def _draw_head(run: Run, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def _draw_head(run: StoredRun, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Give the model the head that the run began with, if the run made one; returns the weights and what they were.
 
     Raises:

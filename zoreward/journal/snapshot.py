@@ -1,7 +1,7 @@
 """`snapshot.safetensors`: the weights of a run at one of its steps, so that a resume need not replay all of it.
 
-A safetensors file with the tuned weights under their canonical names. Its metadata: `format`, `step`, `mark`, which
-ties it to that step of this run, and `sha256`, of all but the first 8 bytes, with 64 zeros in its own place.
+It holds the tuned weights under their canonical names, and says its `step` and its `mark`, which ties it to that step
+of this run; see `zoreward.journal.tensors`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
 from zoreward.journal.disk import open_file, write_whole
-from zoreward.journal.lines import parse
-from zoreward.journal.run import Run
+from zoreward.journal.lines import whole
+from zoreward.journal.stored import StoredRun
+from zoreward.journal.tensors import CHUNK, Layout, entries_of, read_head, write_tensors
 from zoreward.records import StepRecord, Term
 
 SNAPSHOT_NAME = "snapshot.safetensors"
-FORMAT = "zoreward-snapshot-1"
-# Bytes that are read, or fetched from a device, at once.
-CHUNK = 64 << 20
-MAX_HEADER = 64 << 20
+FORMAT = "zoreward-snapshot-2"
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_NO_SUM = "0" * 64
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -67,12 +64,13 @@ def write_snapshot(folder: str | Path, weights: Weights, fingerprint: str, recor
     Raises:
         OSError: it cannot be written; the one before is still there.
     """
-    about = {"step": str(record.step + 1), "mark": mark(fingerprint, record)}
-    write_whole(Path(folder, SNAPSHOT_NAME), lambda file: _write(file, weights, about))
+    about = {"step": record.step + 1, "mark": mark(fingerprint, record)}
+    pieces = (piece for weight in weights.values() for piece in _bytes(weight))
+    write_whole(Path(folder, SNAPSHOT_NAME), lambda file: write_tensors(file, FORMAT, about, _layout(weights), pieces))
 
 
 @torch.no_grad()
-def read_snapshot(folder: str | Path, weights: Weights, run: Run, most: int) -> int:
+def read_snapshot(folder: str | Path, weights: Weights, run: StoredRun, most: int) -> int:
     """Put the weights of a snapshot in the place of those of a model. They are changed only if all of it is sound.
 
     Args:
@@ -89,8 +87,14 @@ def read_snapshot(folder: str | Path, weights: Weights, run: Run, most: int) -> 
     """
     try:
         with open_file(Path(folder, SNAPSHOT_NAME)) as file:
-            step, start = _checked(file, weights, run, most)
-            file.seek(start)
+            about, entries = read_head(file, FORMAT)
+            step = about.get("step")
+            if not whole(step, min(most, run.n_steps) + 1) or not step:
+                raise ValueError(f"it stands at step {step}")
+            if about.get("mark") != mark(run.header["fingerprint"], run.record(step - 1)):
+                raise ValueError("it belongs to another run")
+            if entries != entries_of(_layout(weights)):
+                raise ValueError("its weights are not those of the model")
             for weight in weights.values():
                 _fill(file, weight)
             return step
@@ -107,29 +111,8 @@ def remove_snapshot(folder: str | Path) -> None:
             Path(folder, name).unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, weights: Weights, metadata: dict[str, str]) -> None:
-    head = _head(weights, {"format": FORMAT, **metadata, "sha256": _NO_SUM})
-    digest = hashlib.sha256(head)
-    file.write(len(head).to_bytes(8, "little") + head)
-    for weight in weights.values():
-        for piece in _bytes(weight):
-            digest.update(piece)
-            file.write(piece)
-    file.seek(8)
-    file.write(_head(weights, {"format": FORMAT, **metadata, "sha256": digest.hexdigest()}))
-
-
-def _head(weights: Weights, metadata: dict[str, str]) -> bytes:
-    text = json.dumps({"__metadata__": metadata, **_entries(weights)}).encode("ascii")
-    return text + b" " * (-len(text) % 8)
-
-
-def _entries(weights: Weights) -> dict[str, Any]:
-    entries, end = {}, 0
-    for name, weight in weights.items():
-        start, end = end, end + weight.numel() * weight.element_size()
-        entries[name] = {"dtype": _DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": [start, end]}
-    return entries
+def _layout(weights: Weights) -> Layout:
+    return {name: (_DTYPES[weight.dtype], tuple(weight.shape)) for name, weight in weights.items()}
 
 
 def _bytes(weight: torch.Tensor) -> Iterator[memoryview]:
@@ -137,36 +120,6 @@ def _bytes(weight: torch.Tensor) -> Iterator[memoryview]:
     rows = max(1, CHUNK // weight.element_size())
     for piece in flat.split(rows) if flat.numel() else ():
         yield memoryview(piece.cpu().view(torch.uint8).numpy())
-
-
-def _checked(file: BinaryIO, weights: Weights, run: Run, most: int) -> tuple[int, int]:
-    """The step of a sound snapshot that fits, and where its data begins."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= MAX_HEADER:
-        raise ValueError("its header has an impossible length")
-    head = file.read(length)
-    try:
-        entries = parse(head)
-    except ValueError as error:
-        raise ValueError(f"its header is damaged ({error})") from None
-    metadata = entries.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
-    said, step = str(metadata.get("sha256")), str(metadata.get("step"))
-    if not (step.isdecimal() and len(step) < 19):
-        raise ValueError("it does not say its step")
-    if not 0 < int(step) <= min(most, run.n_steps):
-        raise ValueError(f"it stands at step {int(step)}")
-    if metadata.get("mark") != mark(run.header["fingerprint"], run.record(int(step) - 1)):
-        raise ValueError("it belongs to another run")
-    if entries != _entries(weights):
-        raise ValueError("its weights are not those of the model")
-    digest = hashlib.sha256(head.replace(said.encode(), _NO_SUM.encode(), 1))
-    while piece := file.read(CHUNK):
-        digest.update(piece)
-    if digest.hexdigest() != said:
-        raise ValueError("its checksum is wrong")
-    return int(step), 8 + length
 
 
 def _fill(file: BinaryIO, weight: torch.Tensor) -> None:

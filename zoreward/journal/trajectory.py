@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.journal.bounds import MAX_TERMS, check_method, directions
-from zoreward.journal.disk import open_file, write_whole
+from zoreward.journal.disk import opened, write_whole
 from zoreward.journal.lines import number, parse, whole
-from zoreward.journal.run import Run, check_header, own_coefficients
+from zoreward.journal.stored import StoredRun, check_header, own_coefficients
+from zoreward.journal.tensors import entries_of, read_head, write_tensors
 from zoreward.methods import Directions
-from zoreward.records import InputError, MissingFileError, StepRecord, Update
+from zoreward.records import InputError, StepRecord, Update
 
 TRAJECTORY_NAME = "trajectory.safetensors"
 FORMAT = "zoreward-trajectory-1"
@@ -29,19 +29,29 @@ MAX_HEADER = 4 << 20
 # Where a direction moved nothing there is no term: adding 0 · z would turn a weight of −0 into +0.
 NO_TERM = np.float32("nan")
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
+_LETTERS = {dtype: letters for letters, dtype in _DTYPES.items()}
 # Numbers of each step: an array, or one number where it never changed. Without an anchor it is 0.
 _A_STEP = ("decay", "lr", "anchor")
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def write_trajectory(run: Run, path: str | Path) -> None:
-    """Write a run as a trajectory; see `Run.save`."""
+def write_trajectory(run: StoredRun, path: str | Path) -> None:
+    """Write a run as a trajectory: a safetensors file with 4 bytes a direction and step; see docs/journal.md.
+
+    Args:
+        run: the run.
+        path: the file; replaced where it exists.
+
+    Raises:
+        InputError: a step has terms that do not follow from the run's seed.
+        OSError: it cannot be written.
+    """
     data = trajectory_bytes(run)
     write_whole(path, lambda file: file.write(data))
 
 
-def trajectory_bytes(run: Run) -> bytes:
+def trajectory_bytes(run: StoredRun) -> bytes:
     """Return what a trajectory file of a run holds.
 
     Raises:
@@ -71,21 +81,13 @@ def trajectory_bytes(run: Run) -> bytes:
             about[name] = float(values[0]) if len(values) else 0.0
     arrays["streams"] = np.array([run.streams[name] for name in names], "<u4")
     arrays["names"] = np.frombuffer(zlib.compress(json.dumps(names).encode("ascii"), 9), "u1")
-    return _as_safetensors(about, arrays)
+    layout = {name: (_LETTERS[array.dtype], array.shape) for name, array in arrays.items()}
+    file = io.BytesIO()
+    write_tensors(file, FORMAT, about, layout, [array.tobytes() for array in arrays.values()])
+    return file.getvalue()
 
 
-def _as_safetensors(about: dict[str, Any], arrays: Arrays) -> bytes:
-    """By hand, because safetensors writes its metadata in an order that changes from call to call."""
-    text = json.dumps(about, allow_nan=False)
-    data = b"".join(array.tobytes() for array in arrays.values())
-    entries = _entries({name: (_letters(array), array.shape) for name, array in arrays.items()})
-    metadata = {"format": FORMAT, "run": text, "sha256": _sum(text, data)}
-    head = json.dumps({"__metadata__": metadata, **entries}).encode("ascii")
-    head += b" " * (-len(head) % 8)
-    return len(head).to_bytes(8, "little") + head + data
-
-
-def read_trajectory(path: str | Path) -> Run:
+def read_trajectory(path: str | Path) -> StoredRun:
     """Return the run that a trajectory holds. Nothing in it is run, opened or followed.
 
     Args:
@@ -96,17 +98,10 @@ def read_trajectory(path: str | Path) -> Run:
         InputError: it is damaged, or no trajectory.
     """
     path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"there is no trajectory {path}", hint="Give a run folder, or a file in one.")
-    if not path.is_file():
-        raise InputError(f"{path} is no trajectory", hint="Give a run folder, or a file in one.")
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise InputError(f"{path} is larger than any trajectory", hint="Look what it is.")
-        with open_file(path) as file:
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="Look at its permissions.") from error
+    with opened(path, "trajectory") as file:
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise InputError(f"{path} is larger than any trajectory", hint="Look what it is.")
     try:
         return run_of(data)
     except InputError as error:
@@ -116,26 +111,28 @@ def read_trajectory(path: str | Path) -> Run:
         raise InputError(f"{path} is damaged, or no trajectory: {error}", hint=hint) from None
 
 
-def run_of(data: bytes) -> Run:
+def run_of(data: bytes) -> StoredRun:
     """Return the run that the bytes of a trajectory hold.
 
     Raises:
         InputError: its noise is not ours, or its header lacks something.
         ValueError: it is no trajectory.
     """
-    about, stored = _open(data)
+    file = io.BytesIO(data)
+    about, entries = read_head(file, FORMAT, largest=min(MAX_HEADER, max(0, len(data) - 8)))
+    body = memoryview(data)[file.tell() :]
     header, steps = about.get("header"), about.get("steps")
     if isinstance(header, dict):
         check_method(header)
     drawn = directions(header) if isinstance(header, dict) else None
     if not isinstance(header, dict) or drawn is None or not whole(steps, MAX_FILE):
         raise ValueError("it does not say what its directions derive from")
-    if steps * 4 > len(stored[1]):
+    if steps * 4 > len(body):
         raise ValueError("it has more steps than numbers")
     ends = range(0, (steps + 1) * drawn.count, drawn.count) if drawn.even else _ends(drawn, steps)
     if steps and drawn.size(steps - 1) * (drawn.window if drawn.momentum else 1) > MAX_TERMS:
         raise ValueError("it has more directions a step than any run")
-    arrays = _arrays(stored, about, (steps, drawn.count) if drawn.even else (ends[-1],), steps)
+    arrays = _arrays(entries, body, about, (steps, drawn.count) if drawn.even else (ends[-1],), steps)
     names = _names(arrays["names"].tobytes(), len(arrays["streams"]))
     header = {**header, "streams": dict(zip(names, arrays["streams"].tolist(), strict=True))}
     check_header(header)
@@ -143,29 +140,15 @@ def run_of(data: bytes) -> Run:
     if np.isinf(arrays["coefficients"]).any() or not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("a number in it is not finite")
     flat = arrays["coefficients"].reshape(-1)
-    return Run(header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step))
-
-
-def _open(data: bytes) -> tuple[dict[str, Any], tuple[dict[str, Any], memoryview]]:
-    """What the metadata says, and the entries of the tensors with the bytes behind them."""
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
-        raise ValueError("its header has an impossible length")
-    entries = parse(data[8 : 8 + length])
-    metadata, body = entries.pop("__metadata__", None), memoryview(data)[8 + length :]
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
-    text = metadata.get("run")
-    if not isinstance(text, str) or metadata.get("sha256") != _sum(text, body):
-        raise ValueError("its checksum is wrong")
-    return parse(text), (entries, body)
+    return StoredRun(
+        header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step)
+    )
 
 
 def _arrays(
-    stored: tuple[dict[str, Any], memoryview], about: dict[str, Any], shape_of_all: tuple[int, ...], steps: int
+    entries: dict[str, Any], body: memoryview, about: dict[str, Any], shape_of_all: tuple[int, ...], steps: int
 ) -> Arrays:
     """The arrays, if they are those that such a run has, in their order and without a gap."""
-    entries, body = stored
     layout: dict[str, tuple[str, tuple[int, ...]]] = {"coefficients": ("F32", shape_of_all)}
     for name in _A_STEP:
         if name in entries and name not in about:
@@ -177,22 +160,13 @@ def _arrays(
         if not (isinstance(shape, list) and len(shape) == 1 and whole(shape[0], MAX_FILE)):
             raise ValueError(f"it has no array '{name}'")
         layout[name] = (letters, (shape[0],))
-    expected = _entries(layout)
+    expected = entries_of(layout)
     if entries != expected or expected["names"]["data_offsets"][1] != len(body):
         raise ValueError("its arrays are not those of such a run")
     return {
         name: np.frombuffer(body[slice(*expected[name]["data_offsets"])], _DTYPES[letters]).reshape(shape)
         for name, (letters, shape) in layout.items()
     }
-
-
-def _entries(layout: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
-    """What a safetensors header says of arrays that stand one behind the other."""
-    entries, end = {}, 0
-    for name, (letters, shape) in layout.items():
-        start, end = end, end + _DTYPES[letters].itemsize * math.prod(shape)
-        entries[name] = {"dtype": letters, "shape": list(shape), "data_offsets": [start, end]}
-    return entries
 
 
 def _names(packed: bytes, count: int) -> list[str]:
@@ -206,16 +180,6 @@ def _names(packed: bytes, count: int) -> list[str]:
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == count):
         raise ValueError("its names are not those of its streams")
     return names
-
-
-def _letters(array: NDArray[Any]) -> str:
-    return next(letters for letters, dtype in _DTYPES.items() if dtype == array.dtype)
-
-
-def _sum(text: str, data: bytes | memoryview) -> str:
-    digest = hashlib.sha256(text.encode("ascii"))
-    digest.update(data)
-    return digest.hexdigest()
 
 
 def _ends(drawn: Directions, steps: int) -> Sequence[int]:

@@ -11,9 +11,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from zoreward.journal.disk import sync_folder
+from zoreward.journal.disk import lock, shared, sync_folder
 from zoreward.journal.lines import MAX_LINE, encode
-from zoreward.journal.locking import lock, shared
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import InputError, StepRecord, Update
 
@@ -35,7 +34,7 @@ class Journal:
     When `append` returns, the operating system has the line: it survives the end of the process, however that comes. To
     survive a power cut as well it must be on the disk, which `sync` waits for.
 
-    While it is open no other process can open it; see `zoreward.journal.locking`.
+    While it is open no other process can open it; see `zoreward.journal.disk.lock`.
 
     Args:
         folder: the run folder; made if it does not exist.

@@ -152,10 +152,7 @@ class Method(ABC):
     @property
     def directions(self) -> Directions:
         """What the directions of its steps derive from."""
-        return self._drawn()
-
-    def _drawn(self, full_every: int = 0) -> Directions:
-        window = self.window if self.momentum else 1
+        window, full_every = self.window if self.momentum else 1, getattr(self, "full_every", 0)  # svrg has the latter
         return Directions(
             self.seed, self.num_directions, self.family, self.refresh, self.more_every, self.momentum, window,
             full_every, self.blocks, self.block_every,

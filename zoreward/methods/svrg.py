@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from zoreward.methods.directions import MAX_STEPS, Directions, along
+from zoreward.methods.directions import MAX_STEPS, along
 from zoreward.methods.estimators import slopes
 from zoreward.methods.steps import MOST_RATE, Method, SPSAState, all_scored, antithetic_pairs, check_scores, rounded
 from zoreward.records import InputError, Member, Query, Term, Update
@@ -110,11 +110,6 @@ class SVRG(Method):
                 "svrg moves all blocks at once: those of its two estimates would be different ones",
                 hint="Take method=bcd, or leave blocks and block_every out.",
             )
-
-    @property
-    def directions(self) -> Directions:
-        """What the directions of its steps derive from."""
-        return self._drawn(self.full_every)
 
     def init(self) -> SVRGState:
         """Return the state before the first step."""

@@ -1,4 +1,4 @@
-"""Scores that were paid for once, in a file."""
+"""A cache of scores: what was computed or paid for once, in a file."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ class ScoreCache:
 
     def find(self, keys: Sequence[str]) -> dict[str, RowScore]:
         """Return what is known, by key."""
-        found: dict[str, RowScore] = {}
+        known: dict[str, RowScore] = {}
 
         def look(file: sqlite3.Connection) -> None:
             for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                marks = ", ".join("?" * len(some))
-                for key, text, check in file.execute(f"SELECT * FROM scores WHERE key IN ({marks})", some):
+                chunk = keys[start : start + _AT_ONCE]
+                marks = ", ".join("?" * len(chunk))
+                for key, text, check in file.execute(f"SELECT * FROM scores WHERE key IN ({marks})", chunk):
                     if check == _checksum(key, text):
-                        found[key] = RowScore(**json.loads(text))
+                        known[key] = RowScore(**json.loads(text))
                     else:
                         self._warn("a score is damaged")
 
         if os.path.exists(self._path):
             self._with_file("read", look)
-        return found
+        return known
 
     def store(self, rows: Mapping[str, RowScore]) -> None:
         """Keep what is known of these rows."""
@@ -107,8 +107,8 @@ class ScoreCache:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            told = "%s: %s; what it held is asked for again. Delete it to keep scores again."
-            logging.getLogger(__name__).warning(told, self._path, reason)
+            message = "%s: %s; what it held is asked for again. Delete it to keep scores again."
+            logging.getLogger(__name__).warning(message, self._path, reason)
 
 
 def key_of(name: str, values: Mapping[str, Any], source: str, row: Mapping[str, Any]) -> str:

@@ -46,10 +46,11 @@ def objective(
         range: the lowest and the highest score possible.
         rowwise: the score of a completion depends on what the function is given of its row alone. So the rows of all
             members come in one call, which is what a reward model wants; rows may be scored apart from each other
-            (`--reward-workers`), and scores may be kept (`--reward-cache`).
+            (`--reward-workers`), and scores may be cached (`--reward-cache`).
 
     Raises:
-        InputError: what it needs is neither said nor to be seen; or rowwise is said of what scores no completions.
+        InputError: neither `needs` nor the parameters show what the objective needs; or `rowwise` is given for one that
+            scores no completions.
 
     >>> from zoreward import get_objective
     >>> @objective("brevity")
@@ -63,11 +64,11 @@ def objective(
         raise InputError("@objective stands without a name", hint='write it with one: @objective("brevity")')
 
     def mark(function: F) -> F:
-        found = _needs(name, function, needs)
-        if rowwise and found != "completions":
-            message = f"objective {name!r} needs {found}, and rowwise is for objectives that need completions"
+        needed = _needs(name, function, needs)
+        if rowwise and needed != "completions":
+            message = f"objective {name!r} needs {needed}, and rowwise is for objectives that need completions"
             raise InputError(message, hint="leave rowwise out")
-        setattr(function, _SPEC, _Spec(name, found, range, rowwise))
+        setattr(function, _SPEC, _Spec(name, needed, range, rowwise))
         return function
 
     return mark
@@ -85,9 +86,9 @@ def assume_completions(function: Callable[..., Any]) -> Objective:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return describe(function)
-    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    told = not parameters.keys().isdisjoint(("completions", "completion_ids", "predictions", *_LOGPROBS))
-    return describe(function, assumed=None if told or not (open_ended or "prompts" in parameters) else "completions")
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    says_it = not parameters.keys().isdisjoint(("completions", "completion_ids", "predictions", *_LOGPROBS))
+    return describe(function, assumed=None if says_it or not (open_ended or "prompts" in parameters) else "completions")
 
 
 def describe(function: Any, key: str | None = None, *, assumed: Needs | None = None) -> Objective:
@@ -112,13 +113,13 @@ def describe(function: Any, key: str | None = None, *, assumed: Needs | None = N
     name = spec.name if spec else (key or str(getattr(plain, "__name__", type(plain).__name__)))
     doc = inspect.getdoc(plain) or ""
     stateful = isinstance(function, type)
-    told = f"{doc}\n\n{inspect.getdoc(function.__init__)}" if stateful else doc
+    whole_doc = f"{doc}\n\n{inspect.getdoc(function.__init__)}" if stateful else doc
     needs = spec.needs if spec else _needs(name, function, assumed)
     return Objective(
         name=name,
         needs=needs,
         function=function,
-        options=_options(name, function, told, makes=stateful or needs == "any"),
+        options=_options(name, function, whole_doc, makes=stateful or needs == "any"),
         values={},
         help=doc.strip().partition("\n")[0],
         distribution="",
@@ -128,7 +129,7 @@ def describe(function: Any, key: str | None = None, *, assumed: Needs | None = N
     )
 
 
-def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
+def _needs(name: str, function: Callable[..., Any], declared: str | None) -> Needs:
     call: Callable[..., Any] = function
     if isinstance(function, type):
         call = function.__call__
@@ -138,19 +139,17 @@ def _needs(name: str, function: Callable[..., Any], said: str | None) -> Needs:
         parameters = inspect.signature(call).parameters
     except ValueError as error:  # some functions written in C do not say what they take
         raise InputError(f"objective {name!r} has no readable parameters", hint="wrap it in a function") from error
-    if said is not None:
-        if said not in typing.get_args(Needs):
-            hint = neighbours(str(said), typing.get_args(Needs), "It can need")
-            raise InputError(f"objective {name!r} cannot need {said!r}", hint=hint)
-        return typing.cast(Needs, said)
+    if declared is not None:
+        if declared not in typing.get_args(Needs):
+            hint = neighbours(str(declared), typing.get_args(Needs), "It can need")
+            raise InputError(f"objective {name!r} cannot need {declared!r}", hint=hint)
+        return typing.cast(Needs, declared)
     if "completions" in parameters or "completion_ids" in parameters:
         return "completions"
     if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"
-    raise InputError(
-        f"what objective {name!r} needs from the model cannot be seen from its parameters",
-        hint=f'name one of them completions, predictions or logprobs, or say it: @objective("{name}", needs=…)',
-    )
+    hint = f'name one of them completions, predictions or logprobs, or say it: @objective("{name}", needs=…)'
+    raise InputError(f"what objective {name!r} needs from the model cannot be seen from its parameters", hint=hint)
 
 
 def _options(name: str, function: Callable[..., Any], doc: str, makes: bool) -> tuple[Option, ...]:
@@ -193,14 +192,14 @@ def _argument_lines(doc: str) -> dict[str, str]:
     >>> _argument_lines("Do it.\\n\\nArgs:\\n    size (int): how big\\n        it is\\n    name: who\\n\\nReturns: no")
     {'size': 'how big it is', 'name': 'who'}
     """
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for section in re.findall(r"^(?:Args|Arguments):[ \t]*\n((?:[ \t]+.*\n?|[ \t]*\n)*)", doc, flags=re.MULTILINE):
         name = ""
         for line in inspect.cleandoc("\n" + section).splitlines():
             entry = re.match(r"\*{0,2}(\w+)(?: \([^)]*\))?:\s*(.*)", line)
             if entry:
                 name, text = entry.groups()
-                found[name] = text
+                entries[name] = text
             elif name and line.strip():
-                found[name] = f"{found[name]} {line.strip()}".strip()
-    return found
+                entries[name] = f"{entries[name]} {line.strip()}".strip()
+    return entries

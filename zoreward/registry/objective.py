@@ -41,7 +41,7 @@ _PLAIN = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 
 class CallError(ObjectiveError):
-    """A call of an objective's function that came to nothing, told in full: with the objective and its rows."""
+    """A call of an objective's function that failed for good. The message names the objective and its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,9 @@ class Objective:
     def returned_for(self, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Returned]]:
         """Return what the objective's parts return for each batch, checked; by the name of the part.
 
-        Async functions run together: all parts, all batches.
+        Async functions run together: all parts, all batches. Others run one after the other, in this thread. A function
+        may return a future; it is waited for as an async function is. A rowwise objective's function is called once for
+        the rows of all batches. Where one fails, the others are given up.
 
         Args:
             batches: the number of rows and the outputs of each.
@@ -149,8 +151,10 @@ class Objective:
         [{'length': [2.0, None]}, {'length': [1.0]}]
         """
         parts = [part for _, part in self.parts] or [self]
-        results = iter(call_all([(part, n_rows, outputs) for n_rows, outputs in batches for part in parts]))
-        return [{part.name: next(results) for part in parts} for _ in batches]
+        joined, places = _joined([(part, n_rows, outputs) for n_rows, outputs in batches for part in parts])
+        scores = _call_each(joined)
+        of_calls = iter(scores[i] if rows is None else scores[i][rows] for i, rows in places)  # type: ignore[index]
+        return [{part.name: next(of_calls) for part in parts} for _ in batches]
 
     def combined(self, returned: Mapping[str, Returned]) -> float:
         """Return the score that comes of what the parts returned for one batch.
@@ -171,9 +175,6 @@ class Objective:
         weighed = [(weight, returned[part.name]) for weight, part in self.parts] or [(1.0, returned[self.name])]
         of_batch = [weight * found for weight, found in weighed if not isinstance(found, list) and found == found]
         of_rows = [(weight, found) for weight, found in weighed if isinstance(found, list)]
-        if len(of_rows) == 1 and None not in of_rows[0][1]:  # as nearly always
-            weight, found = of_rows[0]
-            return math.fsum(weight * score for score in found) / len(found) + math.fsum(of_batch)  # type: ignore[operator]
         terms = [
             [weight * score for (weight, _), score in zip(of_rows, row, strict=True) if score is not None]
             for row in zip(*(found for _, found in of_rows), strict=True)
@@ -239,20 +240,6 @@ def _range(parts: tuple[tuple[float, Objective], ...]) -> tuple[float, float] | 
 Call = tuple[Objective, int, Mapping[str, Any]]
 
 
-def call_all(calls: Sequence[tuple[Objective, int, Mapping[str, Any]]]) -> list[Returned]:
-    """Call objectives' functions, each with its number of rows and outputs; those that are async run together.
-
-    Functions that are not async run one after the other, in this thread. A rowwise objective's function is called once
-    for the rows of all its calls. A function may return a future; it is waited for as an async function is. Where one
-    fails, the others are given up.
-
-    Raises what `Objective.score` raises.
-    """
-    joined, places = _joined(calls)
-    found = _call_each(joined)
-    return [found[place] if rows is None else found[place][rows] for place, rows in places]  # type: ignore[index]
-
-
 def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | None]]]:
     """Calls with those of one rowwise objective in one; and where each call's result stands."""
     groups: dict[int, list[int]] = {}
@@ -263,13 +250,13 @@ def _joined(calls: Sequence[Call]) -> tuple[list[Call], list[tuple[int, slice | 
     for group in groups.values():
         objective, n_rows, outputs = calls[group[0]]
         if len(group) > 1:
-            sizes = [calls[i][1] for i in group]
-            ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-            for i, size, end in zip(group, sizes, ends, strict=True):
-                places[i] = (len(joined), slice(end - size, end))
+            end = 0
+            for i in group:
+                end += calls[i][1]
+                places[i] = (len(joined), slice(end - calls[i][1], end))
             lists = [name for name, value in outputs.items() if isinstance(value, list)]
-            outputs = {**outputs, **{name: [one for i in group for one in calls[i][2][name]] for name in lists}}
-            n_rows = ends[-1]
+            outputs = {**outputs, **{name: [value for i in group for value in calls[i][2][name]] for name in lists}}
+            n_rows = end
         else:
             places[group[0]] = (len(joined), None)
         joined.append((objective, n_rows, outputs))
@@ -292,7 +279,7 @@ def _call_each(calls: Sequence[Call]) -> list[Returned]:
                 if is_ctrl_c(error):
                     raise
                 raise _raised(objective, error) from error
-        waiting = [i for i, result in enumerate(results) if _is_waited_for(result)]
+        waiting = [i for i, result in enumerate(results) if isinstance(result, Future) or inspect.isawaitable(result)]
         for i in waiting:
             if not isinstance(results[i], Future):
                 results[i] = submit(results[i], "zoreward-async")
@@ -390,17 +377,13 @@ def _raised(objective: Objective, error: BaseException) -> ObjectiveError:
     return ObjectiveError(f"objective {objective.name!r} raised {named(error)}", hint=hint_of(error) or place_of(error))
 
 
-def _is_waited_for(result: Any) -> bool:
-    return isinstance(result, Future) or inspect.isawaitable(result)
-
-
 def _arguments(objective: Objective, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the objective's function is called with: its share of `outputs`, and the values of its options."""
     parameters = inspect.signature(objective.function).parameters.values()
     options = set() if objective.stateful else {option.name for option in objective.options}
     values = {} if objective.stateful else objective.values
     for name in sorted(options & outputs.keys() - values.keys()):
-        # TRL would pass the column, the command line would take the default: neither is plainly what was meant.
+        # TRL would pass the column, the command line would take the default: it is not clear which was meant.
         hint = f"set the option ({name}=…), or rename the column"
         raise InputError(f"{name!r} is an option of objective {objective.name!r} and also a column", hint=hint)
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -439,28 +422,21 @@ def checked(name: str, result: Any, n_rows: int, rows: Sequence[int] | None = No
     Raises:
         ObjectiveError: it is neither a number nor one for each row; or one of them is infinite.
     """
-    as_always = type(result) is list and len(result) == n_rows
-    if as_always and all(type(score) is float and math.isfinite(score) for score in result):
-        return list(result)
     if hasattr(result, "tolist"):  # arrays, tensors and their scalars
         result = result.tolist()
     if not isinstance(result, (list, tuple)):
         return _number(name, result, "")
     if len(result) != n_rows:
-        raise ObjectiveError(
-            f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows",
-            hint="return one number, or a list with one for each row",
-        )
-    return [
-        None if score is None else _number_or_none(name, score, f" for row {row}")
+        message = f"objective {name!r} returned the wrong number of scores: got {len(result)} for {n_rows} rows"
+        raise ObjectiveError(message, hint="return one number, or a list with one for each row")
+    if all(type(score) is float and math.isfinite(score) for score in result):  # as nearly always
+        return list(result)
+    numbers = [
+        None if score is None else _number(name, score, f" for row {row}")
         for row, score in zip(rows or range(n_rows), result, strict=True)
     ]
-
-
-def _number_or_none(name: str, value: Any, where: str) -> float | None:
-    """The number; None for NaN, which is what a row that has no score has in TRL."""
-    number = _number(name, value, where)
-    return None if math.isnan(number) else number
+    # NaN is what a row that has no score has in TRL
+    return [None if number is None or math.isnan(number) else number for number in numbers]
 
 
 def _number(name: str, value: Any, where: str) -> float:
@@ -511,7 +487,13 @@ def own_copy(value: Any) -> Any:
                 own[key] = own_copy(one)
         return own
     if kind is list:
-        return _own_list(value)
+        copied = _copied_together(value) if len(value) >= _FEW else None
+        if copied is None:
+            copied = value[:]
+            for i, item in enumerate(value):
+                if type(item) not in _PLAIN:
+                    copied[i] = own_copy(item)
+        return copied
     if kind is tuple:
         return value if _PLAIN.issuperset(map(type, value)) else tuple(map(own_copy, value))
     if kind is set or (kind.__module__ == "numpy" and hasattr(value, "copy")):
@@ -519,20 +501,19 @@ def own_copy(value: Any) -> Any:
     return value
 
 
-def _own_list(values: list[Any]) -> list[Any]:
-    """The same of a list: of many rows the types are looked at together, which takes half the time."""
-    if len(values) >= _FEW:
-        if _PLAIN.issuperset(map(type, values)):
-            return values[:]
-        if _are_plain_dicts(values):
-            return [*map(dict.copy, values)]
-        if {list}.issuperset(map(type, values)):
-            items = [*chain.from_iterable(values)]
-            if _PLAIN.issuperset(map(type, items)):
-                return [row[:] for row in values]
-            if _are_plain_dicts(items):  # conversations
-                return [[*map(dict.copy, row)] for row in values]
-    return [value if type(value) in _PLAIN else own_copy(value) for value in values]
+def _copied_together(values: list[Any]) -> list[Any] | None:
+    """A copy of texts, dicts or conversations, whose types are looked at together; None where others are among them."""
+    if _PLAIN.issuperset(map(type, values)):
+        return values[:]
+    if _are_plain_dicts(values):
+        return [*map(dict.copy, values)]
+    if {list}.issuperset(map(type, values)):
+        items = [*chain.from_iterable(values)]
+        if _PLAIN.issuperset(map(type, items)):
+            return [row[:] for row in values]
+        if _are_plain_dicts(items):  # conversations
+            return [[*map(dict.copy, row)] for row in values]
+    return None
 
 
 def _are_plain_dicts(values: list[Any]) -> bool:

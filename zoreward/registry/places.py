@@ -60,9 +60,9 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 
 def _last(stack: Sequence[traceback.FrameSummary]) -> str:
-    own = [one for one in stack if not one.filename.startswith("<") and not _is_packaged(Path(one.filename))]
-    told = own or [one for one in stack if not _imports(one.filename)]
-    return f"{told[-1].filename}, line {told[-1].lineno}" if told else ""
+    frames = [frame for frame in stack if not frame.filename.startswith("<") and not _is_packaged(Path(frame.filename))]
+    frames = frames or [frame for frame in stack if not _imports(frame.filename)]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _imports(filename: str) -> bool:

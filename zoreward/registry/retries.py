@@ -77,7 +77,7 @@ def with_retries(objective: Objective, options: Rewarding, *, backoff: float = 1
     folder, parts = options.reward_cache, objective.parts or ((1.0, objective),)
     if folder is not None and not any(part.rowwise for _, part in parts):
         hint = "mark it where a row's score depends on that row alone: @objective(…, rowwise=True)"
-        raise InputError(f"{objective.name!r} has no scores that can be kept", hint=hint)
+        raise InputError(f"{objective.name!r} has no scores that can be cached", hint=hint)
     turns = asyncio.Semaphore(options.reward_workers or 1)
     cache = ScoreCache(Path(folder)) if folder is not None else None
     made = tuple((weight, _with_retries(_Calls(part, options, backoff, turns), cache)) for weight, part in parts)
@@ -282,7 +282,7 @@ async def _within(timeout: float | None, future: Future[Any], place: Callable[[]
     return returned
 
 
-# Objectives whose scores depend on one row each: rows are scored apart, and what is known is not asked for again
+# Objectives whose scores depend on one row each: rows are scored apart, and none is scored twice
 
 
 def _rowwise(calls: _Calls, cache: ScoreCache | None) -> _Rowwise | None:
@@ -301,7 +301,7 @@ class _Rowwise:
 
     Args:
         calls: how its function is called.
-        cache: what is known; None: nothing is kept.
+        cache: the scores that are known; None: there is no cache.
         source: a fingerprint of what computes the scores.
         asked: what is being asked for at the moment, by key: another member may have written the same text.
     """
@@ -374,7 +374,7 @@ class _Rowwise:
         try:
             return key_of(objective.name, dict(objective.values), self.source, values)
         except (TypeError, ValueError) as error:
-            message = f"objective {objective.name!r} has no score that can be kept for row {row}: {error}"
+            message = f"objective {objective.name!r} has no score that can be cached for row {row}: {error}"
             hint = "let the function name the columns that it reads, in the place of **columns"
             raise CallError(message, hint=hint) from None
 

@@ -75,36 +75,38 @@ def get_objective(source: Source | Sequence[Source], /, **options: Any) -> Objec
     if isinstance(source, Objective) and not options:
         return source
     if isinstance(source, Sequence) and not isinstance(source, str):
-        return weighted_sum([get_objective(one, **options) for one in source])
-    found = describe_objective(source)
-    known = [option.name for option in found.options]
+        return weighted_sum([get_objective(part, **options) for part in source])
+    described = describe_objective(source)
+    known = [option.name for option in described.options]
     for name in options:
         if name not in known:
             hint = neighbours(name, known, "Options") if known else "it has none: an option is a keyword-only parameter"
-            raise InputError(f"objective {found.name!r} has no option {name!r}", hint=hint)
+            raise InputError(f"objective {described.name!r} has no option {name!r}", hint=hint)
         if isinstance(options[name], float) and math.isnan(options[name]):
-            raise InputError(f"objective {found.name!r}: the option {name} is nan", hint="give a number")
-    for option in found.options:
+            raise InputError(f"objective {described.name!r}: the option {name} is nan", hint="give a number")
+    for option in described.options:
         if option.default is inspect.Parameter.empty and option.name not in options:
             hint = f"{option.name}: {option.help}"
-            raise InputError(f"objective {found.name!r} needs its option {option.name!r}", hint=hint)
-    if not found.stateful and found.needs != "any":
-        return replace(found, values=dict(options))
+            raise InputError(f"objective {described.name!r} needs its option {option.name!r}", hint=hint)
+    if not described.stateful and described.needs != "any":
+        return replace(described, values=dict(options))
     try:
-        made = found.function(**options)
+        made = described.function(**options)
     except ZorewardError:
         raise
     except BaseException as error:
         if is_ctrl_c(error):
             raise
         # These two are raised with a sentence of their own; others say little without their name.
-        said = one_line(error) if type(error) in (ValueError, LookupError) else named(error)
-        raise ObjectiveError(f"objective {found.name!r} cannot be made: {said}", hint=hint_of(error)) from error
-    if found.stateful:
-        return replace(found, function=made, values=dict(options))
+        reason = one_line(error) if type(error) in (ValueError, LookupError) else named(error)
+        raise ObjectiveError(f"objective {described.name!r} cannot be made: {reason}", hint=hint_of(error)) from error
+    if described.stateful:
+        return replace(described, function=made, values=dict(options))
     if not isinstance(made, Objective):
         hint = "what is said to need 'any' returns an Objective, as get_objective does"
-        raise ObjectiveError(f"objective {found.name!r} returned a value of type {type(made).__name__!r}", hint=hint)
+        raise ObjectiveError(
+            f"objective {described.name!r} returned a value of type {type(made).__name__!r}", hint=hint
+        )
     return made
 
 
@@ -154,10 +156,10 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
 @functools.lru_cache(maxsize=1)
 def _entry_points_on(path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
     """Of the packages on Python's path: a file of each is read, 30 ms for 110 of them, and a command asks often."""
-    found: dict[str, list[EntryPoint]] = {}
+    points: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=_GROUP):
-        found.setdefault(point.name, []).append(point)
-    return found
+        points.setdefault(point.name, []).append(point)
+    return points
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -180,18 +182,16 @@ def _from_entry_point(name: str) -> Objective:
         raise ObjectiveError(f"objective {name!r} is registered by {' and '.join(map(repr, owners))}", hint=hint)
     distribution = _distribution(points[0])
     try:
-        found = describe(points[0].load(), name)
+        described = describe(points[0].load(), name)
     except BaseException as error:
         if is_ctrl_c(error):
             raise
         message = f"objective {name!r} of {distribution!r} cannot be loaded: {named(error)}"
         raise ObjectiveError(message, hint=f"update or uninstall {distribution!r}") from error
-    if found.name != name:
-        raise ObjectiveError(
-            f"objective {name!r} of {distribution!r} calls itself {found.name!r} in its decorator",
-            hint="its entry point and its decorator must give the same name",
-        )
-    return replace(found, distribution=distribution)
+    if described.name != name:
+        message = f"objective {name!r} of {distribution!r} calls itself {described.name!r} in its decorator"
+        raise ObjectiveError(message, hint="its entry point and its decorator must give the same name")
+    return replace(described, distribution=distribution)
 
 
 def _import_module(name: str) -> types.ModuleType:
@@ -273,10 +273,10 @@ def _digest(function: Any) -> str | None:
         statements = ast.parse("".join(lines)).body
     except (OSError, TypeError, SyntaxError, ValueError, IndexError, RecursionError):
         return None
-    wanted = [one for one in statements if _first(one) <= start + 1 <= (one.end_lineno or 0)]
+    wanted = [statement for statement in statements if _first(statement) <= start + 1 <= (statement.end_lineno or 0)]
     if not wanted:
         return None
-    texts = [_text(lines, one) for one in _with_what_they_use(wanted, statements)]
+    texts = [_text(lines, statement) for statement in _with_what_they_use(wanted, statements)]
     return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -286,14 +286,14 @@ def _with_what_they_use(wanted: list[ast.stmt], statements: list[ast.stmt]) -> l
     for statement in statements:
         for name in _defined(statement):
             defined.setdefault(name, []).append(statement)
-    found, left = {id(one) for one in wanted}, list(wanted)
-    while left:
-        for name in sorted({node.id for node in ast.walk(left.pop()) if isinstance(node, ast.Name)}):
+    used, pending = {id(one) for one in wanted}, list(wanted)
+    while pending:
+        for name in sorted({node.id for node in ast.walk(pending.pop()) if isinstance(node, ast.Name)}):
             for statement in defined.get(name, ()):
-                if id(statement) not in found:
-                    found.add(id(statement))
-                    left.append(statement)
-    return [one for one in statements if id(one) in found]
+                if id(statement) not in used:
+                    used.add(id(statement))
+                    pending.append(statement)
+    return [one for one in statements if id(one) in used]
 
 
 def _defined(statement: ast.stmt) -> set[str]:

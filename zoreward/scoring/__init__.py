@@ -11,7 +11,14 @@ only one that halves a batch that does not fit the memory.
 """
 
 from zoreward.scoring.baselines import calibrated_logprobs, last_hidden_states, linear_probe, probe_scores
-from zoreward.scoring.checkpoints import adapter_base, check_model_name
+from zoreward.scoring.checkpoints import (
+    Head,
+    adapter_base,
+    check_model_name,
+    config_of_model,
+    head_of,
+    model_kind,
+)
 from zoreward.scoring.decoding import HFGenerator
 from zoreward.scoring.devices import (
     check_device_map,
@@ -19,19 +26,16 @@ from zoreward.scoring.devices import (
     check_one_gpu,
     checked_device,
     free_bytes,
-    is_spread,
     peak_bytes,
 )
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
-from zoreward.scoring.evaluation import evaluate, length_limit
+from zoreward.scoring.evaluation import evaluate, evaluated, length_limit
 from zoreward.scoring.forward import Reader
-from zoreward.scoring.heads import Head, check_needs, config_of_model, head_of, kind_of
 from zoreward.scoring.loading import (
     blank_model,
     load_model,
     load_tokenizer,
     load_with_head,
-    model_kind,
     prepare_tokenizer,
 )
 from zoreward.scoring.local import LocalEngine, checked_engine, checked_generator, engine_of
@@ -75,7 +79,6 @@ __all__ = [
     "check_loaded",
     "check_memory",
     "check_model_name",
-    "check_needs",
     "check_one_gpu",
     "checked_device",
     "checked_engine",
@@ -86,12 +89,11 @@ __all__ = [
     "distinct_2",
     "engine_of",
     "evaluate",
+    "evaluated",
     "examples_of",
     "free_bytes",
     "generation_of",
     "head_of",
-    "is_spread",
-    "kind_of",
     "kl_to_base",
     "last_hidden_states",
     "length_limit",

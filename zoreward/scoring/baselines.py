@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zoreward.records import Example, InputError, Scored
 from zoreward.registry import Objective
 from zoreward.scoring.forward import Reader, forward
-from zoreward.scoring.logprobs import sorted_batches
+from zoreward.scoring.logprobs import read_rows
 from zoreward.scoring.protocol import Engine
 from zoreward.scoring.requests import candidate_logprobs, scores_of, token_counts
 
@@ -55,13 +55,12 @@ def last_hidden_states(reader: Reader, examples: Sequence[Example]) -> NDArray[n
         (N, H), float32.
     """
     prompts = [example.prompt_tokens for example in examples]
-    lengths = list(map(len, prompts))
-    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
-    for batch in sorted_batches(lengths, reader.tokens, reader.rows, None if reader.pads else lengths):
+
+    def read(batch: list[int]) -> list[NDArray[np.float32]]:
         output = forward(reader, [prompts[n] for n in batch], 1, output_hidden_states=True)
-        for n, state in zip(batch, output.hidden_states[-1][:, -1].float().cpu().numpy(), strict=True):
-            found[n] = state
-    return np.stack(found)
+        return list(output.hidden_states[-1][:, -1].float().cpu().numpy())
+
+    return np.stack(read_rows(reader, list(map(len, prompts)), reader.tokens, read))
 
 
 def linear_probe(

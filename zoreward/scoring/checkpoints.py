@@ -1,16 +1,165 @@
-"""What the name of a model stands for: a whole model or an adapter, in a folder or on the Hub; or nothing."""
+"""What the name of a model stands for, before its weights are read: whole or an adapter, of which kind, its classes."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from zoreward.data import check_hub
-from zoreward.neighbours.of_transformers import adapter_config_path
-from zoreward.records import InputError, MissingFileError, named
+from zoreward.data import PAIRS, check_hub, classes_of
+from zoreward.neighbours.of_transformers import adapter_config_path, masked_class_name
+from zoreward.records import InputError, MissingFileError, NoRoomError, named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What a model gives for a row: the next tokens, the token at a mask, a class, how good an answer is, or a second text.
+Kind = Literal["causal", "masked", "classifier", "ranker", "encoder-decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a model gives for a row.
+
+    Args:
+        kind: of the model.
+        classes: a classifier's, in the order of its outputs.
+        is_new: whether a classifier's head is made for this run, and not part of the checkpoint.
+    """
+
+    kind: Kind = "causal"
+    classes: tuple[str, ...] = ()
+    is_new: bool = False
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it reads a text as a whole, instead of going on with it."""
+        return self.kind not in ("causal", PAIRS)
+
+
+def head_of(
+    model: nn.Module | str,
+    rows: Sequence[dict[str, Any]] = (),
+    *,
+    head: str | None = None,
+    choices: Sequence[str] | None = None,
+    label: str = "label",
+    trust_remote_code: bool = False,
+) -> Head:
+    """Return what kind of model this is, and its classes.
+
+    Args:
+        model: a folder or Hub id, or a loaded model.
+        rows: those to tune on, from which the classes of a new head follow.
+        head: `classifier` for a new head; None for what the checkpoint has.
+        choices: the classes, if they are given.
+        label: the column of labels.
+        trust_remote_code: run the code that comes with the model.
+
+    Raises:
+        ZorewardError: there is no such model, its head gives no classes, or a new head makes no sense.
+    """
+    config = config_of_model(model, trust_remote_code=trust_remote_code)
+    kind = kind_of(model) if not isinstance(model, str) else model_kind(config)
+    if head is not None:
+        if not isinstance(model, str):
+            raise InputError(
+                "a loaded model has its head already", hint="Give its folder or Hub id, or leave head out."
+            )
+        if adapter_base(model) is not None:
+            raise InputError("an adapter keeps no new head", hint="Give its base, or merge it first.")
+        rows = list(rows)
+        return Head("classifier", classes_of(rows, choices, label), is_new=True)
+    if kind != "classifier":
+        return Head(kind)
+    names = getattr(config, "id2label", None) or {}
+    classes = tuple(str(names[number]) for number in sorted(names, key=int))
+    if len(classes) < 2:  # a cross-encoder, or a reward model
+        return Head("ranker")
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        raise InputError("the model's classes do not exclude each other", hint="Take one with one class for a row.")
+    return Head(kind, classes)
+
+
+def check_needs(needs: str, head: Head) -> None:
+    """Refuse an objective of texts for a model that writes none.
+
+    Raises:
+        InputError: it is one.
+    """
+    if head.reads_whole and needs == "completions":
+        name = "a masked model" if head.kind == "masked" else f"a {head.kind}"
+        hint = "take an objective of choices, such as accuracy, or a causal model"
+        raise InputError(f"{name} writes no text, which the objective needs", hint=hint)
+    if head.kind == "ranker" and needs == "likelihood":
+        hint = "take an objective of choices, such as accuracy or preference"
+        raise InputError("a head with one output compares answers; how likely one is, it does not say", hint=hint)
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """Return what kind of model a loaded one is: by its class, since a config may name that of its checkpoint."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return model_kind(getattr(inner, "config", None), type(inner).__name__)
+
+
+def config_of_model(source: Any, *, trust_remote_code: bool = False) -> Any:
+    """Return a model's config: that of the base for an adapter, or the source itself where it is one.
+
+    Args:
+        source: a folder or Hub id, a loaded model, or a config.
+        trust_remote_code: run the code that comes with it.
+
+    Raises:
+        ZorewardError: there is no such model, or its config cannot be read.
+    """
+    if not isinstance(source, str):
+        return getattr(source, "config", source)
+    check_model_name(source)
+    return load_config(adapter_base(source) or source, trust_remote_code=trust_remote_code)
+
+
+def model_kind(config: Any, architecture: str | None = None) -> Kind:
+    """Return which kind of model a checkpoint is: by the architecture that it names, else by its type.
+
+    A checkpoint that names several, or a body without a head, counts as what its type was pretrained for; one that
+    names none of the four, such as a picture model that writes, as causal.
+
+    Args:
+        config: a `PretrainedConfig`, of a checkpoint or of a loaded model.
+        architecture: that of a loaded model, whose config may name its checkpoint's; by default what the config names.
+
+    >>> from transformers import BertConfig, GPT2Config, T5Config
+    >>> model_kind(GPT2Config()), model_kind(BertConfig()), model_kind(T5Config())
+    ('causal', 'masked', 'encoder-decoder')
+    >>> model_kind(GPT2Config(architectures=["GPT2ForSequenceClassification"]))
+    'classifier'
+    """
+    architecture = architecture or str(next(iter(getattr(config, "architectures", None) or ()), ""))
+    if architecture.endswith("ForSequenceClassification"):
+        return "classifier"
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    # BERT's family has heads for both: its plain checkpoints are masked models, unless they say that they decode.
+    decodes = architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
+    masked = masked_class_name(getattr(config, "model_type", ""))
+    return "masked" if masked and (architecture == masked or not decodes) else "causal"
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Load the config of a model that is whole.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoConfig
+
+    with names_the_model(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def adapter_base(name: str) -> str | None:
@@ -93,6 +242,25 @@ def check_model_name(name: str) -> None:
             raise MissingFileError(f"there is no model folder '{name}'", hint=hint) from error
         if not cached:
             check_hub(f"the model '{name}'")
+
+
+@contextmanager
+def names_the_model(name: str) -> Iterator[None]:
+    """Say which model cannot be loaded."""
+    import torch
+
+    try:
+        yield
+    except (InputError, MissingFileError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise NoRoomError(f"'{name}' does not fit the memory of its device", hint=first_line(error)) from error
+    except Exception as error:  # safetensors, sentencepiece and others raise their own
+        # transformers points to a report, which is kept back, and to an argument that nobody here can give
+        other_shapes = "ignore_mismatched_sizes" in str(error)
+        hint = "its weights have other shapes than its config.json says: take another copy of it"
+        message = f"no language model could be loaded from '{name}'"
+        raise InputError(message, hint=hint if other_shapes else first_line(error)) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from zoreward.members import bytes_of
 from zoreward.records import InputError, Member
 from zoreward.scoring.forward import Reader, forward, not_finite
-from zoreward.scoring.logprobs import LOGITS_AT_ONCE, halves_of, in_halves, sorted_batches
+from zoreward.scoring.logprobs import LOGITS_AT_ONCE, read_rows
 from zoreward.scoring.protocol import Tokens
 
 # Logits of one forward pass over whole completions, of the model and of its base each: 2 GB in float32.
@@ -116,18 +116,15 @@ def kl_to_base(
         texts_N = list(zip(*texts_MN[together], strict=True))  # those of the members that share a pass
         rows = [n for n, texts in enumerate(texts_N) if any(texts)]
         lengths = [len(prompts[n]) + max(map(len, texts_N[n])) for n in rows]
-        most = min(reader.tokens, _LOGITS // _vocabulary(reader)) // size
-        cut = sorted_batches(lengths, most, alike=None if reader.pads else lengths)
-        batches = [[rows[i] for i in batch] for batch in cut]
+        tokens = min(reader.tokens, _LOGITS // _vocabulary(reader)) // size
+        written = [(prompts[n], texts_N[n]) for n in rows]
 
-        def read(batch: list[int], texts_N: list[tuple[Tokens, ...]] = texts_N) -> list[list[float]]:
-            return _kl_sums(
-                reader, base, [prompts[n] for n in batch], list(zip(*(texts_N[n] for n in batch), strict=True))
-            )
+        def read(batch: list[int], written: Sequence[tuple[Tokens, Sequence[Tokens]]] = written) -> list[list[float]]:
+            own_prompts, own_texts = zip(*(written[i] for i in batch), strict=True)
+            return np.transpose(_kl_sums(reader, base, own_prompts, list(zip(*own_texts, strict=True)))).tolist()
 
         with reader.shown(members[together]):
-            for batch, sums in in_halves(batches, read, halves_of):
-                sums_MN[together, batch] = sums
+            sums_MN[together, rows] = np.transpose(read_rows(reader, lengths, tokens, read))
     if not np.isfinite(sums_MN).all():
         raise not_finite()
     return [math.fsum(sums) / max(1, sum(map(len, texts))) for sums, texts in zip(sums_MN, texts_MN, strict=True)]

@@ -11,16 +11,17 @@ from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
 from zoreward.scoring.baselines import calibrated_logprobs
-from zoreward.scoring.checkpoints import prefix_length
+from zoreward.scoring.checkpoints import Head, config_of_model, head_of, prefix_length
 from zoreward.scoring.devices import check_device_map
-from zoreward.scoring.heads import Head, config_of_model, head_of
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.local import engine_of
 from zoreward.scoring.protocol import Generation
 from zoreward.scoring.requests import scores_of, statistics_of, with_base
-from zoreward.scoring.scorer import examples_of, running, scorer_of
+from zoreward.scoring.scorer import Scorer, examples_of, running, scorer_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # RoBERTa and its kin: their first token has the position behind that of the padding token, so 514 positions are 512.
@@ -122,12 +123,9 @@ def evaluate(
         model = load_model(model, **place)
     with running(model):
         scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
-        if free is None:
-            [scored] = scorer.score(examples, seed=generation.seed, rows=batch_size)
-        else:
-            logprobs_NC = calibrated_logprobs(scorer.engine, examples, free, rows=batch_size)
-            [scored] = scores_of(chosen, examples, [logprobs_NC])
-    return _evaluation(chosen, scored, examples, shots)
+        known = None if free is None else calibrated_logprobs(scorer.engine, examples, free, rows=batch_size)
+        settings: dict[str, Any] = {"seed": generation.seed, "rows": batch_size, "shots": shots}
+        return evaluated(scorer, examples, logprobs_NC=known, must_score=True, **settings)[0]
 
 
 def _made_ready(
@@ -201,20 +199,50 @@ def _without_content(
     return content_free_examples(examples, tokenizer, template=template or "", **how)  # type: ignore[arg-type]
 
 
-def _evaluation(chosen: Objective, scored: Scored, examples: Sequence[Example], shots: int) -> Evaluation:
-    """What is told of a score; raises `ObjectiveError` where there is none."""
-    if math.isnan(scored.score):
-        raise no_score(chosen.name, len(examples))
-    return Evaluation(
-        objective=chosen.name,
+def evaluated(
+    scorer: Scorer,
+    examples: Sequence[Example],
+    *,
+    seed: int = 0,
+    rows: int | None = None,
+    shots: int = 0,
+    trainer_state: Any = None,
+    logprobs_NC: NDArray[np.float64] | None = None,
+    must_score: bool = False,
+) -> tuple[Evaluation, Scored]:
+    """Return the score of the model as it is, and what it was made of. All who evaluate a model come here.
+
+    Args:
+        scorer: the model and its objective.
+        examples: N rows.
+        seed: of what is drawn when texts are sampled.
+        rows: most rows of one forward pass.
+        shots: demonstrations that each prompt was to have.
+        trainer_state: handed to reward functions that ask for it.
+        logprobs_NC: what the candidates are given, where that is known already.
+        must_score: whether it is an error that there is no score.
+
+    Raises:
+        ObjectiveError: the objective raised, or has no score on these rows.
+    """
+    objective = scorer.objective
+    if logprobs_NC is None:
+        [scored] = scorer.score(examples, seed=seed, rows=rows, trainer_state=trainer_state)
+    else:
+        [scored] = scores_of(objective, examples, [logprobs_NC])
+    if must_score and math.isnan(scored.score):
+        raise no_score(objective.name, len(examples))
+    evaluation = Evaluation(
+        objective=objective.name,
         score=scored.score,
         rows=len(examples),
         truncated=sum(example.truncated > 0 for example in examples),
-        fewer_shots=0 if chosen.needs == "completions" else sum(example.shots < shots for example in examples),
-        parts=scored.part_scores if chosen.parts else {},
+        fewer_shots=0 if objective.needs == "completions" else sum(example.shots < shots for example in examples),
+        parts=scored.part_scores if objective.parts else {},
         statistics=statistics_of([scored]),
         metrics=scored.metrics,
     )
+    return evaluation, scored
 
 
 def length_limit(

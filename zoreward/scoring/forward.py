@@ -30,8 +30,7 @@ from zoreward.members import (
 )
 from zoreward.neighbours.of_transformers import cache_of, is_plain_attention
 from zoreward.records import InputError, Member, ObjectiveError
-from zoreward.scoring.heads import kind_of
-from zoreward.scoring.loading import Kind
+from zoreward.scoring.checkpoints import Kind, kind_of
 from zoreward.scoring.protocol import Tokens
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);

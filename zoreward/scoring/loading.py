@@ -6,14 +6,22 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from zoreward.data import WHOLE
 from zoreward.members import draw_head_, first_spread, head_names, new_names
 from zoreward.neighbours.of_peft import quiet_peft
-from zoreward.neighbours.of_transformers import masked_class_name, missing_weights
-from zoreward.records import InputError, MissingFileError, NoRoomError
-from zoreward.scoring.checkpoints import adapter_base, check_model_name, first_line
+from zoreward.neighbours.of_transformers import missing_weights
+from zoreward.records import InputError
+from zoreward.scoring.checkpoints import (
+    Kind,
+    adapter_base,
+    check_model_name,
+    first_line,
+    load_config,
+    model_kind,
+    names_the_model,
+)
 from zoreward.scoring.devices import check_device_map, check_loaded, checked_device, first_device
 
 if TYPE_CHECKING:
@@ -22,35 +30,6 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-# What a model gives for a row: the next tokens, the token at a mask, a class, how good an answer is, or a second text.
-Kind = Literal["causal", "masked", "classifier", "ranker", "encoder-decoder"]
-
-
-def model_kind(config: Any) -> Kind:
-    """Return which kind of model a checkpoint is: by the architecture that it names, else by its type.
-
-    A checkpoint that names several, or a body without a head, counts as what its type was pretrained for; one that
-    names none of the four, such as a picture model that writes, as causal.
-
-    Args:
-        config: a `PretrainedConfig`, of a checkpoint or of a loaded model.
-
-    >>> from transformers import BertConfig, GPT2Config, T5Config
-    >>> model_kind(GPT2Config()), model_kind(BertConfig()), model_kind(T5Config())
-    ('causal', 'masked', 'encoder-decoder')
-    >>> model_kind(GPT2Config(architectures=["GPT2ForSequenceClassification"]))
-    'classifier'
-    """
-    architecture = str(next(iter(getattr(config, "architectures", None) or ()), ""))
-    if architecture.endswith("ForSequenceClassification"):
-        return "classifier"
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder-decoder"
-    # BERT's family has heads for both: its plain checkpoints are masked models, unless they say that they decode.
-    decodes = architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
-    masked = masked_class_name(getattr(config, "model_type", ""))
-    return "masked" if masked and (architecture == masked or not decodes) else "causal"
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False, kind: Kind = "causal") -> PreTrainedTokenizerBase:
@@ -89,18 +68,6 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: Kind = "causal")
     return tokenizer
 
 
-def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """Load the config of a model that is whole.
-
-    Raises:
-        InputError: there is none.
-    """
-    from transformers import AutoConfig
-
-    with _told(name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-
-
 def load_model(
     name: str,
     *,
@@ -132,12 +99,12 @@ def load_model(
     check_device_map(device_map, device)
     base = _checked_base(name)
     kind = model_kind(load_config(base or name, trust_remote_code=trust_remote_code))
-    with _told(name):
+    with names_the_model(name):
         model, missing = _loaded(base or name, kind, dtype, device, device_map, trust_remote_code)
     if missing:
         hint = "Take a checkpoint with its head; or give the base with --head classifier for a new one."
         raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {missing[0]}", hint=hint)
-    with _told(name):
+    with names_the_model(name):
         if base is not None:
             model = _with_adapter(model, name)
         return _placed(model, device, device_map).eval()
@@ -169,7 +136,7 @@ def load_with_head(
     """
     check_device_map(device_map, device)
     _checked_base(name)
-    with _told(name):
+    with names_the_model(name):
         numbered = dict(enumerate(classes))
         settings = {"id2label": numbered, "label2id": {text: number for number, text in numbered.items()}}
         settings |= {"num_labels": len(classes), "ignore_mismatched_sizes": True}
@@ -248,25 +215,6 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Say which model cannot be loaded."""
-    import torch
-
-    try:
-        yield
-    except (InputError, MissingFileError):
-        raise
-    except torch.OutOfMemoryError as error:
-        raise NoRoomError(f"'{name}' does not fit the memory of its device", hint=first_line(error)) from error
-    except Exception as error:  # safetensors, sentencepiece and others raise their own
-        # transformers points to a report, which is kept back, and to an argument that nobody here can give
-        other_shapes = "ignore_mismatched_sizes" in str(error)
-        hint = "its weights have other shapes than its config.json says: take another copy of it"
-        message = f"no language model could be loaded from '{name}'"
-        raise InputError(message, hint=hint if other_shapes else first_line(error)) from error
 
 
 def checked_dtype(dtype: str | None, device: torch.device) -> str:

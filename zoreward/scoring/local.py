@@ -55,7 +55,11 @@ class LocalEngine(Reader):
             # The model itself is read in batches as full as can be.
             reader = replace(self, rows=rows or self.rows, together=self.together if any(members) else None)
             with ends_told(self.model):
-                logprobs_MR = _packed(reader, requests, members)
+                logprobs_MR = None
+                if self.packer is not None:
+                    groups = side_by_side(requests)
+                    suits = self.packer.suits(groups, members, reader.rows)
+                    logprobs_MR = self.packer.logprobs(groups, members) if suits else None
                 if logprobs_MR is None:
                     logprobs_MR = request_logprobs(reader, requests, members)
             if np.isnan(logprobs_MR).any():  # an argmax would take NaN for the first answer
@@ -209,14 +213,6 @@ def _asked_alike(work: Work) -> Iterator[tuple[list[Member], Sequence[Request]]]
     for _, same in groupby(work, key=lambda asked: id(asked[1])):
         pairs = list(same)
         yield [member for member, _ in pairs], pairs[0][1]
-
-
-def _packed(engine: LocalEngine, requests: Sequence[Request], members: Sequence[Member]) -> NDArray[np.float64] | None:
-    """What the packer reads; None where there is none, or where it does not suit."""
-    if engine.packer is None:
-        return None
-    groups = side_by_side(requests)
-    return engine.packer.logprobs(groups, members) if engine.packer.suits(groups, members, engine.rows) else None
 
 
 def _logits_of(engine: LocalEngine, requests: Sequence[Request], members: Sequence[Member]) -> torch.Tensor:

@@ -138,6 +138,24 @@ def sorted_batches(
     return batches
 
 
+def read_rows(
+    reader: Reader, lengths: Sequence[int], tokens: int, read: Callable[[list[int]], Sequence[Result]]
+) -> list[Result]:
+    """Return what is read of each row, in their order; rows of like length share a pass, as far as the memory goes.
+
+    Args:
+        reader: the model.
+        lengths: tokens of each row.
+        tokens: of a pass; see `sorted_batches`.
+        read: returns a result for each row of a batch, whose numbers it is given.
+    """
+    batches = sorted_batches(lengths, tokens, reader.rows, None if reader.pads else lengths)
+    found: dict[int, Result] = {}
+    for batch, results in in_halves(batches, read, halves_of):
+        found.update(zip(batch, results, strict=True))
+    return [found[n] for n in range(len(lengths))]
+
+
 def in_halves(
     work: Iterable[Work], do: Callable[[Work], Result], halves: Callable[[Work], list[Work]]
 ) -> Iterator[tuple[Work, Result]]:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
 from zoreward.records import Member, Request
 from zoreward.scoring.devices import is_spread
-from zoreward.scoring.stepping import captured, is_lost, on_side_stream
+from zoreward.scoring.stepping import Replays, addresses, is_lost
 
 if TYPE_CHECKING:
     from zoreward.scoring.forward import Reader
@@ -89,7 +89,7 @@ class Packer:
         try:
             self._copies.fill(members)
             # A graph goes on reading these addresses.
-            now = (self._copies.moves, *(weight.data_ptr() for weight in self._reader.tuned.weights.values()))
+            now = addresses(self._reader, self._copies.moves)
             if now != self._read:
                 self._passes.clear()
                 self._read = now
@@ -149,7 +149,7 @@ class _Pass:
     """A pass of one shape: what it reads and writes, and the pass itself."""
 
     def __init__(self, reader: Reader, copies: HeldCopies, shape: tuple[int, ...], replays: bool):
-        self._reader, self._copies, self._replays = reader, copies, replays
+        self._reader, self._copies, self._graph = reader, copies, Replays(replays)
         members, rows, candidates, lines, width = shape
         device = next(reader.model.parameters()).device
         sizes = [lines * width] * 3 + [rows, rows * candidates]
@@ -160,21 +160,12 @@ class _Pass:
         self._table = torch.zeros(members, rows, candidates, device=device)
         self._staged = torch.zeros(sum(sizes), dtype=torch.long, pin_memory=device.type == "cuda")
         self._sizes, self._shape = sizes, shape
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._ran = False
 
     def read(self, groups: Sequence[Sequence[Request]], lines: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Return the log-probabilities (M, R) of the groups' targets, of one token each."""
         self._stage(groups, lines)
         self._input.copy_(self._staged, non_blocking=True)
-        if not self._replays:
-            self._run()
-        elif not self._ran:
-            on_side_stream(self._run)
-        else:
-            self._graph = self._graph or captured(self._run)
-            self._graph.replay()
-        self._ran = True
+        self._graph.do(self._run)
         table: NDArray[np.float64] = self._table.cpu().double().numpy()
         places = [(n, c) for n, group in enumerate(groups) for c in range(len(group))]
         return table[:, [n for n, _ in places], [c for _, c in places]]

@@ -93,7 +93,6 @@ class Engine(Protocol):
         Raises:
             ObjectiveError: the model's outputs are not finite.
         """
-        ...
 
     def generate(self, work: Work, how: Generation) -> Iterator[list[list[Completion]]]:
         """Yield what members write behind their requests' prompts, in the order of the work, some members at a time.
@@ -111,15 +110,12 @@ class Engine(Protocol):
         Raises:
             ObjectiveError: the model's outputs are not finite.
         """
-        ...
 
     def apply(self, update: Update) -> None:
         """Move θ; nothing else of an engine writes it."""
-        ...
 
     def weights(self) -> Tuned:
         """Return the tuned weights, by their canonical names, with all that says how they are moved."""
-        ...
 
     @property
     def unit(self) -> dict[str, Any]:
@@ -127,4 +123,3 @@ class Engine(Protocol):
 
         So the rows that share a pass do not depend on how many members are asked about at a time, or by how many ranks.
         """
-        ...

@@ -16,7 +16,7 @@ from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model
 from zoreward.records import Example, InputError, Member, Scored, ZorewardError, one_line
 from zoreward.registry import Objective
-from zoreward.scoring.heads import Head, check_needs
+from zoreward.scoring.checkpoints import Head, check_needs
 from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
 from zoreward.scoring.protocol import Engine, Generation
 from zoreward.scoring.requests import candidate_logprobs, completion_scores, scores_of, with_base

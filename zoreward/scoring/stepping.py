@@ -132,7 +132,7 @@ def _written(
     for end in range(width, width + new_tokens):
         if processors or stop:
             if end > width:
-                desk.step(desk.advance)
+                desk.graphs.do(desk.advance)
             scores = desk.logits.float()
             desk.lost |= is_lost(scores.amax(-1)).any()
             for process in processors:
@@ -141,7 +141,7 @@ def _written(
             if stop:
                 desk.done |= stop(desk.ids[:, : end + 1], scores)  # type: ignore[arg-type]
         elif end > width:
-            desk.step(desk.advance_greedily)
+            desk.graphs.do(desk.advance_greedily)
         else:
             desk.take_likeliest()
         look = stop or (end - width) % LOOK_EVERY == LOOK_EVERY - 1
@@ -176,6 +176,7 @@ class _Desk:
 
     Attributes:
         held: the members' factors.
+        graphs: in which a step is done.
         ids: prompts and what was written, (R, length).
         logits: those of the last step, (R, V).
         done: which rows have ended, (R,).
@@ -189,12 +190,12 @@ class _Desk:
     lost: torch.Tensor
 
     def __init__(self, reader: Reader, end_tokens: Sequence[int], replays: bool):
-        self._reader, self._replays = reader, replays
+        self._reader = reader
         self.held = HeldFactors()
         self.may_end = True
         self._end_tokens = list(end_tokens)
         self._length = 0
-        self._graphs: dict[str, torch.cuda.CUDAGraph | None] = {}
+        self.graphs = Replays(replays)
         self._read: tuple[Any, ...] = ()
 
     def begin(self, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int) -> None:
@@ -216,14 +217,14 @@ class _Desk:
         self.lost.zero_()
         self.logits.copy_(read.logits[:, -1])
         # A graph goes on reading these addresses.
-        now = (self.held.moves, *(weight.data_ptr() for weight in self._reader.tuned.weights.values()))
+        now = addresses(self._reader, self.held.moves)
         if now != self._read:
-            self._graphs.clear()
+            self.graphs.clear()
             self._read = now
 
     def _make(self, read: Any, length: int) -> None:
         device, rows = read.logits.device, read.logits.shape[0]
-        self._graphs.clear()
+        self.graphs.clear()
         self._length = length
         self._place = torch.zeros(1, dtype=torch.long, device=device)
         self._position = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -270,20 +271,40 @@ class _Desk:
         if self._end_tokens:
             self.done |= (tokens.unsqueeze(1) == self._ends).any(1)
 
-    def step(self, what: Callable[[], None]) -> None:
-        """Do `what`: the first time as it is, then captured, then replayed."""
+
+class Replays:
+    """Does things that read and write the same addresses each time: once as they are, then captured, then replayed.
+
+    Args:
+        replays: False: always as they are, where there is no GPU.
+    """
+
+    def __init__(self, replays: bool):
+        self._replays = replays
+        self._graphs: dict[str, torch.cuda.CUDAGraph | None] = {}
+
+    def clear(self) -> None:
+        """Forget all graphs: what they read has another address now."""
+        self._graphs.clear()
+
+    def do(self, what: Callable[[], None]) -> None:
+        """Do `what`, which goes by its name."""
         name = what.__name__
         if not self._replays:
             what()
-            return
-        if name not in self._graphs:
+        elif name not in self._graphs:
             self._graphs[name] = None
             on_side_stream(what)
-            return
-        graph = self._graphs[name]
-        if graph is None:
-            graph = self._graphs[name] = captured(what)
-        graph.replay()
+        else:
+            graph = self._graphs[name]
+            if graph is None:
+                graph = self._graphs[name] = captured(what)
+            graph.replay()
+
+
+def addresses(reader: Reader, moves: int) -> tuple[int, ...]:
+    """Return where the tuned weights lie, with the number of times that what is held for members has moved."""
+    return (moves, *(weight.data_ptr() for weight in reader.tuned.weights.values()))
 
 
 def is_lost(largest: torch.Tensor) -> torch.Tensor:

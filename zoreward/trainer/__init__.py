@@ -1,6 +1,7 @@
-"""Tuning a model with transformers' own training loop: its callbacks, loggers, schedules, samplers and saving."""
+"""Tuning a model: `Run`, the loop, and `ZOTrainer`, which drives one as users of transformers' Trainer know it."""
 
 from zoreward.trainer.loop import ZOTrainer
 from zoreward.trainer.options import ZOConfig
+from zoreward.trainer.run import Run, Step
 
-__all__ = ["ZOConfig", "ZOTrainer"]
+__all__ = ["Run", "Step", "ZOConfig", "ZOTrainer"]

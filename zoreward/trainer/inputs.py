@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from zoreward.config import Prompting, part_of
+from zoreward.config import Prompting, Rewarding, part_of
 from zoreward.data import rows_of
 from zoreward.members import (
     PREFIX_TOKENS,
-    Tuned,
-    adapted,
-    anchored,
-    by_layer,
-    check_merge,
-    check_no_adapter,
     check_tune,
     has_adapter,
-    in_blocks,
-    limited,
-    lora_config,
-    smallest,
-    tuned_weights,
-    with_prefix,
 )
 from zoreward.records import Example, InputError, ObjectiveError
 from zoreward.registry import Objective, get_objective, weighted_sum
+from zoreward.registry.retries import with_retries
 from zoreward.scoring import (
+    Generation,
     Head,
     adapter_base,
     check_device_map,
@@ -40,14 +32,15 @@ from zoreward.scoring import (
     check_one_gpu,
     config_of_model,
     examples_of,
+    generation_of,
     head_of,
     length_limit,
-    load_model,
-    load_with_head,
+    load_tokenizer,
+    prepare_tokenizer,
     with_base,
 )
-from zoreward.trainer.drift import keeps_base
-from zoreward.trainer.options import family_of_run, takes_turns
+from zoreward.trainer.drift import check_drift, keeps_base
+from zoreward.trainer.options import completed, method_of
 from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:
@@ -68,7 +61,7 @@ def made_examples(
     head: Head,
 ) -> list[Example]:
     """Return the rows made ready for the model; see `examples_of`."""
-    rows = rows_of(dataset) if dataset is not None else []
+    rows = rows_of(dataset)
     if not rows:
         raise InputError("there are no rows to tune on", hint="Give train_dataset at least one row.")
     limit = length_limit(
@@ -80,6 +73,79 @@ def made_examples(
     prompting, new = part_of(Prompting, args, max_length=limit), args.max_completion_length
     how: dict[str, Any] = {"max_new_tokens": new, "head": head, "shot_rows": shot_rows, "seed": args.seed}
     return examples_of(rows, tokenizer, needs, prompting, **how)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """What a trainer is given, checked as far as it can be without the weights of the model.
+
+    Args:
+        args: completed options.
+        eps_given: whether ε was among them.
+        objective: what is tuned on, with its timeouts and retries.
+        adapter: whether an adapter is tuned.
+        head: what the model gives for a row.
+        tokenizer: the model's.
+        generation: how texts are written.
+        make: makes other rows ready; `make(rows, model=…)`.
+        examples: the rows to tune on.
+        eval_examples: those to choose by, or None.
+    """
+
+    args: ZOConfig
+    eps_given: bool
+    objective: Objective
+    adapter: bool
+    head: Head
+    tokenizer: Any
+    generation: Generation
+    make: Callable[..., list[Example]]
+    examples: list[Example]
+    eval_examples: list[Example] | None
+
+
+def all_given(
+    model: PreTrainedModel | PeftModel | str,
+    args: ZOConfig,
+    objective: Objective,
+    datasets: tuple[Any, Any, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    peft_config: Any,
+) -> Given:
+    """Return what a trainer is given, checked and made ready.
+
+    Args:
+        model: a folder or Hub id, or a loaded model.
+        args: the options.
+        objective: what is tuned on.
+        datasets: the rows to tune on, those to choose by, those to take demonstrations from; each may be None.
+        tokenizer: the model's; None to load it.
+        peft_config: of the adapter that is put in.
+
+    Raises:
+        ZorewardError: something does not fit together; the hint says what to do.
+    """
+    objective, adapter = with_retries(objective, part_of(Rewarding, args)), tunes_adapter(model, args, peft_config)
+    eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter)
+    method_of(args)  # what is wrong with its options is told before rows are read
+    generation = generation_of(args, args.seed)
+    check_drift(args)
+    train, dev, shots = (None if dataset is None else rows_of(dataset) for dataset in datasets)
+    head = checked_head(model, args, train or [])
+    check_quantised(model, args, adapter)
+    trust = args.trust_remote_code
+    tokenizer = prepare_tokenizer(
+        tokenizer or load_tokenizer(name_of(model), trust_remote_code=trust, kind=head.kind), head.kind
+    )
+    shot_rows = (train or []) if shots is None else shots
+    settings: dict[str, Any] = {"args": args, "tokenizer": tokenizer, "shot_rows": shot_rows, "head": head}
+    make: Callable[..., list[Example]] = functools.partial(made_examples, needs=objective.needs, **settings)
+    examples = make(train or [], model=model)
+    eval_examples = None if dev is None else make(dev, model=model)
+    check_batches(args, len(examples))
+    warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
+    warn_about_classes(objective, examples, args.per_device_train_batch_size * args.gradient_accumulation_steps)
+    return Given(args, eps_given, objective, adapter, head, tokenizer, generation, make, examples, eval_examples)
 
 
 def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows: Sequence[dict[str, Any]]) -> Head:
@@ -269,72 +335,6 @@ def check_quantised(model: PreTrainedModel | PeftModel | str, args: ZOConfig, ad
     if args.merge:
         hint = "Leave merge out; the adapter can be merged into the base before it was quantised."
         raise InputError("an adapter is not merged into quantised weights, which would round it", hint=hint)
-
-
-def loaded_model(name: str, head: Head, args: ZOConfig) -> tuple[PreTrainedModel, list[str]]:
-    """Return the model of this name where it is to stand, and the canonical names of the weights of a new head.
-
-    Raises:
-        ZorewardError: it cannot be loaded.
-    """
-    device = None if args.device_map else args.device
-    place: dict[str, Any] = {"dtype": args.dtype, "device": device, "device_map": args.device_map}
-    place["trust_remote_code"] = args.trust_remote_code
-    if head.is_new:
-        return load_with_head(name, head.classes, args.seed, **place)
-    return load_model(name, **place), []
-
-
-def with_adapter(model: PreTrainedModel, args: ZOConfig, peft_config: Any) -> PreTrainedModel | PeftModel:
-    """Return the model with the adapter that is asked for, if one is.
-
-    Raises:
-        InputError: it has one already, or the adapter cannot be made.
-    """
-    if peft_config is None and args.tune not in ("lora", "prefix"):
-        return model
-    if args.tune == "prefix":
-        check_no_adapter(model)
-        return with_prefix(model.eval(), args.seed)
-    return adapted(model, peft_config or lora_config(model, args.lora_rank, args.lora_alpha), args.seed)
-
-
-def what_is_tuned(model: PreTrainedModel | PeftModel, args: ZOConfig) -> Tuned:
-    """Return the weights that are tuned.
-
-    Raises:
-        InputError: there are none, or none that the directions move; or no blocks to tune in turn.
-    """
-    if args.merge:
-        check_merge(model)
-    tuned = tuned_weights(model, args.tune)
-    check_directions(tuned, args)
-    tuned = cut_into_blocks(model, tuned, args)
-    if args.share is not None:
-        return limited(tuned, smallest(tuned, args.share))
-    return anchored(tuned) if args.anchor else tuned
-
-
-def check_directions(tuned: Tuned, args: ZOConfig) -> None:
-    """Find out whether the directions move something of what is tuned.
-
-    Raises:
-        InputError: they do not.
-    """
-    family = family_of_run(args)
-    if not any(family.moves(weight.ndim) for weight in tuned.weights.values()):
-        raise InputError(f"{args.noise} directions move matrices, and none is tuned", hint="Take noise=dense.")
-
-
-def cut_into_blocks(model: PreTrainedModel | PeftModel, tuned: Tuned, args: ZOConfig) -> Tuned:
-    """Return the tuned weights in their blocks, if these are to be tuned in turn.
-
-    Raises:
-        InputError: there are no layers, or fewer blocks than are asked for.
-    """
-    if not takes_turns(args):
-        return tuned
-    return in_blocks(tuned, by_layer(model, tuned, args.blocks, family=family_of_run(args)))
 
 
 def name_of(model: PreTrainedModel | str) -> str:

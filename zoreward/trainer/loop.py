@@ -1,75 +1,77 @@
-"""`ZOTrainer`: our steps in transformers' own training loop."""
+"""`ZOTrainer`: a `Run` behind the face of `transformers.Trainer`: its callbacks, loggers, schedules and saving."""
 
 from __future__ import annotations
 
-import copy
-import math
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
+from accelerate import skip_first_batches
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import PredictionOutput
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainOutput, speed_metrics
 from transformers.utils import logging
 
-from zoreward.config import Rewarding, part_of
-from zoreward.data import rows_of
-from zoreward.journal import Journal
-from zoreward.members import called_model, check_merged, in_all_blocks, merged_copy
-from zoreward.methods import all_scored
-from zoreward.noise import derive_seed
-from zoreward.records import Example, InputError, Query, Scored, StepRecord, one_line
-from zoreward.registry import Source, no_score
-from zoreward.registry.retries import with_retries
+from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen, write_snapshot
+from zoreward.journal.card import CARD_NAME, Told, write_card
+from zoreward.journal.disk import remove, sync_all
+from zoreward.members import check_merged, has_adapter, in_all_blocks, merged_copy
+from zoreward.methods import Method, SPSAState, all_scored, state_after
+from zoreward.records import Example, InputError, Scored, StepRecord, one_line
+from zoreward.registry import Objective, Source
 from zoreward.scoring import (
-    LocalEngine,
     Scorer,
+    candidate_logprobs,
     checked_scorer,
-    generation_of,
-    load_tokenizer,
-    prepare_tokenizer,
-    statistics_of,
+    evaluated,
     with_base,
 )
-from zoreward.trainer.drift import check_drift, drift_of
+from zoreward.trainer.drift import drift_of
+from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
-    check_batches,
-    check_quantised,
-    checked_head,
-    made_examples,
-    name_of,
+    all_given,
     one_objective,
     refuse_what_is_missing,
-    tunes_adapter,
-    warn_about_classes,
-    warn_about_context,
     warn_about_one_class,
 )
 from zoreward.trainer.keeper import Keeper
-from zoreward.trainer.memory import checked_memory
-from zoreward.trainer.optimizer import Batch, UpdateOptimizer
-from zoreward.trainer.options import ZOConfig, completed, family_of_run, method_of
-from zoreward.trainer.predicting import predicted
-from zoreward.trainer.ready import eps_that_shows, ready_model
-from zoreward.trainer.resumable import ResumableTrainer
+from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
+from zoreward.trainer.options import ZOConfig, family_of_run, method_of
+from zoreward.trainer.ready import checked_memory, eps_that_shows, ready_model
+from zoreward.trainer.resuming import (
+    count_patience,
+    due,
+    move_to,
+    new_state,
+    rows_told,
+    save_trajectory,
+    state_after_run,
+    storage_error,
+    told_beside,
+    told_where,
+)
+from zoreward.trainer.run import Run, Step
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+logger = logging.get_logger(__name__)
 
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
 TRIAL_ROWS = 8
 
-# Keeps the seeds of what is drawn in a step apart from those of its directions and of its rounding.
-SAMPLING_INDEX = 2**64 - 2
 
-
-class ZOTrainer(ResumableTrainer):
+class ZOTrainer(Trainer):
     """Tunes a language model on an objective with forward passes alone.
 
     Everything is checked before anything is written: the objective, the rows, the template, the model, and the
@@ -93,10 +95,17 @@ class ZOTrainer(ResumableTrainer):
             tune on, but never the row itself.
 
     Attributes:
+        run: the `Run` that it drives.
         objective: the `Objective`.
         head: what kind of model is tuned, and a classifier's classes.
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
+        ready: the model, and where it came from.
+        keeper: the callback that asks for snapshots; `keeper.stopping = True` ends the run after the step at hand.
+        header: of the journal, from the beginning of a run on; empty before.
+        provenance: what the card of the model says beside what the trainer knows: `rows`, where those to `tune` on, to
+            `choose` by and to `test` on come from; `scores`, what else was measured, by name; and `command`.
+        begun_with_a_score: whether the journal of a run that goes on has a score from before step 1.
         memory: the `Memory` that the run was thought to need before its weights were read, or None.
         drift: the `Drift` that says how far the run has moved, or None.
         kept_step: after how many steps the model stands, once a run is over: its last, or the best one with
@@ -114,7 +123,11 @@ class ZOTrainer(ResumableTrainer):
         >>> trainer.train(); trainer.save_model("runs/demo/model")  # doctest: +SKIP
     """
 
-    optimizer: Any  # of Trainer; said again for type checkers that do not read transformers
+    # Of Trainer; said again for type checkers that do not read transformers.
+    optimizer: Any
+    lr_scheduler: Any
+    control: TrainerControl
+    state: TrainerState
 
     def __init__(
         self,
@@ -134,85 +147,260 @@ class ZOTrainer(ResumableTrainer):
         args = args or ZOConfig()
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
-        self.objective = with_retries(chosen, part_of(Rewarding, args))
-        adapter, needs = tunes_adapter(model, args, peft_config), self.objective.needs
-        eps_given, args = args.eps is not None, completed(args, needs, adapter=adapter)
-        self.method, generation = method_of(args), generation_of(args, args.seed)
-        check_drift(args)
-        train_rows = rows_of(train_dataset if train_dataset is not None else ())
-        self.head = checked_head(model, args, train_rows)
-        check_quantised(model, args, adapter)
-        tokenizer = processing_class or load_tokenizer(
-            name_of(model), trust_remote_code=args.trust_remote_code, kind=self.head.kind
-        )
-        tokenizer = prepare_tokenizer(tokenizer, self.head.kind)
-        self._shot_rows = rows_of(shot_dataset) if shot_dataset is not None else train_rows
-        settings = (needs, args, tokenizer, model, self._shot_rows, self.head)
-        train_examples = made_examples(train_rows, *settings)
-        self.method = method_of(args, rows=len(train_examples))
-        eval_examples = made_examples(eval_dataset, *settings) if eval_dataset is not None else None
-        check_batches(args, len(train_examples))
-        warn_about_context(train_examples, args.shots if needs != "completions" else 0)
-        batch_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        warn_about_classes(self.objective, train_examples, batch_rows)
-        self.method_state = self.method.init()
-        query = self.method.ask(self.method_state)
-        self.memory = checked_memory(
-            model, args, peft_config, query, needs, train_examples, adapter=adapter, head=self.head
-        )
+        datasets = (train_dataset, eval_dataset, shot_dataset)
+        self.given = given = all_given(model, args, chosen, datasets, processing_class, peft_config)
+        args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
+        method = method_of(args, rows=len(examples))
+        self.memory = checked_memory(model, given, method.ask(method.init()), peft_config)
         self.ready = ready_model(model, self.head, args, peft_config)
-        args.eps = eps_that_shows(self.ready.tuned, args, given=eps_given)
-        self.method = method_of(args, rows=len(train_examples), blocks=len(set(self.ready.tuned.blocks.values())))
-        query = self.method.ask(self.method_state)
-        self.scorer = self._checked_scorer(tokenizer, generation, train_examples, query, args)
-        warn_about_one_class(self.scorer, train_examples, args)
-        if self.objective.compares_with_base:  # which the model is now, and after step 1 no more
-            train_examples = with_base(self.scorer.reader, train_examples)
-            if eval_examples is not None:
-                eval_examples = with_base(self._eval_reader(args), eval_examples)
-        self.drift = drift_of(self.ready.model, args, eval_examples or train_examples)
-        self._generation_config = copy.deepcopy(getattr(called_model(self.ready.model), "generation_config", None))
-        self._stand_at_base()
-        super().__init__(
-            model=self.ready.model,
-            args=args,
-            data_collator=Batch,
-            train_dataset=train_examples,  # type: ignore[arg-type]
-            eval_dataset=eval_examples,  # type: ignore[arg-type]
-            processing_class=tokenizer,
-            callbacks=[*(callbacks or ()), self.keeper],
-        )
-
-    def _checked_scorer(
-        self, tokenizer: Any, generation: Any, examples: list[Example], query: Query, args: ZOConfig
-    ) -> Scorer:
-        """The scorer, tried on some rows with the members of the first step; says if they cannot share a pass."""
-        model, tuned, rows = self.ready.model, self.ready.tuned, examples[:TRIAL_ROWS]
-        members = in_all_blocks(query.members)
+        args.eps = eps_that_shows(self.ready.tuned, args, given=given.eps_given)
+        method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
+        query = method.ask(method.init())
         scorer = checked_scorer(
-            model, tokenizer, self.objective, generation, rows, members, tuned=tuned, together=len(query.parts[0])
-        )
+            self.ready.model, given.tokenizer, chosen, given.generation, examples[:TRIAL_ROWS],
+            in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
+        )  # fmt: skip
         if scorer.problem:
             times = f"a step takes up to {len(query.members)} times as long"
-            logging.get_logger(__name__).warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
+            logger.warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
             if family_of_run(args).rank:  # so each is rounded, after all
-                eps_that_shows(tuned, args, given=True, one_at_a_time=True)
-        return scorer
-
-    def _stand_at_base(self) -> None:
-        """What is known of a run that has not begun."""
-        self.last_step: StepRecord | None = None
-        self.last_rows: list[Example] = []
-        self.last_scored: list[Scored] = []
-        self._rows: list[Example] = []
-        self._loss = 0.0
-        self._window = Window()
-        self._journal: Journal | None = None
-        self._finished = self.begun_with_a_score = False
+                eps_that_shows(self.ready.tuned, args, given=True, one_at_a_time=True)
+        warn_about_one_class(scorer, examples, args)
+        eval_examples = given.eval_examples
+        if chosen.compares_with_base:  # which the model is now, and after step 1 no more
+            examples = with_base(scorer.reader, examples)
+            as_evaluated = replace(scorer.reader, rows=args.per_device_eval_batch_size or None)
+            eval_examples = eval_examples and with_base(as_evaluated, eval_examples)
+        self.drift = drift_of(self.ready.model, args, eval_examples or examples)
+        self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
+        self.keeper, self._window = Keeper(), Window()
         self.header: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
         self.kept_step = -1  # while the run lasts; 0 is the base
-        self.keeper = Keeper()
+        self.begun_with_a_score = self._finished = False
+        super().__init__(
+            model=self.ready.model, args=args, data_collator=Batch, train_dataset=examples, eval_dataset=eval_examples,
+            processing_class=given.tokenizer, callbacks=[*(callbacks or ()), self.keeper],
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    @property
+    def objective(self) -> Objective:
+        """What members are scored by."""
+        return self.run.objective
+
+    @property
+    def method(self) -> Method:
+        """Which members are asked for, and what their scores turn into."""
+        return self.run.method
+
+    @property
+    def method_state(self) -> SPSAState:
+        """Where the method stands."""
+        return self.run.state
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores members."""
+        return self.run.engine
+
+    @property
+    def last_step(self) -> StepRecord | None:
+        """What happened in the last step."""
+        return self.run.last.record if self.run.last else None
+
+    @property
+    def last_rows(self) -> Sequence[Example]:
+        """What the members of the last step were scored on."""
+        return self.run.last.rows if self.run.last else []
+
+    @property
+    def last_scored(self) -> list[Scored]:
+        """What each member of the last step was worth, and wrote."""
+        return self.run.last.scored if self.run.last else []
+
+    # The run.
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Tune the model.
+
+        Args:
+            resume_from_checkpoint: True, or the output folder, to go on with the run in it from its last step; see
+                `resume`. Where there is none yet, it begins.
+            trial: not used; transformers' argument.
+            ignore_keys_for_eval: not used; transformers' argument.
+
+        Raises:
+            InputError: the run folder holds a run that is not to be resumed, or that cannot be.
+            StorageError: the journal cannot be written; the weights are those of its last step.
+        """
+        args, start = self.args, time.time()
+        self._memory_tracker.start()
+        if resume_from_checkpoint and self.run.journal is None:
+            self.resume(resume_from_checkpoint)
+        if self.run.journal is None:
+            self._open_run()
+        assert self.run.journal is not None
+        begun_at, metrics = self.method_state.step, dict[str, float]()
+        with self.run.journal, old_objects_left_alone():
+            try:
+                if self._finished:
+                    logger.warning("The run in '%s' is finished: %d steps.", args.output_dir, begun_at)
+                else:
+                    self._do_steps(begun_at)
+                    steps = self.state.global_step - begun_at
+                    samples = steps * args.train_batch_size * args.gradient_accumulation_steps
+                    metrics = speed_metrics("train", start, num_samples=samples, num_steps=steps)
+                    metrics |= {"total_flos": self.state.total_flos, "train_loss": self._window.mean_loss}
+                    self._memory_tracker.stop_and_update_metrics(metrics)
+                    self.log(metrics)
+                if args.load_best_model_at_end and (self._finished or self.state.best_model_checkpoint is not None):
+                    self._take_best_step()
+                if not self._finished:
+                    self._fire("on_train_end")
+                if self.kept_step < 0:
+                    self.kept_step = self.method_state.step
+                save_trajectory(args.output_dir)
+            finally:
+                self.run.journal = None
+        return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)
+
+    def _do_steps(self, begun_at: int) -> None:
+        """Do the steps that are left, epoch after epoch, with transformers' events around them."""
+        args, loader = self.args, self.get_train_dataloader()
+        state, per_epoch = new_state(args, len(loader))
+        if not begun_at:
+            self.state = state
+        if args.bf16:  # autocast
+            self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+        self.lr_scheduler = None
+        self.create_optimizer_and_scheduler(self.state.max_steps)
+        if begun_at:
+            self._bring_schedule_to(begun_at)
+        self.run.learning_rate, self.run.trainer_state = lambda: self.optimizer.param_groups[0]["lr"], self.state
+        events = self.callback_handler
+        events.optimizer, events.lr_scheduler, events.train_dataloader = self.optimizer, self.lr_scheduler, loader
+        self._fire("on_train_begin")
+        if args.eval_on_start:
+            self.evaluate()
+        first, steps_done = divmod(begun_at, per_epoch)
+        done = steps_done * args.gradient_accumulation_steps  # batches of the first epoch
+        for epoch in range(first, self.state.num_train_epochs):
+            self._fire("on_epoch_begin")
+            batches = skip_first_batches(loader, done) if done else loader
+            batches.set_epoch(epoch)
+            self._steps_of_epoch(batches, epoch, done, len(loader))
+            done = 0
+            self._fire("on_epoch_end")
+            self._log_evaluate_save()
+            if self.control.should_training_stop:
+                break
+
+    def _steps_of_epoch(self, batches: Any, epoch: int, done: int, of: int) -> None:
+        """Do a step with every `gradient_accumulation_steps` batches, and with what is left of them at the end."""
+        rows: list[Example] = []
+        for number, batch in enumerate(batches, start=done + 1):
+            if not rows:
+                self._fire("on_step_begin")
+            rows += batch.examples
+            if number % self.args.gradient_accumulation_steps and number < of:
+                self._fire("on_substep_end")
+            else:
+                self._do_step(rows, epoch + number / of)
+                rows = []
+            if self.control.should_epoch_stop or self.control.should_training_stop:
+                break
+
+    def _do_step(self, rows: list[Example], epoch: float) -> None:
+        """Do one step of the run on these rows, and tell everybody."""
+        args, run = self.args, self.run
+        step = run.ask_score_tell(rows)
+        self._fire("on_pre_optimizer_step")
+        with told_where(args.output_dir):
+            run.journal_and_apply(step)
+        self.optimizer.step()
+        self._fire("on_optimizer_step")
+        if not hasattr(self.lr_scheduler, "best"):  # else it follows the scores
+            self.lr_scheduler.step()
+        self.state.global_step, self.state.epoch = self.state.global_step + 1, epoch
+        self._window.add(step.scored)
+        number, every = step.record.step, args.completions_every
+        if every and number % every == 0 and self.objective.needs == "completions":
+            try:
+                save_completions(args.output_dir, number, step.rows, step.scored)
+            except Exception as error:  # the run does not need them
+                logger.warning("Completions could not be written: %s.", one_line(error))
+        if run.state.unscored == 1 and not all_scored(step.record.scores):
+            logger.warning(
+                "Step %d moves nothing: %r has no score on its rows. More of this kind are counted, not told.",
+                *(number + 1, self.objective.name),
+            )
+        self._fire("on_step_end")
+        self._log_evaluate_save()
+
+    def _log_evaluate_save(self) -> None:
+        """Do what callbacks have asked for."""
+        if self.control.should_log and self._window:
+            assert self.last_step is not None
+            drawn, means = self.method.directions.drawn(self.last_step.step), self._window.means()
+            logs = {"loss": -means["score"]} if "score" in means else {}  # of the steps that have a score
+            logs |= {"grad_norm": slope(self.last_step, drawn), "learning_rate": self.last_step.lr, **means}
+            logs["silent"] = self.method_state.silent / self.method_state.step
+            if self.method_state.unscored:
+                logs["unscored"] = self.method_state.unscored
+            if self.drift:
+                logs |= self.drift.measured(self.scorer, seed=self.args.seed)
+                self._bound_drift(logs["kl"])
+            self.log(logs)
+        if self.control.should_evaluate:
+            metrics = self.evaluate()
+            if hasattr(self.lr_scheduler, "best"):
+                self.lr_scheduler.step(metrics[self._best_goes_by])
+            is_best = self._is_best(metrics)
+            if self.args.save_strategy == SaveStrategy.BEST:
+                self.control.should_save = is_best
+        if self.control.should_save:
+            self._write_snapshot()
+            self._fire("on_save")
+
+    def _fire(self, event: str) -> None:
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return what stands in the place of an optimizer: it has a learning rate for schedules to set."""
+        self.optimizer = RateHolder(self.scorer.reader.tuned.weights.values(), {"lr": self.args.learning_rate})
+        return self.optimizer
+
+    @property
+    def _best_goes_by(self) -> str:
+        return f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these are the best metrics so far; then they are remembered."""
+        state, args = self.state, self.args
+        state.best_model_checkpoint = args.output_dir
+        if args.metric_for_best_model is None:
+            return False
+        if self._best_goes_by not in metrics:
+            message = f"the best step goes by {self._best_goes_by}, which is not measured"
+            raise InputError(message, hint=f"There are {', '.join(metrics)}.")
+        value, best = metrics[self._best_goes_by], state.best_metric
+        if best is not None and not (value > best if args.greater_is_better else value < best):
+            return False
+        state.best_metric = value
+        if args.save_strategy != SaveStrategy.NO:
+            state.best_global_step = state.global_step
+        return True
+
+    def _bound_drift(self, kl: float) -> None:
+        """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""
+        if self.drift and self.drift.exceeds(kl):
+            self.keeper.stopped_by = "kl"
+            self.control.should_training_stop = True
+            self.control.should_evaluate = self.args.eval_strategy != "no"
+
+    # What a model is worth.
 
     def evaluate(
         self,
@@ -230,54 +418,29 @@ class ZOTrainer(ResumableTrainer):
             InputError: there are no rows; or others than before step 1, for an objective that compares with the base.
             ObjectiveError: the objective raised, or has no score on these rows.
         """
-        examples = self.eval_dataset
-        if eval_dataset is not None:
-            examples = self._other_examples(eval_dataset)
+        examples = self.eval_dataset if eval_dataset is None else self._other_examples(eval_dataset)
         if examples is None:
             raise InputError("there are no rows to evaluate on", hint="Give ZOTrainer an eval_dataset.")
         start = time.perf_counter()
         rows = self.args.per_device_eval_batch_size or None
-        [scored] = self.scorer.score(examples, seed=self.args.seed, rows=rows, trainer_state=self.state)
-        if math.isnan(scored.score):  # the best step is chosen by it
-            raise no_score(self.objective.name, len(examples))
-        values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
+        found, scored = evaluated(
+            self.scorer, examples, seed=self.args.seed, rows=rows, trainer_state=self.state, must_score=True
+        )
+        values = {"score": found.score, **found.statistics, **found.metrics, "rows": float(found.rows)}
         if self.drift:
             values |= self.drift.measured(self.scorer, seed=self.args.seed, scored=scored, of=examples)
-            self._bound(values["kl"])
-        if len(scored.part_scores) > 1:
-            values |= {f"score/{name}": value for name, value in scored.part_scores.items()}
+            self._bound_drift(values["kl"])
+        values |= {f"score/{name}": value for name, value in found.parts.items()}
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         by_our_rows = metric_key_prefix == "eval" and eval_dataset is None
-        if self._journal is not None and by_our_rows:
+        if by_our_rows and self.run.journal is not None:
             self._write_evaluation(self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if by_our_rows and not self.state.global_step:
-            by = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-            self.state.best_metric = self.keeper.first_score = metrics.get(by)
+            self.state.best_metric = self.keeper.first_score = metrics.get(self._best_goes_by)
         return metrics
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, or the adapter where one is tuned, the tokenizer, and a card that says how it was made.
-
-        With the option `merge` the whole model with its adapter merged in; checkpoints keep the adapter. Unlike
-        `transformers.Trainer.save_model` it leaves no pickle (`training_args.bin`): the journal has the options.
-
-        Raises:
-            InputError: the merged model gives something else than the model with its adapter; nothing is saved.
-        """
-        merge, folder = self.args.merge and not _internal_call, output_dir or self.args.output_dir
-        model: Any = merged_copy(self.model) if merge else self.model
-        if merge:
-            check_merged(self.model, model, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
-        if isinstance(model, PreTrainedModel):  # transformers' loop has written the tokenizer's end tokens into it
-            model.generation_config = self._generation_config
-        model.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-        self.write_card(folder, merged=merge)  # PEFT has written one of its own
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def predict(
         self,
@@ -301,122 +464,286 @@ class ZOTrainer(ResumableTrainer):
             InputError: there are no rows; or the model has moved, and the objective compares with the base.
         """
         start, examples = time.perf_counter(), self._other_examples(test_dataset)
-        settings: dict[str, Any] = {"seed": self.args.seed, "rows": self.args.per_device_eval_batch_size or None}
-        scored, predictions, labels = predicted(self.scorer, examples, trainer_state=self.state, **settings)
-        values = {"score": scored.score, **statistics_of([scored]), **scored.metrics, "rows": float(len(examples))}
+        rows, predictions, labels = self.args.per_device_eval_batch_size or None, None, None
+        if self.objective.needs != "completions":
+            [predictions] = candidate_logprobs(self.scorer.engine, examples, rows=rows)
+        if self.objective.needs == "choices":
+            labels = np.array([example.reference for example in examples], dtype=np.int64)
+        found, scored = evaluated(
+            self.scorer, examples, seed=self.args.seed, rows=rows, trainer_state=self.state, logprobs_NC=predictions
+        )
+        if predictions is None:
+            predictions = np.array([text.text for text in getattr(scored, "completions", ())], dtype=object)
+        values = {"score": found.score, **found.statistics, **found.metrics, "rows": float(found.rows)}
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
 
     def _other_examples(self, rows: Sequence[dict[str, Any]]) -> list[Example]:
         """Rows that are not those to choose by, made ready."""
-        settings = (self.objective.needs, self.args, self.processing_class, self.model, self._shot_rows, self.head)
-        examples = made_examples(rows, *settings)
+        examples: list[Example] = self.given.make(rows, model=self.model)
         if not self.objective.compares_with_base:
             return examples
         if self.method_state.step:
             hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
             raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
-        return with_base(self._eval_reader(self.args), examples)
+        return with_base(replace(self.scorer.reader, rows=self.args.per_device_eval_batch_size or None), examples)
 
-    def _bound(self, kl: float) -> None:
-        """End the run after this step if the model has moved too far; the rows to choose by are scored once more."""
-        if self.drift and self.drift.exceeds(kl):
-            self.keeper.stopped_by = "kl"
-            self.control.should_training_stop = True
-            self.control.should_evaluate = self.args.eval_strategy != "no"
+    # The run folder.
 
-    def _eval_reader(self, args: ZOConfig) -> LocalEngine:
-        """The reader as `evaluate` reads: the same batches, so that a model that has not moved ties with its base."""
-        return replace(self.scorer.reader, rows=args.per_device_eval_batch_size or None)
+    @contextlib.contextmanager
+    def holding_run(self) -> Iterator[None]:
+        """Open the run, unless `resume` has, and keep other processes from it until the block is left.
 
-    # What follows are hooks of transformers' training loop; tests/test_trainer.py runs them in it.
+        `train` holds the run while it lasts; this is for what belongs to it before and behind that: its model, say.
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return the optimizer: it gives schedulers a learning rate to set, and calls our update."""
-        weights = list(self.scorer.reader.tuned.weights.values())
-        self.optimizer = UpdateOptimizer(weights, self.args.learning_rate, self._apply_update)
-        return self.optimizer
-
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Collect a batch; with the last one of a step, score the members on all of them. Returns minus the score.
-
-        Where a step has no score, minus that of the last step that has one.
+        Raises:
+            InputError: the folder holds a run already, or another process is at work on it.
         """
-        self._rows += inputs.examples
-        if self.last_step is not None:  # accelerate's wrapper looks for a package on the disk in each step
-            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        if not self.accelerator.sync_gradients:
-            return torch.zeros((), device=self.args.device)
-        rows, self._rows = self._rows, []
-        query = self.method.ask(self.method_state)
-        seed = derive_seed(self.args.seed, query.step, SAMPLING_INDEX)
-        if query.rows == "all":
-            rows = list(self.train_dataset)  # type: ignore[arg-type]
-        scored = [
-            one
-            for members in query.parts
-            for one in self.scorer.score(rows, members, seed=seed, trainer_state=self.state)
-        ]
-        if self.drift:
-            scored = self.drift.penalised(self.scorer, rows, query.members, scored)
-        scores = tuple(one.score for one in scored)
-        rate = self._get_learning_rate()
-        update, self.method_state = self.method.tell(self.method_state, query, scores, lr=rate)
-        self.last_step = StepRecord(query.step, scores, update, rate)
-        self.last_rows, self.last_scored = rows, scored
-        self._window.add(scored)
-        every = self.args.completions_every
-        if every and query.step % every == 0 and self.objective.needs == "completions":
+        if self.run.journal is None:
+            self._open_run()
+        assert self.run.journal is not None
+        with self.run.journal.held():
             try:
-                save_completions(self.args.output_dir, query.step, rows, scored)
-            except Exception as error:  # the run does not need them
-                logging.get_logger(__name__).warning("Completions could not be written: %s.", one_line(error))
-        if all_scored(scores):
-            self._loss = -math.fsum(scores) / len(scores)
-        elif self.method_state.unscored == 1:
-            logging.get_logger(__name__).warning(
-                "Step %d moves nothing: %r has no score on its rows. More of this kind are counted, not told.",
-                *(query.step + 1, self.objective.name),
-            )
-        return torch.full((), self._loss, device=self.args.device)
+                yield
+            finally:
+                if self.run.journal is not None:  # `train` was not reached
+                    self.run.journal.close()
+                    self.run.journal = None
 
-    def _apply_update(self) -> None:
-        record = self.last_step
-        assert record is not None
-        self._write_step(record)
-        self.scorer.engine.apply(record.update)
+    def _open_run(self) -> None:
+        """Open a journal in a folder that has none."""
+        if self.method_state.step:
+            raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
+        self.header = self._header()
+        try:
+            self.run.journal = Journal(self.args.output_dir, self.header)
+        except FileExistsError as error:
+            raise InputError(
+                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
+                hint="Choose another folder, or go on with it: --resume, in Python resume_from_checkpoint=True.",
+            ) from error
+        except OSError as error:
+            raise storage_error(self.args.output_dir, error) from error
+        self._keep_start()
+        for log in self.state.log_history:  # scored before step 1
+            if "eval_score" in log:
+                self._write_evaluation(log["step"], log)
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
-        assert self.last_step is not None
-        return _slope(self.last_step, self.method.directions.drawn(self.last_step.step))
+    def _keep_start(self) -> None:
+        """Save the prefix that the run begins with, where it is one that the run made."""
+        if self.ready.start:
+            with told_where(self.args.output_dir):
+                self.model.save_pretrained(self.ready.start)
+                remove(Path(self.ready.start, CARD_NAME))  # PEFT's, which says nothing true
+                sync_all(self.ready.start)
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted."""
-        return 0
+    def _write_evaluation(self, step: int, logged: Mapping[str, float]) -> None:
+        assert self.run.journal is not None
+        with told_where(self.args.output_dir):
+            self.run.journal.append_evaluation(step, logged["eval_score"], told_beside(logged))
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with what the steps since the last time were like, the share without signal, and the drift.
+    def _header(self) -> dict[str, Any]:
+        rows = (self.train_dataset, self.eval_dataset)
+        header = header_of(self.ready, self.objective, self.method, self.args, *rows)  # type: ignore[arg-type]
+        return {**header, "unit": self.scorer.engine.unit}
 
-        Also how many steps had no score so far, if any; the loss is of those that had one.
+    def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
+        """Go to where the run in the output folder ended; `train` goes on from there.
+
+        The model must stand at the weights that the run began with. An evaluation that was due is made up for. Where
+        the run has not done a step, it begins anew.
+
+        Args:
+            run_folder: the output folder; True means the same.
+
+        Returns:
+            The steps that are done.
+
+        Raises:
+            InputError: the run is of something else, another process is at work on it, or its journal is damaged; the
+                model and the run are as they were.
         """
-        if "loss" in logs and self._window:
-            logs |= self._window.means()
-            logs["silent"] = self.method_state.silent / self.method_state.step
-            if self.method_state.unscored:
-                logs["unscored"] = self.method_state.unscored
-                del logs["loss"]
-                logs |= {"loss": -logs["score"]} if "score" in logs else {}
-            if self.drift:
-                logs |= self.drift.measured(self.scorer, seed=self.args.seed)
-                self._bound(logs["kl"])
-        super().log(logs, start_time)
+        folder = self.args.output_dir
+        if run_folder is not True and Path(run_folder).absolute() != Path(folder).absolute():
+            raise InputError(f"'{run_folder}' is not the output folder", hint=f"Set output_dir={str(run_folder)!r}.")
+        if (opened := reopen(folder)) is None:
+            return 0
+        self.run.journal, stored = opened
+        if stored is not None and "rows" not in stored.header["method"]:  # its zoreward divided by less than half a row
+            self.run.method = replace(self.method, rows=0)
+        try:
+            self.header = self._header()
+            try:
+                if stored is not None:
+                    refuse_other_run(folder, stored.header, self.header)
+            except InputError:
+                if stored is not None and stored.n_steps:
+                    raise
+                stored = None
+            if stored is None:  # nothing of it is done
+                self.run.journal.begin(self.header)
+            if stored is None or not stored.n_steps:  # a kill may have come between the header and the prefix
+                self._keep_start()
+            if stored is not None:
+                self._take_up(stored)
+        except BaseException:
+            self.run.journal.close()
+            self.run.journal = None
+            raise
+        return stored.n_steps if stored is not None else 0
 
+    def _take_up(self, stored: StoredRun) -> None:
+        """Set weights, method and state to where a run ended, and do what was due there."""
+        args, done = self.args, stored.n_steps
+        state, per_epoch = state_after_run(args, len(self.get_train_dataloader()), stored)
+        if done > state.max_steps:
+            raise InputError(
+                f"the run in '{args.output_dir}' has done {done} steps, more than {state.max_steps}",
+                hint="Ask for as many at least, or replay it up to a step.",
+            )
+        if self.header["versions"] != stored.header.get("versions"):
+            logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
+        unit = stored.header.get("unit") or {}  # of a run of 0.1.0: nothing
+        self.run.engine = replace(self.scorer, engine=self.scorer.reader.cut_as(unit))
+        move_to(self.ready, stored, done, args, from_base=True)
+        self.run.state = state_after(self.method, stored.records())
+        if done:
+            self.run.last = Step(stored.record(done - 1), [], [], self.run.state)
+        self.state, args.eval_on_start = state, args.eval_on_start and not done
+        first_scores = [score for step, score in stored.evaluations if step == 0]
+        self.begun_with_a_score = bool(first_scores)
+        self.keeper.first_score = first_scores[0] if first_scores else None
+        stopped = count_patience(self.callback_handler.callbacks, args, stored.evaluations)
+        if done:
+            self._make_up(stored, due(args, state, per_epoch))
+        self._finished = stopped or self.control.should_training_stop or done >= state.max_steps
 
-def _slope(record: StepRecord, directions: int) -> float:
-    """The norm of what the step made of the scores along its directions, in the place of a gradient's.
+    def _make_up(self, stored: StoredRun, control: TrainerControl) -> None:
+        """Do what was due after the last step and may be missing: measure the drift that ends a run, and evaluate."""
+        evaluated_then = any(step == stored.n_steps for step, _ in stored.evaluations)
+        if self.drift and self.args.max_kl is not None:
+            if control.should_log:
+                self._bound_drift(self.drift.measured(self.scorer, seed=self.args.seed)["kl"])
+            if evaluated_then and self.objective.needs == "completions":
+                [scored] = self.scorer.score(self.eval_dataset, seed=self.args.seed, trainer_state=self.state)
+                of: dict[str, Any] = {"scored": scored, "of": self.eval_dataset}
+                self._bound_drift(self.drift.measured(self.scorer, seed=self.args.seed, **of)["kl"])
+        wanted = control.should_evaluate or self.control.should_evaluate
+        if self.eval_dataset is not None and wanted and not evaluated_then:
+            self._is_best(self.evaluate())
 
-    With raw differences it is the norm of the projected gradients.
-    """
-    norm = math.sqrt(math.fsum(term.coefficient**2 for term in record.update.terms))
-    return norm * directions / record.lr if record.lr else 0.0
+    def _bring_schedule_to(self, done: int) -> None:
+        """Bring the schedule of the learning rate to a step, and see that it is the one that the run had."""
+        if hasattr(self.lr_scheduler, "best"):  # it follows the scores
+            for log in self.state.log_history:
+                if log["step"]:
+                    self.lr_scheduler.step(log["eval_score"])
+            return
+        assert self.last_step is not None
+        for step in range(done):  # a schedule may depend on all that came before
+            rate = self.optimizer.param_groups[0]["lr"]
+            if step == done - 1 and rate != self.last_step.lr:
+                raise InputError(
+                    f"the run had learning rate {self.last_step.lr} in step {step}, not {rate}",
+                    hint="Resume it with the schedule it began with.",
+                )
+            self.optimizer.step()
+            self.lr_scheduler.step()
+
+    def _write_snapshot(self) -> None:
+        """Write the weights down. That they cannot be is a warning: the journal has it all."""
+        over = self.state.global_step >= self.state.max_steps
+        if over and not self.keeper.stopping and self.args.save_steps == 0:
+            return
+        assert self.last_step is not None
+        start = time.perf_counter()
+        try:
+            weights = self.scorer.reader.tuned.weights
+            write_snapshot(self.args.output_dir, weights, self.header["fingerprint"], self.last_step)
+        except OSError as error:
+            logger.warning("No snapshot after step %d: %s.", self.state.global_step, error.strerror)
+        self.keeper.wrote(time.perf_counter() - start)
+
+    def _take_best_step(self) -> None:
+        """Go to the step with the best score: to its snapshot, or by a replay from the base weights."""
+        if self.keeper.stopping:
+            return
+        stored = load_run(self.args.output_dir)
+        step = stored.best_step
+        if step is not None and step != self.method_state.step:
+            move_to(self.ready, stored, step, self.args, from_base=False)
+            self.kept_step = step
+
+    # The model, saved.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, or the adapter where one is tuned, the tokenizer, and a card that says how it was made.
+
+        With the option `merge` the whole model with its adapter merged in; what is pushed to the Hub keeps the adapter.
+        Unlike `transformers.Trainer.save_model` it leaves no pickle (`training_args.bin`): the journal has the options.
+
+        Raises:
+            InputError: the merged model gives something else than the model with its adapter; nothing is saved.
+        """
+        merge, folder = self.args.merge and not _internal_call, output_dir or self.args.output_dir
+        model: Any = merged_copy(self.model) if merge else self.model
+        if merge:
+            check_merged(self.model, model, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
+        model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        self.write_card(folder, merged=merge)  # PEFT has written one of its own
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def write_card(self, folder: str, *, merged: bool = False, **metadata: Any) -> None:
+        """Write `README.md` into the folder of a model: how it was made, and what it scores.
+
+        Args:
+            folder: where the model is.
+            merged: whether its adapter was merged into the weights.
+            metadata: more fields for its head, such as `license`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        steps, output = self.method_state.step, Path(self.args.output_dir)
+        kept = self.kept_step if self.kept_step >= 0 else steps
+        evaluations = [(log["step"], log["eval_score"]) for log in self.state.log_history if "eval_score" in log]
+        has_moved = kept > 0
+        if self.header and (output / JOURNAL_NAME).is_file():
+            with contextlib.suppress(InputError):  # another's, or damaged
+                stored = load_run(output)
+                evaluations, has_moved = list(stored.evaluations), stored.has_moved_by(kept)
+        header = self.header or {
+            "model": self.ready.source,
+            "dtype": self.ready.dtype,
+            "objective": self.objective.name,
+            "options": options_of(self.objective),
+            "method": self.method.for_header(self.args.method),
+        }
+        told = Told(
+            step=kept,
+            steps=steps,
+            kind="merged" if merged else "adapter" if has_adapter(self.model) else "whole",
+            evaluations=evaluations,
+            rows=rows_told(self.train_dataset, self.eval_dataset, self.provenance),
+            scores=self.provenance.get("scores", {}),
+            command=self.provenance.get("command", ""),
+            metadata=metadata,
+            has_moved=has_moved,
+        )
+        write_card(folder, header, told)
+
+    def create_model_card(self, *args: Any, **metadata: Any) -> None:
+        """Write the card into the output folder; see `write_card`.
+
+        transformers' own would tell of AdamW.
+        """
+        if args:  # transformers names the language first
+            metadata["language"] = args[0]
+        known = ("language", "license", "tags", "model_name", "dataset")
+        named = {name: value for name, value in metadata.items() if name in known and value}
+        if "dataset" in named:
+            named["datasets"] = named.pop("dataset")
+        self.write_card(self.args.output_dir, merged=self.args.merge, **named)

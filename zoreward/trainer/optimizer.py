@@ -1,28 +1,32 @@
-"""What transformers' loop is given in the place of an optimizer, of gradients and of tensors, and what it is spared."""
+"""What stands in the place of gradients, of an optimizer and of tensors, where transformers asks for these."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
-from zoreward.records import Example
+from zoreward.records import Example, StepRecord
 
 
-class UpdateOptimizer(torch.optim.Optimizer):
-    """The optimizer that transformers' loop asks for: holds the learning rate, and a step is one call of `apply`."""
+def slope(record: StepRecord, directions: int) -> float:
+    """Return the norm of what a step made of the scores along its directions, in the place of a gradient's.
 
-    def __init__(self, weights: list[nn.Parameter], lr: float, apply: Callable[[], None]):
-        super().__init__(weights, {"lr": lr})
-        self._apply = apply
+    With raw differences it is the norm of the projected gradients.
+    """
+    norm = math.sqrt(math.fsum(term.coefficient**2 for term in record.update.terms))
+    return norm * directions / record.lr if record.lr else 0.0
+
+
+class RateHolder(torch.optim.Optimizer):
+    """What schedules take for an optimizer: it holds the learning rate. Weights are written by the run."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Apply the update that this step's scores called for."""
-        self._apply()
+        """Do nothing."""
 
 
 class Batch:
@@ -41,17 +45,7 @@ class Batch:
         return False
 
 
-@contextmanager
-def no_gradients_to_clear(model: nn.Module) -> Iterator[None]:
-    """Let `model.zero_grad()` do nothing: for a small model, looking for gradients costs as much as a forward pass."""
-    model.__dict__["zero_grad"] = lambda set_to_none=True: None
-    try:
-        yield
-    finally:
-        del model.__dict__["zero_grad"]
-
-
-@contextmanager
+@contextlib.contextmanager
 def old_objects_left_alone() -> Iterator[None]:
     """Let Python's collector look for garbage once, now, and until the context ends only among what is new.
 

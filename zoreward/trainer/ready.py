@@ -1,9 +1,9 @@
-"""The model of a run: loaded, with what is put into it, in its place; put back to its base; and the run's header."""
+"""The model of a run: what memory it needs, what is tuned of it, how it is loaded, and an ε that its dtype shows."""
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
-from zoreward.journal import Run, checked_base, fingerprint, weights_dtype
-from zoreward.journal.fingerprint import forward_config
-from zoreward.members import ENOUGH, Tuned, adapter_options, first_spread, least_eps, left_of_directions
+from zoreward.journal import weights_dtype
+from zoreward.members import (
+    ENOUGH,
+    Tuned,
+    adapted,
+    anchored,
+    by_layer,
+    bytes_of,
+    check_merge,
+    check_no_adapter,
+    in_blocks,
+    least_eps,
+    left_of_directions,
+    limited,
+    lora_config,
+    smallest,
+    tuned_weights,
+    with_prefix,
+)
+from zoreward.neighbours.of_peft import quiet_peft
 from zoreward.neighbours.of_transformers import use_one_gpu_
-from zoreward.records import Example, InputError, ZorewardError
-from zoreward.registry import Objective, code_of
-from zoreward.scoring import Head, load_model, load_with_head
-from zoreward.trainer.comparing import digest_of, options_of
-from zoreward.trainer.inputs import loaded_model, name_of, what_is_tuned, with_adapter
-from zoreward.trainer.options import family_of_run
+from zoreward.records import InputError, Query
+from zoreward.scoring import Head, Memory, blank_model, check_memory, load_model, load_with_head, needed_memory
+from zoreward.trainer.drift import keeps_base
+from zoreward.trainer.inputs import Given, name_of
+from zoreward.trainer.options import family_of_run, takes_turns
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,6 +46,8 @@ if TYPE_CHECKING:
 
 # Where a run keeps the prefix that it began with: it holds activations, whose last bits are those of one device.
 START_NAME = "start"
+# What a larger ε must bring back of a direction, as a cosine.
+WORTH_RAISING = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +75,69 @@ class Ready:
     new_weights: list[str]
 
 
+def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, peft_config: Any) -> Memory | None:
+    """Return what memory a run needs; None where it cannot be told, as of quantised weights or several devices.
+
+    Args:
+        model: the model, or the folder or Hub id that it will be loaded from.
+        given: what the run is given beside it.
+        query: the first one.
+        peft_config: of the adapter that will be put in.
+
+    Raises:
+        NoRoomError: it cannot fit.
+        InputError: no weight is tuned, or none that the directions move; or there are no blocks to tune in turn.
+    """
+    args, head, examples = given.args, given.head, given.examples
+    blank: Any = model
+    if args.device_map is not None:
+        return None
+    if isinstance(model, str):
+        place = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
+        blank = blank_model(model, **place, classes=len(head.classes) if head.is_new else 0)
+    elif getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
+        return None
+    if blank is None:
+        return None
+    dtype = next(blank.parameters()).dtype
+    tuned = _tuned(blank, args, peft_config, isinstance(model, str))
+    elsewhere = args.base_device is not None and torch.device(args.base_device).type != args.device.type
+    copied = bytes_of(blank.parameters()) if keeps_base(args) and not given.adapter and not elsewhere else 0
+    copied += bytes_of(tuned.weights.values()) if args.anchor > 0 and tuned is not None else 0
+    memory = needed_memory(
+        blank,
+        tuned,
+        max(query.parts, key=len),
+        examples,
+        rows=len(examples) if query.rows == "all" else args.train_batch_size * args.gradient_accumulation_steps,
+        new_tokens=args.max_completion_length if given.objective.needs == "completions" else 0,
+        copied=copied,
+        device=args.device,
+    )
+    if memory is not None:
+        check_memory(memory, Path(name_of(model)).name or type(model).__name__, dtype)
+    return memory
+
+
+def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned | None:
+    """What is tuned; None for a prefix, and for an adapter that is yet to be put into a loaded model."""
+    if peft_config is None and args.tune not in ("lora", "prefix"):
+        return in_turns(model, tuned_weights(model, args.tune), args)
+    if args.tune == "prefix" or not blank:
+        return None
+    config = peft_config or lora_config(model, args.lora_rank, args.lora_alpha)
+    try:
+        from peft import get_peft_model
+
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet_peft():
+            wrapped = get_peft_model(model, copy.deepcopy(config))
+            return in_turns(wrapped, tuned_weights(wrapped), args)
+    except InputError:
+        raise
+    except Exception:  # what does not fit together is told when the adapter is made
+        return None
+
+
 def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOConfig, peft_config: Any) -> Ready:
     """Load a model, put in what is asked for, and bring it to its place.
 
@@ -72,22 +153,46 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
     source, new_weights = name_of(model), list[str]()
     source = os.path.abspath(source) if source and os.path.isdir(source) else source  # read again, wherever we are then
     if isinstance(model, str):
-        model, new_weights = loaded_model(model, head, args)
+        place: dict[str, Any] = {"dtype": args.dtype, "device": None if args.device_map else args.device}
+        place |= {"device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
+        if head.is_new:
+            model, new_weights = load_with_head(model, head.classes, args.seed, **place)
+        else:
+            model = load_model(model, **place)
     dtype = weights_dtype(model)  # of the base: an adapter may have another
-    loaded: Any = with_adapter(model, args, peft_config)
+    loaded: Any = model
+    if args.tune == "prefix":
+        check_no_adapter(model)
+        loaded = with_prefix(model.eval(), args.seed)
+    elif peft_config is not None or args.tune == "lora":
+        loaded = adapted(model, peft_config or lora_config(model, args.lora_rank, args.lora_alpha), args.seed)
     made, prefix = loaded is not model, args.tune == "prefix"
     start = str(Path(args.output_dir, START_NAME)) if made and prefix else None
     if getattr(loaded, "hf_device_map", None):
         use_one_gpu_(args)  # else transformers would put a copy of the model on each GPU
     elif not getattr(loaded, "is_quantized", False):
         loaded = loaded.to(args.device)  # before the members are tried on it
-    tuned = what_is_tuned(loaded, args)
+    if args.merge:
+        check_merge(loaded)
+    tuned = in_turns(loaded, tuned_weights(loaded, args.tune), args)
+    if args.share is not None:
+        tuned = limited(tuned, smallest(tuned, args.share))
+    elif args.anchor:
+        tuned = anchored(tuned)
     loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
     return Ready(loaded, tuned, head, dtype, start or source, start, made and not prefix, new_weights)
 
 
-# What a larger ε must bring back of a direction, as a cosine.
-WORTH_RAISING = 0.05
+def in_turns(model: Any, tuned: Tuned, args: ZOConfig) -> Tuned:
+    """Return the tuned weights, in their blocks if these are to be tuned in turn.
+
+    Raises:
+        InputError: the directions move none of them; there are no layers, or fewer blocks than are asked for.
+    """
+    family = family_of_run(args)
+    if not any(family.moves(weight.ndim) for weight in tuned.weights.values()):
+        raise InputError(f"{args.noise} directions move matrices, and none is tuned", hint="Take noise=dense.")
+    return in_blocks(tuned, by_layer(model, tuned, args.blocks, family=family)) if takes_turns(args) else tuned
 
 
 def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: bool = False) -> float:
@@ -132,76 +237,3 @@ def eps_that_shows(tuned: Tuned, args: ZOConfig, *, given: bool, one_at_a_time: 
         *("better is --eps" if given else "ε is raised to", eps, 100 * better.share, better.cosine),
     )
     return args.eps if given else eps
-
-
-def header_of(
-    ready: Ready,
-    objective: Objective,
-    method: Any,
-    args: ZOConfig,
-    tune_rows: Sequence[Example],
-    eval_rows: Sequence[Example] | None,
-) -> dict[str, Any]:
-    """Return the header of a run's journal: all that the run depends on.
-
-    Args:
-        ready: the model, which stands at the weights that the run begins with.
-        objective: the objective.
-        method: the method, a dataclass.
-        args: completed options.
-        tune_rows: those to tune on.
-        eval_rows: those to choose by, or None.
-    """
-    import transformers
-
-    from zoreward import __version__
-
-    model, limits, blocks, head = ready.model, ready.tuned.limits, ready.tuned.blocks, {}
-    if ready.new_weights:  # what makes the run's head again, beside its seed
-        head = {"classes": list(ready.head.classes), "weights": ready.new_weights, "spread": first_spread(model)}
-    return {
-        "objective": objective.name,
-        "options": options_of(objective),
-        "method": method.for_header(args.method),
-        "model": model.name_or_path,
-        **({"start": START_NAME} if ready.start else {}),  # in the run folder, wherever that is
-        "dtype": ready.dtype,
-        "fingerprint": fingerprint(model),
-        "config": args.changed(),
-        "code": code_of(objective),
-        "model_config": forward_config(model),
-        "rows": {"tune": digest_of(tune_rows), "evaluate": digest_of(eval_rows)},
-        **({"adapter": adapter_options(model)} if ready.makes_adapter else {}),
-        **({"head": head} if head else {}),
-        "streams": ready.tuned.streams,
-        **({"limits": limits} if limits else {}),
-        **({"blocks": blocks} if blocks else {}),
-        "versions": {"zoreward": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-
-
-@torch.no_grad()
-def put_base_back_(ready: Ready, run: Run, args: ZOConfig) -> None:
-    """Load the weights that a run began with, again, and put them in the place of those of its model.
-
-    Raises:
-        InputError: they cannot be loaded, or are others.
-    """
-    place: dict[str, Any] = {
-        "dtype": run.header["dtype"],
-        "device": "cpu",
-        "trust_remote_code": args.trust_remote_code,
-    }
-    try:
-        if ready.head.is_new:
-            base, _ = load_with_head(ready.source, ready.head.classes, args.seed, **place)
-        else:
-            base = load_model(ready.source, **place)
-        _, fresh = checked_base(run, base)
-    except ZorewardError as error:
-        raise InputError(
-            f"the base weights for the best step cannot be loaded again from '{ready.source}': {error}",
-            hint=f"zoreward replay {args.output_dir} --step {run.best_step} makes them from another copy.",
-        ) from error
-    for canonical, weight in ready.tuned.weights.items():
-        weight.copy_(fresh.weights[canonical])

@@ -22,6 +22,7 @@ class Window:
 
     def __init__(self) -> None:
         self._scored: list[list[Scored]] = []
+        self._total, self._count = 0.0, 0
         self._first: dict[str, float] | None = None
 
     def __bool__(self) -> bool:
@@ -30,6 +31,14 @@ class Window:
     def add(self, scored: Sequence[Scored]) -> None:
         """Take in the members of one step."""
         self._scored.append(list(scored))
+        if not any(math.isnan(member.score) for member in scored):
+            self._total += _mean([member.score for member in scored])
+            self._count += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """Minus the mean score of all steps that had one; 0 where there was none."""
+        return -self._total / self._count if self._count else 0.0
 
     def means(self) -> dict[str, float]:
         """Return the means over steps and members since the last call.

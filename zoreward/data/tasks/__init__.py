@@ -118,10 +118,8 @@ class Task:
         """
         left = [row for row in rows if not any(row.get(name) in values for name, values in self.drop.items())]
         if rows and not left:
-            raise InputError(
-                f"the task {self.name!r} leaves out every one of these rows",
-                hint=f"it drops {', '.join(f'{name}: {list(values)}' for name, values in self.drop.items())}",
-            )
+            hint = f"it drops {', '.join(f'{name}: {list(values)}' for name, values in self.drop.items())}"
+            raise InputError(f"the task {self.name!r} leaves out every one of these rows", hint=hint)
         return left
 
     def prepared(self, rows: Sequence[Row]) -> list[Row]:

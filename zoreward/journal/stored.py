@@ -1,11 +1,10 @@
-"""`Run`: what a journal or a trajectory tells."""
+"""`StoredRun`: what a journal or a trajectory tells."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from zoreward.journal.bounds import check_made, check_method, directions
@@ -17,7 +16,7 @@ from zoreward.records import InputError, StepRecord, Update, to_float32
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class StoredRun:
     """A stored run. Its steps are read when they are asked for, so that a run takes no more memory than its file.
 
     Args:
@@ -90,20 +89,6 @@ class Run:
         if scores or method["normalize"] != "none" or drawn.momentum or record.lr == 0:
             return None
         return [(own or 0.0) * count / record.lr for own in own_coefficients(drawn, record)]
-
-    def save(self, path: str | Path) -> None:
-        """Write the run as a trajectory: a safetensors file with 4 bytes a direction and step; see docs/journal.md.
-
-        Args:
-            path: the file; replaced where it exists.
-
-        Raises:
-            InputError: a step has terms that do not follow from the run's seed.
-            OSError: it cannot be written.
-        """
-        from zoreward.journal.trajectory import write_trajectory
-
-        write_trajectory(self, path)
 
 
 def moves(update: Update) -> bool:

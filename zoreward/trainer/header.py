@@ -1,4 +1,4 @@
-"""Whether a run can go on with the options, the rows and the weights at hand."""
+"""The header of a run: made, and compared with that of a run that is to go on with what is at hand."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
 
 from zoreward.config import ZOArguments
-from zoreward.journal.fingerprint import other_config, short_value, without_address
+from zoreward.journal import fingerprint
+from zoreward.journal.fingerprint import forward_config, other_config, short_value, without_address
+from zoreward.members import adapter_options, first_spread
 from zoreward.records import Example, InputError
-from zoreward.registry import Objective
+from zoreward.registry import Objective, code_of
+from zoreward.trainer.ready import START_NAME, Ready
+
+if TYPE_CHECKING:
+    from zoreward.trainer.options import ZOConfig
 
 # Fields of TrainingArguments that do not touch the steps, or how they begin: what is logged, evaluated, saved and sent
 # where. Of our own options each says so itself. Whatever is not named must be what it was.
@@ -25,6 +34,54 @@ _MAY_CHANGE = (
 )
 _LENGTH = ("max_steps", "num_train_epochs")
 _HINT = "Resume it with what it began with (config.yaml), or start another run in a new folder."
+
+
+def header_of(
+    ready: Ready,
+    objective: Objective,
+    method: Any,
+    args: ZOConfig,
+    tune_rows: Sequence[Example],
+    eval_rows: Sequence[Example] | None,
+) -> dict[str, Any]:
+    """Return the header of a run's journal: all that the run depends on.
+
+    Args:
+        ready: the model, which stands at the weights that the run begins with.
+        objective: the objective.
+        method: the method, a dataclass.
+        args: completed options.
+        tune_rows: those to tune on.
+        eval_rows: those to choose by, or None.
+    """
+    import transformers
+
+    model, limits, blocks, head = ready.model, ready.tuned.limits, ready.tuned.blocks, {}
+    if ready.new_weights:  # what makes the run's head again, beside its seed
+        head = {"classes": list(ready.head.classes), "weights": ready.new_weights, "spread": first_spread(model)}
+    return {
+        "objective": objective.name,
+        "options": options_of(objective),
+        "method": method.for_header(args.method),
+        "model": model.name_or_path,
+        **({"start": START_NAME} if ready.start else {}),  # in the run folder, wherever that is
+        "dtype": ready.dtype,
+        "fingerprint": fingerprint(model),
+        "config": args.changed(),
+        "code": code_of(objective),
+        "model_config": forward_config(model),
+        "rows": {"tune": digest_of(tune_rows), "evaluate": digest_of(eval_rows)},
+        **({"adapter": adapter_options(model)} if ready.makes_adapter else {}),
+        **({"head": head} if head else {}),
+        "streams": ready.tuned.streams,
+        **({"limits": limits} if limits else {}),
+        **({"blocks": blocks} if blocks else {}),
+        "versions": {
+            "zoreward": version("zoreward"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
 
 
 def digest_of(examples: Sequence[Example] | None) -> str | None:

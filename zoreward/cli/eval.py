@@ -1,0 +1,97 @@
+"""`zoreward eval OBJECTIVE`: score a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from zoreward.cli.options import given_options, objective_command
+from zoreward.cli.prepare import (
+    made_objective,
+    objective_with_retries,
+    quiet_transformers,
+    select_device,
+    shown_prompts,
+)
+from zoreward.cli.printing import Outcome, show_table
+from zoreward.cli.rows import options_for, scored_rows, with_task
+from zoreward.config import EvalOptions, Prompting, part_of
+from zoreward.data import Task, check_calibration, without_content
+from zoreward.records import InputError
+from zoreward.registry import Objective
+
+
+def make_command(source: str, objective: Objective) -> Callable[..., int]:
+    """Return the command that scores a model with the objective that `source` names."""
+    return objective_command(_eval, EvalOptions, "eval", source, objective)
+
+
+def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict[str, Any]) -> Outcome:
+    start = time.perf_counter()
+    options, task = with_task(context, options)
+    of_objective = options_for(source, task) | given_options(context, flags)
+    objective = made_objective(source, of_objective, options.also)
+    if options.base_model is not None and not objective.compares_with_base:
+        hint = "leave --base-model out, or take preference"
+        raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
+    content_free = _content_free(objective, options, task)
+    objective = objective_with_retries(objective, options)
+    rows, shot_rows = scored_rows(objective, options, task)
+    device = select_device(options.device)
+    if options.show_prompts:
+        text = shown_prompts(objective, options, rows, shot_rows)
+        return Outcome({"prompts": text}, text)
+    quiet_transformers()
+    from zoreward.scoring import evaluate, generation_of
+
+    result = evaluate(
+        options.model,
+        objective,
+        rows,
+        **vars(part_of(Prompting, options)),
+        shot_rows=shot_rows,
+        seed=options.seed,
+        dtype=options.dtype,
+        device=device,
+        device_map=options.device_map,
+        trust_remote_code=options.trust_remote_code,
+        batch_size=options.eval_batch_size,
+        generation=generation_of(options, options.seed),
+        base=options.base_model,
+        content_free=content_free,
+    )
+    summary = {
+        "objective": result.objective,
+        "score": result.score,
+        **({"parts": result.parts} if result.parts else {}),
+        **result.statistics,
+        **result.metrics,
+        "rows": result.rows,
+        "truncated": result.truncated,
+        **({"fewer_shots": result.fewer_shots} if options.shots else {}),
+        **({"calibrated": True} if content_free is not None else {}),
+        "model": options.model,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return Outcome(summary, lambda: _show(summary))
+
+
+def _content_free(objective: Objective, options: EvalOptions, task: Task | None) -> str | None:
+    """The prompt to calibrate with: the task's, for its own prompt; otherwise that with "N/A" for all columns."""
+    if not options.calibrate:
+        return None
+    chooses = objective.needs == "choices" and not objective.compares_with_base
+    check_calibration(objective.name, chooses, options.template)
+    if task is not None and options.template == task.template and task.content_free is not None:
+        return task.content_free
+    return without_content(options.template or "")
+
+
+def _show(summary: dict[str, Any]) -> None:
+    values = {**summary, **summary.get("parts", {})}
+    columns = [name for name in values if name not in ("parts", "model")]  # a model has been typed, and may be long
+    cells = [f"{values[name]:.4f}" if isinstance(values[name], float) else values[name] for name in columns]
+    show_table(columns, [cells])
