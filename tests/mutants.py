@@ -344,7 +344,7 @@ MUTANTS = [
     ),
     Mutant(
         "the majority is an answer that no row offers",
-        "zoreward/bench/running.py",
+        "zoreward/bench/measuring.py",
         "often = [(texts[text], places[place]) for place, text in enumerate(example.candidates)]",
         "often = [places[place] for place in range(len(line))]",
         "tests/test_bench.py -k majority",
