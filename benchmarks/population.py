@@ -44,7 +44,8 @@ def main() -> None:
     with torch.device(device):
         model = OPTForCausalLM._from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     reader = engine_of(model, 1)
-    tokenizer: Any = SimpleNamespace(eos_token_id=2)
+    tokenizer: Any = SimpleNamespace(eos_token_id=None)  # so that no text ends before the others
+    model.generation_config.eos_token_id = None
     prompts = [tuple(torch.randint(10, min(50000, config.vocab_size), (8,)).tolist()) for _ in range(options.prompts)]
     members: list[Member] = [
         (Term(k // 2, sign * 1e-2, LowRank(1)),) for k in range(options.members) for sign in (1, -1)
@@ -58,10 +59,10 @@ def main() -> None:
     def population() -> None:
         first = next(drawn) * len(members)
         some = [tuple(replace(term, seed=first + term.seed) for term in member) for member in members]
-        write(reader, tokenizer, prompts, range(len(prompts)), some, settings, ends=False, stepper=stepper)
+        write(reader, tokenizer, prompts, range(len(prompts)), some, settings, stepper=stepper)
 
     def one_member() -> None:
-        write(reader, tokenizer, prompts, range(len(prompts)), members[:1], settings, ends=False)
+        write(reader, tokenizer, prompts, range(len(prompts)), members[:1], settings)
 
     def plain() -> None:
         ids = torch.tensor(prompts * options.members, device=device)

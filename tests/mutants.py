@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("zoreward", "objectives", "tests", "pyproject.toml")
 # What is broken, by the beginning of its path, and the tests that must notice.
 TESTS = {
-    "zoreward/noise/": "noise kronecker lowrank distributions golden",
+    "zoreward/noise/": "noise rounding kronecker lowrank distributions golden",
     "zoreward/methods/": "methods estimators spsa golden",
     "zoreward/members/check.py": "self_check_measures self_check",
     "zoreward/members/": "self_check_measures self_check members blocks lowrank limits rounded memory cache_name "

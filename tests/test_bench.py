@@ -21,8 +21,8 @@ from rendering import render
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
 from tiny_tokenizers import bpe
 from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
-from zoreward.bench.rows import bench_rows
-from zoreward.bench.running import do_run
+from zoreward.bench.measuring import do_run
+from zoreward.bench.pools import bench_rows
 from zoreward.bench.tuning import Best, adamw_step, batches, loss_of, mean_logprobs
 from zoreward.cli import main
 from zoreward.data import Split, load_task

@@ -108,7 +108,7 @@ def test_ctrl_c_before_step_1(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zoreward.scoring.evaluation.load_tokenizer", interrupted)
-    monkeypatch.setattr("zoreward.trainer.loop.load_tokenizer", interrupted)
+    monkeypatch.setattr("zoreward.trainer.inputs.load_tokenizer", interrupted)
     before = files_in(calls)
     assert main([verb, "accuracy", *(TUNE if verb == "tune" else EVAL)]) == 130
     assert capsys.readouterr() == ("", "interrupted\n")

@@ -14,7 +14,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from conftest import FAMILIES, random_model
 from terms import term_of
 from zoreward import scoring
-from zoreward.cli import running
+from zoreward.cli import ending
 from zoreward.members import (
     adapted,
     bytes_of,
@@ -236,12 +236,12 @@ def test_the_peak_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     summary = {"score": None, "steps": 3, "seconds": 1.0, "output": "run"}
     run = SimpleNamespace(metrics=(), has_moved_by=lambda steps: True)
     monkeypatch.setattr("zoreward.journal.load_run", lambda folder: run)
-    assert running.found_in(trainer, run)["peak_gb"] is None
-    assert "GPU" not in running.sentence_of({**summary, **running.found_in(trainer, run)})
+    assert ending.found_in(trainer, run)["peak_gb"] is None
+    assert "GPU" not in ending.sentence_of({**summary, **ending.found_in(trainer, run)})
     monkeypatch.setattr(scoring, "peak_bytes", lambda device: 1_234_000_000)
-    assert running.found_in(trainer, run)["peak_gb"] == 1.234
-    assert "3 steps in 1.0 s, at most 1.23 GB on the GPU; " in running.sentence_of(
-        {**summary, **running.found_in(trainer, run)}
+    assert ending.found_in(trainer, run)["peak_gb"] == 1.234
+    assert "3 steps in 1.0 s, at most 1.23 GB on the GPU; " in ending.sentence_of(
+        {**summary, **ending.found_in(trainer, run)}
     )
 
 

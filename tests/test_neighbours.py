@@ -642,7 +642,7 @@ def test_typer_gives_the_exit_code_back_and_says_where_a_value_is_from() -> None
     told = f"context.get_parameter_source or find_root().obj are others: {seen} (neighbours/of_typer.py)"
     holds(seen == [(["COMMANDLINE", "DEFAULT", ""], ("words",))], told)
     code = command.main(args=["run", "--many", "4"], prog_name="x", standalone_mode=False)
-    holds(code == 4, "token_normalize_func does not give flags their aliases (cli/options.py)")
+    holds(code == 4, "token_normalize_func does not give flags their aliases (cli/flags.py)")
 
 
 def test_typer_s_usage_errors_have_one_base() -> None:

@@ -249,7 +249,7 @@ def test_replayed_steps_are_those_of_generate(family, tokenizer, calls) -> None:
         update_(model, Update(0.0, members[0], 0))
     assert calls == [True] * 9
     desk = next(iter(by_steps.stepper._desks.values()))
-    assert all(desk._graphs.values())
+    assert desk.graphs.are_captured
 
 
 @needs_gpu

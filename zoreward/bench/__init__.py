@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from zoreward.bench.driver import chosen_rate, finals, run_all, tries
 from zoreward.bench.plan import METHODS, BenchMethod, BenchOptions, Plan, Run, Settings, problem_of, rates_of
+from zoreward.bench.pools import bench_rows, check_plan, check_shots
 from zoreward.bench.results import Results
-from zoreward.bench.rows import bench_rows, check_plan, check_shots
 from zoreward.bench.table import as_csv, as_markdown, draw, lines_of
 
 __all__ = [

@@ -110,7 +110,7 @@ def _plan_for(run: Run, plan: Plan) -> Plan:
 def _do(run: Run, plan: Plan, folder: Path, jobs: int) -> Result:
     from transformers.utils import logging
 
-    from zoreward.bench.running import do_run, threads_for
+    from zoreward.bench.measuring import do_run, threads_for
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

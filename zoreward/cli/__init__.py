@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoreward.cli.flags import canonical, escape
 from zoreward.cli.listings import add_objectives, show_health, show_objectives, show_tasks
-from zoreward.cli.options import canonical, escape
 from zoreward.cli.prepare import quiet_deprecations
 from zoreward.cli.printing import printable_warnings, report, unexpected
 from zoreward.data import load_task

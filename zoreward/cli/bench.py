@@ -32,10 +32,10 @@ from zoreward.bench import (
     tries,
 )
 from zoreward.bench.plan import checked_methods
-from zoreward.cli.options import LARGEST, SMALLEST, command
+from zoreward.cli.flags import LARGEST, SMALLEST, command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report_failure
-from zoreward.cli.rows import refuse_masked
+from zoreward.cli.task_rows import refuse_masked
 from zoreward.config import MOST_SEED
 from zoreward.data import load_task
 from zoreward.data.tasks import Counts

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from zoreward.cli.options import given_options, objective_command
+from zoreward.cli.flags import given_options, objective_command
 from zoreward.cli.prepare import (
     made_objective,
     objective_with_retries,
@@ -17,7 +17,7 @@ from zoreward.cli.prepare import (
     shown_prompts,
 )
 from zoreward.cli.printing import Outcome, show_table
-from zoreward.cli.rows import options_for, scored_rows, with_task
+from zoreward.cli.task_rows import options_for, scored_rows, with_task
 from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content
 from zoreward.records import InputError

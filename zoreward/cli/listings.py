@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from zoreward import __version__
-from zoreward.cli.options import escape
+from zoreward.cli.flags import escape
 from zoreward.cli.printing import json_line, show_table
 from zoreward.data import Task, list_tasks
 from zoreward.neighbours.releases import neighbours, newer_than_tested

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.options import command
+from zoreward.cli.flags import command
 from zoreward.cli.prepare import quiet_transformers
 from zoreward.cli.printing import Outcome, report, show_table, unexpected
 from zoreward.cli.saving import digest_of_rows, save_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.options import command
+from zoreward.cli.flags import command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report
 from zoreward.config import ReplayOptions

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.options import given_options, objective_command, resolved
+from zoreward.cli.ending import (
+    finishing_steps,
+    found_in,
+    interrupted,
+    provenance_of,
+    resume_command,
+    sentence_of,
+    summary_of,
+)
+from zoreward.cli.flags import given_options, objective_command, resolved
 from zoreward.cli.prepare import (
     check_folder,
     made_objective,
@@ -23,16 +32,6 @@ from zoreward.cli.prepare import (
     shown_prompts,
 )
 from zoreward.cli.printing import Outcome, report_failure
-from zoreward.cli.rows import TuningRows, has_dev_rows, options_for, tuning_rows, with_task
-from zoreward.cli.running import (
-    finishing_steps,
-    found_in,
-    interrupted,
-    provenance_of,
-    resume_command,
-    sentence_of,
-    summary_of,
-)
 from zoreward.cli.saving import (
     CONFIG_NAME,
     MODEL_NAME,
@@ -42,6 +41,7 @@ from zoreward.cli.saving import (
     say_why,
     with_findings,
 )
+from zoreward.cli.task_rows import TuningRows, has_dev_rows, options_for, tuning_rows, with_task
 from zoreward.config import (
     DEFAULTED,
     METHOD_DEFAULTS,

@@ -287,6 +287,11 @@ class Replays:
         """Forget all graphs: what they read has another address now."""
         self._graphs.clear()
 
+    @property
+    def are_captured(self) -> bool:
+        """Whether all that was done will be replayed the next time."""
+        return all(self._graphs.values())
+
     def do(self, what: Callable[[], None]) -> None:
         """Do `what`, which goes by its name."""
         name = what.__name__

@@ -20,7 +20,7 @@ from zoreward.neighbours.of_transformers import is_out_of_patience
 from zoreward.records import printable
 
 if TYPE_CHECKING:
-    from zoreward.cli.rows import TuningRows
+    from zoreward.cli.task_rows import TuningRows
     from zoreward.journal import StoredRun
     from zoreward.trainer import ZOTrainer
 
