@@ -1,11 +1,11 @@
-"""Is the rate that a run finds for itself the best one? Beside multiples of it, and beside raw slopes with rates by hand.
+"""Is the rate that a run finds for itself a good one? Beside multiples of it, and raw slopes with rates by hand.
 
     python benchmarks/rates.py --model MODEL --sst2 SST2 --output runs/rates
 
-MODEL is a causal model, SST2 a folder with train.jsonl and dev.jsonl (sentence, label). For each objective, what is tuned
-and seed: `--steps` steps of 64 rows with the ε and the learning rate that are found; with that rate times `--times`; and
-with `normalize=none`, ε as in MeZO, and each of `--rates`. Printed and written down, a line a run: accuracy,
-cross-entropy and AUC of dev rows that chose nothing, before and after, and the seconds.
+MODEL is a causal model, SST2 a folder with train.jsonl and dev.jsonl (sentence, label). For each objective, what is
+tuned and seed: `--steps` steps of 64 rows with the ε and the learning rate that are found; with that rate times
+`--times`; and with `normalize=none`, ε as in MeZO, and each of `--rates`. Printed and written down, a line a run:
+accuracy, cross-entropy and AUC of dev rows that chose nothing, before and after, and the seconds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from zoreward.methods.directions import along
-from zoreward.methods.steps import Method, antithetic_pairs
+from zoreward.methods.steps import Method, SPSAState, antithetic_pairs
 from zoreward.records import Member, Term, to_float32
 
 Normalize = Literal["none", "running", "rms", "zscore", "rank", "sign"]
@@ -46,9 +46,9 @@ class SPSA(Method):
     out. Wherever scores of different directions are compared (all but `none`,
     `running` and `sign`), all members must be scored on the same rows.
 
-    With `running`, v is the mean over steps that had scores, weighted by β^i, i steps ago, β = 0.9. Unlike `rms` it works
-    with a single direction: a steep slope still makes a longer step than a gentle one, and the learning rate is how far
-    a usual step moves the weights along its direction (MEAZO, 2026, arXiv 2605.03869).
+    With `running`, v is the mean over steps that had scores, weighted by β^i, i steps ago, β = 0.9. Unlike `rms` it
+    works with a single direction: a steep slope still makes a longer step than a gentle one, and the learning rate is
+    how far a usual step moves the weights along its direction (MEAZO, 2026, arXiv 2605.03869).
 
     Other methods are settings of this one; docs/methods.md has the table.
 

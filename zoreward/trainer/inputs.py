@@ -40,7 +40,7 @@ from zoreward.scoring import (
     with_base,
 )
 from zoreward.trainer.drift import check_drift, keeps_base
-from zoreward.trainer.options import completed, method_of
+from zoreward.trainer.options import completed, finds_rate, method_of
 from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Given:
     Args:
         args: completed options.
         eps_given: whether ε was among them.
+        finds_rate: whether ε and the learning rate are to be found.
         objective: what is tuned on, with its timeouts and retries.
         adapter: whether an adapter is tuned.
         head: what the model gives for a row.
@@ -94,6 +95,7 @@ class Given:
 
     args: ZOConfig
     eps_given: bool
+    finds_rate: bool
     objective: Objective
     adapter: bool
     head: Head
@@ -126,7 +128,8 @@ def all_given(
         ZorewardError: something does not fit together; the hint says what to do.
     """
     objective, adapter = with_retries(objective, part_of(Rewarding, args)), tunes_adapter(model, args, peft_config)
-    eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter)
+    finds = finds_rate(args, objective.needs, compares_with_base=objective.compares_with_base)
+    eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
     method_of(args)  # what is wrong with its options is told before rows are read
     generation = generation_of(args, args.seed)
     check_drift(args)
@@ -145,7 +148,7 @@ def all_given(
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
     warn_about_classes(objective, examples, args.per_device_train_batch_size * args.gradient_accumulation_steps)
-    return Given(args, eps_given, objective, adapter, head, tokenizer, generation, make, examples, eval_examples)
+    return Given(args, eps_given, finds, objective, adapter, head, tokenizer, generation, make, examples, eval_examples)
 
 
 def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows: Sequence[dict[str, Any]]) -> Head:

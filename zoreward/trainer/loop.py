@@ -43,6 +43,7 @@ from zoreward.trainer.inputs import (
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
 from zoreward.trainer.options import ZOConfig, family_of_run, method_of
+from zoreward.trainer.radius import Found, found_rate
 from zoreward.trainer.ready import checked_memory, eps_that_shows, ready_model
 from zoreward.trainer.resuming import (
     count_patience,
@@ -110,6 +111,7 @@ class ZOTrainer(Trainer):
         drift: the `Drift` that says how far the run has moved, or None.
         kept_step: after how many steps the model stands, once a run is over: its last, or the best one with
             `load_best_model_at_end`.
+        found: the ε and the learning rate that were `Found` when the run began, or None.
         last_step: the `StepRecord` of the last step, or None; `last_rows` and `last_scored`: what it was scored on, and
             what each member was worth and wrote.
 
@@ -173,6 +175,7 @@ class ZOTrainer(Trainer):
             eval_examples = eval_examples and with_base(as_evaluated, eval_examples)
         self.drift = drift_of(self.ready.model, args, eval_examples or examples)
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
+        self.found: Found | None = None
         self.keeper, self._window = Keeper(), Window()
         self.header: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
@@ -515,6 +518,7 @@ class ZOTrainer(Trainer):
         """Open a journal in a folder that has none."""
         if self.method_state.step:
             raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
+        self._find_rate()
         self.header = self._header()
         try:
             self.run.journal = Journal(self.args.output_dir, self.header)
@@ -529,6 +533,24 @@ class ZOTrainer(Trainer):
         for log in self.state.log_history:  # scored before step 1
             if "eval_score" in log:
                 self._write_evaluation(log["step"], log)
+
+    def _find_rate(self) -> None:
+        """Find ε and the learning rate where nobody gave the rate, and make the method anew."""
+        if not self.given.finds_rate:
+            return
+        generation = self.given.generation if self.objective.needs == "completions" else None
+        steps = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps
+        needs, engine = self.objective.needs, self.scorer.engine
+        self.found = found_rate(engine, self.method, self.run.rows, needs, steps=steps, generation=generation)
+        (logger.info if self.found.sure else logger.warning)("%s", self.found)
+        self._take_rate(self.found.eps, self.found.learning_rate, self.args.normalize)
+
+    def _take_rate(self, eps: float, learning_rate: float, normalize: str | None) -> None:
+        """Go on with an ε, unless it was given, and a learning rate."""
+        args = self.args
+        args.eps = args.eps if self.given.eps_given else eps
+        args.learning_rate, args.normalize = learning_rate, normalize
+        self.run.method = method_of(args, rows=len(self.run.rows), blocks=len(set(self.ready.tuned.blocks.values())))
 
     def _keep_start(self) -> None:
         """Save the prefix that the run begins with, where it is one that the run made."""
@@ -570,9 +592,12 @@ class ZOTrainer(Trainer):
         if (opened := reopen(folder)) is None:
             return 0
         self.run.journal, stored = opened
-        if stored is not None and "rows" not in stored.header["method"]:  # its zoreward divided by less than half a row
-            self.run.method = replace(self.method, rows=0)
         try:
+            if stored is not None and self.given.finds_rate:  # what was found then, whichever machine this is
+                of_method, rate = stored.header["method"], stored.header["config"].get("learning_rate")
+                self._take_rate(of_method["eps"], rate or of_method["lr"], of_method.get("normalize"))
+            if stored is not None and "rows" not in stored.header["method"]:  # then divided by less than half a row
+                self.run.method = replace(self.method, rows=0)
             self.header = self._header()
             try:
                 if stored is not None:
@@ -582,6 +607,8 @@ class ZOTrainer(Trainer):
                     raise
                 stored = None
             if stored is None:  # nothing of it is done
+                self._find_rate()
+                self.header = self._header()
                 self.run.journal.begin(self.header)
             if stored is None or not stored.n_steps:  # a kill may have come between the header and the prefix
                 self._keep_start()

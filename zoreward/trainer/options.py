@@ -24,9 +24,10 @@ _SAVING = ("activation_checkpointing", "gradient_checkpointing")
 class ZOConfig(ZOArguments, TrainingArguments):
     """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
 
-    Some defaults are not those of TrainingArguments, because MeZO's are others: a constant learning rate of 1e-6,
-    1,000 steps of 16 rows (unless max_steps or num_train_epochs is given), no clipping. For objectives of text they
-    are: 16 low-rank directions, ε 1e-2, a learning rate of 3e-3, differences over their rms. Each step scores all rows
+    Some defaults are not those of TrainingArguments: 1,000 steps of 16 rows (unless max_steps or num_train_epochs is
+    given), a constant learning rate, no clipping; for objectives of text 16 low-rank directions, differences over their
+    rms. Where no learning rate is given, ε and the rate are found before step 1, for objectives of choices and of text
+    (see `zoreward.trainer.radius`); for others they are MeZO's, ε 1e-3 and 1e-6. Each step scores all rows
     of all its accumulated batches together. The journal is the checkpoint: what is saved besides is one snapshot of the
     weights, for a quick resume. By default it is written when it costs little; every `save_steps` steps; with each new
     best score (`save_strategy="best"`); or never (`"no"`).
@@ -129,9 +130,29 @@ def _with_warmup(schedule: Any) -> Any:
 LEAST_BLOCKS = 2
 
 
-def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
+# Where the first look for ε stands, by what is tuned: near what was found there.
+FIRST_EPS = {"full": 1e-2, "lora": 5e-2, "prefix": 1e-1}
+
+
+def finds_rate(args: ZOConfig, needs: str, *, compares_with_base: bool = False) -> bool:
+    """Whether ε and the learning rate of a run are found before step 1, as nobody gave the rate.
+
+    >>> finds_rate(ZOConfig("run", use_cpu=True), "choices"), finds_rate(ZOConfig("run", use_cpu=True), "likelihood")
+    (True, False)
+    """
+    alike = needs in ("choices", "completions") and not compares_with_base
+    return args.learning_rate is None and args.normalize is None and alike and args.method != "svrg"
+
+
+def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool = False) -> ZOConfig:
     """Return the options with the defaults of their method, and else those that fit what the objective needs and what
     is tuned.
+
+    Args:
+        args: the options.
+        needs: what the objective needs.
+        adapter: whether an adapter is tuned.
+        finds: see `finds_rate`: ε is then where the first look stands, and slopes are divided by their running rms.
 
     Raises:
         InputError: there is no such method, or directions of every weight are to have a rank.
@@ -143,7 +164,11 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False) -> ZOConfig:
     named(args.method)  # there is such a method
     what = "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
     rank = args.rank
-    for name, value in defaults_of(args.method, "text" if needs == "completions" else "answers", what).items():
+    defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", what)
+    if finds:
+        defaults["eps"] = FIRST_EPS[what]
+        defaults["normalize"] = {"none": "running"}.get(defaults["normalize"], defaults["normalize"])
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if rank is not None and not has_rank(args.noise):
