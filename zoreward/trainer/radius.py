@@ -64,8 +64,8 @@ class Found:
                 "(nats), and no distance by as much as it should. Better give --eps and --lr."
             )
         return (
-            f"found: eps {self.eps:g}, learning rate {self.learning_rate:g}. Random moves of {self.radius:.2g} change "
-            f"{what} by {self.nats:g} nats, and {len(self.looks)} looks were needed."
+            f"found: eps {self.eps:g}, learning rate {self.learning_rate:g} (where weights move at random by "
+            f"{self.radius:.2g}, {what} changes by {self.nats:g} nats)"
         )
 
 

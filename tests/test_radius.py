@@ -1,0 +1,182 @@
+"""Contract under test: ε and the learning rate that a run finds follow from what random moves change, slowly measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from conftest import random_model
+from zoreward.journal import load_run
+from zoreward.journal.replaying import replay
+from zoreward.methods import SPSA
+from zoreward.noise import canonical_name, definition, stream_of
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+WORDS = "good bad great awful lovely dull fine poor rich flat warm cold".split()
+ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)]
+CHOICES = {"template": "{text} it was", "choices": [" not", " very"]}
+
+
+def made(folder: Path, tokenizer: PreTrainedTokenizerBase, objective: Any = "neg-cross-entropy", **changes: Any) -> Any:
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, **CHOICES, **changes}
+    args = ZOConfig(str(folder), use_cpu=True, disable_tqdm=True, **settings)
+    model = random_model("llama", 1)
+    return ZOTrainer(model, objective=objective, args=args, train_dataset=ROWS, processing_class=tokenizer)
+
+
+def change_by_hand(trainer: Any, radius: float, directions: int) -> float:
+    """KL between the two answers of θ and of θ + r z, the shift that all rows share aside: by moving whole copies."""
+    model = random_model("llama", 1).eval()
+    tokens = [example.prompt_tokens for example in trainer.train_dataset]
+    answers = [tokens[0] for tokens in trainer.train_dataset[0].candidate_tokens]
+    named = {canonical_name(name): weight.data for name, weight in model.named_parameters()}
+    base = {name: weight.clone() for name, weight in named.items()}
+
+    def margins() -> np.ndarray:
+        with torch.no_grad():
+            logits = [model(torch.tensor([prompt])).logits[0, -1, answers].double() for prompt in tokens]
+        return np.array([float(row[1] - row[0]) for row in logits])
+
+    before, changes = margins(), []
+    for number in range(directions):
+        for name, weight in named.items():
+            z = definition.normal(10_000 + number, stream_of(name), 0, weight.numel())
+            weight.copy_(base[name] + radius * torch.from_numpy(z).view_as(weight))
+        shift = margins() - before
+        p, q = (1 / (1 + np.exp(-m)) for m in (before, before + shift - shift.mean()))
+        changes.append(float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()))
+    return float(np.mean(changes))
+
+
+def test_random_moves_of_the_radius_change_a_choice_by_as_much_as_said(tmp_path: Path, tokenizer: Any) -> None:
+    trainer = made(tmp_path, tokenizer)
+    trainer.train()
+    found = trainer.found
+    assert found.sure and found.nats == 0.01
+    # KL grows with the square of the radius. The mean of 8 directions scatters by a quarter or so here, that of 64
+    # others by less: a factor of 2 is four standard errors.
+    assert 0.005 < change_by_hand(trainer, found.radius, 64) < 0.02
+    # As many steps as there are, of one direction: signs that mean nothing lead 1.5 radii away.
+    assert found.eps == found.radius
+    assert math.isclose(found.learning_rate * math.sqrt(4), 1.5 * found.radius, rel_tol=0.005)
+
+
+def test_a_text_loses_as_much_of_its_log_probability_as_said(tmp_path: Path, tokenizer: Any) -> None:
+    def length(completions: list[str], **columns: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    trainer = made(tmp_path, tokenizer, length, choices=None, max_completion_length=6, num_directions=4)
+    trainer.train()
+    found = trainer.found
+    assert found.nats == 0.2 and found.sure
+    eps, loss = found.looks[-1]
+    assert 0.25 <= loss / 0.2 * (found.radius / eps) ** 2 <= 4
+    assert math.isclose(found.learning_rate, 1.5 * found.radius * math.sqrt(4 / 4), rel_tol=0.005)
+
+
+def test_what_is_given_is_kept(tmp_path: Path, tokenizer: Any) -> None:
+    given_rate = made(tmp_path / "rate", tokenizer, learning_rate=1e-4)
+    given_rate.train()
+    assert given_rate.found is None and (given_rate.args.eps, given_rate.method.normalize) == (1e-3, "none")
+    given_eps = made(tmp_path / "eps", tokenizer, eps=3e-3)
+    given_eps.train()
+    assert given_eps.method.eps == 3e-3 and given_eps.args.learning_rate == given_eps.found.learning_rate
+    of_likelihood = made(tmp_path / "likelihood", tokenizer, "log-likelihood", choices=None, answer=" {text}")
+    assert not of_likelihood.given.finds_rate and of_likelihood.args.learning_rate == 1e-6
+
+
+@pytest.mark.parametrize("method", ["sign", "es", "fzoo", "lozo", "bcd", "sparse", "momentum"])
+def test_every_method_gets_a_rate_by_which_its_steps_lead_as_far(method: str, tmp_path: Path, tokenizer: Any) -> None:
+    """The root of the sum of squared coefficients is how far the run's directions led, were they unrelated."""
+    steps = 40
+    options = {"blocks": 2} if method == "bcd" else {}
+    trainer = made(tmp_path, tokenizer, method=method, max_steps=steps, **options)
+    trainer.train()
+    terms = [term for record in load_run(tmp_path).records() for term in record.update.terms]
+    if method == "momentum":  # a direction comes back with each of ten steps
+        by_seed: dict[int, float] = {}
+        for term in terms:
+            by_seed[term.seed] = by_seed.get(term.seed, 0.0) + term.coefficient
+        moved = math.sqrt(sum(value**2 for value in by_seed.values()))
+    else:
+        moved = math.sqrt(sum(term.coefficient**2 for term in terms))
+    blocks = math.sqrt(2) if method == "bcd" else 1
+    # Scores of real rows: their spread differs from step to step, and FZOO's members share the noise of the base.
+    assert 0.5 < moved / (1.5 * trainer.found.radius * blocks) < 2
+
+
+def test_a_run_goes_on_with_what_it_found(tmp_path: Path, tokenizer: Any) -> None:
+    whole = made(tmp_path / "whole", tokenizer, max_steps=6)
+    whole.train()
+    begun = made(tmp_path / "parts", tokenizer, max_steps=6)
+
+    class Stop(Exception):
+        pass
+
+    def fail(step: Any) -> None:
+        if step.record.step == 3:
+            raise Stop
+
+    done = begun.run.journal_and_apply
+    begun.run.journal_and_apply = lambda step: (fail(step), done(step))  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        begun.train()
+    resumed = made(tmp_path / "parts", tokenizer, max_steps=6)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.found is None and resumed.method == whole.method
+    for (name, weight), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    header = json.loads((tmp_path / "parts" / "journal.jsonl").read_text().splitlines()[0])
+    assert header["method"]["eps"] == whole.found.eps and header["config"]["learning_rate"] == whole.found.learning_rate
+    model = random_model("llama", 1)
+    replay(tmp_path / "parts", model)
+    for (name, weight), other in zip(whole.model.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+
+
+def test_answers_that_do_not_change_are_told(tmp_path: Path, tokenizer: Any, caplog: Any) -> None:
+    same = [{"text": "good film", "label": n % 2} for n in range(8)]  # all rows move alike
+    args = ZOConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=1, **CHOICES)
+    trainer = ZOTrainer(
+        random_model("llama"), objective="neg-cross-entropy", args=args, train_dataset=same, processing_class=tokenizer
+    )
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert not trainer.found.sure and trainer.args.learning_rate > 0
+    assert "are guesses" in caplog.text and "--lr" in caplog.text
+
+
+def test_slopes_over_their_running_rms_are_the_formula() -> None:
+    """w = g / √v, v the weighted mean of mean_k g² with weights 0.9^age over the steps that have scores."""
+    method = SPSA(eps=0.5, lr=0.1, seed=3, num_directions=2, normalize="running")
+    state, told = method.init(), []
+    scores = ([0.3, 0.1, 0.2, 0.4], [0.5, 0.5, 0.5, 0.5], [math.nan, 0.1, 0.2, 0.3], [9.0, 1.0, 2.0, 7.0])
+    for step, scored in enumerate(scores):
+        update, state = method.tell(state, method.ask(state), scored)
+        slopes = [scored[0] - scored[1], scored[2] - scored[3]]  # over 2ε = 1
+        if not any(map(math.isnan, scored)):
+            told.append(sum(slope**2 for slope in slopes) / 2)
+        weights = [0.9**age for age in range(len(told))][::-1]
+        rms = math.sqrt(sum(w * v for w, v in zip(weights, told, strict=True)) / sum(weights))
+        silent = any(map(math.isnan, scored)) or not any(slopes)
+        expected = [] if silent else [0.1 * slope / rms / 2 for slope in slopes]
+        assert np.allclose([term.coefficient for term in update.terms], expected, rtol=1e-6), step
+    assert (state.silent, state.unscored) == (2, 1)
+
+
+def test_the_scale_of_the_scores_does_not_matter_to_running_slopes() -> None:
+    method, updates = SPSA(eps=0.5, lr=0.1, normalize="running"), []
+    for scale in (1.0, 1024.0):
+        state, terms = method.init(), []
+        for scores in ([0.25, 0.125], [0.5, 0.75], [0.5, 0.375]):
+            update, state = method.tell(state, method.ask(state), [scale * score for score in scores])
+            terms.append(update.terms)
+        updates.append(terms)
+    assert updates[0] == updates[1]
