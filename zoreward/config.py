@@ -313,7 +313,9 @@ class Tuning:
         default=None, help=f"Rank of low-rank directions. {_default_in_words('rank', '1')}", most=MOST_RANK
     )
     eps: float | None = setting(
-        default=None, help=f"ε, the distance of members from the weights along a direction. {_default_in_words('eps')}"
+        default=None,
+        help="ε, the distance of members from the weights along a direction. Default: found before step 1, as the "
+        f"learning rate is. Where that is given: {_default_in_words('eps').removeprefix('Default: ')}",
     )
     num_directions: int | None = setting(
         default=None,
@@ -324,7 +326,9 @@ class Tuning:
         default=None, help="Add a direction after every so many steps. Default: never.", least=1
     )
     normalize: Literal["none", "running", "rms", "zscore", "rank", "sign"] | None = setting(
-        default=None, help=f"How differences of scores are normalised, with spsa. {_default_in_words('normalize')}"
+        default=None,
+        help="How differences of scores are normalised, with spsa. Default: running where the learning rate is found; "
+        f"else {_default_in_words('normalize').removeprefix('Default: ')}",
     )
     momentum: float | None = setting(
         default=None, help=f"β: earlier steps count too, weighted by β, β², … {_default_in_words('momentum', '0')}"
@@ -533,7 +537,10 @@ class Steps:
         default=1, help="Batches a step; their rows are scored together.", least=1
     )
     learning_rate: float | None = setting(
-        default=None, help=f"Learning rate. {_default_in_words('learning_rate')}", flag="--lr"
+        default=None,
+        help="Learning rate. Default: found before step 1, from how far the weights may move at random; for preferences, "
+        f"log-likelihoods and svrg {_default_in_words('learning_rate').removeprefix('Default: ')}",
+        flag="--lr",
     )
     lr_scheduler_type: str = setting(
         default="constant", help="How the learning rate changes: constant, linear, cosine, …"
