@@ -1,4 +1,4 @@
-"""Contract under test: ε and the learning rate that a run finds follow from what random moves change, slowly measured."""
+"""Contract under test: the ε and the learning rate that a run finds follow from what random moves change."""
 
 from __future__ import annotations
 

@@ -538,8 +538,8 @@ class Steps:
     )
     learning_rate: float | None = setting(
         default=None,
-        help="Learning rate. Default: found before step 1, from how far the weights may move at random; for preferences, "
-        f"log-likelihoods and svrg {_default_in_words('learning_rate').removeprefix('Default: ')}",
+        help="Learning rate. Default: found before step 1, from how far the weights may move at random; for "
+        f"preferences, log-likelihoods and svrg {_default_in_words('learning_rate').removeprefix('Default: ')}",
         flag="--lr",
     )
     lr_scheduler_type: str = setting(
