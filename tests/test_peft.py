@@ -25,6 +25,7 @@ from conftest import random_model
 from terms import term_of
 from zoreward import replay
 from zoreward.cli import main
+from zoreward.config import defaults_of
 from zoreward.members import (
     adapted,
     adapter_options,
@@ -377,7 +378,9 @@ def test_an_adapter_of_members_that_write_is_tuned(tmp_path, tokenizer):
 
 
 def test_defaults_for_an_adapter(tmp_path, tokenizer):
-    run = trainer(tmp_path, tokenizer, random_model("llama"), tune="lora", eps=None, learning_rate=None)
+    run = trainer(
+        tmp_path, tokenizer, random_model("llama"), tune="lora", eps=None, learning_rate=None, normalize="none"
+    )
     assert (run.method.eps, run.method.lr, run.method.rank) == (1e-2, 1e-4, 0)
 
 
@@ -417,10 +420,12 @@ def test_merged_is_a_copy_with_the_adapter_in_its_weights(tmp_path):
     ("method", "eps", "rate"), [("sparse", 1e-2, 1e-4), ("bcd", 1e-2, 1e-4), ("es", 5e-3, 1e-2 / 3)]
 )
 def test_a_method_on_an_adapter_has_its_radius_and_rate(method, eps, rate, tmp_path, tokenizer):
-    args = ZOConfig(str(tmp_path), use_cpu=True, tune="lora", method=method, **PROMPT)
+    defaults = defaults_of(method, "answers", "lora")
+    assert (defaults["eps"], defaults["learning_rate"]) == (pytest.approx(eps), pytest.approx(rate))
+    args = ZOConfig(str(tmp_path), use_cpu=True, tune="lora", method=method, learning_rate=rate, **PROMPT)
     model = random_model("llama")
     run = ZOTrainer(model, objective="accuracy", args=args, train_dataset=ROWS, processing_class=tokenizer)
-    assert (run.method.eps, run.method.lr) == (pytest.approx(eps), pytest.approx(rate))
+    assert (run.method.eps, run.method.lr) == (pytest.approx(eps), rate)
     limits = run.ready.tuned.limits
     assert bool(limits) == (method == "sparse")
     assert all((limit > 1e38) == (".lora_B." in name) for name, limit in limits.items())

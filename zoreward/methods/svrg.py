@@ -34,7 +34,9 @@ class SVRGState(SPSAState):
     before: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "past", tuple(map(tuple, self.past)))
+        super(
+            SVRGState, self
+        ).__post_init__()  # a slotted dataclass is another class than the one in which it is written
         object.__setattr__(self, "slopes", tuple(self.slopes))
 
 

@@ -29,7 +29,7 @@ WEIGHT_RMS = {"zscore": math.sqrt(0.5), "rank": math.sqrt(1 / 24)}
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
 # tokens. Of 300 steps of 64 rows that is some 2 % of the forward passes.
 DIRECTIONS, ROWS, TEXTS, TOKENS = 8, 64, 16, 64
-MOST_LOOKS = 8
+MOST_LOOKS, MOST_GROWTH = 8, 100  # farther out, half precision overflows before answers move
 # Keeps the seeds of these directions apart from those of steps, rounding, adapters and heads.
 RADIUS_INDEX = 2**64 - 5
 
@@ -105,7 +105,7 @@ def found_rate(
         change, nats = _change_of_choices(engine, examples[:ROWS]), ANSWER_NATS
     terms = _directions_of(method)
     eps, looks, sure = method.eps, list[tuple[float, float]](), False
-    while not sure and len(looks) < MOST_LOOKS:
+    while not sure and len(looks) < MOST_LOOKS and eps <= MOST_GROWTH * method.eps:
         moved = change([(replace(z, coefficient=eps),) for z in terms])
         looks.append((eps, moved))
         radius = eps * min(max(math.sqrt(nats / moved), 1 / 30), 30.0) if moved > 0 else 3 * eps
@@ -169,6 +169,8 @@ def _change_of_texts(engine: Engine, examples: Sequence[Example], generation: Ge
     prompts = [Request(example.prompt_tokens, ()) for example in examples]
     [[texts]] = list(engine.generate([((), prompts)], short))
     requests = [Request(prompt.prompt, text.tokens) for prompt, text in zip(prompts, texts, strict=True) if text.tokens]
+    if not requests:  # it writes nothing, so nothing can be said of it
+        return lambda members: 0.0
     lengths = np.array([len(request.target) for request in requests])
     [before_R] = engine.logprobs([((), requests)])
 
