@@ -17,8 +17,7 @@ from zoreward.kernels.launching import launched_on
 from zoreward.kernels.subspaces import Subspaces, Weight, matrices_of
 from zoreward.kernels.tables import Group, Known, Table, table_of
 from zoreward.neighbours.of_torch import copy_all_
-from zoreward.noise import DISTRIBUTIONS, LowRank, Subspace
-from zoreward.noise.factors import FACTOR_A, FACTOR_B
+from zoreward.noise import DISTRIBUTIONS, Purpose
 from zoreward.records import Member, Term, Update
 
 # Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
@@ -202,9 +201,10 @@ class Kernels:
         drawn = torch.empty(size * sum(ranks), device=device)
         lines: dict[tuple[int, int], list[list[int]]] = {}
         for term, family, begin in zip(terms, families, begins, strict=True):
-            if isinstance(family, LowRank):
+            if not family.has_bases:
                 key = family.rank, DISTRIBUTIONS.index(family.distribution)
-                lines.setdefault(key, []).append([*family.seeds(term.seed), family.rank, begin])
+                seeds = [draw.seed for draw in family.draws(term.seed, (1, 1))]
+                lines.setdefault(key, []).append([*seeds, family.rank, begin])
         for (rank, distribution), same in lines.items():
             table, _ = tables[rank]
             for units, _ in table.parts:
@@ -214,12 +214,12 @@ class Kernels:
                         table.lines, units, script, drawn, DISTRIBUTION=distribution, UNIT=self._copy_unit,
                         **self._options,
                     )  # fmt: skip
-        if not any(isinstance(family, Subspace) for family in families):
+        if not any(family.has_bases for family in families):
             return drawn, begins, size
         matrices = matrices_of(weights)
         self._subspaces.hold(matrices, terms, device)
         for term, rank, begin in zip(terms, ranks, begins, strict=True):
-            if isinstance(term.family, Subspace):
+            if term.family.has_bases:
                 pairs = self._subspaces.factors(matrices, term, device)
                 room = drawn[begin : begin + size * rank]
                 if in_lines:
@@ -279,7 +279,7 @@ class Kernels:
             sides = [
                 (weight.shape[side], stream, purpose)
                 for weight, stream in weights
-                for side, purpose in enumerate((FACTOR_A, FACTOR_B))
+                for side, purpose in enumerate((Purpose.FACTOR_A, Purpose.FACTOR_B))
             ]
             for length, stream, purpose in [*sides[::2], *sides[1::2]] if in_lines else sides:
                 lines.append([0, length * rank, stream, 0, place * rank, purpose, 0, 0, 0])

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoreward.noise import canonical_name, derive_seed, stream_of
+from zoreward.noise import Purpose, canonical_name, derive_seed, stream_of
 from zoreward.noise import definition as noise
-from zoreward.noise.seeds import FIRST_WEIGHTS
 
 # Keeps the seed of a head's first weights apart from those of an adapter, and of a step.
 HEAD_INDEX = 2**64 - 4
@@ -81,5 +80,5 @@ def draw_head_(model: nn.Module, names: Iterable[str], seed: int, spread: float)
                 weight.zero_()
             continue
         stream = stream_of(name)
-        first = noise.normal(own, stream, 0, weight.numel(), FIRST_WEIGHTS) * np.float32(spread)
+        first = noise.normal(own, stream, 0, weight.numel(), Purpose.FIRST_WEIGHTS) * np.float32(spread)
         weight.copy_(torch.from_numpy(first).view(weight.shape))

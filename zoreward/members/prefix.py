@@ -11,9 +11,8 @@ from torch import nn
 from zoreward.neighbours.of_peft import prefix_encoder, prefix_shape, quiet_peft, reshapes_prefixes_of
 from zoreward.neighbours.of_torch import hooks_before_forward
 from zoreward.neighbours.of_transformers import CACHE_NAMES, cache_argument, cache_of, keys_and_values
+from zoreward.noise import Purpose, stream_of
 from zoreward.noise import definition as noise
-from zoreward.noise import stream_of
-from zoreward.noise.seeds import FIRST_WEIGHTS
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def with_prefix(model: nn.Module, seed: int) -> PeftModel:
     config: Any = model.config
     name, size = type(model).__name__, model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     device = next(model.parameters()).device
-    words = noise.words(seed, stream_of("prefix"), 0, PREFIX_TOKENS, FIRST_WEIGHTS)
+    words = noise.words(seed, stream_of("prefix"), 0, PREFIX_TOKENS, Purpose.FIRST_WEIGHTS)
     tokens = torch.tensor([[int(word) % size for word in words]], device=device)
     layers = keys_and_values(cache_of(model(input_ids=tokens, use_cache=True)))
     problem = InputError(f"{name} takes no prefix: its cache is not plain attention's", hint="Take tune=lora.")
