@@ -373,7 +373,7 @@ def product(
 ) -> torch.Tensor:
     """x·weight + bias + (x·b)aᵀ, member by member."""
     if a.shape[-1] == 1 and RULED.triton and x.dtype == weight.dtype and not torch.is_grad_enabled():
-        from zoreward.kernels.correction import corrected
+        from zoreward.kernels.triton_layers import corrected
 
         RULED.corrected += 1
         flat = x.contiguous().view(-1, x.shape[-1])
@@ -402,7 +402,7 @@ def norm_rule(find: Find, x: Any, shape: Any, weight: Any = None, bias: Any = No
     count = len(seen.reads.members)
     usable = seen.reads.keeps and tuple(shape) == x.shape[-1:] and not torch.is_grad_enabled()
     if RULED.triton and usable:
-        from zoreward.kernels.norm import layer_norm
+        from zoreward.kernels.triton_layers import layer_norm
 
         biases = bias if bias is None else [bias] * count if own_bias is None else own_bias.stacked.unbind()
         y = layer_norm(x, seen.stacked.unbind(), biases, eps, count)

@@ -163,7 +163,7 @@ class Grouping:
 
     def _norm(self, owner: Any, slots: tuple[Slot, ...], x: torch.Tensor) -> torch.Tensor | None:
         """What F.layer_norm computes over the last dimension; None where it is to be done member by member."""
-        from zoreward.kernels.norm import layer_norm
+        from zoreward.kernels.triton_layers import layer_norm
 
         keys = {slot.key: id(slot.weight) for slot in slots}
         weights, biases = (

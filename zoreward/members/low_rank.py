@@ -266,7 +266,7 @@ def _product(
 ) -> torch.Tensor:
     weight: torch.Tensor = owner.weight.mT if transposed else owner.weight
     if a.shape[-1] == 1 and _fused(x, weight) and not getattr(plain, "gives_float32", False):
-        from zoreward.kernels.correction import corrected
+        from zoreward.kernels.triton_layers import corrected
 
         y = corrected(x.view(-1, x.shape[-1]), weight, owner.bias, a.squeeze(-1), b.squeeze(-1))
         return y.view(*x.shape[:-1], -1)
