@@ -99,13 +99,14 @@ class Grouping:
             if is_norm and self._can_write_into(args, kwargs) and (y := self._norm(owner, slots, args[0])) is not None:
                 return y
             outputs = []
+            alone = len(args) + len(kwargs) == 1
             try:
                 for first in range(0, len(self.members), at_once):
                     copies = self._copies_of(slots, made, first, at_once)
                     for member in range(first, min(first + at_once, len(self.members))):
                         self.current = member
                         with filled(slots, lambda slot: copies[id(slot.weight)][member - first]):  # noqa: B023 (at once)
-                            outputs.append(plain_forward(*self._part(args), **self._part(kwargs)))
+                            outputs.append(plain_forward(*self._part(args, alone), **self._part(kwargs, alone)))
                     copies = {}  # given back before the next are made
             finally:
                 self.current = None
@@ -187,21 +188,25 @@ class Grouping:
                 copies[key] = self._kept[key] if whole else self._kept[key][first : first + count]
         return copies
 
-    def _part(self, value: Any) -> Any:
+    def _part(self, value: Any, alone: bool) -> Any:
         """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
 
         A length that merely happens to be divisible by M says nothing, so only the lengths of the model's own call
-        count.
+        count. Where a row has as many tokens as the call has rows, whole numbers in one dimension are the positions of
+        a row's tokens, which all rows share: BART's decoder hands them to its table. Unless they stand `alone`: a
+        module needs something of each row.
         """
         if isinstance(value, torch.Tensor):
             if value.ndim == 0 or value.shape[0] not in self.lengths:
+                return value
+            if value.ndim == 1 and not alone and self.tokens == self.rows**2 and not value.is_floating_point():
                 return value
             assert self.current is not None
             share = value.shape[0] // len(self.members)
             return value[self.current * share : (self.current + 1) * share]
         if type(value) in (tuple, list):
-            return type(value)(self._part(item) for item in value)
-        return {key: self._part(item) for key, item in value.items()} if type(value) is dict else value
+            return type(value)(self._part(item, alone) for item in value)
+        return {key: self._part(item, alone) for key, item in value.items()} if type(value) is dict else value
 
     def _joined(self, outputs: list[Any]) -> Any:
         first = outputs[0]
