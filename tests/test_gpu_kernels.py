@@ -27,7 +27,7 @@ from terms import term_of
 from zoreward.kernels import cpu, tables
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members import Tuned, grouping, in_blocks, low_rank, members_at, tuned_weights, updates_
-from zoreward.members.grouping import perturbed_copies
+from zoreward.members.copies import perturbed_copies
 from zoreward.records import Member, Term, Update
 
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")

@@ -21,7 +21,6 @@ MANY_PARAMETERS = {
 }
 SAME_FILE_NAMES = {
     "drift.py": 2,
-    "memory.py": 2,
 }
 # Private names of other libraries outside of zoreward/neighbours: on how many lines.
 NEIGHBOURS_PRIVATE_NAMES = {

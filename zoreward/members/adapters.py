@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoreward.members.prefix import feed_prefix, prefix_weight
+from zoreward.members.new_weights import feed_prefix, prefix_weight
 from zoreward.neighbours.of_peft import (
     adapter_kind,
     adapter_layers,

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from zoreward.members.blocks import slots_by_members
-from zoreward.members.hooked import gives_float32, has_other_forward, plain_forward_of
-from zoreward.members.limits import kept
-from zoreward.members.thin import thin_product
-from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of, has_triton
-from zoreward.neighbours.of_torch import weights_in
+from zoreward.members.copies import Factors, filled, perturbed_copies
+from zoreward.members.forwards import gives_float32, has_other_forward, plain_forward_of, thin_product
+from zoreward.members.tuned import Kernels, Slot, bytes_of, has_triton
 from zoreward.records import InputError, Member
-
-if TYPE_CHECKING:
-    from zoreward.members.low_rank import Factors
 
 
 class Grouping:
@@ -230,42 +223,3 @@ class Grouping:
 def members_at_once(slots: Iterable[Slot], scratch_bytes: int) -> int:
     """Return at how many members the slots' weights are copied in one pass."""
     return max(1, scratch_bytes // max(1, bytes_of(slot.weight for slot in slots)))
-
-
-def perturbed_copies(
-    slots: Iterable[Slot],
-    members: Sequence[Member],
-    kernels: Kernels,
-    into: Mapping[int, list[torch.Tensor]] | None = None,
-) -> dict[int, list[torch.Tensor]]:
-    """Return the copies of the slots' weights at each member, by the weight's id.
-
-    Args:
-        slots: none of which has a limit or a block, if there is an `into`.
-        members: M members.
-        kernels: by device.
-        into: what an earlier call gave for these slots and as many members: to be written over and returned.
-    """
-    slot_of = {id(slot.weight): slot for slot in slots}
-    found = {
-        id(weight): [kept(weight, copy, slot_of[id(weight)].limit) for copy in copies]
-        for own, some in slots_by_members(slot_of.values(), members)
-        for kernel, weights in by_kernel([(slot.weight, slot.stream) for slot in some], kernels)
-        for there in [into and [into[id(weight)] for weight, _ in weights]]
-        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, own, there), strict=True)
-    }
-    return {key: found[key] for key in slot_of}  # in one order, whichever block has its turn
-
-
-@contextmanager
-def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> Iterator[None]:
-    """Hang other tensors into the slots, and the weights back when the context ends, however it ends."""
-    filled: list[Slot] = []
-    try:
-        for slot in slots:
-            weights_in(slot.holder)[slot.key] = copy_of(slot)
-            filled.append(slot)
-        yield
-    finally:
-        for slot in filled:
-            weights_in(slot.holder)[slot.key] = slot.weight
