@@ -52,10 +52,9 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from families import BUILDERS, random_model  # noqa: E402
 from zoreward.members import HeldCopies, HeldFactors, members_at, tuned_weights, update_  # noqa: E402
 from zoreward.members.context import called_parts  # noqa: E402
-from zoreward.members.grouping import perturbed_copies  # noqa: E402
-from zoreward.members.hooked import place_of  # noqa: E402
-from zoreward.members.low_rank import Factors, member_factors  # noqa: E402
+from zoreward.members.copies import Factors, member_factors, perturbed_copies  # noqa: E402
 from zoreward.members.tuned import Slot, Tuned  # noqa: E402
+from zoreward.neighbours.of_accelerate import place_of  # noqa: E402
 from zoreward.records import InputError, Member, Term, Update  # noqa: E402
 
 PLAIN = torch._C.DisableTorchFunctionSubclass
