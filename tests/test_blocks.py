@@ -43,7 +43,7 @@ from zoreward.members import (
     update_,
     updates_,
 )
-from zoreward.members.blocks import slots_by_members
+from zoreward.members.restrictions import slots_by_members
 from zoreward.noise import LowRank
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.scoring.memory import needed_memory

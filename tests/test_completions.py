@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, RwkvConfig, 
 
 from conftest import random_model
 from rendering import render_prompts
+from zoreward.noise import Purpose
 from zoreward.noise import definition as noise
 from zoreward.records import Example, InputError, ObjectiveError, Term, UnknownNameError
 from zoreward.registry import get_objective
@@ -26,7 +27,7 @@ from zoreward.scoring import (
     mean_length,
     share_that_differs,
 )
-from zoreward.scoring.decoding import SAMPLING, _words, completion_of, gumbel
+from zoreward.scoring.decoding import _words, completion_of, gumbel
 
 PROMPTS = [(5, 6, 7), (4,), (9, 9, 3, 4, 5, 6, 11), (5, 6), (20, 21, 22, 23)]
 MEMBERS = tuple((Term(seed, sign * 0.05),) for seed in (1, 2) for sign in (1, -1))
@@ -201,7 +202,7 @@ def test_a_model_that_has_lost_its_numbers_writes_nothing(tokenizer) -> None:
 def test_the_random_numbers_are_those_of_the_project_s_noise() -> None:
     words = _words(12345678901234567890, torch.tensor([0, 7, 2**32 - 1]), 5)
     for row, stream in zip(words, (0, 7, 2**32 - 1), strict=True):
-        assert row.tolist() == noise.words(12345678901234567890, stream, 0, 20, SAMPLING).tolist()
+        assert row.tolist() == noise.words(12345678901234567890, stream, 0, 20, Purpose.SAMPLING).tolist()
 
 
 def test_gumbel_numbers_have_the_distribution_s_mean_and_variance() -> None:

@@ -121,8 +121,8 @@ def test_entries_equal_the_reference(seed, distribution):
 @pytest.mark.parametrize("distribution", OTHERS)
 def test_directions_are_the_default_purpose_and_normal_the_default_entries(distribution):
     some = noise.entries(9, 3, 2, 50, distribution=distribution)
-    assert some.tobytes() == noise.entries(9, 3, 2, 50, seeds.DIRECTION, distribution).tobytes()
-    assert some.tobytes() != noise.entries(9, 3, 2, 50, seeds.ROUNDING, distribution).tobytes()
+    assert some.tobytes() == noise.entries(9, 3, 2, 50, seeds.Purpose.DIRECTION, distribution).tobytes()
+    assert some.tobytes() != noise.entries(9, 3, 2, 50, seeds.Purpose.ROUNDING, distribution).tobytes()
     for normal in (noise.entries(9, 3, 2, 50), noise.entries(9, 3, 2, 50, distribution="normal")):
         assert normal.tobytes() == noise.normal(9, 3, 2, 50).tobytes()
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from families import ALONE, CAUSAL, ENCODER_DECODER, MASKED, random_model
 from terms import term_of
 from zoreward import ZOConfig, ZOTrainer, evaluate
-from zoreward.members import members_at, update_
+from zoreward.members import members_at, tuned_weights, update_
 from zoreward.records import Example, InputError, Member, Term, Update
 from zoreward.scoring import (
     Generation,
@@ -167,6 +169,40 @@ def test_logits_of_grouped_members_are_those_of_one_at_a_time(family: str, noise
         for other in all_at_once[:n]:
             assert (one - other).abs().max() > 0.1, "members must differ visibly, or the comparison shows nothing"
     assert all(torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True))
+
+
+# Rows of each member, and tokens of a row. Rows of all four members are as many as a row's tokens, as the models are
+# wide, and as experts' inner layers: lengths that happen to be those of the call must not be taken for its rows.
+SHAPES = [(1, 4), (4, 16), (8, 5), (6, 3)]
+
+
+def with_dora(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, use_dora=True, init_lora_weights=False)
+    return get_peft_model(random_model(family), config).get_base_model().eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize(
+    ("family", "noise"), [*product(["bart", "t5", "gpt2", "qwen3-moe"], MEMBERS), ("dora", "dense")]
+)
+@torch.no_grad()
+def test_rows_may_be_as_many_as_tokens_or_as_the_model_is_wide(family: str, noise: str, shape: tuple[int, int]) -> None:
+    model: Any = with_dora("llama") if family == "dora" else model_of(family)
+    members = (*MEMBERS[noise], (Term(31, 0.05),))[:4] if noise == "dense" else MEMBERS[noise]
+    tuned = tuned_weights(model, "lora" if family == "dora" else "full")
+    tokens = torch.randint(3, 30, shape, generator=torch.Generator().manual_seed(1))
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = tokens
+    expected = []
+    for member in members:
+        with members_at(model, (member,), tuned=tuned):
+            expected.append(model(**given).logits)
+    with members_at(model, members, tuned=tuned):
+        got = model(**{name: tensor.repeat(4, 1) for name, tensor in given.items()}).logits
+    torch.testing.assert_close(got, torch.cat(expected), rtol=0, atol=TOLERANCE)
+    assert all((one - other).abs().max() > 0.01 for n, one in enumerate(expected) for other in expected[:n])
 
 
 @pytest.mark.parametrize("noise", MEMBERS)

@@ -10,7 +10,7 @@ non-contiguous tensors, tensors that do not begin on a boundary, and tensors of 
 - `factor_lines` = that of `cpu.factors_all`, bit for bit, for several ranks and subspaces at once;
 - tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
 
-Free is only the pattern of a NaN. `correction.corrected` and `norm.layer_norm` are sums in another order than torch's:
+Free is only the pattern of a NaN. `layers.corrected` and `layers.layer_norm` are sums in another order than torch's:
 they are compared in float64. Without a GPU everything runs in Triton's interpreter.
 """
 
@@ -27,13 +27,12 @@ from terms import term_of
 from zoreward.kernels import cpu, tables
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members import Tuned, grouping, in_blocks, low_rank, members_at, tuned_weights, updates_
-from zoreward.members.grouping import perturbed_copies
+from zoreward.members.copies import perturbed_copies
 from zoreward.records import Member, Term, Update
 
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
 gpu = pytest.importorskip("zoreward.kernels.gpu")
-correction = pytest.importorskip("zoreward.kernels.correction")
-norm = pytest.importorskip("zoreward.kernels.norm")
+layers = pytest.importorskip("zoreward.kernels.triton_layers")
 
 pytestmark = pytest.mark.usefixtures("quick_interpreter")
 
@@ -335,7 +334,7 @@ def test_a_corrected_product_is_that_with_the_outer_product(rows, n, m, bias):
     expected = x.double() @ weight.double() + correction_there + (c if bias else 0)
     assert correction_there.abs().max() > 1
     x, weight, c, a, b = (tensor.to(DEVICE) for tensor in (x, weight, c, a, b))
-    got = correction.corrected(x, weight, c if bias else None, a, b)
+    got = layers.corrected(x, weight, c if bias else None, a, b)
     # Two sums of 1,030 products of size ≤ 16 and root mean square 1, rounded 1,030 times each, one times |a| ≤ 4:
     # 2 · 1,030 · 2^-24 · 32 · 4 ≤ 2e-2.
     torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=2e-2)
@@ -350,7 +349,7 @@ def test_a_corrected_product_in_half_precision_is_rounded_twice(transposed):
     begun = (x.double() * b[torch.arange(2).repeat_interleave(4)].double()).sum(1, keepdim=True)
     begun = begun * a[torch.arange(2).repeat_interleave(4)].double() + c.double()
     expected = begun.bfloat16().addmm_(x, weight).double()
-    got = correction.corrected(x, weight, c, a, b).double()
+    got = layers.corrected(x, weight, c, a, b).double()
     # torch's product is the same on both sides, with whatever cuBLAS rounds in between. What is begun may be the next
     # bfloat16 (the interpreter cuts off where a GPU rounds), 2^-7 of it, and so may what comes out, 2^-7 of that.
     bound = 2**-7 * begun.abs() + 2**-7 * (expected.abs() + 2**-7 * begun.abs())
@@ -366,8 +365,8 @@ def test_linear_layers_of_both_kinds_begin_with_their_correction(monkeypatch):
     members = tuple((term_of(seed, sign * 0.5, 1),) for seed in (1, 2) for sign in (1, -1))
     x = torch.randn(8, 8).to(DEVICE)
     seen: list[int] = []
-    begun = correction.corrected
-    monkeypatch.setattr(correction, "corrected", lambda *args: seen.append(1) or begun(*args))
+    begun = layers.corrected
+    monkeypatch.setattr(layers, "corrected", lambda *args: seen.append(1) or begun(*args))
     monkeypatch.setattr(low_rank, "_fused", lambda x, weight: x.is_contiguous())
     got, expected = together_and_alone(model, members, x)
     assert len(seen) == 3
@@ -386,7 +385,7 @@ def test_rows_are_normalised_with_the_weights_of_their_member(rows, n, weight, b
     exact = (x.double() - x.double().mean(-1, keepdim=True)) / (x.double().var(-1, False, keepdim=True) + eps).sqrt()
     expected = exact * (w.double().unsqueeze(1) if weight else 1) + (c.double().unsqueeze(1) if bias else 0)
     weights, biases = list(w) if weight else None, list(c) if bias else None
-    got = norm.layer_norm(x.view(3 * rows, n), weights, biases, eps, 3).view(3, rows, n)
+    got = layers.layer_norm(x.view(3 * rows, n), weights, biases, eps, 3).view(3, rows, n)
     # What comes out may be the next number of the type (the interpreter cuts off where a GPU rounds). In float32, sums
     # of up to 2^11 numbers of size 6 in pairs, for mean and variance, over a deviation of at least √eps = 0.1, times
     # weights up to 4: 2 · 11 · 2^-24 · 6 / 0.1 · 4.
@@ -397,10 +396,10 @@ def test_rows_are_normalised_with_the_weights_of_their_member(rows, n, weight, b
 
 def test_what_does_not_lie_evenly_is_not_normalised_together():
     x, whole = torch.randn(6, 4, device=DEVICE), torch.randn(9, 4, device=DEVICE)
-    assert norm.layer_norm(x, [whole[0], whole[1], whole[3]], None, 1e-5, 3) is None
-    assert norm.layer_norm(x.to(torch.bfloat16), list(whole[:3]), None, 1e-5, 3) is None
-    even = norm.layer_norm(x, [whole[0], whole[2], whole[4]], None, 1e-5, 3)
-    alone = [norm.layer_norm(x[2 * m : 2 * m + 2], [whole[2 * m]], None, 1e-5, 1) for m in range(3)]
+    assert layers.layer_norm(x, [whole[0], whole[1], whole[3]], None, 1e-5, 3) is None
+    assert layers.layer_norm(x.to(torch.bfloat16), list(whole[:3]), None, 1e-5, 3) is None
+    even = layers.layer_norm(x, [whole[0], whole[2], whole[4]], None, 1e-5, 3)
+    alone = [layers.layer_norm(x[2 * m : 2 * m + 2], [whole[2 * m]], None, 1e-5, 1) for m in range(3)]
     assert torch.equal(even, torch.cat(alone)) and even.std() > 0.1
 
 
@@ -411,8 +410,8 @@ def test_norms_of_all_members_are_one_launch(monkeypatch):
     members = tuple((Term(seed, sign * 0.5),) for seed in (1, 2) for sign in (1, -1))
     x = torch.randn(8, 3, 8).to(DEVICE)
     seen: list[int] = []
-    together = norm.layer_norm
-    monkeypatch.setattr(norm, "layer_norm", lambda *args: seen.append(1) or together(*args))
+    together = layers.layer_norm
+    monkeypatch.setattr(layers, "layer_norm", lambda *args: seen.append(1) or together(*args))
     monkeypatch.setattr(grouping.Grouping, "_can_write_into", lambda self, args, kwargs: True)
     got, expected = together_and_alone(model, members, x)
     assert len(seen) == 2  # the one in the middle is over two dimensions

@@ -28,7 +28,7 @@ from zoreward.journal import Journal
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members import members_at, self_check, tuned_weights, update_
-from zoreward.noise import Subspace, factors, subspace
+from zoreward.noise import Purpose, Subspace, subspace
 from zoreward.noise import definition as noise
 from zoreward.records import InputError, StepRecord, Term, Update
 
@@ -86,9 +86,9 @@ def test_a_direction_has_its_rank_its_mean_and_its_variance():
 
 def test_frozen_values():
     # √8·a and √8·b, from reference.py: whoever changes the purposes fails here, even if it is done in both places.
-    assert (noise.normal(0, 0, 0, 4, factors.FACTOR_A) * 8**0.5).round().tolist() == [1, 3, 1, 1]
-    assert (noise.normal(0, 0, 0, 4, factors.FACTOR_B) * 8**0.5).round().tolist() == [3, 4, 2, -3]
-    drawn = [noise.normal(0, 0, 0, 4, purpose) for purpose in (subspace.BASIS_U, subspace.BASIS_V, subspace.CORE)]
+    assert (noise.normal(0, 0, 0, 4, Purpose.FACTOR_A) * 8**0.5).round().tolist() == [1, 3, 1, 1]
+    assert (noise.normal(0, 0, 0, 4, Purpose.FACTOR_B) * 8**0.5).round().tolist() == [3, 4, 2, -3]
+    drawn = [noise.normal(0, 0, 0, 4, purpose) for purpose in (Purpose.BASIS_U, Purpose.BASIS_V, Purpose.CORE)]
     assert [(some * 8**0.5).round().tolist() for some in drawn] == FROZEN
 
 
@@ -427,7 +427,7 @@ def counts(seed: int, shape: tuple[int, int], purpose: int) -> np.ndarray:
 @pytest.mark.parametrize(("size", "rank"), [(2, 1), (7, 3), (40, 39), (300, 24), (5000, 64)])
 def test_a_basis_is_that_of_gram_and_schmidt(size, rank):
     for seed in range(3):
-        drawn = counts(seed, (size, rank + 1), subspace.BASIS_U)
+        drawn = counts(seed, (size, rank + 1), Purpose.BASIS_U)
         got, drawn = subspace.basis(drawn, rank).astype(np.float64), drawn[:, :rank]
         expected, upper = np.linalg.qr(drawn)
         expected *= np.sign(np.diag(upper))
@@ -443,7 +443,7 @@ def test_a_basis_is_that_of_gram_and_schmidt(size, rank):
 
 
 def test_a_subspace_of_all_is_no_restriction_and_dependent_columns_are_left_out():
-    whole = subspace.basis(counts(0, (3, 5), subspace.BASIS_V), 3)
+    whole = subspace.basis(counts(0, (3, 5), Purpose.BASIS_V), 3)
     assert np.array_equal(whole[:, :3], np.sqrt(3).astype(np.float32) * np.eye(3))
     columns = np.array([[1.0, 2.0, 3.0, 0.0], [2.0, 4.0, 1.0, 0.0], [-1.0, -2.0, 1.0, 0.0]])  # 1 ∥ 0, 3 is nothing
     turned = subspace.orthogonalising(columns.T @ columns, 3)
@@ -455,12 +455,12 @@ def test_a_subspace_of_all_is_no_restriction_and_dependent_columns_are_left_out(
 def test_sums_with_whole_numbers_are_exact():
     # Any order of the columns gives the same bits, which no rounded sum would.
     order = np.random.default_rng(0).permutation(64)
-    drawn = counts(1, (3000, 64), subspace.BASIS_U)
+    drawn = counts(1, (3000, 64), Purpose.BASIS_U)
     turned = subspace.orthogonalising(drawn.T @ drawn, 3000)
     assert np.array_equal(drawn @ turned, drawn[:, order] @ turned[order])
     assert np.array_equal(drawn @ turned, sum(drawn[:, k, None] * turned[k] for k in range(64)))
     u = subspace.basis(drawn, 64).astype(np.float64)
-    core = counts(2, (64, 64), subspace.CORE)
+    core = counts(2, (64, 64), Purpose.CORE)
     assert np.array_equal(u @ core, u[:, order] @ core[order])
 
 
@@ -493,7 +493,7 @@ def test_a_basis_is_made_once_and_let_go_with_its_subspace(functions, monkeypatc
     first, second = term_of(1, 0.5, 2, basis_seed=8), term_of(2, 0.5, 2, basis_seed=9)
 
     def bases() -> list[int]:
-        found = [seed for seed, purpose in drawn if purpose in (subspace.BASIS_U, subspace.BASIS_V)]
+        found = [seed for seed, purpose in drawn if purpose in (Purpose.BASIS_U, Purpose.BASIS_V)]
         drawn.clear()
         return found
 

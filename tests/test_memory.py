@@ -19,15 +19,14 @@ from zoreward.members import (
     adapted,
     bytes_of,
     context,
+    copies,
     grouping,
-    held,
+    lasting_bytes,
     lora_config,
-    low_rank,
     members_at,
-    shared,
+    scratch_bytes,
     tuned_weights,
 )
-from zoreward.members.memory import lasting_bytes, scratch_bytes
 from zoreward.neighbours.of_transformers import cache_of
 from zoreward.noise import LowRank
 from zoreward.records import Example, Member, NoRoomError, Term
@@ -84,21 +83,21 @@ def test_quantised_weights_are_not_guessed(tmp_path: Path) -> None:
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The bytes of each set of copies or factors that is made."""
     sizes: list[int] = []
-    copies, factors = grouping.perturbed_copies, low_rank.member_factors
+    made_copies, made_factors = copies.perturbed_copies, copies.member_factors
 
     def counted_copies(slots, members, kernels, into=None):
-        found = copies(slots, members, kernels, into)
+        found = made_copies(slots, members, kernels, into)
         sizes.append(sum(bytes_of(own) for own in found.values()))
         return found
 
     def counted_factors(slots, members, kernels):
-        found = factors(slots, members, kernels)
+        found = made_factors(slots, members, kernels)
         sizes.append(bytes_of(pair.whole for pair in found.values()))
         return found
 
-    for module in (grouping, context, held):
+    for module in (grouping, context, copies):
         monkeypatch.setattr(module, "perturbed_copies", counted_copies)
-    monkeypatch.setattr(shared, "member_factors", counted_factors)
+    monkeypatch.setattr(context, "member_factors", counted_factors)
     return sizes
 
 

@@ -134,7 +134,7 @@ def test_a_cache_is_layers_of_keys_and_values() -> None:
 
 
 def test_a_cache_can_be_begun_with_a_prefix() -> None:
-    where = "(members/prefix.py)"
+    where = "(members/new_weights.py)"
     cache = hf.DynamicCache(config=random_model("llama").config)
     holds(cache.get_seq_length() == 0, f"a new cache has a length of {cache.get_seq_length()}, not 0 {where}")
     for number in range(2):
@@ -186,7 +186,7 @@ def test_generate_hands_the_cache_over_by_name() -> None:
     model.register_forward_pre_hook(lambda module, args, kwargs: names.append(set(kwargs)), with_kwargs=True)
     model.generate(IDS, max_new_tokens=2, do_sample=False)
     told = f"generate does not hand the cache over as {library_name()!r}, but {names}: a prefix is lost"
-    holds(all(library_name() in given for given in names), f"{told} (members/prefix.py)")
+    holds(all(library_name() in given for given in names), f"{told} (members/new_weights.py)")
 
 
 @torch.no_grad()
@@ -258,7 +258,7 @@ def test_names_of_a_body_begin_with_its_prefix() -> None:
         model = random_model(family)
         body = f"{model.base_model_prefix}."
         told = f"no weight of {family} begins with base_model_prefix={body!r}: heads are not told apart"
-        holds(any(name.startswith(body) for name, _ in model.named_parameters()), f"{told} (members/heads.py)")
+        holds(any(name.startswith(body) for name, _ in model.named_parameters()), f"{told} (members/new_weights.py)")
 
 
 def test_a_loaded_model_says_what_was_missing(tiny_model_dir: Path) -> None:
@@ -468,7 +468,7 @@ def test_the_number_of_gpus_can_be_set(tmp_path: Path) -> None:
 
 
 def test_accelerate_keeps_a_module_s_forward_and_reads_it_at_each_call() -> None:
-    from zoreward.members.hooked import has_other_forward
+    from zoreward.members.forwards import has_other_forward
 
     layer = nn.Linear(2, 2)
     add_hook_to_module(layer, AlignDevicesHook(io_same_device=True))
@@ -488,7 +488,7 @@ def test_a_module_reads_weights_and_forward_where_we_hang_them() -> None:
     of_torch.weights_in(layer)["weight"] = torch.full((2, 2), 3.0)
     holds(bool((layer(x) == 6).all()), "nn.Module does not read its weights from _parameters (neighbours/of_torch.py)")
     layer.__dict__["forward"] = lambda x: x + 1
-    holds(bool((layer(x) == 2).all()), "nn.Module does not call a forward of its own __dict__ (members/shared.py)")
+    holds(bool((layer(x) == 2).all()), "nn.Module does not call a forward of its own __dict__ (members/context.py)")
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.LayerNorm(2), nn.Embedding(2, 2)], ids=str)

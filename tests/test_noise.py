@@ -26,7 +26,7 @@ import reference
 from zoreward.noise import FAMILIES, Dense, LowRank, Subspace, family_of, seeds
 from zoreward.noise import definition as noise
 from zoreward.noise.families import family_from_json, has_rank
-from zoreward.noise.seeds import FIRST_WEIGHTS, ROUNDING
+from zoreward.noise.seeds import Purpose
 
 SIGMAS = 5
 SEEDS = [0, 1, 42, 2**32 - 1, 2**32, 2**63, 0x0123456789ABCDEF, 2**64 - 1]
@@ -390,7 +390,7 @@ def some_family(name):
 
 def test_no_two_families_draw_for_one_purpose():
     drawn = [{draw.purpose for draw in some_family(name).draws(3, (6, 4))} for name in FAMILIES]
-    assert len(set.union({ROUNDING, FIRST_WEIGHTS}, *drawn)) == 2 + sum(map(len, drawn))
+    assert len(set.union({Purpose.ROUNDING, Purpose.FIRST_WEIGHTS}, *drawn)) == 2 + sum(map(len, drawn))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -269,7 +269,7 @@ def test_bits_of_any_part_are_those_of_the_whole_and_no_two_elements_share_a_hal
 
 
 def test_frozen_bits_of_noise_version_2():
-    word = noise.words(42, 7, 0, 4, seeds.ROUNDING).tolist()
+    word = noise.words(42, 7, 0, 4, seeds.Purpose.ROUNDING).tolist()
     bits = noise.rounding_bits(42, 7, 0, 516).tolist()
     assert bits[:4] == [0xA2A1, 0x7414, 0xD51E, 0xAC84] == [each % 2**16 for each in word]
     assert bits[512:] == [0x8821, 0xDEB2, 0xE01E, 0x44D5] == [each // 2**16 for each in word]

@@ -52,10 +52,9 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from families import BUILDERS, random_model  # noqa: E402
 from zoreward.members import HeldCopies, HeldFactors, members_at, tuned_weights, update_  # noqa: E402
 from zoreward.members.context import called_parts  # noqa: E402
-from zoreward.members.grouping import perturbed_copies  # noqa: E402
-from zoreward.members.hooked import place_of  # noqa: E402
-from zoreward.members.low_rank import Factors, member_factors  # noqa: E402
+from zoreward.members.copies import Factors, member_factors, perturbed_copies  # noqa: E402
 from zoreward.members.tuned import Slot, Tuned  # noqa: E402
+from zoreward.neighbours.of_accelerate import place_of  # noqa: E402
 from zoreward.records import InputError, Member, Term, Update  # noqa: E402
 
 PLAIN = torch._C.DisableTorchFunctionSubclass
@@ -373,7 +372,7 @@ def product(
 ) -> torch.Tensor:
     """x·weight + bias + (x·b)aᵀ, member by member."""
     if a.shape[-1] == 1 and RULED.triton and x.dtype == weight.dtype and not torch.is_grad_enabled():
-        from zoreward.kernels.correction import corrected
+        from zoreward.kernels.triton_layers import corrected
 
         RULED.corrected += 1
         flat = x.contiguous().view(-1, x.shape[-1])
@@ -402,7 +401,7 @@ def norm_rule(find: Find, x: Any, shape: Any, weight: Any = None, bias: Any = No
     count = len(seen.reads.members)
     usable = seen.reads.keeps and tuple(shape) == x.shape[-1:] and not torch.is_grad_enabled()
     if RULED.triton and usable:
-        from zoreward.kernels.norm import layer_norm
+        from zoreward.kernels.triton_layers import layer_norm
 
         biases = bias if bias is None else [bias] * count if own_bias is None else own_bias.stacked.unbind()
         y = layer_norm(x, seen.stacked.unbind(), biases, eps, count)

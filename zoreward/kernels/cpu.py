@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zoreward.kernels.philox import Workspace, entries_of_many
 from zoreward.kernels.subspaces import Factors, Subspaces, Weight, holding
-from zoreward.noise import Dense, Distribution, Subspace
+from zoreward.noise import Dense, Distribution
 from zoreward.noise import definition as noise
 from zoreward.records import Member, Term, Update
 
@@ -98,7 +98,7 @@ def drawn_together(weights: Iterable[Weight], terms: Iterable[Term]) -> Drawn:
 def parts(shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces) -> list[NDArray[np.float32]]:
     """Return `Family.parts` of a direction for a tensor."""
     family = term.family
-    if isinstance(family, Subspace):
+    if family.has_bases:
         [pair] = subspaces.factors([(shape, stream)], term, _DEVICE)
         return [part.numpy() for part in pair]
     return [

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 import triton
 
-from zoreward.kernels import portable, scripts, triton_kernels
-from zoreward.kernels.launching import launched_on
+from zoreward.kernels import portable, tables, triton_kernels
 from zoreward.kernels.subspaces import Subspaces, Weight, matrices_of
-from zoreward.kernels.tables import Group, Known, Table, table_of
+from zoreward.kernels.tables import Group, Known, Table, launched_on, table_of
 from zoreward.neighbours.of_torch import copy_all_
-from zoreward.noise import DISTRIBUTIONS, LowRank, Subspace
-from zoreward.noise.factors import FACTOR_A, FACTOR_B
+from zoreward.noise import DISTRIBUTIONS, Purpose
 from zoreward.records import Member, Term, Update
 
 # Elements that a program has in hand at a time, and its warps: 4, see `rounding_bits`.
@@ -86,7 +84,7 @@ class Kernels:
             updates: in their order.
             bases: what `perturb_all(weights, ((),))` gave, where updates have an anchor: the copies in their place.
         """
-        drawn = scripts.drawn_of(term for update in updates for term in update.terms)
+        drawn = tables.drawn_of(term for update in updates for term in update.terms)
         for group in self._groups(weights):
             some = [bases[number] for number in group.numbers] if bases else None
             if group.like.dtype == torch.float64 or drawn is None:
@@ -134,7 +132,7 @@ class Kernels:
                     triton_kernels.perturb[(len(units),)](
                         table.lines, units, script, len(members), _stored(like), _stored(copies), group.size, factors,
                         BF16=like.dtype == torch.bfloat16, WHOLE=whole, ALIKE=alike, ONE=len(members) == alike,
-                        LOW_RANK=scripts.rank_of(terms), QUADS=group.quads,
+                        LOW_RANK=tables.rank_of(terms), QUADS=group.quads,
                         DISTRIBUTION=drawn, UNIT=self._copy_unit, **self._options,
                     )  # fmt: skip
         return views
@@ -142,15 +140,15 @@ class Kernels:
     def _script_of_members(
         self, members: Sequence[Member], begins: dict[Any, int], device: torch.device
     ) -> tuple[torch.Tensor, int, int | None]:
-        """The script, how many neighbours share a direction, and `scripts.drawn_of`.
+        """The script, how many neighbours share a direction, and `tables.drawn_of`.
 
         A model's modules ask for the same members, one after the other.
         """
         if self._couple is not None and self._couple[0] is members and self._couple[1] == device and not begins:
             return self._couple[2:]
-        script = self._script([scripts.script_of(member, begins) for member in members], device)
-        drawn = scripts.drawn_of(term for member in members for term in member)
-        found = script, scripts.alike_of(members), drawn
+        script = self._script([tables.script_of(member, begins) for member in members], device)
+        drawn = tables.drawn_of(term for member in members for term in member)
+        found = script, tables.alike_of(members), drawn
         if isinstance(members, tuple):  # else it may change
             self._couple = members, device, *found
         return found
@@ -159,8 +157,8 @@ class Kernels:
         like = group.like
         terms = [term for update in updates for term in update.terms if term.family.rank]
         factors, begins = self._factors(group, terms)
-        lines = [scripts.script_of(u.terms, begins, u.rounding_seed, u.decay, u.anchor) for u in updates]
-        one = len(lines) == 1 and lines[0][2] == 1 and lines[0][3] in (scripts.DENSE, scripts.LOW_RANK)
+        lines = [tables.script_of(u.terms, begins, u.rounding_seed, u.decay, u.anchor) for u in updates]
+        one = len(lines) == 1 and lines[0][2] == 1 and lines[0][3] in (tables.DENSE, tables.LOW_RANK)
         kind = 0
         for line in lines:
             kind |= line[3]
@@ -170,7 +168,7 @@ class Kernels:
             for units, whole in table.parts:
                 triton_kernels.update[(len(units),)](
                     table.lines, units, script, len(updates), kind, _stored(like), _stored(base), factors,
-                    BF16=like.dtype == torch.bfloat16, WHOLE=whole, ONE=one, LOW_RANK=scripts.rank_of(terms),
+                    BF16=like.dtype == torch.bfloat16, WHOLE=whole, ONE=one, LOW_RANK=tables.rank_of(terms),
                     QUADS=group.quads, DISTRIBUTION=drawn, UNIT=self._update_unit, **self._options,
                 )  # fmt: skip
         for weight, copy in group.copied:
@@ -196,17 +194,18 @@ class Kernels:
         device = weights[0][0].device
         families = [term.family for term in terms]
         ranks = [family.rank for family in families]
-        tables = {rank: self._table_of_factors(weights, rank, device, in_lines) for rank in set(ranks)}
-        size = next(size for _, size in tables.values())
+        table_of_rank = {rank: self._table_of_factors(weights, rank, device, in_lines) for rank in set(ranks)}
+        size = next(size for _, size in table_of_rank.values())
         begins = [size * sum(ranks[:t]) for t in range(len(terms))]
         drawn = torch.empty(size * sum(ranks), device=device)
         lines: dict[tuple[int, int], list[list[int]]] = {}
         for term, family, begin in zip(terms, families, begins, strict=True):
-            if isinstance(family, LowRank):
+            if not family.has_bases:
                 key = family.rank, DISTRIBUTIONS.index(family.distribution)
-                lines.setdefault(key, []).append([*family.seeds(term.seed), family.rank, begin])
+                seeds = [draw.seed for draw in family.draws(term.seed, (1, 1))]
+                lines.setdefault(key, []).append([*seeds, family.rank, begin])
         for (rank, distribution), same in lines.items():
-            table, _ = tables[rank]
+            table, _ = table_of_rank[rank]
             for units, _ in table.parts:
                 script = self._script(same, device)
                 with launched_on(device):
@@ -214,18 +213,18 @@ class Kernels:
                         table.lines, units, script, drawn, DISTRIBUTION=distribution, UNIT=self._copy_unit,
                         **self._options,
                     )  # fmt: skip
-        if not any(isinstance(family, Subspace) for family in families):
+        if not any(family.has_bases for family in families):
             return drawn, begins, size
         matrices = matrices_of(weights)
         self._subspaces.hold(matrices, terms, device)
         for term, rank, begin in zip(terms, ranks, begins, strict=True):
-            if isinstance(term.family, Subspace):
+            if term.family.has_bases:
                 pairs = self._subspaces.factors(matrices, term, device)
                 room = drawn[begin : begin + size * rank]
                 if in_lines:
                     torch.cat([pair[side] for side in (0, 1) for pair in pairs], out=room.view(size, rank))
                 else:
-                    places = scripts.sides_of(room, weights, rank)
+                    places = tables.sides_of(room, weights, rank)
                     copy_all_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
 
@@ -255,13 +254,13 @@ class Kernels:
         lines, views, place, factors = [], [], 0, 0
         for flat, (weight, stream) in zip(flats, weights, strict=True):
             rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
-            room = scripts.padded(rows)
-            kinds = scripts.kinds_of(weight.ndim)
+            room = tables.padded(rows)
+            kinds = tables.kinds_of(weight.ndim)
             begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
             lines.append([begin, flat.numel(), stream, 0, place, room, columns, factors, kinds])
             views.append((flat.shape, flat.stride(), place))
             place += -(-flat.numel() // ALIGN) * ALIGN
-            factors += room + scripts.padded(columns)
+            factors += room + tables.padded(columns)
         known = lines if place and like.dtype != torch.float64 else None
         copied = [(weight, flat) for flat, (weight, _) in zip(flats, weights, strict=True) if flat is not weight]
         matrices = [pair for pair in weights if pair[0].ndim == 2]
@@ -279,11 +278,11 @@ class Kernels:
             sides = [
                 (weight.shape[side], stream, purpose)
                 for weight, stream in weights
-                for side, purpose in enumerate((FACTOR_A, FACTOR_B))
+                for side, purpose in enumerate((Purpose.FACTOR_A, Purpose.FACTOR_B))
             ]
             for length, stream, purpose in [*sides[::2], *sides[1::2]] if in_lines else sides:
                 lines.append([0, length * rank, stream, 0, place * rank, purpose, 0, 0, 0])
-                place += length if in_lines else scripts.padded(length)
+                place += length if in_lines else tables.padded(length)
             if len(self._factor_tables) >= MOST_KNOWN:
                 self._factor_tables.clear()
             self._factor_tables[key] = table_of(lines, 1, self._copy_unit, device), place

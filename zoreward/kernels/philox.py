@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zoreward.noise import Distribution
+from zoreward.noise import Distribution, Purpose
 from zoreward.noise import definition as noise
-from zoreward.noise.seeds import DIRECTION, ROUNDING
 
 Words = NDArray[np.uint64]
 _LOW, _HALF = np.uint64(noise.MASK_32), np.uint64(32)
@@ -42,7 +41,7 @@ class Workspace:
         stream: int,
         start: int,
         count: int,
-        purpose: int = DIRECTION,
+        purpose: int = Purpose.DIRECTION,
         distribution: Distribution = "normal",
     ) -> NDArray[np.float32]:
         """Return `noise.entries` of the same arguments; valid until the next call. `start` is a multiple of 4."""
@@ -82,7 +81,7 @@ class Workspace:
         whole, rest = divmod(before + count, 2 * noise.SHARING)
         groups = whole + (rest > 0)
         drawn = whole * noise.SHARING + min(rest, noise.SHARING)
-        even, odd = self._blocks(seed, stream, (start - before) // 2, drawn, ROUNDING)
+        even, odd = self._blocks(seed, stream, (start - before) // 2, drawn, Purpose.ROUNDING)
         fours = self._words.reshape(-1, 4)[: even.shape[1]]
         fours.T[0::2], fours.T[1::2] = even, odd
         np.bitwise_and(self._words[:groups], np.uint32(0xFFFF), out=self._bits[:groups, 0])
@@ -154,7 +153,7 @@ def entries_of_many(draws: Sequence[tuple[int, int, int]], distribution: Distrib
     blocks = [(count + 3) // 4 for _, _, count in draws]
     ends = np.cumsum(blocks)
     x0 = np.arange(ends[-1], dtype=np.uint64) - np.repeat((ends - blocks).astype(np.uint64), blocks)
-    x1, x3 = np.zeros_like(x0), np.full_like(x0, DIRECTION)
+    x1, x3 = np.zeros_like(x0), np.full_like(x0, Purpose.DIRECTION)
     seeds, streams = (np.array([draw[i] for draw in draws], np.uint64) for i in (0, 1))
     x2 = np.repeat(streams, blocks)
     k0, k1 = np.repeat(seeds & _LOW, blocks), np.repeat(seeds >> _HALF, blocks)

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from zoreward.kernels.subspaces import Factors, Subspaces, Weight, holding, matrices_of
-from zoreward.noise import Dense, Distribution, Subspace
+from zoreward.noise import Dense, Distribution, Purpose
 from zoreward.noise import definition as noise
-from zoreward.noise.seeds import DIRECTION, ROUNDING
 from zoreward.records import Direction, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
@@ -156,7 +155,7 @@ def _parts_of(
 def _parts(weights: Sequence[Weight], term: Term, subspaces: Subspaces) -> Sequence[Sequence[torch.Tensor]]:
     """`Family.parts` of a direction for each tensor."""
     device = weights[0][0].device
-    if isinstance(term.family, Subspace):
+    if term.family.has_bases:
         return subspaces.factors(matrices_of(weights), term, device)
     parts = []
     for draws in zip(*(term.family.draws(term.seed, tuple(weight.shape)) for weight, _ in weights), strict=True):
@@ -196,7 +195,7 @@ class _Draw:
         self._held: tuple[int, Distribution, int] | None = None
         self._z = torch.empty(0)
 
-    def entries(self, seed: int, distribution: Distribution, purpose: int = DIRECTION) -> torch.Tensor:
+    def entries(self, seed: int, distribution: Distribution, purpose: int = Purpose.DIRECTION) -> torch.Tensor:
         if self._held != (seed, distribution, purpose):
             words = self.words(seed, purpose)
             if distribution == "normal":
@@ -219,7 +218,7 @@ class _Draw:
         """`noise.rounding_bits`; a word for each element, of which the half that is its own is kept."""
         sharing = noise.SHARING // 4  # blocks
         group, place = self._block // (2 * sharing), self._block % (2 * sharing)
-        words = self.words(seed, ROUNDING, group * sharing + place % sharing).view(-1, 4)
+        words = self.words(seed, Purpose.ROUNDING, group * sharing + place % sharing).view(-1, 4)
         return torch.where((place < sharing)[:, None], words & 0xFFFF, words >> 16).view(-1)
 
     def words(self, seed: int, purpose: int, block: torch.Tensor | None = None) -> torch.Tensor:

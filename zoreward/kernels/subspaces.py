@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from zoreward.noise import Subspace, subspace
+from zoreward.noise import Purpose, subspace
 from zoreward.records import Member, Term, Update
 
 # Numbers of the bases that are made or used at once: a float64 temporary of theirs takes 34 MB.
@@ -56,8 +56,8 @@ class Subspaces:
 
         Nothing changes where no term lies in a subspace.
         """
-        families = [term.family for term in terms]
-        wanted = {(family.basis_seed, family.rank) for family in families if isinstance(family, Subspace)}
+        families: list[Any] = [term.family for term in terms]
+        wanted = {(family.basis_seed, family.rank) for family in families if family.has_bases}
         if wanted:
             for key in [key for key in self.held if key[:2] not in wanted]:
                 del self.held[key]
@@ -68,19 +68,19 @@ class Subspaces:
                 used = min(m, n, rank)
                 sides = [
                     self._bases(seed, rank, used, size, purpose, streams, device)
-                    for size, purpose in ((m, subspace.BASIS_U), (n, subspace.BASIS_V))
+                    for size, purpose in ((m, Purpose.BASIS_U), (n, Purpose.BASIS_V))
                 ]
                 for matrix, u, v in zip(some, *sides, strict=True):
                     self.held[seed, rank, *matrix] = u, v
 
     def factors(self, matrices: Sequence[Matrix], term: Term, device: torch.device) -> list[Factors]:
         """Return the factors of a direction in a subspace that is held, for each matrix."""
-        assert isinstance(term.family, Subspace)
-        rank = term.family.rank
+        family: Any = term.family
+        rank = family.rank
         found: dict[Matrix, Factors] = {}
         for some in _alike(list(dict.fromkeys(matrices)), rank):
-            pairs = [self.held[term.family.basis_seed, rank, *matrix] for matrix in some]
-            drawn = self.draw(term.seed, subspace.CORE, [(rank * rank, stream) for _, stream in some], device)
+            pairs = [self.held[family.basis_seed, rank, *matrix] for matrix in some]
+            drawn = self.draw(term.seed, Purpose.CORE, [(rank * rank, stream) for _, stream in some], device)
             counts = _counts(drawn, rank)
             scale = subspace.core_scale(rank, min(*some[0][0], rank))
             a_all = (torch.stack([u for u, _ in pairs]).double() @ counts).mul_(scale).float()

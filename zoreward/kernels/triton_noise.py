@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from zoreward.noise import DISTRIBUTIONS, factors, seeds
+from zoreward.noise import DISTRIBUTIONS, Purpose
 from zoreward.noise import definition as noise
 
-DIRECTION = tl.constexpr(seeds.DIRECTION)
-FACTOR_A = tl.constexpr(factors.FACTOR_A)
-ROUNDING = tl.constexpr(seeds.ROUNDING)
+DIRECTION = tl.constexpr(int(Purpose.DIRECTION))
+FACTOR_A = tl.constexpr(int(Purpose.FACTOR_A))
+ROUNDING = tl.constexpr(int(Purpose.ROUNDING))
 _SHARING = tl.constexpr(noise.SHARING)
 _MULTIPLIER_0 = tl.constexpr(noise.MULTIPLIER_0)
 _MULTIPLIER_1 = tl.constexpr(noise.MULTIPLIER_1)

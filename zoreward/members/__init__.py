@@ -16,17 +16,30 @@ from zoreward.members.adapters import (
     merged_copy,
     task_type,
 )
-from zoreward.members.blocks import by_layer, check_blocks, in_all_blocks, in_blocks, in_each_block
 from zoreward.members.check import SelfCheck, self_check
 from zoreward.members.chosen import check_tune
-from zoreward.members.context import KEEP_BYTES, anchored, members_at, update_, updates_
-from zoreward.members.float32 import Float32Layer, float32_layer
-from zoreward.members.heads import draw_head_, first_spread, head_names, new_names
-from zoreward.members.held import HeldCopies
-from zoreward.members.limits import limited, smallest
-from zoreward.members.low_rank import HeldFactors, are_factored, needs_copies
-from zoreward.members.memory import lasting_bytes, scratch_bytes
-from zoreward.members.prefix import PREFIX_TOKENS, has_prefix, with_prefix
+from zoreward.members.context import KEEP_BYTES, anchored, lasting_bytes, members_at, scratch_bytes, update_, updates_
+from zoreward.members.copies import HeldCopies, HeldFactors
+from zoreward.members.forwards import Float32Layer, float32_layer
+from zoreward.members.low_rank import are_factored, needs_copies
+from zoreward.members.new_weights import (
+    PREFIX_TOKENS,
+    draw_head_,
+    first_spread,
+    has_prefix,
+    head_names,
+    new_names,
+    with_prefix,
+)
+from zoreward.members.restrictions import (
+    by_layer,
+    check_blocks,
+    in_all_blocks,
+    in_blocks,
+    in_each_block,
+    limited,
+    smallest,
+)
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
 from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
 

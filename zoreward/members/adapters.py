@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoreward.members.prefix import feed_prefix, prefix_weight
+from zoreward.members.new_weights import feed_prefix, prefix_weight
 from zoreward.neighbours.of_peft import (
     adapter_kind,
     adapter_layers,
@@ -24,9 +24,8 @@ from zoreward.neighbours.of_peft import (
     quiet_peft,
 )
 from zoreward.neighbours.of_torch import weights_in
+from zoreward.noise import Purpose, derive_seed, stream_of
 from zoreward.noise import definition as noise
-from zoreward.noise import derive_seed, stream_of
-from zoreward.noise.seeds import FIRST_WEIGHTS
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -340,12 +339,12 @@ def _draw(model: PeftModel, seed: int) -> None:
     for name, weight in model.named_parameters():
         stream, size = stream_of(name), weight.numel()
         if is_lora_embedding_B(name):
-            first = noise.normal(seed, stream, 0, size, FIRST_WEIGHTS)
+            first = noise.normal(seed, stream, 0, size, Purpose.FIRST_WEIGHTS)
         elif not is_lora_A(name):
             continue
         elif gaussian:
-            first = noise.normal(seed, stream, 0, size, FIRST_WEIGHTS) * np.float32(1 / weight.shape[0])
+            first = noise.normal(seed, stream, 0, size, Purpose.FIRST_WEIGHTS) * np.float32(1 / weight.shape[0])
         else:
             bound = np.float32(weight[0].numel() ** -0.5)
-            first = noise.uniform(seed, stream, 0, size, FIRST_WEIGHTS) * bound
+            first = noise.uniform(seed, stream, 0, size, Purpose.FIRST_WEIGHTS) * bound
         weight.copy_(torch.from_numpy(first).view(weight.shape))

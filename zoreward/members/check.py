@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from zoreward.members.context import called_parts
-from zoreward.members.grouping import filled
+from zoreward.members.copies import filled
 from zoreward.members.tuned import Owner, Slot, Tuned, tuned_weights
 from zoreward.neighbours.of_torch import weights_in
 from zoreward.records import InputError, Member

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from zoreward.members.adapters import adapter_weights, has_adapter
-from zoreward.members.heads import head_names
+from zoreward.members.new_weights import head_names
 from zoreward.noise import canonical_name
 from zoreward.records import InputError
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from zoreward.members.blocks import slots_by_members
-from zoreward.members.hooked import gives_float32, has_other_forward, plain_forward_of
-from zoreward.members.limits import kept
-from zoreward.members.thin import thin_product
-from zoreward.members.tuned import Kernels, Slot, by_kernel, bytes_of, has_triton
-from zoreward.neighbours.of_torch import weights_in
+from zoreward.members.copies import Factors, filled, perturbed_copies
+from zoreward.members.forwards import gives_float32, has_other_forward, plain_forward_of, thin_product
+from zoreward.members.tuned import Kernels, Slot, bytes_of, has_triton
 from zoreward.records import InputError, Member
-
-if TYPE_CHECKING:
-    from zoreward.members.low_rank import Factors
 
 
 class Grouping:
@@ -99,13 +92,14 @@ class Grouping:
             if is_norm and self._can_write_into(args, kwargs) and (y := self._norm(owner, slots, args[0])) is not None:
                 return y
             outputs = []
+            alone = len(args) + len(kwargs) == 1
             try:
                 for first in range(0, len(self.members), at_once):
                     copies = self._copies_of(slots, made, first, at_once)
                     for member in range(first, min(first + at_once, len(self.members))):
                         self.current = member
                         with filled(slots, lambda slot: copies[id(slot.weight)][member - first]):  # noqa: B023 (at once)
-                            outputs.append(plain_forward(*self._part(args), **self._part(kwargs)))
+                            outputs.append(plain_forward(*self._part(args, alone), **self._part(kwargs, alone)))
                     copies = {}  # given back before the next are made
             finally:
                 self.current = None
@@ -163,7 +157,7 @@ class Grouping:
 
     def _norm(self, owner: Any, slots: tuple[Slot, ...], x: torch.Tensor) -> torch.Tensor | None:
         """What F.layer_norm computes over the last dimension; None where it is to be done member by member."""
-        from zoreward.kernels.norm import layer_norm
+        from zoreward.kernels.triton_layers import layer_norm
 
         keys = {slot.key: id(slot.weight) for slot in slots}
         weights, biases = (
@@ -187,21 +181,25 @@ class Grouping:
                 copies[key] = self._kept[key] if whole else self._kept[key][first : first + count]
         return copies
 
-    def _part(self, value: Any) -> Any:
+    def _part(self, value: Any, alone: bool) -> Any:
         """The current member's share of an argument: tensors with a row or a token in each line are cut, others shared.
 
         A length that merely happens to be divisible by M says nothing, so only the lengths of the model's own call
-        count.
+        count. Where a row has as many tokens as the call has rows, whole numbers in one dimension are the positions of
+        a row's tokens, which all rows share: BART's decoder hands them to its table. Unless they stand `alone`: a
+        module needs something of each row.
         """
         if isinstance(value, torch.Tensor):
             if value.ndim == 0 or value.shape[0] not in self.lengths:
+                return value
+            if value.ndim == 1 and not alone and self.tokens == self.rows**2 and not value.is_floating_point():
                 return value
             assert self.current is not None
             share = value.shape[0] // len(self.members)
             return value[self.current * share : (self.current + 1) * share]
         if type(value) in (tuple, list):
-            return type(value)(self._part(item) for item in value)
-        return {key: self._part(item) for key, item in value.items()} if type(value) is dict else value
+            return type(value)(self._part(item, alone) for item in value)
+        return {key: self._part(item, alone) for key, item in value.items()} if type(value) is dict else value
 
     def _joined(self, outputs: list[Any]) -> Any:
         first = outputs[0]
@@ -225,42 +223,3 @@ class Grouping:
 def members_at_once(slots: Iterable[Slot], scratch_bytes: int) -> int:
     """Return at how many members the slots' weights are copied in one pass."""
     return max(1, scratch_bytes // max(1, bytes_of(slot.weight for slot in slots)))
-
-
-def perturbed_copies(
-    slots: Iterable[Slot],
-    members: Sequence[Member],
-    kernels: Kernels,
-    into: Mapping[int, list[torch.Tensor]] | None = None,
-) -> dict[int, list[torch.Tensor]]:
-    """Return the copies of the slots' weights at each member, by the weight's id.
-
-    Args:
-        slots: none of which has a limit or a block, if there is an `into`.
-        members: M members.
-        kernels: by device.
-        into: what an earlier call gave for these slots and as many members: to be written over and returned.
-    """
-    slot_of = {id(slot.weight): slot for slot in slots}
-    found = {
-        id(weight): [kept(weight, copy, slot_of[id(weight)].limit) for copy in copies]
-        for own, some in slots_by_members(slot_of.values(), members)
-        for kernel, weights in by_kernel([(slot.weight, slot.stream) for slot in some], kernels)
-        for there in [into and [into[id(weight)] for weight, _ in weights]]
-        for (weight, _), copies in zip(weights, kernel.perturb_all(weights, own, there), strict=True)
-    }
-    return {key: found[key] for key in slot_of}  # in one order, whichever block has its turn
-
-
-@contextmanager
-def filled(slots: Iterable[Slot], copy_of: Callable[[Slot], torch.Tensor]) -> Iterator[None]:
-    """Hang other tensors into the slots, and the weights back when the context ends, however it ends."""
-    filled: list[Slot] = []
-    try:
-        for slot in slots:
-            weights_in(slot.holder)[slot.key] = copy_of(slot)
-            filled.append(slot)
-        yield
-    finally:
-        for slot in filled:
-            weights_in(slot.holder)[slot.key] = slot.weight

@@ -7,123 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from zoreward.members.blocks import slots_by_members
+from zoreward.members.forwards import has_other_forward, plain_forward_of
 from zoreward.members.grouping import Grouping
-from zoreward.members.hooked import has_other_forward, plain_forward_of
-from zoreward.members.tuned import Kernels, Owner, Slot, Tuned, by_kernel, has_triton
-from zoreward.neighbours.of_torch import copy_all_
-from zoreward.noise.factors import inv_sqrt_rank
+from zoreward.members.tuned import Owner, Slot, Tuned, has_triton
 from zoreward.records import InputError, Member
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Factors:
-    """Σ coefficient · z of one matrix W (m, n) at each member, as a·bᵀ; cast to the dtype of W once.
-
-    Args:
-        whole: (M, ·, R), R the ranks of a member's terms together: lines of the factors of all matrices of a dtype.
-        lines: where those of a begin, m, where those of b begin, n.
-    """
-
-    whole: torch.Tensor
-    lines: tuple[int, int, int, int]
-
-    @property
-    def a(self) -> torch.Tensor:
-        """(M, m, R), times coefficient/√r; zeros where a member has fewer ranks. Each member's lies in one piece."""
-        return self.whole.narrow(1, self.lines[0], self.lines[1])
-
-    @property
-    def b(self) -> torch.Tensor:
-        """(M, n, R). Each member's lies in one piece."""
-        return self.whole.narrow(1, self.lines[2], self.lines[3])
-
-
-class HeldFactors:
-    """Factors that stay where they are in memory from one context to the next, as a CUDA graph reads them.
-
-    Attributes:
-        moves: how often they went elsewhere, because their number or their shapes were others.
-    """
-
-    def __init__(self) -> None:
-        self.moves = 0
-        self._held: dict[int, Factors] = {}
-
-    @torch.no_grad()
-    def filled(self, fresh: dict[int, Factors]) -> dict[int, Factors]:
-        """Return factors with the numbers of `fresh`, in the old place if they fit there."""
-        new, old = _places(fresh), _places(self._held)
-        if new == old:
-            copy_all_(_wholes(self._held), _wholes(fresh))
-        else:
-            self.moves += 1
-            self._held = fresh
-        return self._held
-
-
-def _wholes(factors: dict[int, Factors]) -> list[torch.Tensor]:
-    return list({id(own.whole): own.whole for own in factors.values()}.values())
-
-
-def _places(factors: dict[int, Factors]) -> list[Any]:
-    return [(key, own.lines, own.whole.shape, own.whole.dtype) for key, own in factors.items()]
-
-
-@torch.no_grad()
-def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
-    """Return the factors of the slots' matrices at each member, by the weight's id."""
-    slots = list(slots)
-    found: dict[int, Factors] = {}
-    for own, some in slots_by_members(slots, members):
-        found |= _factors(some, own, kernels)
-    return {id(slot.weight): found[id(slot.weight)] for slot in slots}
-
-
-def _factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
-    terms = list({term.direction: term for member in members for term in member}.values())
-    ends = list(accumulate(term.family.rank for term in terms))
-    columns_of = {term.direction: range(end - term.family.rank, end) for term, end in zip(terms, ends, strict=True)}
-    # The columns of all factors side by side that a member uses, each with its scale; filled up with 0 · the first.
-    used = [
-        [
-            (column, term.coefficient * inv_sqrt_rank(term.family.rank))
-            for term in member
-            for column in columns_of[term.direction]
-        ]
-        for member in members
-    ]
-    width = max(map(len, used))
-    used = [[*some, *[(0, 0.0)] * (width - len(some))] for some in used]
-    found: dict[int, Factors] = {}
-    matrices = {id(slot.weight): (slot.weight, slot.stream) for slot in slots}
-    for kernel, weights in by_kernel(matrices.values(), kernels):
-        device = weights[0][0].device
-        # Not made on the device: that would wait until it has done all it was asked to.
-        columns = torch.tensor([[column for column, _ in some] for some in used]).to(device, non_blocking=True)
-        scales = torch.tensor([[scale for _, scale in some] for some in used]).to(device, non_blocking=True)
-        # All matrices at once: one by one, they would cost a GPU some ten launches each.
-        lines = kernel.factor_lines(weights, terms)[:, columns]
-        sides = [weight.shape for weight, _ in weights]
-        b_place = sum(m for m, _ in sides)
-        lines[:b_place] *= scales
-        wholes = {
-            dtype: lines.to(dtype).transpose(0, 1).contiguous() for dtype in {weight.dtype for weight, _ in weights}
-        }
-        a_place = 0
-        for (weight, _), (m, n) in zip(weights, sides, strict=True):
-            found[id(weight)] = Factors(wholes[weight.dtype], (a_place, m, b_place, n))
-            a_place, b_place = a_place + m, b_place + n
-    return found
-
 
 # Multiplications of one member's product that take as long as its launches, some 50 µs: below, copies make each member
 # wait for the Python of all others. 32 members of a model of 12 M weights took 6 s a step that way on an H200.
@@ -266,7 +159,7 @@ def _product(
 ) -> torch.Tensor:
     weight: torch.Tensor = owner.weight.mT if transposed else owner.weight
     if a.shape[-1] == 1 and _fused(x, weight) and not getattr(plain, "gives_float32", False):
-        from zoreward.kernels.correction import corrected
+        from zoreward.kernels.triton_layers import corrected
 
         y = corrected(x.view(-1, x.shape[-1]), weight, owner.bias, a.squeeze(-1), b.squeeze(-1))
         return y.view(*x.shape[:-1], -1)

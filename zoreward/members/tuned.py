@@ -24,8 +24,8 @@ from zoreward.records import InputError, Member, Term
 class Slot:
     """One place where a tuned weight hangs: `holder._parameters[key]` is `weight`.
 
-    With a `limit` only what is at most as large of it is tuned; see `zoreward.members.limits`. It belongs to a `block`
-    where the weights are cut into some; see `zoreward.members.blocks`.
+    With a `limit` only what is at most as large of it is tuned. It belongs to a `block` where the weights are cut into
+    some. See `zoreward.members.restrictions`.
     """
 
     holder: nn.Module
@@ -57,7 +57,7 @@ class Tuned:
         base: weight → a copy of it before any update; empty where no update has an anchor.
         tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
-        shared: what a context or an update leaves to the next one; see `zoreward.members.shared`.
+        shared: what a context or an update leaves to the next one; see `zoreward.members.context`.
     """
 
     weights: dict[str, nn.Parameter]

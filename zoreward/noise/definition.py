@@ -12,8 +12,7 @@ Counter-based noise: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel 
 | key (2 × 32 bits) | the 64-bit seed, low word first |
 | counter words 0, 1 | index // 4, low word first |
 | counter word 2 | the stream of the tensor |
-| counter word 3 | the purpose: 0 dense directions, 1 rounding, 4 the first weights of an adapter; a family of |
-| | directions that is made of more than one such array has purposes of its own, in its file |
+| counter word 3 | the `Purpose`; see `zoreward.noise.seeds` |
 | output word | number index % 4; a rounding takes half a word, see `rounding_bits` |
 
 `index` is the flat (row-major) index in the whole tensor; in a factor of rank r, i·r + k is that of a[i, k].
@@ -29,8 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoreward.noise.family import Distribution
-from zoreward.noise.seeds import DIRECTION, ROUNDING
+from zoreward.noise.seeds import Distribution, Purpose
 
 # Philox 4x32's multipliers and Weyl constants (Salmon et al. 2011, table 2).
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -56,7 +54,7 @@ SINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factoria
 COSINE = tuple(np.float32((-1) ** n * (math.pi / 2) ** (2 * n) / math.factorial(2 * n)) for n in range(5))
 
 
-def words(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.uint32]:
+def words(seed: int, stream: int, start: int, count: int, purpose: int = Purpose.DIRECTION) -> NDArray[np.uint32]:
     """Return the random words of the elements `start` … `start + count − 1`: uint32, shape (count,)."""
     index = np.arange(start, start + count, dtype=np.uint64)
     block = index >> np.uint64(2)
@@ -83,7 +81,12 @@ def philox(counter: Sequence[Any], k0: Any, k1: Any) -> tuple[Any, Any, Any, Any
 
 
 def entries(
-    seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION, distribution: Distribution = "normal"
+    seed: int,
+    stream: int,
+    start: int,
+    count: int,
+    purpose: int = Purpose.DIRECTION,
+    distribution: Distribution = "normal",
 ) -> NDArray[np.float32]:
     """Return random numbers of the elements `start` … `start + count − 1`: float32, shape (count,).
 
@@ -109,7 +112,7 @@ def entries(
     return entries_of_words(whole, distribution)[start - first :][:count]
 
 
-def normal(seed: int, stream: int, start: int, count: int, purpose: int = DIRECTION) -> NDArray[np.float32]:
+def normal(seed: int, stream: int, start: int, count: int, purpose: int = Purpose.DIRECTION) -> NDArray[np.float32]:
     """Return `entries` that are `normal`."""
     return entries(seed, stream, start, count, purpose)
 
@@ -184,13 +187,13 @@ def rounding_bits(seed: int, stream: int, start: int, count: int) -> NDArray[np.
     a GPU's thread, which works on both, draws half as many words: words are most of what an update computes.
 
     >>> bits = rounding_bits(seed=0, stream=0, start=0, count=513)
-    >>> bool(words(0, 0, 0, 1, ROUNDING)[0] == bits[512] << 16 | bits[0])
+    >>> bool(words(0, 0, 0, 1, Purpose.ROUNDING)[0] == bits[512] << 16 | bits[0])
     True
     """
     index = np.arange(start, start + count)
     first = start // (2 * SHARING) * SHARING
     number = index // (2 * SHARING) * SHARING + index % SHARING - first
-    word = words(seed, stream, first, int(number.max(initial=-1)) + 1, ROUNDING)[number]
+    word = words(seed, stream, first, int(number.max(initial=-1)) + 1, Purpose.ROUNDING)[number]
     return np.where(index % (2 * SHARING) < SHARING, word & np.uint32(0xFFFF), word >> np.uint32(16))
 
 

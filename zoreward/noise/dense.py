@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from zoreward.noise.family import Distribution, Draw, Family
-from zoreward.noise.seeds import DIRECTION
+from zoreward.noise.family import Draw, Family
+from zoreward.noise.seeds import Distribution, Purpose
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Dense(Family):
 
     def draws(self, seed: int, shape: tuple[int, ...]) -> tuple[Draw, ...]:
         """Return z itself."""
-        return (Draw(seed, DIRECTION, shape),)
+        return (Draw(seed, Purpose.DIRECTION, shape),)
 
     def lines(self, parts: Sequence[Any], rows: Any) -> Any:
         """Return lines of what was drawn."""

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoreward.noise.family import Distribution, Draw, Family, check_seed
-from zoreward.noise.seeds import derive_seed
+from zoreward.noise.family import Draw, Family, check_seed
+from zoreward.noise.seeds import Distribution, Purpose, derive_seed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FACTOR_A, FACTOR_B = 2, 3
 # Beyond any use, and within any memory: a rank may stand in a stranger's file.
 MAX_RANK = 4096
 
@@ -77,7 +76,7 @@ class LowRank(Factored):
 
     def draws(self, seed: int, shape: tuple[int, ...]) -> tuple[Draw, ...]:
         """Return a and b."""
-        parts = zip(self.seeds(seed), (FACTOR_A, FACTOR_B), shape, strict=True)
+        parts = zip(self.seeds(seed), (Purpose.FACTOR_A, Purpose.FACTOR_B), shape, strict=True)
         return tuple(Draw(own, purpose, (size, self.rank)) for own, purpose, size in parts)
 
     def seeds(self, seed: int) -> tuple[int, int]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from zoreward.noise.dense import Dense
 from zoreward.noise.factors import LowRank
-from zoreward.noise.family import Distribution, Family
+from zoreward.noise.family import Family
 from zoreward.noise.kronecker import Kronecker
+from zoreward.noise.seeds import Distribution
 from zoreward.noise.subspace import Subspace
 
 _KINDS: tuple[type[Family], ...] = (Dense, LowRank, Subspace, Kronecker)

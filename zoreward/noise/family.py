@@ -6,23 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from zoreward.noise.seeds import DISTRIBUTIONS, Distribution, Purpose
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-Distribution = Literal["normal", "gaussian", "rademacher"]
-"""What the entries of directions are like; see `zoreward.noise.definition.entries`."""
-
-DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 
 
 class Draw(NamedTuple):
     """An array of `definition.entries` from 0 on: of a seed, for a purpose, of a shape."""
 
     seed: int
-    purpose: int
+    purpose: Purpose
     shape: tuple[int, ...]
 
 
@@ -37,6 +34,8 @@ class Family(ABC):
         name: in a journal, and for `noise`, if there is an `about`.
         about: what z is, for the help; "" where no option names the family.
         refreshes: whether `at_step` depends on `refresh`.
+        has_bases: whether `parts` are made of bases of a subspace that last for many directions, and that kernels keep:
+            then it has a `basis_seed`, see `zoreward.kernels.subspaces`.
         distribution: of the entries that it draws.
         rank: where z of a matrix is a·bᵀ/√rank with `parts` a (m, rank) and b (n, rank), so that outputs can be
             corrected: that rank. Else 0: members are made as copies.
@@ -45,6 +44,7 @@ class Family(ABC):
     name: ClassVar[str]
     about: ClassVar[str] = ""
     refreshes: ClassVar[bool] = False
+    has_bases: ClassVar[bool] = False
     distribution: Distribution = "normal"
     rank: int = 0
 

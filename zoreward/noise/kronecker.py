@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from zoreward.noise.family import Distribution, Draw, Family
-
-PART_A, PART_B = 8, 9
+from zoreward.noise.family import Draw, Family
+from zoreward.noise.seeds import Distribution, Purpose
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Kronecker(Family):
         """Return A and B."""
         a = tuple(map(divisor, shape))
         b = tuple(size // part for size, part in zip(shape, a, strict=True))
-        return Draw(seed, PART_A, a), Draw(seed, PART_B, b)
+        return Draw(seed, Purpose.KRONECKER_A, a), Draw(seed, Purpose.KRONECKER_B, b)
 
     def lines(self, parts: Sequence[Any], rows: Any) -> Any:
         """Return lines of A ⊗ B."""

@@ -1,4 +1,4 @@
-"""What noise goes by: streams of tensors, seeds of a run's directions, purposes. Free of NumPy."""
+"""What noise goes by: streams of tensors, seeds of a run's directions, purposes, distributions. Free of NumPy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable
+from enum import IntEnum
+from typing import Literal, get_args
 
 NOISE_VERSION = 2
-# The fourth word of Philox's counter. A family of directions has purposes of its own, in its file.
-DIRECTION, ROUNDING, FIRST_WEIGHTS = 0, 1, 4
+
+Distribution = Literal["normal", "gaussian", "rademacher"]
+"""What the entries of directions are like; see `zoreward.noise.definition.entries`."""
+
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+
+
+class Purpose(IntEnum):
+    """The fourth word of Philox's counter: what is drawn for one purpose shares no number with another's.
+
+    SAMPLING and FIRST_WEIGHTS are one number. That is harmless: the keys of tokens are derived from a seed, a position
+    and k = 0, those of first weights from a seed and k = 2^64 − 3 or 2^64 − 4, or they are the run's seed itself. So
+    they differ, but for a chance of 2^-64. Another number would change what stored runs wrote.
+    """
+
+    DIRECTION = 0
+    ROUNDING = 1
+    FACTOR_A, FACTOR_B = 2, 3  # of low-rank directions
+    FIRST_WEIGHTS = SAMPLING = 4  # of adapters and heads; of tokens that are drawn
+    BASIS_U, BASIS_V, CORE = 5, 6, 7  # of subspaces
+    KRONECKER_A, KRONECKER_B = 8, 9
+
 
 _WRAPPERS = re.compile(r"(^|(?<=\.))(base_model\.model\.|_orig_mod\.|module\.)")
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from zoreward.noise.factors import Factored
 from zoreward.noise.family import Draw, Family, check_seed
-from zoreward.noise.seeds import derive_seed
+from zoreward.noise.seeds import Purpose, derive_seed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-BASIS_U, BASIS_V, CORE = 5, 6, 7
 
 # Entries of a basis are multiples of this, so that sums of their products with whole numbers are exact.
 BASIS_GRID = 2.0**-30
@@ -43,6 +41,7 @@ class Subspace(Factored):
     """
 
     name: ClassVar[str] = "subspace"
+    has_bases: ClassVar[bool] = True
 
     rank: int
     basis_seed: int = 0
@@ -55,9 +54,9 @@ class Subspace(Factored):
         """Return what the bases are made of, and Z."""
         u, v = (
             Draw(self.basis_seed, purpose, (size, self.rank))
-            for purpose, size in zip((BASIS_U, BASIS_V), shape, strict=True)
+            for purpose, size in zip((Purpose.BASIS_U, Purpose.BASIS_V), shape, strict=True)
         )
-        return u, v, Draw(seed, CORE, (self.rank, self.rank))
+        return u, v, Draw(seed, Purpose.CORE, (self.rank, self.rank))
 
     def at_step(self, run_seed: int, step: int, k: int, refresh: int) -> Family:
         """All directions of the steps from a multiple of `refresh` on lie in one subspace."""

@@ -12,7 +12,7 @@ softmax(logits). The u come from the Philox counter of `zoreward.noise`:
 | key | `derive_seed(seed, position, 0)` |
 | counter words 0, 1 | token // 4 |
 | counter word 2 | the row |
-| counter word 3 | the purpose, `SAMPLING` |
+| counter word 3 | `Purpose.SAMPLING` |
 | output word | number token % 4 |
 
 Source: common random numbers: Glasserman and Yao 1992. The Gumbel-max trick: Maddison, Tarlow, Minka 2014.
@@ -39,7 +39,7 @@ from transformers import (
 
 from zoreward.data import PAIRS
 from zoreward.members import members_at
-from zoreward.noise import derive_seed
+from zoreward.noise import Purpose, derive_seed
 from zoreward.noise.definition import MASK_32, philox
 from zoreward.records import Completion, Member
 from zoreward.scoring.devices import bytes_to_keep, free_bytes
@@ -54,9 +54,6 @@ if TYPE_CHECKING:
 # Tokens of one call, prompts and completions of all members. What limits them is the cache: 200 KB a token for a model
 # of 1.3 B parameters in half precision.
 CPU_TOKENS, GPU_TOKENS = 16384, 65536
-
-# The fifth purpose of the Philox counter: no direction, factor or rounding shares its numbers.
-SAMPLING = 4
 
 
 class HFGenerator:
@@ -329,7 +326,7 @@ def _words(key: int, stream_R: torch.Tensor, blocks: int) -> torch.Tensor:
     """`zoreward.noise.words` of several streams, on any device: 32-bit words in int64, (R, 4 · blocks)."""
     x0 = torch.arange(blocks, device=stream_R.device).expand(len(stream_R), blocks)
     x1 = torch.zeros_like(x0)
-    x2, x3 = stream_R[:, None].expand_as(x0), torch.full_like(x0, SAMPLING)
+    x2, x3 = stream_R[:, None].expand_as(x0), torch.full_like(x0, Purpose.SAMPLING)
     words = philox((x0, x1, x2, x3), key & MASK_32, key >> 32)
     return torch.stack(words, dim=2).view(len(stream_R), -1)
 
