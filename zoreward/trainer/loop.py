@@ -204,7 +204,7 @@ class ZOTrainer(Trainer):
     @property
     def scorer(self) -> Scorer:
         """What scores members."""
-        return self.run.engine
+        return self.run.scorer
 
     @property
     def last_step(self) -> StepRecord | None:
@@ -632,7 +632,7 @@ class ZOTrainer(Trainer):
         if self.header["versions"] != stored.header.get("versions"):
             logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
         unit = stored.header.get("unit") or {}  # of a run of 0.1.0: nothing
-        self.run.engine = replace(self.scorer, engine=self.scorer.reader.cut_as(unit))
+        self.run.scorer = replace(self.scorer, engine=self.scorer.reader.cut_as(unit))
         move_to(self.ready, stored, done, args, from_base=True)
         self.run.state = state_after(self.method, stored.records())
         if done:

@@ -39,7 +39,7 @@ class Run:
     """A model that is tuned on an objective, by a method, on rows, into a journal: `for step in run:` tunes it.
 
     Args:
-        engine: scores members of the model on the objective.
+        scorer: scores members of the model on the objective.
         method: which members to ask for, and what their scores turn into.
         rows: all rows that are tuned on, which some methods ask for now and then.
         journal: takes a line for each step; it must be open when a step is done.
@@ -61,7 +61,7 @@ class Run:
 
     def __init__(
         self,
-        engine: Scorer,
+        scorer: Scorer,
         method: Method,
         rows: Sequence[Example],
         journal: Journal | None = None,
@@ -71,7 +71,7 @@ class Run:
         learning_rate: Callable[[], float] | None = None,
         drift: Drift | None = None,
     ):
-        self.engine, self.method, self.rows, self.journal, self.batches = engine, method, rows, journal, batches
+        self.scorer, self.method, self.rows, self.journal, self.batches = scorer, method, rows, journal, batches
         self.seed, self.learning_rate, self.drift = seed, learning_rate, drift
         self.trainer_state: Any = None
         self.state: SPSAState = method.init()
@@ -80,7 +80,7 @@ class Run:
     @property
     def objective(self) -> Objective:
         """What members are scored by."""
-        return self.engine.objective
+        return self.scorer.objective
 
     def __iter__(self) -> Iterator[Step]:
         for rows in self.batches:
@@ -98,9 +98,9 @@ class Run:
         rows = list(self.rows) if query.rows == "all" else rows
         options: dict[str, Any] = {"seed": derive_seed(self.seed, query.step, SAMPLING_INDEX)}
         options["trainer_state"] = self.trainer_state
-        scored = [member for part in query.parts for member in self.engine.score(rows, part, **options)]
+        scored = [member for part in query.parts for member in self.scorer.score(rows, part, **options)]
         if self.drift:
-            scored = self.drift.penalised(self.engine, rows, query.members, scored)
+            scored = self.drift.penalised(self.scorer, rows, query.members, scored)
         scores = tuple(member.score for member in scored)
         rate = self.learning_rate() if self.learning_rate else self.method.lr
         update, state = self.method.tell(self.state, query, scores, lr=rate)
@@ -116,5 +116,5 @@ class Run:
         """
         assert self.journal is not None
         self.journal.append(step.record)
-        self.engine.engine.apply(step.record.update)
+        self.scorer.engine.apply(step.record.update)
         self.state, self.last = step.state, step
