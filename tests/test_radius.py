@@ -17,7 +17,9 @@ from zoreward.journal import load_run
 from zoreward.journal.replaying import replay
 from zoreward.methods import SPSA
 from zoreward.noise import canonical_name, definition, stream_of
+from zoreward.records import InputError
 from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer.radius import _radius
 
 WORDS = "good bad great awful lovely dull fine poor rich flat warm cold".split()
 ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)]
@@ -59,7 +61,7 @@ def test_random_moves_of_the_radius_change_a_choice_by_as_much_as_said(tmp_path:
     trainer = made(tmp_path, tokenizer)
     trainer.train()
     found = trainer.found
-    assert found.sure and found.nats == 0.01
+    assert found.converged and found.nats == 0.01
     # KL grows with the square of the radius. The mean of 8 directions scatters by a quarter or so here, that of 64
     # others by less: a factor of 2 is four standard errors.
     assert 0.005 < change_by_hand(trainer, found.radius, 64) < 0.02
@@ -75,7 +77,7 @@ def test_a_text_loses_as_much_of_its_log_probability_as_said(tmp_path: Path, tok
     trainer = made(tmp_path, tokenizer, length, choices=None, max_completion_length=6, num_directions=4)
     trainer.train()
     found = trainer.found
-    assert found.nats == 0.2 and found.sure
+    assert found.nats == 0.2 and found.converged
     eps, loss = found.looks[-1]
     assert 0.25 <= loss / 0.2 * (found.radius / eps) ** 2 <= 4
     assert math.isclose(found.learning_rate, 1.5 * found.radius * math.sqrt(4 / 4), rel_tol=0.005)
@@ -92,7 +94,86 @@ def test_what_is_given_is_kept(tmp_path: Path, tokenizer: Any) -> None:
     assert not of_likelihood.given.finds_rate and of_likelihood.args.learning_rate == 1e-6
 
 
-@pytest.mark.parametrize("method", ["sign", "es", "fzoo", "lozo", "bcd", "sparse", "momentum"])
+def test_rows_may_have_different_numbers_of_answers(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{**row, "ends": [" not", " very", " so"][: 2 + n % 2], "label": n % 2} for n, row in enumerate(ROWS)]
+    args = ZOConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=1, template="{text} it was",
+                    choice_column="ends", label="label")  # fmt: skip
+    trainer = ZOTrainer(
+        random_model("llama", 1), objective="accuracy", args=args, train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.train()
+    found = trainer.found
+    assert found.converged
+    # The same slowly, with the KL of each row over its own answers: half the distance changes a quarter as much.
+    model, changes = random_model("llama", 1).eval(), []
+    named = {canonical_name(name): weight.data for name, weight in model.named_parameters()}
+    base = {name: weight.clone() for name, weight in named.items()}
+
+    def distributions() -> list[torch.Tensor]:
+        with torch.no_grad():
+            logits = [model(torch.tensor([row.prompt_tokens])).logits[0, -1].double() for row in trainer.train_dataset]
+        answers = [[tokens[0] for tokens in row.candidate_tokens] for row in trainer.train_dataset]
+        return [row[own].log_softmax(0) for row, own in zip(logits, answers, strict=True)]
+
+    before = distributions()
+    for number in range(64):
+        for name, weight in named.items():
+            z = definition.normal(10_000 + number, stream_of(name), 0, weight.numel())
+            weight.copy_(base[name] + found.radius * torch.from_numpy(z).view_as(weight))
+        changes += [float((p.exp() * (p - q)).sum()) for p, q in zip(before, distributions(), strict=True)]
+    assert 0.005 < np.mean(changes) < 0.02
+
+
+def test_a_radius_is_closed_in_where_the_change_is_a_cliff() -> None:
+    """A saturated model: nothing changes up to 0.2, and then too much does."""
+    radius, looks, converged = _radius(lambda distance: 1e-20 if distance < 0.2 else 1.0, 0.01, first=0.01)
+    assert not converged and 0.15 < radius < 0.2 and len(looks) == 10
+    radius, _, converged = _radius(lambda distance: math.inf if distance > 0.1 else distance**4, 1e-6, first=0.5)
+    assert converged and radius == pytest.approx(10**-1.5, rel=0.5)
+
+
+def test_ranks_and_a_given_normalize_are_found_a_rate_too(tmp_path: Path, tokenizer: Any) -> None:
+    for normalize in ("running", "rank"):
+        trainer = made(tmp_path / normalize, tokenizer, normalize=normalize, num_directions=4, max_steps=40)
+        trainer.train()
+        terms = [term for record in load_run(tmp_path / normalize).records() for term in record.update.terms]
+        moved = math.sqrt(sum(term.coefficient**2 for term in terms))
+        assert 0.7 < moved / (1.5 * trainer.found.radius) < 1.4, normalize
+
+
+def test_what_is_printed_is_what_is_used(tmp_path: Path, tokenizer: Any) -> None:
+    trainer = made(tmp_path, tokenizer, eps=3e-3)
+    trainer.train()
+    assert "eps 0.003 " in str(trainer.found) and f"learning rate {trainer.method.lr:g}," in str(trainer.found)
+
+
+METHODS = ["sign", "es", "fzoo", "lozo", "bcd", "sparse", "momentum", "eggroll"]
+
+
+@pytest.mark.parametrize("method", ["spsa", *METHODS])
+def test_a_run_that_is_over_goes_on_for_longer_with_the_rate_it_found(
+    method: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    options = {"blocks": 2} if method == "bcd" else {}
+    first = made(tmp_path, tokenizer, method=method, max_steps=2, **options)
+    first.train()
+    longer = made(tmp_path, tokenizer, method=method, max_steps=4, **options)
+    longer.train(resume_from_checkpoint=True)
+    assert (longer.method, longer.method_state.step) == (first.method, 4)
+
+
+def test_a_refused_resume_leaves_the_trainer_as_it_was(tmp_path: Path, tokenizer: Any) -> None:
+    first = made(tmp_path, tokenizer, max_steps=2)
+    first.train()
+    for changes, told in (({"method": "es"}, "method='?spsa'?, not"), ({"template": "{text} is"}, "template")):
+        other = made(tmp_path, tokenizer, max_steps=4, **changes)
+        before = (other.method, other.args.eps, other.args.learning_rate, other.args.normalize)
+        with pytest.raises(InputError, match=told):
+            other.train(resume_from_checkpoint=True)
+        assert (other.method, other.args.eps, other.args.learning_rate, other.args.normalize) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gets_a_rate_by_which_its_steps_lead_as_far(method: str, tmp_path: Path, tokenizer: Any) -> None:
     """The root of the sum of squared coefficients is how far the run's directions led, were they unrelated."""
     steps = 40
@@ -149,7 +230,7 @@ def test_answers_that_do_not_change_are_told(tmp_path: Path, tokenizer: Any, cap
     )
     with caplog.at_level("WARNING"):
         trainer.train()
-    assert not trainer.found.sure and trainer.args.learning_rate > 0
+    assert not trainer.found.converged and trainer.args.learning_rate > 0
     assert "are guesses" in caplog.text and "--lr" in caplog.text
 
 

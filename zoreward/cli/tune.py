@@ -101,7 +101,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
                     trainer, progress = _prepared(objective, rows, options)
                 trainer.provenance = provenance_of(options, rows, words)
                 held.enter_context(trainer.holding_run())
-                if trainer.found is not None and trainer.found.sure:
+                if trainer.found is not None and trainer.found.converged:
                     print(trainer.found)
                 chosen = {n: getattr(trainer.args, n) for n in DEFAULTED if getattr(options, n) is None}
                 try:

@@ -122,6 +122,8 @@ def refuse_other_run(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
     """
     now = json.loads(json.dumps(now, default=str))
     _compare(folder, "objective", then.get("objective"), now.get("objective"))
+    if name := (then.get("method") or {}).get("name"):  # before its options, which are others then
+        _compare(folder, "method", name, now["method"].get("name"))
     for part in ("options", "method", "config", "adapter"):
         _compare_all(folder, part, then.get(part) or {}, now.get(part) or {})
     _compare_code(folder, then.get("code") or {}, now.get("code") or {})

@@ -42,7 +42,7 @@ from zoreward.trainer.inputs import (
 )
 from zoreward.trainer.keeper import Keeper
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
-from zoreward.trainer.options import ZOConfig, family_of_run, method_of
+from zoreward.trainer.options import FIRST_EPS, ZOConfig, family_of_run, method_of, part_that_is_tuned
 from zoreward.trainer.radius import Found, found_rate
 from zoreward.trainer.ready import checked_memory, eps_that_shows, ready_model
 from zoreward.trainer.resuming import (
@@ -518,15 +518,18 @@ class ZOTrainer(Trainer):
         """Open a journal in a folder that has none."""
         if self.method_state.step:
             raise InputError("this trainer has done its run", hint="Make a new ZOTrainer for another.")
+        holds_one = InputError(
+            f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
+            hint="Choose another folder, or go on with it: --resume, in Python resume_from_checkpoint=True.",
+        )
+        if Path(self.args.output_dir, JOURNAL_NAME).exists():  # before a rate is looked for
+            raise holds_one
         self._find_rate()
         self.header = self._header()
         try:
             self.run.journal = Journal(self.args.output_dir, self.header)
         except FileExistsError as error:
-            raise InputError(
-                f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
-                hint="Choose another folder, or go on with it: --resume, in Python resume_from_checkpoint=True.",
-            ) from error
+            raise holds_one from error
         except OSError as error:
             raise storage_error(self.args.output_dir, error) from error
         self._keep_start()
@@ -535,22 +538,34 @@ class ZOTrainer(Trainer):
                 self._write_evaluation(log["step"], log)
 
     def _find_rate(self) -> None:
-        """Find ε and the learning rate where nobody gave the rate, and make the method anew."""
-        if not self.given.finds_rate:
+        """Find the learning rate, and ε, where nobody gave the rate; the method is made anew."""
+        given = self.given
+        if not given.finds_rate:
             return
-        generation = self.given.generation if self.objective.needs == "completions" else None
-        steps = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps
-        needs, engine = self.objective.needs, self.scorer.engine
-        self.found = found_rate(engine, self.method, self.run.rows, needs, steps=steps, generation=generation)
-        (logger.info if self.found.sure else logger.warning)("%s", self.found)
+        self.found = found_rate(
+            self.scorer.engine,
+            self.method,
+            self.run.rows,
+            steps=new_state(self.args, len(self.get_train_dataloader()))[0].max_steps,
+            first=FIRST_EPS[part_that_is_tuned(self.args, adapter=given.adapter)],
+            eps=self.args.eps if given.eps_given else None,
+            generation=given.generation if self.objective.needs == "completions" else None,
+        )
+        (logger.info if self.found.converged else logger.warning)("%s", self.found)
         self._take_rate(self.found.eps, self.found.learning_rate, self.args.normalize)
 
     def _take_rate(self, eps: float, learning_rate: float, normalize: str | None) -> None:
-        """Go on with an ε, unless it was given, and a learning rate."""
-        args = self.args
-        args.eps = args.eps if self.given.eps_given else eps
-        args.learning_rate, args.normalize = learning_rate, normalize
-        self.run.method = method_of(args, rows=len(self.run.rows), blocks=len(set(self.ready.tuned.blocks.values())))
+        """Go on with an ε, a learning rate and a way of normalising."""
+        self.args.eps, self.args.learning_rate, self.args.normalize = eps, learning_rate, normalize
+        blocks = len(set(self.ready.tuned.blocks.values()))
+        self.run.method = method_of(self.args, rows=len(self.run.rows), blocks=blocks)
+
+    def _take_rate_of(self, header: dict[str, Any]) -> None:
+        """Go on with what a run with the same method found, or began with, whichever machine this is."""
+        then, same = header["config"], header["method"].get("name") == self.args.method
+        if self.given.finds_rate and same and {"eps", "learning_rate"} <= then.keys():
+            eps = self.args.eps if self.given.eps_given else then["eps"]
+            self._take_rate(eps, then["learning_rate"], then.get("normalize"))
 
     def _keep_start(self) -> None:
         """Save the prefix that the run begins with, where it is one that the run made."""
@@ -592,10 +607,10 @@ class ZOTrainer(Trainer):
         if (opened := reopen(folder)) is None:
             return 0
         self.run.journal, stored = opened
+        before = (self.args.eps, self.args.learning_rate, self.args.normalize)
         try:
-            if stored is not None and self.given.finds_rate:  # what was found then, whichever machine this is
-                of_method, rate = stored.header["method"], stored.header["config"].get("learning_rate")
-                self._take_rate(of_method["eps"], rate or of_method["lr"], of_method.get("normalize"))
+            if stored is not None:
+                self._take_rate_of(stored.header)
             if stored is not None and "rows" not in stored.header["method"]:  # then divided by less than half a row
                 self.run.method = replace(self.method, rows=0)
             self.header = self._header()
@@ -607,6 +622,7 @@ class ZOTrainer(Trainer):
                     raise
                 stored = None
             if stored is None:  # nothing of it is done
+                self._take_rate(*before)
                 self._find_rate()
                 self.header = self._header()
                 self.run.journal.begin(self.header)
@@ -615,6 +631,7 @@ class ZOTrainer(Trainer):
             if stored is not None:
                 self._take_up(stored)
         except BaseException:
+            self._take_rate(*before)
             self.run.journal.close()
             self.run.journal = None
             raise

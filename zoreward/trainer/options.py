@@ -134,14 +134,21 @@ LEAST_BLOCKS = 2
 FIRST_EPS = {"full": 1e-2, "lora": 5e-2, "prefix": 1e-1}
 
 
+def part_that_is_tuned(args: ZOConfig, *, adapter: bool) -> str:
+    """Return "full", for weights of the model itself, "lora" or "prefix": what defaults depend on."""
+    return "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
+
+
 def finds_rate(args: ZOConfig, needs: str, *, compares_with_base: bool = False) -> bool:
-    """Whether ε and the learning rate of a run are found before step 1, as nobody gave the rate.
+    """Whether the learning rate of a run, and ε, are found before step 1, as nobody gave the rate.
+
+    Not for raw slopes, whose size a rate depends on; nor where answers are whole texts that were given.
 
     >>> finds_rate(ZOConfig("run", use_cpu=True), "choices"), finds_rate(ZOConfig("run", use_cpu=True), "likelihood")
     (True, False)
     """
     alike = needs in ("choices", "completions") and not compares_with_base
-    return args.learning_rate is None and args.normalize is None and alike and args.method != "svrg"
+    return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
 
 
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool = False) -> ZOConfig:
@@ -162,11 +169,10 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool 
     """
     args = copy.copy(args)
     named(args.method)  # there is such a method
-    what = "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
-    rank = args.rank
-    defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", what)
+    part, rank = part_that_is_tuned(args, adapter=adapter), args.rank
+    defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", part)
     if finds:
-        defaults["eps"] = FIRST_EPS[what]
+        defaults["eps"] = FIRST_EPS[part]
         defaults["normalize"] = {"none": "running"}.get(defaults["normalize"], defaults["normalize"])
     for name, value in defaults.items():
         if getattr(args, name) is None:

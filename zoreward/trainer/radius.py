@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.methods import Method
 from zoreward.noise import derive_seed
-from zoreward.records import Example, Member, Request, Term
+from zoreward.records import Example, Member, ObjectiveError, Request, Term
 from zoreward.scoring import Engine, Generation, candidate_logprobs
 
 # How much the answers change at the radius, in nats. That of choices was measured on SST-2 with imdb-lm-12m (float32)
@@ -23,15 +22,18 @@ TEXT_NATS = 0.2
 # By how many radii the steps of a run move the weights together, if their signs were drawn: 1 to 2 were the best of
 # 0.5, 1, 2 and 4 in all of those settings, and 4 was always too much.
 RADII = 1.5
-# Root mean square of what multiplies z, by how scores are normalised. Of `zscore` and `rank` that of unrelated scores.
-WEIGHT_RMS = {"zscore": math.sqrt(0.5), "rank": math.sqrt(1 / 24)}
 
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
 # tokens. Of 300 steps of 64 rows that is some 2 % of the forward passes.
 DIRECTIONS, ROWS, TEXTS, TOKENS = 8, 64, 16, 64
-MOST_LOOKS, MOST_GROWTH = 8, 100  # farther out, half precision overflows before answers move
+MOST_LOOKS = 10
+# By how much a look may lie farther out than the one before, and the last than the first: beyond it half precision
+# overflows before answers move. Below the least change there is only the noise of float64.
+MOST_GROWTH, MOST_DISTANCE, LEAST_CHANGE = 30.0, 100.0, 1e-12
 # Keeps the seeds of these directions apart from those of steps, rounding, adapters and heads.
 RADIUS_INDEX = 2**64 - 5
+
+Change = Callable[[Sequence[Member]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,13 @@ class Found:
     """What was found in place of options that nobody gave.
 
     Args:
-        radius: r, how far weights move along a random direction until the answers change by `nats`.
-        eps: ε.
+        radius: r: weights that each move by r times a standard normal number change the answers by `nats`.
+        eps: ε of the run: r, or what was given.
         learning_rate: of the run.
         nats: δ, the change at the radius: the KL divergence of a choice, or what a token of a text loses of its
             log-probability.
-        looks: (ε, change) of each look.
-        sure: whether the last look is near the radius; else the answers did not change, or not more with a larger ε.
+        looks: (ε, change) of each look; the change is infinite where outputs were not finite.
+        converged: whether the last look was near the radius; else ε and the rate are guesses.
     """
 
     radius: float
@@ -53,19 +55,19 @@ class Found:
     learning_rate: float
     nats: float
     looks: tuple[tuple[float, float], ...]
-    sure: bool
+    converged: bool
 
     def __str__(self) -> str:
         what = "a token of a text" if self.nats == TEXT_NATS else "a choice"
-        if not self.sure:
+        if not self.converged:
             changes = ", ".join(f"{change:.2g} at {eps:.2g}" for eps, change in self.looks)
             return (
-                f"eps {self.eps:g} and learning rate {self.learning_rate:g} are guesses: {what} changes by {changes} "
-                "(nats), and no distance by as much as it should. Better give --eps and --lr."
+                f"learning rate {self.learning_rate:g} and eps {self.eps:g} are guesses: {what} should change by "
+                f"{self.nats:g} nats, and rows differ in their change by {changes}. Better give --eps and --lr."
             )
         return (
-            f"found: eps {self.eps:g}, learning rate {self.learning_rate:g} (where weights move at random by "
-            f"{self.radius:.2g}, {what} changes by {self.nats:g} nats)"
+            f"found: learning rate {self.learning_rate:g}, eps {self.eps:g} (where each weight moves by "
+            f"{self.radius:.2g} times a normal number, {what} changes by {self.nats:g} nats)"
         )
 
 
@@ -73,9 +75,10 @@ def found_rate(
     engine: Engine,
     method: Method,
     examples: Sequence[Example],
-    needs: str,
     *,
     steps: int,
+    first: float,
+    eps: float | None = None,
     generation: Generation | None = None,
 ) -> Found:
     """Return ε and the learning rate of a run from how far its weights may move at random.
@@ -84,37 +87,69 @@ def found_rate(
         ε  = r
         lr = 1.5 · r · √(K B / T) / rms(w)
 
-    With signs that mean nothing, T steps of K directions and B blocks would take the weights 1.5 r away: what they
-    learn comes on top, what they break is bounded. Looks at ε z are repeated nearer to r until they agree within 2.
+    With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
+    they learn comes on top, what they break is bounded. rms(w) is 1 by every way of normalising but that of ranks.
+    Looks at ε z are repeated nearer to r until they agree within a factor of 2.
 
     Args:
         engine: the model, which stands at the weights that the run begins with.
-        method: of the run: its directions are looked along, with seeds of their own, and its ε is the first distance.
+        method: of the run: its directions are looked along, with seeds of their own.
         examples: the rows to tune on; the first ones are looked at.
-        needs: what the objective needs: `choices` or `completions`.
         steps: T.
-        generation: how texts are written; for `completions`.
-
-    Raises:
-        ObjectiveError: the model's outputs are not finite.
+        first: the distance of the first look.
+        eps: ε where it was given.
+        generation: how texts are written, for an objective of texts; None for one of choices.
     """
-    if needs == "completions":
-        assert generation is not None
-        change, nats = _change_of_texts(engine, examples[:TEXTS], generation), TEXT_NATS
-    else:
+    if generation is None:
         change, nats = _change_of_choices(engine, examples[:ROWS]), ANSWER_NATS
+    else:
+        change, nats = _change_of_texts(engine, examples[:TEXTS], generation), TEXT_NATS
     terms = _directions_of(method)
-    eps, looks, sure = method.eps, list[tuple[float, float]](), False
-    while not sure and len(looks) < MOST_LOOKS and eps <= MOST_GROWTH * method.eps:
-        moved = change([(replace(z, coefficient=eps),) for z in terms])
-        looks.append((eps, moved))
-        radius = eps * min(max(math.sqrt(nats / moved), 1 / 30), 30.0) if moved > 0 else 3 * eps
-        sure = 0.5 <= radius / eps <= 2
-        eps = radius
-    radius = _rounded(radius if sure else method.eps)
-    rate = RADII * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps)
-    rate /= WEIGHT_RMS.get(getattr(method, "normalize", ""), 1.0)
-    return Found(radius, radius, _rounded(rate), nats, tuple(looks), sure)
+
+    def moved_at(distance: float) -> float:
+        try:
+            moved = change([(replace(z, coefficient=distance),) for z in terms])
+        except ObjectiveError:  # outputs that are not finite
+            return math.inf
+        return math.inf if math.isnan(moved) else moved if moved > LEAST_CHANGE else 0.0
+
+    radius, looks, converged = _radius(moved_at, nats, first)
+    rate = RADII * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
+    return Found(radius, eps or radius, _rounded(rate), nats, looks, converged)
+
+
+def _radius(
+    moved_at: Callable[[float], float], nats: float, first: float
+) -> tuple[float, tuple[tuple[float, float], ...], bool]:
+    """Return the distance at which so much changes, (distance, change) of all looks, and whether the last one was near.
+
+    >>> _radius(lambda distance: distance**2, 0.01, first=5.0)
+    (0.1, ((5.0, 25.0), (0.16666666666666666, 0.027777777777777776)), True)
+    >>> _radius(lambda distance: 0.0, 0.01, first=0.01)[::2]
+    (0.01, False)
+    """
+    below, above, distance = 0.0, math.inf, first  # where too little and too much changes
+    looks: list[tuple[float, float]] = []
+    while len(looks) < MOST_LOOKS and distance <= MOST_DISTANCE * first:
+        moved = moved_at(distance)
+        looks.append((distance, moved))
+        times = math.inf if moved == 0 else math.sqrt(nats / moved)
+        if 0.5 <= times <= 2:
+            return _rounded(distance * times), tuple(looks), True
+        below, above = (max(below, distance), above) if times > 1 else (below, min(above, distance))
+        distance *= min(max(times, 1 / MOST_GROWTH), MOST_GROWTH)
+        if below > 0 and above < math.inf and not below < distance < above:
+            distance = math.sqrt(below * above)
+    return _rounded(below if below > 0 and above < math.inf else first), tuple(looks), False
+
+
+def _weight_rms(method: Method) -> float:
+    """The root mean square of what multiplies z, where scores differ by their slopes.
+
+    Ranks of M scores lie evenly between −½ and ½.
+    """
+    members = 2 * method.num_directions
+    return math.sqrt((members + 1) / (12 * (members - 1))) if getattr(method, "normalize", "") == "rank" else 1.0
 
 
 def _rounded(value: float) -> float:
@@ -134,34 +169,33 @@ def _directions_of(method: Method) -> tuple[Term, ...]:
     return own.directions.fresh(0)
 
 
-def _change_of_choices(engine: Engine, examples: Sequence[Example]) -> Any:
-    """What members change of the answers to these rows: KL(θ, member), the move that all rows share aside.
+def _change_of_choices(engine: Engine, examples: Sequence[Example]) -> Change:
+    """What members change of the answers to these rows, in nats: KL(θ, member), the move that all rows share aside.
 
-    All rows' logits of an answer move together by far more than apart (65 to 45 on SmolLM2). That is the prior of the
+    Where all rows have the same answers, their logits move together by more than apart: on SmolLM2 the margin between
+    two answers by 65 times the distance, and each row's beside that by 45 times. The former is the prior of the
     answers, which a few steps put right, and no harm is done by moving it.
     """
     before_NC = _distribution(candidate_logprobs(engine, examples)[0])
+    there_NC, alike = np.isfinite(before_NC), len({example.candidates for example in examples}) == 1
 
     def change(members: Sequence[Member]) -> float:
-        moved_MNC = candidate_logprobs(engine, examples, members)
-        with np.errstate(invalid="ignore"):  # rows with fewer candidates have −inf on both sides
-            shift_MNC = moved_MNC - before_NC
-        shift_MNC = np.where(np.isfinite(before_NC), shift_MNC, np.nan)
-        apart_MNC = _distribution(before_NC + shift_MNC - np.nanmean(shift_MNC, axis=1, keepdims=True))
-        there_NC = np.isfinite(before_NC)
-        terms_MNC = np.where(there_NC, np.exp(before_NC) * (before_NC - np.where(there_NC, apart_MNC, 0.0)), 0.0)
-        return float(terms_MNC.sum(-1).mean())
+        moved_MNC = _distribution(candidate_logprobs(engine, examples, members))
+        if alike:
+            moved_MNC = _distribution(moved_MNC - (moved_MNC - before_NC).mean(1, keepdims=True))
+        with np.errstate(invalid="ignore"):  # a row with fewer answers has −inf on both sides
+            gained_MNC = np.where(there_NC, np.exp(before_NC) * (before_NC - moved_MNC), 0.0)
+        return float(gained_MNC.sum(-1).mean())
 
     return change
 
 
 def _distribution(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-probabilities of candidates that sum up to 1 in each row; −inf and NaN, where there is none, stay out."""
-    filled = np.where(np.isnan(logprobs), -np.inf, logprobs)
-    return filled - np.logaddexp.reduce(filled, axis=-1, keepdims=True)
+    """Log-probabilities of candidates that sum up to 1 in each row; those that a row has not stay at −inf."""
+    return logprobs - np.logaddexp.reduce(logprobs, axis=-1, keepdims=True)
 
 
-def _change_of_texts(engine: Engine, examples: Sequence[Example], generation: Generation) -> Any:
+def _change_of_texts(engine: Engine, examples: Sequence[Example], generation: Generation) -> Change:
     """What members take from the log-probability of each token that the model itself writes, greedily."""
     short = replace(
         generation, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=min(TOKENS, generation.max_new_tokens)
