@@ -262,6 +262,13 @@ class Writing:
     )
     top_p: float = setting(default=1.0, help="Draw from the likeliest tokens that have this probability.")
     top_k: int = setting(default=0, help="Draw from so many likeliest tokens; 0: from all.")
+    min_p: float | None = setting(
+        default=None, help="Draw from tokens at least so many times as probable as the likeliest. Default: from all."
+    )
+    repetition_penalty: float = setting(
+        default=1.0,
+        help="Above 1: tokens that stand in the prompt, or were written, become less likely. Below 1: likelier.",
+    )
     stop: list[str] | None = setting(default=None, help="What is written ends before this text. Give it once for each.")
 
 
