@@ -214,10 +214,19 @@ class Prompting:
     answer: str | None = setting(
         default=None, help="The right answer, as a template: ' {answer}'. For objectives that need a likelihood."
     )
+    chat: Literal["auto", "on", "off"] = setting(
+        default="auto",
+        help="on: a prompt is the user's turn by the model's chat template, and answers are the assistant's; "
+        "demonstrations are earlier turns. off: prompts are raw. auto: raw too, which is said where there is a chat "
+        "template. Prompts that are messages go through it in any case.",
+    )
+    system_prompt: str | None = setting(
+        default=None, help="The system's turn in front of each conversation that begins with none."
+    )
     chat_template_kwargs: dict[str, Any] | str | None = setting(
         default=None,
-        help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
-        "messages; the columns tools and chat_template_kwargs of their rows are passed on too.",
+        help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'. For conversations; the columns "
+        "tools and chat_template_kwargs of their rows are passed on too.",
     )
     shots: int = setting(
         default=0,
