@@ -41,6 +41,7 @@ def test_a_config_file_gives_defaults_and_the_command_line_wins(capsys: pytest.C
 
 
 WRITE = ["--prompt", "sentence", "--temperature", "1", "--max-new-tokens", "2", "--num-directions", "2"]
+WRITE += ["--min-p", "0.1", "--repetition-penalty", "1.1"]
 KINDS = {
     "options of an objective": ["f1", "--average", "macro", "--lr", "1e-3", "--seed", "5"],
     "a sum": ["f1", "--also", "neg-cross-entropy=0.1", "--eval-data", "dev.jsonl", "--eval-every", "1"],

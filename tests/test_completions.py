@@ -8,10 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
+from transformers import (
+    GenerationConfig,
+    MinPLogitsWarper,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from conftest import random_model
 from rendering import render_prompts
+from zoreward.members import members_at
 from zoreward.noise import Purpose
 from zoreward.noise import definition as noise
 from zoreward.records import Example, InputError, ObjectiveError, Term, UnknownNameError
@@ -245,6 +253,35 @@ def test_sampled_tokens_follow_the_model(tokenizer) -> None:
         assert cut == set(order.indices[:kept].tolist())
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_min_p_and_the_penalty_of_repetitions_are_those_of_transformers(tokenizer, temperature) -> None:
+    how = {"max_new_tokens": 8, "temperature": temperature, "min_p": 0.3, "repetition_penalty": 1.7, "seed": 6}
+    prompts, members = [(5, 6, 7, 8), (9,), (1, 10)], ((), MEMBERS[0])  # 0 is padding, which no row of its own has
+    model = random_model("llama")
+    texts = written(generator_for(model, tokenizer), members, prompts, **how)
+    penalised, kept = RepetitionPenaltyLogitsProcessor(1.7), MinPLogitsWarper(0.3)
+    removed = 0
+    for member, of_member in zip(members, texts, strict=True):
+        with members_at(model, (member,)), torch.no_grad():
+            for row, (prompt, tokens) in enumerate(zip(prompts, of_member, strict=True)):
+                for position, token in enumerate(tokens):
+                    ids = torch.tensor([[*prompt, *tokens[:position]]])
+                    logits = model(input_ids=ids).logits[:, -1]
+                    repeated = torch.zeros_like(logits, dtype=bool).index_fill_(1, ids[0], True)
+                    by_hand = torch.where(repeated, torch.where(logits > 0, logits / 1.7, logits * 1.7), logits)
+                    torch.testing.assert_close(by_hand, penalised(ids, logits))
+                    if temperature:
+                        shares = (by_hand / temperature).softmax(-1)
+                        rare = shares < 0.3 * shares.max()
+                        removed += int(rare.sum())
+                        by_hand = (by_hand / temperature).masked_fill(rare, -math.inf)
+                        torch.testing.assert_close(by_hand, kept(ids, penalised(ids, logits) / temperature))
+                        by_hand = by_hand + gumbel(6, [row], position, logits.shape[1], "cpu")
+                    assert token == int(by_hand.argmax())
+    assert texts != written(generator_for(model, tokenizer), members, prompts, **how | {"repetition_penalty": 1.0})
+    assert not temperature or removed
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -252,6 +289,10 @@ def test_sampled_tokens_follow_the_model(tokenizer) -> None:
         {"temperature": -1.0},
         {"top_p": 0.0},
         {"top_k": -1},
+        {"min_p": 1.5},
+        {"min_p": -0.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
         {"stop": ("",)},
         {"stop": "x"},
         {"seed": -1},

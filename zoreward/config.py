@@ -214,10 +214,19 @@ class Prompting:
     answer: str | None = setting(
         default=None, help="The right answer, as a template: ' {answer}'. For objectives that need a likelihood."
     )
+    chat: Literal["auto", "on", "off"] = setting(
+        default="auto",
+        help="on: a prompt is the user's turn by the model's chat template, and answers are the assistant's; "
+        "demonstrations are earlier turns. off: prompts are raw. auto: raw too, which is said where there is a chat "
+        "template. Prompts that are messages go through it in any case.",
+    )
+    system_prompt: str | None = setting(
+        default=None, help="The system's turn in front of each conversation that begins with none."
+    )
     chat_template_kwargs: dict[str, Any] | str | None = setting(
         default=None,
-        help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'. For prompts that are "
-        "messages; the columns tools and chat_template_kwargs of their rows are passed on too.",
+        help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'. For conversations; the columns "
+        "tools and chat_template_kwargs of their rows are passed on too.",
     )
     shots: int = setting(
         default=0,
@@ -262,6 +271,13 @@ class Writing:
     )
     top_p: float = setting(default=1.0, help="Draw from the likeliest tokens that have this probability.")
     top_k: int = setting(default=0, help="Draw from so many likeliest tokens; 0: from all.")
+    min_p: float | None = setting(
+        default=None, help="Draw from tokens at least so many times as probable as the likeliest. Default: from all."
+    )
+    repetition_penalty: float = setting(
+        default=1.0,
+        help="Above 1: tokens that stand in the prompt, or were written, become less likely. Below 1: likelier.",
+    )
     stop: list[str] | None = setting(default=None, help="What is written ends before this text. Give it once for each.")
 
 

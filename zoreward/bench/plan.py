@@ -115,6 +115,9 @@ class BenchOptions:
     )
     shots: int = setting(default=32, help="Demonstrations of the method `shots`, as many as fit.", least=1)
     max_length: int | None = same_as(Prompting, "max_length", panel=TUNING)
+    chat: Literal["auto", "on", "off"] = same_as(Prompting, "chat", panel=TUNING)
+    system_prompt: str | None = same_as(Prompting, "system_prompt", panel=TUNING)
+    chat_template_kwargs: dict[str, Any] | str | None = same_as(Prompting, "chat_template_kwargs", panel=TUNING)
     jobs: int = setting(
         default=1,
         help="Runs side by side, each in a process of its own. Seconds are then those of a busy machine.",
@@ -143,6 +146,7 @@ class Settings:
         dtype: of the weights; AdamW's are float32.
         device: where; by default the GPU if there is one.
         max_length: tokens of prompt and answer.
+        chat, system_prompt, chat_template_kwargs: of conversations; see `zoreward.config.Prompting`.
         trust_remote_code: run the code that comes with the model.
     """
 
@@ -154,6 +158,9 @@ class Settings:
     dtype: str | None = None
     device: str | None = None
     max_length: int | None = None
+    chat: Literal["auto", "on", "off"] = "auto"
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] | str | None = None
     trust_remote_code: bool = False
 
 
@@ -176,7 +183,8 @@ class Plan:
     @property
     def prompting(self) -> Prompting:
         """How rows become prompts."""
-        return replace(self.task.prompting, max_length=self.settings.max_length)
+        names = ("max_length", "chat", "system_prompt", "chat_template_kwargs")
+        return replace(self.task.prompting, **{name: getattr(self.settings, name) for name in names})
 
     def configuration(self) -> dict[str, Any]:
         """Return what changes a result, in plain types: tables with different ones cannot be mixed."""
@@ -185,6 +193,8 @@ class Plan:
         if not task["options"]:  # as tables of earlier versions had none
             del task["options"]
         settings = asdict(self.settings)
+        if settings["chat"] != "on":  # as tables of earlier versions, of raw prompts, had none
+            settings["chat"] = None
         return {
             "task": self.task.name,
             "model": self.model,

@@ -37,7 +37,7 @@ from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report_failure
 from zoreward.cli.task_rows import refuse_masked
 from zoreward.config import MOST_SEED
-from zoreward.data import load_task
+from zoreward.data import check_chat_template, load_task
 from zoreward.data.tasks import Counts
 from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
@@ -97,6 +97,9 @@ def _plans(options: BenchOptions) -> dict[str, Plan]:
         dtype=options.dtype,
         device=select_device(options.device),
         max_length=options.max_length,
+        chat=options.chat,
+        system_prompt=options.system_prompt,
+        chat_template_kwargs=options.chat_template_kwargs,
         trust_remote_code=options.trust_remote_code,
     )
     tasks = [load_task(source) for source in options.tasks]
@@ -151,7 +154,8 @@ def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
     if kind != "causal":
         hint = "zoreward tune and eval take it, with --task too"
         raise InputError(f"tables are for causal models so far, and '{plan.model}' is {kind}", hint=hint)
-    load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
+    tokenizer = load_tokenizer(plan.model, trust_remote_code=plan.settings.trust_remote_code)
+    check_chat_template(plan.prompting, tokenizer, kind, plain=True)
 
 
 def _run(

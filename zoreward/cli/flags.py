@@ -282,6 +282,8 @@ def _checked(given: dict[str, Any], kinds: dict[str, Any], path: str) -> dict[st
     and in older releases the whole part of a fraction."""
     for name, value in given.items():
         wanted = typing.get_origin(kinds[name]) or kinds[name]
+        if isinstance(value, bool) and wanted is typing.Literal and "on" in typing.get_args(kinds[name]):
+            given[name] = value = "on" if value else "off"  # YAML takes these words for true and false
         values = "a list of texts or numbers: [a, b]" if wanted is list else "one number or text"
         for kind, what in ((bool, "true or false"), (list, "a list"), (dict, "pairs")):
             if isinstance(value, kind) and wanted is not kind:

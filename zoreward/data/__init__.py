@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zoreward.data.choices import classes_of
+from zoreward.data.conversations import check_chat_template
 from zoreward.data.hub import check_hub
 from zoreward.data.prompts import (
     check_calibration,
@@ -26,6 +27,7 @@ __all__ = [
     "Split",
     "Task",
     "check_calibration",
+    "check_chat_template",
     "check_columns",
     "check_hub",
     "check_prompts",

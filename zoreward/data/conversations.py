@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from zoreward.config import Prompting
 from zoreward.data.preferences import PAIR
-from zoreward.data.tokens import Text
+from zoreward.data.tokens import PAIRS, Text
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+Messages = list[dict[str, Any]]
+Demonstration = tuple[str, str]
+"""Another row's prompt, and its right answer."""
+
+# What `--chat on` calls a model that takes no turns.
+_WITHOUT_TURNS = {
+    "masked": "a masked model",
+    "classifier": "a classifier",
+    "ranker": "a model with one output",
+    PAIRS: "an encoder–decoder",
+}
 
 
 def chat_prompt(
@@ -63,8 +76,164 @@ def chat_texts(
         messages = {"prompt": text.prompt, **dict(zip(names, text.candidates, strict=True))}
         how = template_arguments(row, given, text.number)
         parts = _filled(tokenizer, text.number, partial(apply_chat_template, messages, tokenizer, **how))
-        filled.append(text._replace(prompt=parts["prompt"], candidates=tuple(parts[name] for name in names)))
+        answers = tuple(parts[name] for name in names)
+        filled.append(text._replace(prompt=parts["prompt"], candidates=answers, messages=tuple(text.prompt)))
     return filled
+
+
+def user_turn(content: str) -> dict[str, Any]:
+    """A message of the user's."""
+    return {"role": "user", "content": content}
+
+
+def with_system(messages: Sequence[dict[str, Any]], system_prompt: str | None) -> Messages:
+    """A conversation with the system's turn in front, where there is a prompt for it and none is there.
+
+    >>> with_system([user_turn("hi")], "Be brief.")
+    [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'hi'}]
+    """
+    if system_prompt is None or messages[0]["role"] in ("system", "developer"):
+        return list(messages)
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def in_turns(
+    text: Text,
+    demonstrations: Sequence[Demonstration],
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    prompting: Prompting,
+) -> Text:
+    """A plain row as a conversation: its prompt is what the user says, its candidates what the assistant may say.
+
+    Args:
+        text: the row.
+        demonstrations: earlier turns of both.
+        row: as for `chat_prompt`.
+        tokenizer: of the model.
+        prompting: its system's turn, and its arguments of the chat template.
+
+    Raises:
+        InputError: as `chat_prompt`.
+    """
+    given, asked = read_template_kwargs(prompting.chat_template_kwargs), user_turn(text.prompt)
+    opening = turn_opening(with_system([asked], prompting.system_prompt), row, tokenizer, given, text.number)
+    turns: Messages = []
+    for prompt, answer in demonstrations:
+        turns += [user_turn(prompt), {"role": "assistant", "content": opening.said(answer)}]
+    messages = with_system([*turns, asked], prompting.system_prompt)
+    prompt = chat_prompt(messages, row, tokenizer, given, text.number)
+    candidates = tuple(opening.white_space + opening.said(candidate) for candidate in text.candidates)
+    return text._replace(prompt=prompt, candidates=candidates, messages=tuple(messages))
+
+
+def preference_in_turns(
+    text: Text, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompting: Prompting
+) -> Text:
+    """A plain preference as messages, for `chat_texts`."""
+    given, messages = read_template_kwargs(prompting.chat_template_kwargs), [user_turn(text.prompt)]
+    messages = with_system(messages, prompting.system_prompt)
+    opening = turn_opening(messages, row, tokenizer, given, text.number)
+    answers = ([{"role": "assistant", "content": opening.said(answer)}] for answer in text.candidates)
+    return text._replace(prompt=messages, candidates=tuple(answers))
+
+
+class Opening(NamedTuple):
+    """How the assistant's turn begins.
+
+    Args:
+        white_space: that the template puts behind the prompt, in front of what is said.
+        drops: whether an answer's own spaces in front are dropped.
+    """
+
+    white_space: str
+    drops: bool
+
+    def said(self, answer: str) -> str:
+        """An answer as the assistant says it.
+
+        >>> Opening("", drops=True).said(" great")
+        'great'
+        """
+        return answer.lstrip(" ") if self.drops else answer
+
+
+def turn_opening(
+    messages: Messages,
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    given: Mapping[str, Any],
+    number: int,
+) -> Opening:
+    """How the assistant's turn begins behind a conversation.
+
+    Where the template puts white space in front of what the assistant says, that stands in the place of an answer's own
+    spaces: the model was trained on no other spelling. They go, too, where the template takes them away.
+
+    Args:
+        messages: up to the user's turn.
+        row, tokenizer, given, number: as for `chat_prompt`.
+    """
+    prompt = chat_prompt(messages, row, tokenizer, given, number)
+    if prompt[-1:].isspace():
+        return Opening("", drops=True)
+
+    def in_front_of(content: str) -> str | None:
+        """What a whole conversation has between prompt and answer; None where it says it in another way."""
+        how = template_arguments(row, given, number) | {"add_generation_prompt": False, "tokenize": False}
+        said = [*messages, {"role": "assistant", "content": content}]
+        try:
+            whole = str(_filled(tokenizer, number, lambda: tokenizer.apply_chat_template(said, **how)))
+        except InputError:
+            return None
+        rest = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
+        word = rest.lstrip()
+        return rest[: len(rest) - len(word)] if word.startswith(content.strip()) else None
+
+    white_space = in_front_of("x") or ""
+    return Opening(white_space, drops=bool(white_space) or in_front_of(" x") == "")
+
+
+def check_chat(prompting: Prompting, kind: str, *, plain: bool) -> None:
+    """Refuse options of conversations where there are none.
+
+    Args:
+        prompting: the options.
+        kind: of the model.
+        plain: whether the rows are texts, not messages.
+
+    Raises:
+        InputError: `chat` is none of its values; it is on, and the model takes no turns; something is said for a chat
+            template that is not used.
+    """
+    if prompting.chat not in ("auto", "on", "off"):
+        raise InputError(f"--chat is {prompting.chat!r}", hint="it is auto, on or off")
+    if prompting.chat == "on" and kind in _WITHOUT_TURNS:
+        hint = "leave --chat out; it is for models that write from left to right"
+        raise InputError(f"--chat on: {_WITHOUT_TURNS[kind]} takes no turns in a conversation", hint=hint)
+    given = read_template_kwargs(prompting.chat_template_kwargs)
+    if not plain or prompting.chat == "on":
+        return
+    for flag, value in (("--chat-template-kwargs", given), ("--system-prompt", prompting.system_prompt)):
+        if value:
+            hint = f"give --chat on, or rows whose prompts are messages; or leave {flag} out"
+            raise InputError("there are no conversations to which a chat template could be applied", hint=hint)
+
+
+def check_chat_template(prompting: Prompting, tokenizer: PreTrainedTokenizerBase, kind: str, *, plain: bool) -> None:
+    """Refuse `--chat on` without a chat template, and say where one is not used though nobody said so.
+
+    Raises:
+        InputError: there is none.
+    """
+    if prompting.chat == "on" and tokenizer.chat_template is None:
+        hint = "take an instruction-tuned model, or leave --chat out"
+        raise InputError("--chat on: this model's tokenizer has no chat template", hint=hint)
+    if prompting.chat == "auto" and plain and kind == "causal" and tokenizer.chat_template is not None:
+        from transformers.utils import logging
+
+        told = "This model has a chat template, and prompts are raw: --chat on uses it (--chat off says nothing)."
+        logging.get_logger(__name__).warning_once(told)
 
 
 def _filled(tokenizer: PreTrainedTokenizerBase, number: int, fill: Callable[[], T]) -> T:
@@ -94,17 +263,6 @@ def read_template_kwargs(given: Mapping[str, Any] | str | None) -> dict[str, Any
         hint = """it looks like --chat-template-kwargs '{"enable_thinking": false}'"""
         raise InputError(f"--chat-template-kwargs {given!r:.80} is no JSON object", hint=hint)
     return dict(read)
-
-
-def refuse_template_kwargs(given: Mapping[str, Any]) -> None:
-    """Refuse arguments of a chat template where the prompts are texts, which go through none.
-
-    Raises:
-        InputError: something is given.
-    """
-    if given:
-        hint = "leave --chat-template-kwargs out, or give rows whose prompts are messages"
-        raise InputError("there are no conversations to which a chat template could be applied", hint=hint)
 
 
 def template_arguments(row: Mapping[str, Any], given: Mapping[str, Any], number: int) -> dict[str, Any]:

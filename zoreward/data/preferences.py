@@ -44,7 +44,7 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> list[T
     Source: the preference and unpaired preference formats of TRL, standard and conversational; `extract_prompt`.
 
     >>> preference_texts([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], Prompting())
-    [Text(number=1, prompt='The sky is', candidates=(' blue.', ' green.'), reference=0)]
+    [Text(number=1, prompt='The sky is', candidates=(' blue.', ' green.'), reference=0, messages=None)]
     """
     if prompting.shots:
         raise InputError("preferences take no demonstrations", hint="leave --shots out")

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting
 from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
-from zoreward.data.conversations import chat_prompt, chat_texts, read_template_kwargs, refuse_template_kwargs
+from zoreward.data.conversations import (
+    Demonstration,
+    chat_prompt,
+    chat_texts,
+    check_chat,
+    check_chat_template,
+    in_turns,
+    preference_in_turns,
+    read_template_kwargs,
+    user_turn,
+    with_system,
+)
 from zoreward.data.preferences import are_preferences, preference_texts
 from zoreward.data.rows import rows_of
 from zoreward.data.templates import fields_of, fill, warn_of_empty
@@ -55,6 +66,10 @@ def render(
     ones in the same order, from one seeded draw. A row that asks what a demonstration asks (the same prompt, and the
     same candidates where there is a choice) gets the next of the draw instead.
 
+    With `chat` on, plain prompts are what the user says in a conversation by the tokenizer's chat template, answers are
+    what the assistant may say, from where its turn begins, and demonstrations are earlier turns of both. Where the
+    template has white space there, or takes it away, an answer's own spaces in front are dropped.
+
     Args:
         rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         tokenizer: of the model that will read the prompts.
@@ -79,8 +94,11 @@ def render(
                 demonstrations go, the first one first; then prompts lose tokens on the left, but never BOS.
                 None: no limit.
             shots: demonstrations in front of each prompt, ≥ 0.
-            chat_template_kwargs: for preferences that are conversations: arguments of the chat template, as a dict or
-                JSON. A row's columns `tools` and `chat_template_kwargs` are arguments too, and win.
+            chat: `on`: plain rows become conversations; `off` and `auto`: they do not, which `auto` says where there
+                is a chat template.
+            system_prompt: the system's turn of conversations that begin with none.
+            chat_template_kwargs: for conversations: arguments of the chat template, as a dict or JSON. A row's columns
+                `tools` and `chat_template_kwargs` are arguments too, and win.
         needs: `choices` or `likelihood`.
         shot_rows: where the demonstrations come from; by default `rows`.
         seed: of the draw.
@@ -93,7 +111,8 @@ def render(
 
     Raises:
         InputError: an option is missing; a template, a choice or a label does not fit the rows; a candidate without
-            tokens; a candidate too long for `max_length`; too few rows for `shots`. Rows are counted from 1.
+            tokens; a candidate too long for `max_length`; too few rows for `shots`; `chat` is on without a chat
+            template, or for a model that takes no turns. Rows are counted from 1.
         UnknownNameError: no row has the column `label` or `choice_column`.
 
     Example:
@@ -113,19 +132,33 @@ def render(
     EleutherAI's lm-evaluation-harness, except that only spaces change sides: newer tokenizers join a line break with
     the character before it ("?⏎"), not with the word behind it.
     """
-    rows, given = rows_of(rows), read_template_kwargs(prompting.chat_template_kwargs)
+    rows = rows_of(rows)
     warn_of_empty(rows, prompting.template, prompting.prompt)
     texts, shots, preferences = _texts_and_shots(rows, prompting, needs, shot_rows, seed, kind, classes)
-    chat = not isinstance(texts[0].prompt, str)
-    if chat:
-        texts = chat_texts(texts, rows, tokenizer, given)
-    end = tokenizer.eos_token_id if preferences else None
-    ready = tokenize_with(shots, texts, tokenizer, prompting.max_length, kind, classes=classes, chat=chat, end=end)
+    plain = isinstance(texts[0].prompt, str)
+    check_chat_template(prompting, tokenizer, kind, plain=plain)
+    chat = not plain or prompting.chat == "on"
+    how: dict[str, Any] = {"classes": classes, "chat": chat, "end": tokenizer.eos_token_id if preferences else None}
+    if preferences and chat:
+        if plain:
+            pairs = zip(texts, rows, strict=True)
+            texts = [preference_in_turns(text, row, tokenizer, prompting) for text, row in pairs]
+        else:
+            texts = [text._replace(prompt=with_system(text.prompt, prompting.system_prompt)) for text in texts]
+        texts = chat_texts(texts, rows, tokenizer, read_template_kwargs(prompting.chat_template_kwargs))
+    elif chat:
+
+        def turns(text: Text, shots: Sequence[Demonstration]) -> Text:
+            return in_turns(text, shots, rows[text.number - 1], tokenizer, prompting)
+
+        how["put_behind"] = turns
+    ready = tokenize_with(shots, texts, tokenizer, prompting.max_length, kind, **how)
     return [
         Example(
             *(row, text.prompt, text.candidates, text.reference),
             *tokens[:3],
             shots=count,
+            messages=text.messages,
             place=tokens.place,
             types=tokens.types,
             asked=tokens.asked,
@@ -166,17 +199,16 @@ def _texts_and_shots(
     seed: int,
     kind: str,
     classes: Sequence[str],
-) -> tuple[list[Text], list[list[str]], bool]:
+) -> tuple[list[Text], list[list[Demonstration]], bool]:
     """Every row as text or as messages, the demonstrations for each, and whether these are preferences."""
-    given, preferences = read_template_kwargs(prompting.chat_template_kwargs), False
+    preferences = False
     if kind in WHOLE:
         texts = whole_texts(rows, needs, prompting, kind, classes)
     else:
         refuse_mask(prompting.template, "a model that writes from left to right")
         preferences = are_preferences(rows, needs, prompting)
         texts = preference_texts(rows, prompting) if preferences else texts_of(rows, needs, prompting)
-    if isinstance(texts[0].prompt, str):
-        refuse_template_kwargs(given)
+    check_chat(prompting, kind, plain=isinstance(texts[0].prompt, str))
     pool = texts
     if prompting.shots > 0 and shot_rows is not None:
         try:
@@ -198,8 +230,9 @@ def render_prompts(
     A prompt is a template filled with the row, or what the row's column `prompt` holds: a text, or a conversation, a
     list of messages `{"role": …, "content": …}`. A conversation goes through the tokenizer's chat template and ends
     where the assistant's turn begins; one whose last message is the assistant's goes on in that message. The columns
-    `tools` and `chat_template_kwargs` of such a row, as objects or JSON, are the template's too. The tokens of a plain
-    prompt begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
+    `tools` and `chat_template_kwargs` of such a row, as objects or JSON, are the template's too. With `chat` on a plain
+    prompt is a conversation of one message, the user's, also for reward functions. The tokens of another plain prompt
+    begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
 
     Args:
         rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
@@ -209,6 +242,7 @@ def render_prompts(
             prompt: the column of the prompt, where there is no template.
             max_length: most tokens of a prompt: the model's context without the tokens to be written. Longer prompts
                 lose tokens on the left, plain ones never BOS; `Example.truncated` says how many. None: no limit.
+            chat, system_prompt: as for `render`.
             chat_template_kwargs: arguments of the chat template, as a dict or JSON; a row's own win.
         kind: of the model; the encoder of an `encoder-decoder` also reads what the tokenizer puts behind a plain text.
 
@@ -234,9 +268,10 @@ def render_prompts(
     if max_length is not None and max_length < 1:
         hint = "write fewer new tokens, or take a model with a longer context"
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
-    prompts = _prompts(rows, prompting)
+    prompts = _prompts(rows, prompting, kind)
     warn_of_empty(rows, prompting.template, prompting.prompt)
     texts, chat = prompts, not isinstance(prompts[0], str)
+    check_chat_template(prompting, tokenizer, kind, plain=not chat)
     if chat:
         given = read_template_kwargs(prompting.chat_template_kwargs)
         texts = [chat_prompt(prompts[i], row, tokenizer, given, i + 1) for i, row in enumerate(rows)]
@@ -261,21 +296,29 @@ def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:
     _prompts(rows_of(rows), prompting)
 
 
-def _prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[Any]:
+def _prompts(rows: list[dict[str, Any]], prompting: Prompting, kind: str = "causal") -> list[Any]:
     """Each row's prompt: all are texts, or all are lists of messages."""
     if not rows:
         raise InputError("there are no rows", hint="give at least one row")
-    given, column = read_template_kwargs(prompting.chat_template_kwargs), prompting.prompt
-    if prompting.template is not None:
-        refuse_template_kwargs(given)
-        return fill(prompting.template, rows, "--template")
+    prompts: list[Any] = (
+        _prompt_column(rows, prompting.prompt)
+        if prompting.template is None
+        else fill(prompting.template, rows, "--template")
+    )
+    plain = isinstance(prompts[0], str)
+    check_chat(prompting, kind, plain=plain)
+    if plain and prompting.chat != "on":
+        return prompts
+    return [with_system([user_turn(one)] if plain else one, prompting.system_prompt) for one in prompts]
+
+
+def _prompt_column(rows: list[dict[str, Any]], column: str) -> list[Any]:
+    """What the column of the prompt holds: texts, or lists of messages."""
     if column not in (columns := columns_of(rows)):
         hint = f"give --prompt or --template; {columns_hint(column, columns)}"
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
     prompts = values_of(rows, column, "prompt", "--prompt")
     chat = not isinstance(prompts[0], str)
-    if not chat:
-        refuse_template_kwargs(given)
     for number, value in enumerate(prompts, 1):
         if (is_conversation(value), isinstance(value, str)) == (not chat, chat):
             hint = "score plain prompts and conversations one after the other"
@@ -325,6 +368,7 @@ def content_free_examples(
     content_free: str,
     max_length: int | None = None,
     kind: str = "causal",
+    chat_template_kwargs: dict[str, Any] | str | None = None,
 ) -> list[Example]:
     """The same rows and answers behind prompts without content; demonstrations stay in front.
 
@@ -335,6 +379,7 @@ def content_free_examples(
         content_free: the prompt to put in its place: a text, or a template with columns that are no content.
         max_length: as for `zoreward.data.render`.
         kind: of the model.
+        chat_template_kwargs: those that the examples were made with.
 
     Raises:
         InputError: the content-free prompt does not fit the rows.
@@ -343,13 +388,18 @@ def content_free_examples(
     asked = fill(template, rows, "--template")
     named = bool(fields_of(content_free, "content_free"))
     instead = fill(content_free, rows, "content_free") if named else [content_free.format()] * len(rows)
-    texts = [
-        Text(number, example.prompt.removesuffix(own) + free, example.candidates, example.reference)
-        for number, (example, own, free) in enumerate(zip(examples, asked, instead, strict=True), 1)
-    ]
+    given, texts = read_template_kwargs(chat_template_kwargs), []
+    for number, (example, own, free) in enumerate(zip(examples, asked, instead, strict=True), 1):
+        prompt = example.prompt.removesuffix(own) + free
+        if example.messages is not None:
+            messages = [*example.messages[:-1], user_turn(free)]
+            prompt = chat_prompt(messages, example.row, tokenizer, given, number)
+        texts.append(Text(number, prompt, example.candidates, example.reference))
+    chat = examples[0].messages is not None
+    ready = tokens_of(texts, tokenizer, max_length, kind, chat=chat)
     return [
         Example(example.row, text.prompt, text.candidates, text.reference, *tokens[:3], shots=example.shots)
-        for example, text, tokens in zip(examples, texts, tokens_of(texts, tokenizer, max_length, kind), strict=True)
+        for example, text, tokens in zip(examples, texts, ready, strict=True)
     ]
 
 

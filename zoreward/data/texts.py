@@ -6,12 +6,13 @@ Free of torch.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting, part_of
 from zoreward.data.choices import Chosen, class_choices, fixed_choices, row_choices
 from zoreward.data.columns import columns_hint, columns_of
+from zoreward.data.conversations import Demonstration
 from zoreward.data.templates import fill
 from zoreward.data.tokens import MASK, PAIRS, Text, Tokens, encode, tokens_of
 from zoreward.records import InputError
@@ -127,7 +128,7 @@ def _texts_with_mask(rows: list[dict[str, Any]], needs: str, prompting: Promptin
 # Demonstrations: other rows with their right answers, in front of a row's own prompt
 
 
-def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed: int) -> list[list[str]]:
+def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed: int) -> list[list[Demonstration]]:
     """For each of `texts` the `shots` demonstrations that go in front of it, in their order.
 
     All get the first `shots` of one seeded draw from `pool`. Who asks what a demonstration asks (the same prompt and
@@ -138,7 +139,7 @@ def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed
 
     >>> pool = [Text(i, f"{i}?", (" no", " yes"), i % 2) for i in (1, 2, 3)]
     >>> demonstrations(pool, pool, shots=1, seed=0)
-    [['3? yes'], ['3? yes'], ['2? no']]
+    [[('3?', ' yes')], [('3?', ' yes')], [('2?', ' no')]]
     """
     if shots < 0:
         raise InputError(f"--shots {shots} is less than 0", hint="give 0 for no demonstrations")
@@ -146,10 +147,10 @@ def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed
         return [[] for _ in texts]
     # Sorted by random(), which alone is promised to stay the same in every Python.
     uniform = random.Random(seed)
-    drawn: dict[tuple[str, ...], str] = {}
+    drawn: dict[tuple[str, ...], Demonstration] = {}
     for _, text in sorted(((uniform.random(), text) for text in pool), key=lambda pair: pair[0]):
         if len(drawn) <= shots:
-            drawn.setdefault(_question(text), text.prompt + text.candidates[text.reference])
+            drawn.setdefault(_question(text), (text.prompt, text.candidates[text.reference]))
     chosen = []
     for text in texts:
         others = [demonstration for question, demonstration in drawn.items() if question != _question(text)]
@@ -164,11 +165,13 @@ def demonstrations(texts: Sequence[Text], pool: Sequence[Text], shots: int, seed
 
 
 def tokenize_with(
-    demonstrations_of: Sequence[Sequence[str]],
+    demonstrations_of: Sequence[Sequence[Demonstration]],
     texts: Sequence[Text],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     kind: str = "causal",
+    *,
+    put_behind: Callable[[Text, Sequence[Demonstration]], Text] | None = None,
     **how: Any,
 ) -> list[tuple[Text, Tokens, int]]:
     """Each text behind as many of its demonstrations as fit `max_length`, its tokens, and how many those were.
@@ -178,15 +181,17 @@ def tokenize_with(
     Args:
         demonstrations_of: the demonstrations of each text.
         texts, tokenizer, max_length, kind, how: as for `tokens_of`.
+        put_behind: makes the text of a row and its demonstrations; by default a blank line stands between them.
 
     Raises:
         InputError: as `tokens_of`.
     """
+    put_behind = put_behind or _behind
     counts = _likely_counts(demonstrations_of, texts, tokenizer, max_length, kind)
     done: dict[int, tuple[Text, Tokens, int]] = {}
     pending = list(range(len(texts)))
     while pending:
-        tried = [_behind(texts[i], demonstrations_of[i], counts[i]) for i in pending]
+        tried = [put_behind(texts[i], demonstrations_of[i][len(demonstrations_of[i]) - counts[i] :]) for i in pending]
         all_tokens = tokens_of(tried, tokenizer, max_length, kind, **how)
         for i, text, tokens in zip(pending, tried, all_tokens, strict=True):
             done[i] = text, tokens, counts[i]
@@ -201,12 +206,12 @@ def _question(text: Text) -> tuple[str, ...]:
     return (text.prompt, *text.candidates) if len(text.candidates) > 1 else (text.prompt,)
 
 
-def _behind(text: Text, shots: Sequence[str], count: int) -> Text:
-    return text._replace(prompt=_BETWEEN.join([*shots[len(shots) - count :], text.prompt]))
+def _behind(text: Text, shots: Sequence[Demonstration]) -> Text:
+    return text._replace(prompt=_BETWEEN.join([*map("".join, shots), text.prompt]))
 
 
 def _likely_counts(
-    demonstrations_of: Sequence[Sequence[str]],
+    demonstrations_of: Sequence[Sequence[Demonstration]],
     texts: Sequence[Text],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
@@ -219,7 +224,9 @@ def _likely_counts(
     # In pieces a text can be longer than as a whole: a token less for each joint.
     lengths = {
         piece: len(tokens) - 1
-        for piece, tokens in zip(pieces, encode(tokenizer, [_BETWEEN + piece for piece in pieces]), strict=True)
+        for piece, tokens in zip(
+            pieces, encode(tokenizer, [_BETWEEN + "".join(piece) for piece in pieces]), strict=True
+        )
     }
     # An encoder does not read the candidates.
     read = [text.prompt + ("" if kind == PAIRS else candidate) for text in texts for candidate in text.candidates]

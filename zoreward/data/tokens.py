@@ -26,12 +26,14 @@ class Text(NamedTuple):
         prompt: the filled template, demonstrations in front.
         candidates: the answers.
         reference: index of the right one; −1 where the only answer is said to be bad.
+        messages: the conversation that the prompt was rendered from; None for a plain prompt.
     """
 
     number: int
     prompt: Any
     candidates: tuple[Any, ...]
     reference: int
+    messages: tuple[dict[str, Any], ...] | None = None
 
 
 class Tokens(NamedTuple):

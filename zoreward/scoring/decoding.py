@@ -30,6 +30,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -174,7 +176,7 @@ def write(
     end_tokens = [] if forced else _end_tokens(reader.model, tokenizer)
     ids, seen = padded(chosen, reader.pad_token_id, len(members), reader.device, left=reader.kind != PAIRS)
     width = len(reader.start) or ids.shape[1]  # texts begin behind it
-    processors = [forced] if forced else _draws(settings, rows, width)
+    processors = [forced] if forced else _draws(settings, rows, width, None if reader.kind == PAIRS else seen)
     stop = _Stop(tokenizer, settings.stop, width) if settings.stop else None
     found = None
     if stepper is not None and stepper.suits(members):
@@ -229,14 +231,20 @@ def _generated(
     return found[:, len(reader.start) or ids.shape[1] :], finite.lost()
 
 
-def _draws(settings: Generation, rows: Sequence[int], start: int) -> list[LogitsProcessor]:
+def _draws(settings: Generation, rows: Sequence[int], start: int, seen: torch.Tensor | None) -> list[LogitsProcessor]:
+    """What is done to logits, in the order of transformers; `seen` is 0 where prompts are padded, None: nowhere."""
+    draws: list[LogitsProcessor] = []
+    if settings.repetition_penalty != 1:
+        draws.append(RepetitionPenalty(float(settings.repetition_penalty), seen))
     if settings.temperature == 0:
-        return []
-    draws: list[LogitsProcessor] = [TemperatureLogitsWarper(float(settings.temperature))]
+        return draws
+    draws.append(TemperatureLogitsWarper(float(settings.temperature)))
     if settings.top_k:
         draws.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1:
         draws.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        draws.append(MinPLogitsWarper(settings.min_p))
     return [*draws, CommonNumbers(settings.seed, rows, start)]
 
 
@@ -286,6 +294,29 @@ class _Finite(LogitsProcessor):
 
     def lost(self) -> bool:
         return self._lost is not None and bool(self._lost)
+
+
+class RepetitionPenalty(LogitsProcessor):
+    """transformers' penalty of tokens that stand in a row already, where padding is none of the row's tokens.
+
+    What a member writes must not depend on the prompts that share its batch, and padding may be EOS.
+
+    Args:
+        penalty: of a token.
+        seen: 0 where prompts are padded, (R, W); None: nowhere.
+    """
+
+    def __init__(self, penalty: float, seen: torch.Tensor | None):
+        self._plain = RepetitionPenaltyLogitsProcessor(penalty)
+        self._padding = None if seen is None else seen == 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._padding is not None:
+            width = self._padding.shape[1]
+            # A token counts once, so padding may be read as the prompt's last token, which stands at its right end.
+            own = input_ids[:, :width].where(~self._padding, input_ids[:, width - 1 : width])
+            input_ids = torch.cat([own, input_ids[:, width:]], dim=1)
+        return self._plain(input_ids, scores)  # type: ignore[arg-type, no-any-return]
 
 
 class _Stop(StoppingCriteria):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward.config import Prompting
 from zoreward.data import check_calibration, content_free_examples
@@ -57,6 +57,8 @@ def evaluate(
     base: PreTrainedModel | str | None = None,
     content_free: str | None = None,
     chat_template_kwargs: dict[str, Any] | str | None = None,
+    chat: Literal["auto", "on", "off"] = "auto",
+    system_prompt: str | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
@@ -86,7 +88,10 @@ def evaluate(
         base: the model before it was tuned, for objectives that compare with it; with the same tokens.
         content_free: the prompt without what a row says, a text or a template: choices are then scored by how much
             likelier they become by the prompt; see `calibrated_logprobs`.
-        chat_template_kwargs: what the chat template is told, for prompts that are messages.
+        chat_template_kwargs: what the chat template is told, for conversations.
+        chat: `on`: prompts that are texts are the user's turn, and answers the assistant's, by the chat template;
+            `off`: they are raw; `auto`: so too, which is said where there is a chat template.
+        system_prompt: the system's turn of conversations that begin with none.
 
     Raises:
         ZorewardError: the rows, the template or the objective do not fit together, or it has no score on them.
@@ -109,6 +114,8 @@ def evaluate(
         max_length=length_limit(max_length, model, trust_remote_code=trust_remote_code),
         shots=shots,
         chat_template_kwargs=chat_template_kwargs,
+        chat=chat,
+        system_prompt=system_prompt,
     )
     how: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens, "shot_rows": shot_rows, "seed": seed}
     examples, tokenizer, head = _made_ready(rows, model, tokenizer, chosen.needs, prompting, trust_remote_code, how)
@@ -119,8 +126,7 @@ def evaluate(
         before = engine_of(_base_model(base, place, chosen.name), tokenizer.pad_token_id)
         examples = with_base(before, examples, rows=batch_size)
         del before  # one model at a time in memory
-    if isinstance(model, str):
-        model = load_model(model, **place)
+    model = load_model(model, **place) if isinstance(model, str) else model
     with running(model):
         scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
         known = None if free is None else calibrated_logprobs(scorer.engine, examples, free, rows=batch_size)
@@ -195,8 +201,9 @@ def _without_content(
         raise InputError("only answers that a model writes are calibrated", hint="leave --calibrate out")
     template, limit = prompting.template, prompting.max_length
     check_calibration(chosen.name, chosen.needs == "choices" and not chosen.compares_with_base, template)
-    how = {"content_free": content_free, "max_length": limit, "kind": head.kind}
-    return content_free_examples(examples, tokenizer, template=template or "", **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"content_free": content_free, "max_length": limit, "kind": head.kind}
+    how["chat_template_kwargs"] = prompting.chat_template_kwargs
+    return content_free_examples(examples, tokenizer, template=template or "", **how)
 
 
 def evaluated(

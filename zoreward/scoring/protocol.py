@@ -30,6 +30,9 @@ class Generation:
         temperature: 0: always the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
         top_p: drawn from the likeliest tokens that have this probability together; 1: from all.
         top_k: drawn from so many likeliest tokens; 0: from all.
+        min_p: drawn from tokens at least so many times as probable as the likeliest; None: from all.
+        repetition_penalty: logits of tokens of the prompt and of what was written are divided by it where they are
+            positive, else multiplied; whatever the temperature. 1: they are left as they are.
         stop: a completion ends before the first of these texts.
         seed: of what is drawn, from 0 to 2^64 − 1. The same for every member; another one for each step.
         rows: most rows of one call, all members together; None: as many as the memory takes.
@@ -42,6 +45,8 @@ class Generation:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
     rows: int | None = None
@@ -52,6 +57,8 @@ class Generation:
             "temperature": not 0 <= self.temperature < float("inf") and "is 0 or more",
             "top_p": not 0 < self.top_p <= 1 and "lies above 0 and is at most 1",
             "top_k": self.top_k < 0 and "is 0 or more",
+            "min_p": self.min_p is not None and not 0 <= self.min_p <= 1 and "lies between 0 and 1",
+            "repetition_penalty": not 0 < self.repetition_penalty < float("inf") and "is above 0; 1 changes nothing",
             "stop": (isinstance(self.stop, str) or not all(self.stop)) and "holds texts, none of them empty",
             "seed": not 0 <= self.seed < 2**64 and "lies between 0 and 2^64 - 1",
             "rows": self.rows is not None and self.rows < 1 and "is at least 1",
@@ -67,8 +74,8 @@ def generation_of(writing: Writing, seed: int) -> Generation:
     Raises:
         InputError: a value is out of its range.
     """
-    how = (writing.max_completion_length, writing.temperature, writing.top_p, writing.top_k)
-    return Generation(*how, stop=tuple(writing.stop or ()), seed=seed)
+    how = {name: getattr(writing, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+    return Generation(writing.max_completion_length, **how, stop=tuple(writing.stop or ()), seed=seed)
 
 
 class Engine(Protocol):

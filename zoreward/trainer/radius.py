@@ -197,9 +197,8 @@ def _distribution(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _change_of_texts(engine: Engine, examples: Sequence[Example], generation: Generation) -> Change:
     """What members take from the log-probability of each token that the model itself writes, greedily."""
-    short = replace(
-        generation, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=min(TOKENS, generation.max_new_tokens)
-    )
+    greedy: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+    short = replace(generation, **greedy, max_new_tokens=min(TOKENS, generation.max_new_tokens))
     prompts = [Request(example.prompt_tokens, ()) for example in examples]
     [[texts]] = list(engine.generate([((), prompts)], short))
     requests = [Request(prompt.prompt, text.tokens) for prompt, text in zip(prompts, texts, strict=True) if text.tokens]
