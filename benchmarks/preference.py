@@ -48,16 +48,8 @@ def tune(options: argparse.Namespace, seed: int) -> subprocess.Popen[bytes]:
     """Start the command for one seed, on a GPU of its own where there are several."""
     command = [
         *(sys.executable, "-m", "zoreward", "tune", "preference", "--model", options.model),
-        *(
-            "--data",
-            f"{options.data}/train.jsonl",
-            "--eval-data",
-            f"{options.data}/dev.jsonl",
-            "--keep",
-            "last",
-            "--eval-every",
-            "25",
-        ),
+        *("--keep", "last"),
+        *("--data", f"{options.data}/train.jsonl", "--eval-data", f"{options.data}/dev.jsonl", "--eval-every", "25"),
         *SETTINGS,
         *("--steps", str(options.steps), "--seed", str(seed), "--dtype", options.dtype, "--drift"),
         *("--max-new-tokens", "24", "--json", "--output", f"{options.output}/seed-{seed}", *options.more),
