@@ -22,6 +22,7 @@ class Keeper(TrainerCallback):
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
         stopped_by: what ended the run before its last step, as its record calls it; None: nothing, or early stopping.
+        judges_silence: whether a run of which no step moves anything says why, and ends itself where it stays so.
         scores_where_seconds_end: whether the dev rows are scored where `max_seconds` ends the run. Without it only if
             they would be scored after the last step alone: else the scores would be others than those of a run that
             goes on.
@@ -33,6 +34,7 @@ class Keeper(TrainerCallback):
     def __init__(self) -> None:
         self.stopping = False
         self.stopped_by: str | None = None
+        self.judges_silence = True
         self.scores_where_seconds_end = False
         self.first_score: float | None = None
         self._began = math.inf
@@ -79,5 +81,5 @@ class Keeper(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the loop, which ends an epoch when it stops, from evaluating."""
-        if self.stopping or self.stopped_by == "max_seconds":
+        if self.stopping or self.stopped_by in ("max_seconds", "silence"):
             control.should_evaluate = False
