@@ -578,8 +578,8 @@ class ZOTrainer(Trainer):
         share = expected_share(engine, self.method, self.objective, self.run.rows, rows) if known else None
         if share is not None and share > MUCH:
             logger.warning(
-                "About %.0f %% of the steps will move nothing: on batches of %d rows %r often gives members the same "
-                "score. Try a larger --batch-size or --eps, or a smooth objective such as neg-cross-entropy.",
+                "About %.0f %% of the first steps will move nothing: on batches of %d rows %r often gives members the "
+                "same score. Try a larger --batch-size or --eps, or a smooth objective such as neg-cross-entropy.",
                 *(100 * share, min(rows, len(self.run.rows)), self.objective.name),
             )
 

@@ -18,7 +18,7 @@ from zoreward.trainer.run import Run
 
 # How many steps the share of silent ones is expected from, at least, and on how many rows; the share below which
 # nothing is said of it; and the steps of a run that are too few to ask.
-SAMPLES, ROWS, MUCH, LEAST_STEPS = 12, 64, 0.25, 50
+SAMPLES, ROWS, MUCH, LEAST_STEPS = 12, 64, 0.25, 200
 # Keeps the seeds of these members apart from those of steps, rounding, adapters, heads and the radius.
 SILENCE_INDEX = 2**64 - 6
 _SMOOTH = "a smooth objective such as neg-cross-entropy"
