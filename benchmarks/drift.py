@@ -29,6 +29,7 @@ def tune(options: argparse.Namespace, weight: float) -> subprocess.Popen[bytes]:
     command = [
         *(sys.executable, "-m", "zoreward", "tune", "reward-model", "--model", options.model),
         *("--reward-model", options.reward_model, "--activation", "sigmoid", "--data", f"{options.data}/train.jsonl"),
+        *("--keep", "last"),
         *("--eval-data", f"{options.data}/dev.jsonl", "--eval-every", "10", "--batch-size", str(options.prompts)),
         *("--max-new-tokens", "24", "--steps", str(options.steps), "--num-directions", str(options.directions)),
         *("--completions-every", "0", "--seed", str(options.seed), "--output", f"{options.output}/kl-{weight:g}"),

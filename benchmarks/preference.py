@@ -48,6 +48,7 @@ def tune(options: argparse.Namespace, seed: int) -> subprocess.Popen[bytes]:
     """Start the command for one seed, on a GPU of its own where there are several."""
     command = [
         *(sys.executable, "-m", "zoreward", "tune", "preference", "--model", options.model),
+        *("--keep", "last"),
         *("--data", f"{options.data}/train.jsonl", "--eval-data", f"{options.data}/dev.jsonl", "--eval-every", "25"),
         *SETTINGS,
         *("--steps", str(options.steps), "--seed", str(seed), "--dtype", options.dtype, "--drift"),

@@ -38,6 +38,7 @@ def tune(options: argparse.Namespace, seed: int, threads: int) -> subprocess.Pop
         *(sys.executable, "-m", "zoreward", "tune", *shlex.split(options.objective), "--model", options.model),
         *("--data", f"{options.data}/train.jsonl", "--eval-data", f"{options.data}/dev.jsonl"),
         *("--template", PROMPT["template"], "--choice", " terrible", "--choice", " great", "--label", "label"),
+        *("--keep", "last"),
         *("--steps", str(options.steps), "--batch-size", "64", "--eps", "5e-3", "--lr", "3e-5", "--eval-every", "250"),
         *("--seed", str(seed), "--output", f"{options.output}/seed-{seed}", "--json"),
         *("--dtype", "float32"),

@@ -30,9 +30,9 @@ paper tunes on and `eval` what it reports. Everything else that is given wins: `
 ## Rows
 
 Rows that choose are held out of those to tune on; the other split is the test. `tune` scores the dev rows before
-step 1, every `--eval-every` steps and at the end, by the objective that is tuned on; with `--keep best` the best of
-these steps is kept. It scores the test rows once, at the end and with the model that is kept, by what the task
-reports (`test`); they choose nothing, and are the same for every `--split-seed`.
+step 1, some ten times in the run (or every `--eval-every` steps) and at the end, by the objective that is tuned on;
+the best of these steps is kept (`--keep last`: the last). It scores the test rows once, at the end and with the model
+that is kept, by what the task reports (`test`); they choose nothing, and are the same for every `--split-seed`.
 
 | | to tune on | dev | test |
 |---|---|---|---|

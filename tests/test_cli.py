@@ -223,7 +223,8 @@ def test_tune_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     untuned = last_object(capsys.readouterr().out)["score"]
 
     options = ["--steps", "5", "--eval-every", "2", "--lr", "3e-3", "--eps", "1e-2", "--batch-size", "4", "--seed", "3"]
-    assert main(["tune", "./rewards.py:right", *TUNE, "--eval-data", "dev.jsonl", *options, "--json"]) == 0
+    words = ["tune", "./rewards.py:right", *TUNE, "--eval-data", "dev.jsonl", "--keep", "last", *options, "--json"]
+    assert main(words) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     result = json.loads(out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from transformers import TrainerControl
 
 from zoreward.cli import main
@@ -344,7 +345,7 @@ def test_edited_rewards_and_an_edited_model_are_other_runs(
 def test_a_model_comes_without_a_pickle_and_with_a_true_card(whole: Path, folder: Path) -> None:
     for tune in ([], ["--tune", "lora"], ["--tune", "lora", "--merge"]):
         output = "-".join(["card", *tune])
-        more = ["--eval-data", "dev.jsonl", "--seed", "3", "--also", "accuracy=0.5", "--steps", "2"]
+        more = ["--eval-data", "dev.jsonl", "--keep", "last", "--seed", "3", "--also", "accuracy=0.5", "--steps", "2"]
         assert main(["tune", "./rewards.py:plain", *TUNE, *more, *tune, "--output", output]) == 0
         for path in (folder / output / "model").iterdir():
             assert path.suffix in (".json", ".md", ".safetensors", ".jinja"), path
@@ -412,6 +413,69 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(folder: Path, capsys: p
     assert "the model of step 2 is in left/model" in capsys.readouterr().out
     assert b"".join(lines) == (folder / "left" / "journal.jsonl").read_bytes()
     assert weights(folder / "left") == weights(folder / "run")
+
+
+def test_with_dev_rows_the_best_step_is_kept_and_step_0_counts(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["tune", "./rewards.py:wave", *TUNE, "--eval-data", "dev.jsonl", "--steps", "25", "--set", "save_steps=7"]
+    tune += ["--output"]
+    # Before step 1, after every second step of 25, and after the last.
+    risen_and_fallen = [0.1, 0.2, 0.5, *[0.3] * 11]
+    (folder / "scores.json").write_text(json.dumps(risen_and_fallen))
+    assert main([*tune, "run"]) == 0
+    run = load_run("run")
+    assert [step for step, _ in run.evaluations] == [*range(0, 25, 2), 25]
+    out, err = capsys.readouterr()
+    assert "snapshot" not in err  # there is one of a later step
+    assert out.splitlines()[-1] == (
+        "kept: step 4, dev score 0.5000, the best; another: zoreward replay run --step N --model model --output FOLDER"
+    )
+    assert main(["replay", "run", "--model", "model", "--step", "4", "--output", "four", "--device", "cpu"]) == 0
+    assert weights(folder / "run") == (folder / "four" / "model.safetensors").read_bytes()
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["keep"] == "best"
+
+    # The same command ends with the same bytes where it was left, and leaves a finished run alone.
+    lines = (folder / "run" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "left").mkdir()
+    (folder / "left" / "journal.jsonl").write_bytes(b"".join(lines[:6]))  # before the evaluation after step 4
+    (folder / "scores.json").write_text(json.dumps(risen_and_fallen[2:]))
+    assert main([*tune, "left", "--resume"]) == 0
+    assert b"".join(lines) == (folder / "left" / "journal.jsonl").read_bytes()
+    assert weights(folder / "left") == weights(folder / "run")
+    capsys.readouterr()
+    assert main([*tune, "left", "--resume"]) == 0
+    assert "the run in left is finished" in capsys.readouterr().err
+
+    (folder / "scores.json").write_text(json.dumps([0.5, *[0.4] * 13]))
+    assert main([*tune, "worse", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["kept"], told["best"], told["score"], told["steps"]) == (0, 0.5, 0.4, 25)
+    assert weights(folder / "worse") == (folder / "model" / "model.safetensors").read_bytes()
+    assert main([*tune, "worse", "--resume"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("kept: step 0, dev score 0.5000, the base: no step scores better; another: zoreward replay")
+
+
+def test_the_last_step_is_kept_where_that_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "scores.json").write_text(json.dumps([0.5, 0.4]))
+    words = ["tune", "./rewards.py:wave", *TUNE, "--eval-data", "dev.jsonl", "--steps", "20", "--output", "run"]
+    assert main([*words, "--keep", "last"]) == 0
+    assert [step for step, _ in load_run("run").evaluations] == [0, 20]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("kept: step 20, dev score 0.4000, the last; another: ")
+    assert main(["replay", "run", "--model", "model", "--output", "all", "--device", "cpu"]) == 0
+    assert weights(folder / "run") == (folder / "all" / "model.safetensors").read_bytes()
+
+
+def test_patience_needs_no_word_on_how_often_dev_rows_are_scored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", "./rewards.py:wave", *TUNE, "--eval-data", "dev.jsonl", "--steps", "20", "--patience", "2"]
+    for keep in ("best", "last"):
+        (folder / "scores.json").write_text(json.dumps([0.1, 0.5, 0.4, 0.3]))
+        assert main([*words, "--keep", keep, "--output", keep, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (told["steps"], told["stopped"], told["kept"]) == (6, "patience", 2 if keep == "best" else 6)
 
 
 def test_max_seconds_ends_a_run_that_then_goes_on_as_if_nothing_had_happened(
@@ -493,7 +557,7 @@ def test_a_model_that_cannot_be_written_can_be_made_later(
     ("words", "error"),
     [
         (["--patience", "2"], "--patience goes by dev scores"),
-        (["--keep", "best", "--eval-data", "dev.jsonl"], "--keep best goes by dev scores"),
+        (["--keep", "best"], "--keep best goes by dev scores"),
         (["--keep", "first"], "'first' is not one of"),
         (["--resume", "--output", "train.jsonl"], "is a file"),
     ],

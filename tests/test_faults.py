@@ -368,7 +368,7 @@ SAVING = {
     "when what was found is written": patch("zoreward.cli.tune", "with_findings", 1, after=True),
 }
 # What is asked of a run that is done: more of it, or another of its steps.
-TAKEN_UP = {"more steps": ("--steps", str(STEPS + 4)), "the best step": ("--keep", "best")}
+TAKEN_UP = {"more steps": ("--steps", str(STEPS + 4)), "the last step": ("--keep", "last")}
 
 
 @pytest.mark.parametrize("asked", TAKEN_UP)

@@ -568,7 +568,11 @@ class Steps:
     )
     weight_decay: float = setting(default=0.0, help="Weight decay, times the learning rate.")
     eval_steps: int | None = setting(
-        default=None, help="Score the dev rows every so many steps.", flag="--eval-every", panel=RUN, least=1
+        default=None,
+        help="Score the dev rows every so many steps. Default: some ten times in the run; with --keep last at its end.",
+        flag="--eval-every",
+        panel=RUN,
+        least=1,
     )
     logging_steps: int = setting(default=10, help="Log every so many steps.", panel=RUN, least=1)
     report_to: str = setting(
@@ -612,8 +616,10 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
         default=None,
         help="Another field of transformers' TrainingArguments, as name=value. Give it once for each.",
     )
-    keep: Literal["last", "best"] = setting(
-        default="last", help="The model of which step is saved: the last, or the one with the best dev score."
+    keep: Literal["last", "best"] | None = setting(
+        default=None,
+        help="The model of which step is saved: the last, or the one with the best dev score, the base among them. "
+        "Default: the best, where there are dev rows.",
     )
     patience: int | None = setting(
         default=None,

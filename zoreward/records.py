@@ -64,6 +64,10 @@ class ObjectiveError(ZorewardError, RuntimeError):
     """An objective that raised, or returned something that is no score."""
 
 
+class SilentRunError(ZorewardError, RuntimeError):
+    """A run that ended itself because none of its steps moved anything; the hint says what to try."""
+
+
 class StorageError(ZorewardError, OSError):
     """A file of the run that cannot be written: a full disk, a folder that is gone."""
 

@@ -161,6 +161,7 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
     objective = metric if method.metric or smooth is None else smooth
     trainer = ZOTrainer(plan.model, objective=objective, args=args, train_dataset=plan.rows.train)
     silence_(trainer)
+    trainer.keeper.judges_silence = False  # a table shows such a run as what it is
     model, tokenizer, meter = trainer.model, trainer.processing_class, Meter(args.device)
     best = Best(
         trainer.scorer.reader.tuned.weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score

@@ -138,7 +138,20 @@ def sentence_of(summary: dict[str, Any]) -> str:
     if not load_run(output).has_moved_by(steps):
         sentences.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
-    return "\n".join([*sentences, done])
+    return "\n".join([*sentences, done, *_kept_and_others(load_run(output), output, step)])
+
+
+def _kept_and_others(run: StoredRun, output: Path, step: int) -> list[str]:
+    """Which step is kept and what it scores on the dev rows, and how to get another; nothing where none was scored."""
+    if not run.evaluations:
+        return []
+    score = dict(run.evaluations).get(step)
+    which = "the best" if step == run.best_step else "the last"
+    if step == 0 < run.n_steps:
+        which = "the base: no step scores better"
+    scored = "not scored" if score is None else f"dev score {score:.4f}"
+    command = shlex.join(["zoreward", "replay", str(output), "--step", "N", "--model", str(run.header.get("model"))])
+    return [f"kept: step {step}, {scored}, {which}; another: {command} --output FOLDER"]
 
 
 def provenance_of(options: TuneOptions, rows: TuningRows, words: Sequence[str]) -> dict[str, Any]:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from zoreward.trainer import ZOConfig, ZOTrainer
 
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
+# How often dev rows are scored between the steps that choose by them, where nobody says it.
+_DEV_SCORES = 10
 
 
 def make_command(source: str, objective: Objective) -> Callable[..., int]:
@@ -86,6 +88,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
+    options = dataclasses.replace(options, keep=options.keep or ("best" if rows.dev else "last"))
     output, start = Path(options.output), time.perf_counter()
     findings, problem = None, ""
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
@@ -132,8 +135,8 @@ def _check(options: TuneOptions) -> None:
         if given is not None and not has_dev_rows(options):
             raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
     for wanted, flag in ((options.keep == "best", "--keep best"), (options.patience, "--patience")):
-        if wanted and not options.eval_steps:
-            raise InputError(f"{flag} goes by dev scores between the steps", hint="give --eval-every, and --eval-data")
+        if wanted and not has_dev_rows(options):
+            raise InputError(f"{flag} goes by dev scores between the steps", hint="give --eval-data")
     _check_numbers(options)
 
 
@@ -183,7 +186,7 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
     settings |= {
         "output_dir": options.output,
         "eval_strategy": "steps" if rows.dev else "no",
-        "eval_steps": options.eval_steps or (options.max_steps if rows.dev else None),
+        "eval_steps": options.eval_steps or (_steps_between_dev_scores(options) if rows.dev else None),
         "load_best_model_at_end": options.keep == "best",
         "per_device_eval_batch_size": options.eval_batch_size or 0,
         "disable_tqdm": True,
@@ -195,13 +198,26 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
         _check_schedule(args)
         datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
         callbacks = [EndsRun(options.patience)] if options.patience else None
-        return ZOTrainer(model=options.model, objective=objective, args=args, callbacks=callbacks, **datasets)
+        trainer = ZOTrainer(model=options.model, objective=objective, args=args, callbacks=callbacks, **datasets)
+        trainer.keeper.scores_where_seconds_end = options.eval_steps is None
+        return trainer
     except ZorewardError:
         raise
     except Exception as error:  # transformers' own checks of its options, of several kinds
         hint = f"change the option that it is about, or leave it out ({place_of(error)})"
         message = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
         raise InputError(one_line(message), hint=hint) from error
+
+
+def _steps_between_dev_scores(options: TuneOptions) -> int:
+    """Where nobody says it: some ten scores where the scores between the steps decide something, else one at the end.
+
+    >>> from types import SimpleNamespace
+    >>> _steps_between_dev_scores(SimpleNamespace(max_steps=250, keep="best", patience=None))
+    25
+    """
+    decide = options.keep == "best" or options.patience
+    return max(1, options.max_steps // _DEV_SCORES) if decide else options.max_steps
 
 
 def _check_logger(name: str) -> None:
@@ -270,6 +286,7 @@ def _saved_and_found(
     from zoreward.journal import load_run
 
     output = Path(options.output)
+    assert options.keep is not None
     saved = save_model(trainer, output, keep=options.keep, rows=digest)
     findings = found_in(trainer, load_run(output))
     if rows.test is not None:

@@ -22,6 +22,11 @@ class Keeper(TrainerCallback):
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
         stopped_by: what ended the run before its last step, as its record calls it; None: nothing, or early stopping.
+            `silence`: no step moved anything, which `train` raises.
+        judges_silence: whether a run of which no step moves anything says why, and ends itself where it stays so.
+        scores_where_seconds_end: whether the dev rows are scored where `max_seconds` ends the run. Without it only if
+            they would be scored after the last step alone: else the scores would be others than those of a run that
+            goes on.
         first_score: of the dev rows before step 1, where it is known, or what else the best step goes by: the first
             best one. transformers' loop, which begins with a new state, would take the first after a step for that,
             however low it is.
@@ -30,6 +35,8 @@ class Keeper(TrainerCallback):
     def __init__(self) -> None:
         self.stopping = False
         self.stopped_by: str | None = None
+        self.judges_silence = True
+        self.scores_where_seconds_end = False
         self.first_score: float | None = None
         self._began = math.inf
         self._last = 0.0
@@ -63,8 +70,8 @@ class Keeper(TrainerCallback):
             control.should_evaluate = False
         elif late and state.global_step < state.max_steps:
             self.stopped_by, control.should_training_stop = "max_seconds", True
-            # Else the scores would be others than those of a run that goes on.
-            control.should_evaluate |= args.eval_strategy == "steps" and state.eval_steps >= state.max_steps
+            if args.eval_strategy == "steps":
+                control.should_evaluate |= self.scores_where_seconds_end or state.eval_steps >= state.max_steps
         elif by_cost:
             control.should_save = state.global_step < state.max_steps and self.due
 
@@ -75,5 +82,5 @@ class Keeper(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the loop, which ends an epoch when it stops, from evaluating."""
-        if self.stopping or self.stopped_by == "max_seconds":
+        if self.stopping or self.stopped_by in ("max_seconds", "silence"):
             control.should_evaluate = False

@@ -23,7 +23,7 @@ from zoreward.journal.card import CARD_NAME, Told, write_card
 from zoreward.journal.disk import remove, sync_all
 from zoreward.members import check_merged, has_adapter, in_all_blocks, merged_copy
 from zoreward.methods import Method, SPSAState, all_scored, state_after
-from zoreward.records import Example, InputError, Scored, StepRecord, one_line
+from zoreward.records import Example, InputError, Scored, SilentRunError, StepRecord, one_line
 from zoreward.registry import Objective, Source
 from zoreward.scoring import (
     Scorer,
@@ -58,6 +58,7 @@ from zoreward.trainer.resuming import (
     told_where,
 )
 from zoreward.trainer.run import Run, Step
+from zoreward.trainer.silence import LEAST_STEPS, MUCH, expected_share, steps_before_end, steps_before_look, why_silent
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class ZOTrainer(Trainer):
         self.provenance: dict[str, Any] = {}
         self.kept_step = -1  # while the run lasts; 0 is the base
         self.begun_with_a_score = self._finished = False
+        self._silence: SilentRunError | None = None
         super().__init__(
             model=self.ready.model, args=args, data_collator=Batch, train_dataset=examples, eval_dataset=eval_examples,
             processing_class=given.tokenizer, callbacks=[*(callbacks or ()), self.keeper],
@@ -237,6 +239,8 @@ class ZOTrainer(Trainer):
         Raises:
             InputError: the run folder holds a run that is not to be resumed, or that cannot be.
             StorageError: the journal cannot be written; the weights are those of its last step.
+            SilentRunError: none of the first steps moved anything. The run has ended as it ends otherwise, but for the
+                best step, which is not taken; it can be resumed, and has as many steps again.
         """
         args, start = self.args, time.time()
         self._memory_tracker.start()
@@ -258,10 +262,13 @@ class ZOTrainer(Trainer):
                     metrics |= {"total_flos": self.state.total_flos, "train_loss": self._window.mean_loss}
                     self._memory_tracker.stop_and_update_metrics(metrics)
                     self.log(metrics)
-                if args.load_best_model_at_end and (self._finished or self.state.best_model_checkpoint is not None):
+                has_best = self._finished or self.state.best_model_checkpoint is not None
+                if args.load_best_model_at_end and has_best and self._silence is None:
                     self._take_best_step()
                 if not self._finished:
                     self._fire("on_train_end")
+                if self._silence is not None:
+                    raise self._silence
                 if self.kept_step < 0:
                     self.kept_step = self.method_state.step
                 save_trajectory(args.output_dir)
@@ -293,14 +300,14 @@ class ZOTrainer(Trainer):
             self._fire("on_epoch_begin")
             batches = skip_first_batches(loader, done) if done else loader
             batches.set_epoch(epoch)
-            self._steps_of_epoch(batches, epoch, done, len(loader))
+            self._steps_of_epoch(batches, epoch, done, len(loader), begun_at)
             done = 0
             self._fire("on_epoch_end")
             self._log_evaluate_save()
             if self.control.should_training_stop:
                 break
 
-    def _steps_of_epoch(self, batches: Any, epoch: int, done: int, of: int) -> None:
+    def _steps_of_epoch(self, batches: Any, epoch: int, done: int, of: int, begun_at: int) -> None:
         """Do a step with every `gradient_accumulation_steps` batches, and with what is left of them at the end."""
         rows: list[Example] = []
         for number, batch in enumerate(batches, start=done + 1):
@@ -311,6 +318,7 @@ class ZOTrainer(Trainer):
                 self._fire("on_substep_end")
             else:
                 self._do_step(rows, epoch + number / of)
+                self._judge_silence(self.method_state.step - begun_at)
                 rows = []
             if self.control.should_epoch_stop or self.control.should_training_stop:
                 break
@@ -341,6 +349,27 @@ class ZOTrainer(Trainer):
             )
         self._fire("on_step_end")
         self._log_evaluate_save()
+
+    def _judge_silence(self, done: int) -> None:
+        """Where no step has moved anything, say once why, and ask for the end where it stays so.
+
+        Args:
+            done: steps since the run began, or went on: whoever resumes it means it.
+        """
+        step, steps = self.method_state.step, self.state.max_steps
+        assert self.last_step is not None
+        if self.method_state.silent < step or not self.last_step.lr or not self.keeper.judges_silence:
+            return
+        ends = done >= steps_before_end(steps) and step < steps and not self.control.should_training_stop
+        if not ends and step != steps_before_look(steps):
+            return
+        advice = why_silent(self.run, load_run(self.args.output_dir).records())
+        if ends:
+            message = f"none of the {step} steps so far has moved anything: {advice.why}"
+            self._silence = SilentRunError(message, hint=f"{advice.hint}.")
+            self.keeper.stopped_by, self.control.should_training_stop = "silence", True
+        else:
+            logger.warning("None of the first %d steps moved anything: %s. %s.", step, advice.why, advice.hint)
 
     def _log_evaluate_save(self) -> None:
         """Do what callbacks have asked for."""
@@ -553,6 +582,15 @@ class ZOTrainer(Trainer):
         )
         (logger.info if self.found.converged else logger.warning)("%s", self.found)
         self._take_rate(self.found.eps, self.found.learning_rate, self.args.normalize)
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        known = steps >= LEAST_STEPS
+        share = expected_share(engine, self.method, self.objective, self.run.rows, rows) if known else None
+        if share is not None and share > MUCH:
+            logger.warning(
+                "About %.0f %% of the first steps will move nothing: on batches of %d rows %r often gives members the "
+                "same score. Try a larger --batch-size or --eps, or a smooth objective such as neg-cross-entropy.",
+                *(100 * share, min(rows, len(self.run.rows)), self.objective.name),
+            )
 
     def _take_rate(self, eps: float, learning_rate: float, normalize: str | None) -> None:
         """Go on with an ε, a learning rate and a way of normalising."""

@@ -102,7 +102,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
             raise InputError("load_best_model_at_end has no scores to choose by", hint='Set eval_strategy="steps".')
         if best and self.metric_for_best_model not in ("score", "eval_score"):
             message = f"load_best_model_at_end goes by the score, not by {self.metric_for_best_model!r}"
-            raise InputError(message, hint="Leave metric_for_best_model out.")
+            raise InputError(message, hint="Leave metric_for_best_model out; or keep the last step.")
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""

@@ -92,7 +92,8 @@ def move_to(ready: Ready, run: StoredRun, step: int, args: ZOConfig, *, from_bas
     try:
         start = read_snapshot(args.output_dir, ready.tuned.weights, run, step)
     except ValueError as error:
-        logging.get_logger(__name__).warning("The snapshot is not used: %s.", error)
+        if from_base:  # else it may well be of a later step than the best one
+            logging.get_logger(__name__).warning("The snapshot is not used: %s.", error)
     if not start and not from_base:
         _put_base_back_(ready, run, args)
     advance(run, ready.model, ready.tuned, start, step)

@@ -1,0 +1,136 @@
+"""A run whose steps move nothing: how many such steps are to be expected, why all are so, and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+
+import numpy as np
+
+from zoreward.methods import Method
+from zoreward.noise import derive_seed
+from zoreward.records import Example, StepRecord, Writing
+from zoreward.registry import Objective
+from zoreward.scoring import Engine, candidate_logprobs, scores_of, share_that_differs
+from zoreward.trainer.run import Run
+
+# How many steps the share of silent ones is expected from, at least, and on how many rows; the share below which
+# nothing is said of it; and the steps of a run that are too few to ask.
+SAMPLES, ROWS, MUCH, LEAST_STEPS = 12, 64, 0.25, 200
+# Keeps the seeds of these members apart from those of steps, rounding, adapters, heads and the radius.
+SILENCE_INDEX = 2**64 - 6
+_SMOOTH = "a smooth objective such as neg-cross-entropy"
+
+
+def steps_before_look(steps: int) -> int:
+    """Return after how many silent steps a run says why.
+
+    >>> [steps_before_look(steps) for steps in (5, 300, 20_000)]
+    [20, 30, 50]
+    """
+    return min(max(20, steps // 10), 50)
+
+
+def steps_before_end(steps: int) -> int:
+    """Return after how many steps, all of them silent, a run ends itself.
+
+    >>> [steps_before_end(steps) for steps in (5, 300, 20_000)]
+    [100, 100, 4000]
+    """
+    return max(100, steps // 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Why no step moves anything, and what to try: a sentence without its full stop."""
+
+    why: str
+    hint: str
+
+
+def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
+    """Return why no step has moved anything, as far as rows, texts, scores and one more look at members tell.
+
+    Where answers are given, it is looked whether those of the next step's members differ on the rows of the last.
+
+    Args:
+        run: stands behind such a step.
+        records: all its steps.
+    """
+    assert run.last is not None
+    objective, rows, eps = run.objective, run.last.rows, run.method.eps
+    values = {score for record in records for score in record.scores if not math.isnan(score)}
+    answer = _one_answer(run.rows) if objective.needs == "choices" else None
+    one_class = answer and Advice(f"all rows have the same right answer, {answer!r}", "Give rows of every answer")
+    if not values:
+        if one_class:
+            return one_class
+        if objective.needs == "choices" and _one_answer(rows) is not None:
+            why = f"batches of {len(rows)} rows hold rows of one answer, on which {objective.name!r} has no score"
+            return Advice(why, "Take a larger --batch-size")
+        why = f"{objective.name!r} has no score on the rows of any step"
+        return Advice(why, "See what it returns for these rows, or take a larger --batch-size")
+    constant = f"every score is {next(iter(values)):g}" if len(values) == 1 else ""
+    written = [member for member in run.last.scored if isinstance(member, Writing)]
+    if written:
+        if not share_that_differs([[text.text for text in member.completions] for member in written]):
+            hint = f"Take an --eps above {eps:g}, longer texts (--max-new-tokens), or --temperature 1"
+            return Advice("all members write the same texts", hint)
+        why = constant or "the texts of all members are worth the same"
+        hint = "Take a reward that tells these texts apart, prompts of which some succeed, or a larger --batch-size"
+        return Advice(why, hint)
+    if one_class:
+        return one_class
+    logprobs_MNC = candidate_logprobs(run.engine.engine, rows, run.method.ask(run.state).members)
+    answers_MN = logprobs_MNC.argmax(axis=2) if objective.needs == "choices" else logprobs_MNC[:, :, 0]
+    if (answers_MN == answers_MN[0]).all():
+        why = f"the answers to a batch of {len(rows)} rows are the same for all members at eps {eps:g}"
+        return Advice(why, f"Take a larger --eps or --batch-size, or {_SMOOTH}")
+    if constant:
+        return Advice(f"{constant}, whatever members answer", "See what the objective returns, or take other rows")
+    why = f"{objective.name!r} moves in coarse steps on the {len(rows)} rows of a batch, and members score the same"
+    return Advice(why, f"Take a larger --batch-size or --eps, or {_SMOOTH}")
+
+
+def _one_answer(examples: Sequence[Example]) -> str | None:
+    """The right answer of all rows, where they have the same answers and it is the same; else None."""
+    first = examples[0]
+    same = all((row.candidates, row.reference) == (first.candidates, first.reference) for row in examples)
+    return first.candidates[first.reference] if same else None
+
+
+def expected_share(
+    engine: Engine, method: Method, objective: Objective, examples: Sequence[Example], rows: int
+) -> float | None:
+    """Return which share of steps will be silent, from some steps that are scored and not done.
+
+    Args:
+        engine: the model, which stands at the weights that the run begins with.
+        method: of the run; it is asked with seeds of their own.
+        objective: None is returned unless it counts: all its parts take the answers, none how likely they are.
+        examples: the rows to tune on; some are drawn.
+        rows: of a batch; None is returned where there are more than are looked at.
+    """
+    parts = [set(signature(part.function).parameters) for _, part in objective.parts or ((1.0, objective),)]
+    counts = all("predictions" in names and names.isdisjoint(("logprobs", "logprob_sums")) for names in parts)
+    rows = min(rows, len(examples))
+    if not counts or objective.needs != "choices" or rows > ROWS:
+        return None
+    other = replace(method, seed=derive_seed(method.seed, 0, SILENCE_INDEX))
+    draw = np.random.default_rng(other.seed)  # files are often sorted, and a run's batches are not
+    drawn = [examples[n] for n in draw.permutation(len(examples))[:ROWS]]
+    batches = len(drawn) // rows
+    silent = []
+    for step in range(-(-SAMPLES // batches)):
+        state = replace(other.init(), step=step)
+        query = other.ask(state)
+        logprobs_MNC = candidate_logprobs(engine, drawn, query.members)
+        for chosen in draw.permutation(len(drawn))[: batches * rows].reshape(batches, rows):
+            batch = [drawn[n] for n in chosen]
+            width = max(len(example.candidates) for example in batch)
+            of_batch = scores_of(objective, batch, list(logprobs_MNC[:, chosen, :width]))
+            _, after = other.tell(state, query, [member.score for member in of_batch], lr=1.0)
+            silent.append(after.silent - state.silent)
+    return float(np.mean(silent))
