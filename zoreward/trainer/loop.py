@@ -571,11 +571,12 @@ class ZOTrainer(Trainer):
         given = self.given
         if not given.finds_rate:
             return
+        steps, engine = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps, self.scorer.engine
         self.found = found_rate(
-            self.scorer.engine,
+            engine,
             self.method,
             self.run.rows,
-            steps=new_state(self.args, len(self.get_train_dataloader()))[0].max_steps,
+            steps=steps,
             first=FIRST_EPS[part_that_is_tuned(self.args, adapter=given.adapter)],
             eps=self.args.eps if given.eps_given else None,
             generation=given.generation if self.objective.needs == "completions" else None,

@@ -83,7 +83,7 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
         return Advice(why, hint)
     if one_class:
         return one_class
-    logprobs_MNC = candidate_logprobs(run.engine.engine, rows, run.method.ask(run.state).members)
+    logprobs_MNC = candidate_logprobs(run.scorer.engine, rows, run.method.ask(run.state).members)
     answers_MN = logprobs_MNC.argmax(axis=2) if objective.needs == "choices" else logprobs_MNC[:, :, 0]
     if (answers_MN == answers_MN[0]).all():
         why = f"the answers to a batch of {len(rows)} rows are the same for all members at eps {eps:g}"
