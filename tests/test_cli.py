@@ -142,7 +142,7 @@ def test_help_of_tune_shows_own_options_aliases_and_defaults(capsys: pytest.Capt
     flags = {"choices": "--choice", "max_completion_length": "--max-new-tokens"}
     for name in ZOArguments.__dataclass_fields__:
         assert flags.get(name, "--" + name.replace("_", "-")) + " " in text
-    for default in ("svrg 1e-6, for text 3e-3.", "[default: 1000]", "[default: 16]", "[default: constant]"):
+    for default in ("--normalize none 1e-6.", "[default: 1000]", "[default: 16]", "[default: constant]"):
         assert default in text
     for panel in ("Model and data", "Prompt", "Tuning", "Run"):
         assert f"─ {panel} ─" in text

@@ -343,8 +343,8 @@ class Tuning:
     )
     normalize: Literal["none", "running", "rms", "zscore", "rank", "sign"] | None = setting(
         default=None,
-        help="How differences of scores are normalised, with spsa. Default: running where the learning rate is found; "
-        f"else {_default_in_words('normalize').removeprefix('Default: ')}",
+        help="How differences of scores are normalised, with spsa. Default: running where the learning rate is found for "
+        f"choices; else {_default_in_words('normalize').removeprefix('Default: ')}",
     )
     momentum: float | None = setting(
         default=None, help=f"β: earlier steps count too, weighted by β, β², … {_default_in_words('momentum', '0')}"
@@ -555,7 +555,8 @@ class Steps:
     learning_rate: float | None = setting(
         default=None,
         help="Learning rate. Default: found before step 1, from how far the weights may move at random; for "
-        f"preferences, log-likelihoods and svrg {_default_in_words('learning_rate').removeprefix('Default: ')}",
+        f"preferences, log-likelihoods, svrg and --normalize none {_written(_ANSWERS['learning_rate'])}. Methods have "
+        "others where they are not found: docs/methods.md.",
         flag="--lr",
     )
     lr_scheduler_type: str = setting(
