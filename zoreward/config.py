@@ -343,8 +343,8 @@ class Tuning:
     )
     normalize: Literal["none", "running", "rms", "zscore", "rank", "sign"] | None = setting(
         default=None,
-        help="How differences of scores are normalised, with spsa. Default: running where the learning rate is found for "
-        f"choices; else {_default_in_words('normalize').removeprefix('Default: ')}",
+        help="How differences of scores are normalised, with spsa. Default: running where the learning rate is found "
+        f"for choices; else {_default_in_words('normalize').removeprefix('Default: ')}",
     )
     momentum: float | None = setting(
         default=None, help=f"β: earlier steps count too, weighted by β, β², … {_default_in_words('momentum', '0')}"
