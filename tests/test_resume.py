@@ -257,7 +257,7 @@ REFUSED = {
     "rate": ({"learning_rate": 1e-3}, "lr=0.01, not 0.001"),
     "directions": ({"num_directions": 3}, "num_directions=2, not 3"),
     "noise": ({"noise": "low-rank"}, "rank=0, not 1"),
-    "method": ({"method": "es"}, "its default, not 'zscore'"),
+    "method": ({"method": "es"}, "method='spsa', not 'es'"),
     "seed": ({"seed": 1}, "seed=0, not 1"),
     "batch": ({"per_device_train_batch_size": 4}, "per_device_train_batch_size=8, not 4"),
     "schedule": ({"lr_scheduler_type": "linear"}, "lr_scheduler_type=its default, not 'linear'"),
