@@ -147,6 +147,21 @@ def test_what_is_printed_is_what_is_used(tmp_path: Path, tokenizer: Any) -> None
     assert "eps 0.003 " in str(trainer.found) and f"learning rate {trainer.method.lr:g}," in str(trainer.found)
 
 
+def test_an_eps_that_the_dtype_would_hide_is_raised(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shows(tuned: object, args: ZOConfig, *, given: bool, one_at_a_time: bool = False) -> float:
+        assert not given
+        return max(args.eps, 0.04)  # as if less were rounded away
+
+    monkeypatch.setattr("zoreward.trainer.loop.eps_that_shows", shows)
+    trainer = made(tmp_path, tokenizer)
+    trainer.train()
+    assert trainer.found.radius < 0.04 == trainer.found.eps == trainer.method.eps == trainer.args.eps
+    header = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])
+    assert header["method"]["eps"] == 0.04 and "eps 0.04 " in str(trainer.found)
+
+
 METHODS = ["sign", "es", "fzoo", "lozo", "bcd", "sparse", "momentum", "eggroll"]
 
 

@@ -572,7 +572,7 @@ class ZOTrainer(Trainer):
         if not given.finds_rate:
             return
         steps, engine = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps, self.scorer.engine
-        self.found = found_rate(
+        found = found_rate(
             engine,
             self.method,
             self.run.rows,
@@ -581,8 +581,11 @@ class ZOTrainer(Trainer):
             eps=self.args.eps if given.eps_given else None,
             generation=given.generation if self.objective.needs == "completions" else None,
         )
-        (logger.info if self.found.converged else logger.warning)("%s", self.found)
-        self._take_rate(self.found.eps, self.found.learning_rate, self.args.normalize)
+        self.args.eps = found.eps
+        eps = eps_that_shows(self.ready.tuned, self.args, given=given.eps_given)
+        self.found = found = replace(found, eps=eps)
+        (logger.info if found.converged else logger.warning)("%s", found)
+        self._take_rate(found.eps, found.learning_rate, self.args.normalize)
         rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         known = steps >= LEAST_STEPS
         share = expected_share(engine, self.method, self.objective, self.run.rows, rows) if known else None

@@ -43,7 +43,7 @@ class Found:
 
     Args:
         radius: r: weights that each move by r times a standard normal number change the answers by `nats`.
-        eps: ε of the run: r, or what was given.
+        eps: ε of the run: r, or what was given; or more, where the dtype of the weights would hide r.
         learning_rate: of the run.
         nats: δ, the change at the radius: the KL divergence of a choice, or what a token of a text loses of its
             log-probability.
