@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "lea
 YOURS = """\
 zoreward tune accuracy --model facebook/opt-125m --data train.jsonl --eval-data dev.jsonl \\
     --template "{text} It was" --choice " bad" --choice " good" --label label \\
-    --steps 1500 --batch-size 64 --eps 5e-3 --lr 3e-5 --eval-every 250 --output runs/mine"""
+    --steps 500 --batch-size 64 --output runs/mine"""
 
 
 @dataclass(frozen=True, slots=True)
