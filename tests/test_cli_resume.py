@@ -228,7 +228,7 @@ def test_what_is_wrong_with_a_finished_run_is_made_good(
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        pytest.param(["--steps", "3"], ["--steps", "5"], marks=pytest.mark.slow),
+        pytest.param(["--steps", "3", "--keep", "last"], ["--steps", "5", "--keep", "last"], marks=pytest.mark.slow),
         pytest.param(["--keep", "last"], ["--keep", "best"], marks=pytest.mark.slow),
     ],
 )
