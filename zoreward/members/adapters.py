@@ -24,15 +24,13 @@ from zoreward.neighbours.of_peft import (
     quiet_peft,
 )
 from zoreward.neighbours.of_torch import weights_in
-from zoreward.noise import Purpose, derive_seed, stream_of
+from zoreward.noise import Purpose, SeedIndex, derive_seed, stream_of
 from zoreward.noise import definition as noise
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-# Keeps the seed of an adapter's first weights apart from those of a step's directions, rounding and samples.
-ADAPTER_INDEX = 2**64 - 3
 
 # The options that a config may have: what they do follows from the config, the base and our seed alone. Others need
 # data, change the base, or draw numbers of their own.
@@ -134,7 +132,7 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
         for name, value in vars(own).items():
             if isinstance(value, set):
                 setattr(own, name, sorted(value))
-    _draw(wrapped, derive_seed(seed, 0, ADAPTER_INDEX))
+    _draw(wrapped, derive_seed(seed, 0, SeedIndex.ADAPTER))
     return wrapped
 
 

@@ -16,15 +16,13 @@ from torch import nn
 from zoreward.neighbours.of_peft import prefix_encoder, prefix_shape, quiet_peft, reshapes_prefixes_of
 from zoreward.neighbours.of_torch import hooks_before_forward
 from zoreward.neighbours.of_transformers import CACHE_NAMES, cache_argument, cache_of, keys_and_values
-from zoreward.noise import Purpose, canonical_name, derive_seed, stream_of
+from zoreward.noise import Purpose, SeedIndex, canonical_name, derive_seed, stream_of
 from zoreward.noise import definition as noise
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Keeps the seed of a head's first weights apart from those of an adapter, and of a step.
-HEAD_INDEX = 2**64 - 4
 # As in MeZO's experiments (Malladi et al. 2023, appendix D).
 PREFIX_TOKENS = 5
 
@@ -85,7 +83,7 @@ def draw_head_(model: nn.Module, names: Iterable[str], seed: int, spread: float)
         KeyError: the model has no such weight.
     """
     named = {canonical_name(name): weight for name, weight in model.named_parameters()}
-    own = derive_seed(seed, 0, HEAD_INDEX)
+    own = derive_seed(seed, 0, SeedIndex.HEAD)
     for name in names:
         weight = named[name]
         if weight.ndim < 2:

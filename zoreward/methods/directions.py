@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from zoreward.noise import DENSE, Family, derive_seed
+from zoreward.noise import DENSE, Family, SeedIndex, derive_seed
 from zoreward.records import Term
-
-ROUNDING_INDEX = 2**64 - 1
-BLOCK_INDEX = 2**63
 
 # The most that a run may have, and that is read from a stranger's file: beyond any use, and within any memory. A line
 # of a journal, which has at most 4 MB, has room for fewer directions: one takes some 90 bytes.
@@ -127,7 +124,7 @@ class Directions:
 
     def rounding_seed(self, step: int) -> int:
         """The seed by which a step's update is rounded."""
-        return derive_seed(self.seed, step, ROUNDING_INDEX)
+        return derive_seed(self.seed, step, SeedIndex.ROUNDING)
 
     def _direction(self, step: int, k: int) -> Term:
         family = self.family.at_step(self.seed, step, k, self.refresh)
@@ -146,4 +143,4 @@ def along(direction: Term, coefficient: float) -> Term:
 @lru_cache(maxsize=64)  # momentum and a replay ask for the same rounds again and again
 def _order(seed: int, number: int, blocks: int) -> tuple[int, ...]:
     """The blocks in the order of their turns in a round."""
-    return tuple(sorted(range(blocks), key=lambda block: derive_seed(seed, number, BLOCK_INDEX + block)))
+    return tuple(sorted(range(blocks), key=lambda block: derive_seed(seed, number, SeedIndex.BLOCK + block)))

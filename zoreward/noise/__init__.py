@@ -9,6 +9,7 @@ from zoreward.noise.seeds import (
     NOISE_VERSION,
     Distribution,
     Purpose,
+    SeedIndex,
     canonical_name,
     derive_seed,
     stream_of,
@@ -17,4 +18,4 @@ from zoreward.noise.seeds import (
 from zoreward.noise.subspace import Subspace
 
 __all__ = ["DENSE", "DISTRIBUTIONS", "FAMILIES", "NOISE_VERSION", "Dense", "Distribution", "Family", "LowRank"]
-__all__ += ["Purpose", "Subspace", "canonical_name", "derive_seed", "family_of", "stream_of", "streams"]
+__all__ += ["Purpose", "SeedIndex", "Subspace", "canonical_name", "derive_seed", "family_of", "stream_of", "streams"]

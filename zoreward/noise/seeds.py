@@ -6,7 +6,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Literal, get_args
 
 NOISE_VERSION = 2
@@ -31,6 +31,19 @@ class Purpose(IntEnum):
     FIRST_WEIGHTS = SAMPLING = 4  # of adapters and heads; of tokens that are drawn
     BASIS_U, BASIS_V, CORE = 5, 6, 7  # of subspaces
     KRONECKER_A, KRONECKER_B = 8, 9
+
+
+@unique
+class SeedIndex(IntEnum):
+    """The k of `derive_seed` for what is no direction: directions count from 0 on, so none of them shares a seed."""
+
+    BLOCK = 2**63  # and block numbers on top of it: the order in which blocks of layers take turns
+    SILENCE = 2**64 - 6  # members by which the share of silent steps is expected
+    RADIUS = 2**64 - 5  # directions along which the radius is measured
+    HEAD = 2**64 - 4  # first weights of a new head
+    ADAPTER = 2**64 - 3  # first weights of an adapter
+    SAMPLING = 2**64 - 2  # tokens that are drawn in a step
+    ROUNDING = 2**64 - 1  # the rounding of a step's update
 
 
 _WRAPPERS = re.compile(r"(^|(?<=\.))(base_model\.model\.|_orig_mod\.|module\.)")
@@ -73,7 +86,7 @@ def streams(names: Iterable[str]) -> dict[str, int]:
 
 
 def derive_seed(run_seed: int, step: int, k: int) -> int:
-    """Return the 64-bit seed of direction `k` of step `step`; `k` = 2^64 − 1 is the step's rounding seed.
+    """Return the 64-bit seed of direction `k` of step `step`; `SeedIndex` has the `k` of everything else.
 
     >>> derive_seed(0, 0, 0) != derive_seed(0, 0, 1)
     True

@@ -30,6 +30,11 @@ def prompts_of(examples: Sequence[Example]) -> list[Request]:
     return [Request(example.prompt_tokens, ()) for example in examples]
 
 
+def have_same_answers(examples: Sequence[Example]) -> bool:
+    """Return whether all rows have the same candidates, in the same order."""
+    return all(example.candidates == examples[0].candidates for example in examples)
+
+
 def candidate_logprobs(
     engine: Engine, examples: Sequence[Example], members: Sequence[Member] = ((),), *, rows: int | None = None
 ) -> NDArray[np.float64]:

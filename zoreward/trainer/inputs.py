@@ -33,6 +33,7 @@ from zoreward.scoring import (
     config_of_model,
     examples_of,
     generation_of,
+    have_same_answers,
     head_of,
     length_limit,
     load_tokenizer,
@@ -147,7 +148,7 @@ def all_given(
     eval_examples = None if dev is None else make(dev, model=model)
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
-    warn_about_classes(objective, examples, args.per_device_train_batch_size * args.gradient_accumulation_steps)
+    warn_about_classes(objective, examples, args.rows_a_step)
     return Given(args, eps_given, finds, objective, adapter, head, tokenizer, generation, make, examples, eval_examples)
 
 
@@ -209,7 +210,7 @@ def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: 
     """
     parts = [part for _, part in objective.parts] or [objective]
     names = [one.name for one in parts if signature(one.function).return_annotation in (float, "float")]
-    same = all(example.candidates == examples[0].candidates for example in examples)
+    same = have_same_answers(examples)
     if not names or objective.needs != "choices" or not same or rows >= len(examples):
         return
     [*_, (rarest, count)] = Counter(example.reference for example in examples).most_common()
@@ -230,7 +231,7 @@ ONE_CLASS_ROWS = 8
 
 def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOConfig) -> None:
     """Say so before step 1 where batches will have no score because all their rows have the same right choice."""
-    size = min(args.per_device_train_batch_size * args.gradient_accumulation_steps, len(examples))
+    size = min(args.rows_a_step, len(examples))
     counts = Counter(example.reference for example in examples)
     share = sum(math.comb(count, size) for count in counts.values()) / math.comb(len(examples), size)
     if scorer.objective.needs != "choices" or share < FEW:

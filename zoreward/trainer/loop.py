@@ -571,9 +571,9 @@ class ZOTrainer(Trainer):
         given = self.given
         if not given.finds_rate:
             return
-        steps, engine = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps, self.scorer.engine
+        steps = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps
         found = found_rate(
-            engine,
+            self.scorer.engine,
             self.method,
             self.run.rows,
             steps=steps,
@@ -586,9 +586,13 @@ class ZOTrainer(Trainer):
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
-        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        known = steps >= LEAST_STEPS
-        share = expected_share(engine, self.method, self.objective, self.run.rows, rows) if known else None
+        if steps >= LEAST_STEPS:
+            self._tell_of_silent_steps()
+
+    def _tell_of_silent_steps(self) -> None:
+        """Say before step 1 where many steps are to be expected to move nothing."""
+        rows = self.args.rows_a_step
+        share = expected_share(self.scorer.engine, self.method, self.objective, self.run.rows, rows)
         if share is not None and share > MUCH:
             logger.warning(
                 "About %.0f %% of the first steps will move nothing: on batches of %d rows %r often gives members the "

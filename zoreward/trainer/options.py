@@ -104,6 +104,11 @@ class ZOConfig(ZOArguments, TrainingArguments):
             message = f"load_best_model_at_end goes by the score, not by {self.metric_for_best_model!r}"
             raise InputError(message, hint="Leave metric_for_best_model out; or keep the last step.")
 
+    @property
+    def rows_a_step(self) -> int:
+        """The rows that a step scores its members on: those of all its accumulated batches."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their defaults, for the record: without paths, names and passwords."""
         left_out = ["output_dir", "logging_dir", "run_name", "hub_token", "report_to", "accelerator_config"]
@@ -212,11 +217,12 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
         _check_turns(args)
         blocks = blocks or args.blocks or LEAST_BLOCKS
     given = {name: getattr(args, name) for name in METHOD_OPTIONS}
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if args.method == "svrg" and args.anneal_every is None:
-        given["anneal_every"] = -(-rows // batch)
+        given["anneal_every"] = -(-rows // args.rows_a_step)
     family = family_options(str(args.noise), args.rank)
-    return make_method(args.method, **given, **family, lr=args.learning_rate, rows=min(rows, batch), blocks=blocks)
+    return make_method(
+        args.method, **given, **family, lr=args.learning_rate, rows=min(rows, args.rows_a_step), blocks=blocks
+    )
 
 
 def family_of_run(args: ZOConfig) -> Family:

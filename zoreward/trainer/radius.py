@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoreward.methods import Method
-from zoreward.noise import derive_seed
+from zoreward.noise import SeedIndex, derive_seed
 from zoreward.records import Example, Member, ObjectiveError, Request, Term
-from zoreward.scoring import Engine, Generation, candidate_logprobs
+from zoreward.scoring import Engine, Generation, candidate_logprobs, have_same_answers, prompts_of
 
 # How much the answers change at the radius, in nats. That of choices was measured on SST-2 with imdb-lm-12m (float32)
 # and SmolLM2-135M-Instruct (bfloat16): full weights, low-rank directions and LoRA, cross-entropy and accuracy. That of
 # texts is what the rates that were found by hand on SmolLM2 come to.
 ANSWER_NATS = 0.01
 TEXT_NATS = 0.2
-# By how many radii the steps of a run move the weights together, if their signs were drawn: 1 to 2 were the best of
-# 0.5, 1, 2 and 4 in all of those settings, and 4 was always too much.
+# By how many radii the steps of a run move the weights together, if their signs were drawn: 1 or 2 was the best of 0.5,
+# 1, 2 and 4 in all of those settings, and 4 was the worst.
 RADII = 1.5
 
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
@@ -31,8 +31,6 @@ MOST_LOOKS = 10
 # By how much a look may lie farther out than the one before, and the last than the first: beyond it half precision
 # overflows before answers move. Below the least change there is only the noise of float64.
 MOST_GROWTH, MOST_DISTANCE, LEAST_CHANGE = 30.0, 100.0, 1e-12
-# Keeps the seeds of these directions apart from those of steps, rounding, adapters and heads.
-RADIUS_INDEX = 2**64 - 5
 
 Change = Callable[[Sequence[Member]], float]
 
@@ -165,7 +163,7 @@ def _rounded(value: float) -> float:
 def _directions_of(method: Method) -> tuple[Term, ...]:
     """Directions as the method's, of another seed; along all blocks at once."""
     own = replace(
-        method, seed=derive_seed(method.seed, 0, RADIUS_INDEX), num_directions=DIRECTIONS, blocks=0, block_every=1
+        method, seed=derive_seed(method.seed, 0, SeedIndex.RADIUS), num_directions=DIRECTIONS, blocks=0, block_every=1
     )
     return own.directions.fresh(0)
 
@@ -178,7 +176,7 @@ def _change_of_choices(engine: Engine, examples: Sequence[Example]) -> Change:
     answers, which a few steps put right, and no harm is done by moving it.
     """
     before_NC = _distribution(candidate_logprobs(engine, examples)[0])
-    there_NC, alike = np.isfinite(before_NC), len({example.candidates for example in examples}) == 1
+    there_NC, alike = np.isfinite(before_NC), have_same_answers(examples)
 
     def change(members: Sequence[Member]) -> float:
         moved_MNC = _distribution(candidate_logprobs(engine, examples, members))
@@ -200,7 +198,7 @@ def _change_of_texts(engine: Engine, examples: Sequence[Example], generation: Ge
     """What members take from the log-probability of each token that the model itself writes, greedily."""
     greedy: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
     short = replace(generation, **greedy, max_new_tokens=min(TOKENS, generation.max_new_tokens))
-    prompts = [Request(example.prompt_tokens, ()) for example in examples]
+    prompts = prompts_of(examples)
     [[texts]] = list(engine.generate([((), prompts)], short))
     requests = [Request(prompt.prompt, text.tokens) for prompt, text in zip(prompts, texts, strict=True) if text.tokens]
     if not requests:  # it writes nothing, so nothing can be said of it

@@ -8,14 +8,11 @@ from typing import Any
 
 from zoreward.journal import Journal
 from zoreward.methods import Method, SPSAState
-from zoreward.noise import derive_seed
+from zoreward.noise import SeedIndex, derive_seed
 from zoreward.records import Example, Scored, StepRecord
 from zoreward.registry import Objective
 from zoreward.scoring import Scorer
 from zoreward.trainer.drift import Drift
-
-# Keeps the seeds of what is drawn in a step apart from those of its directions and of its rounding.
-SAMPLING_INDEX = 2**64 - 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ class Run:
         """
         query = self.method.ask(self.state)
         rows = list(self.rows) if query.rows == "all" else rows
-        options: dict[str, Any] = {"seed": derive_seed(self.seed, query.step, SAMPLING_INDEX)}
+        options: dict[str, Any] = {"seed": derive_seed(self.seed, query.step, SeedIndex.SAMPLING)}
         options["trainer_state"] = self.trainer_state
         scored = [member for part in query.parts for member in self.scorer.score(rows, part, **options)]
         if self.drift:

@@ -10,17 +10,15 @@ from inspect import signature
 import numpy as np
 
 from zoreward.methods import Method
-from zoreward.noise import derive_seed
+from zoreward.noise import SeedIndex, derive_seed
 from zoreward.records import Example, StepRecord, Writing
 from zoreward.registry import Objective
-from zoreward.scoring import Engine, candidate_logprobs, scores_of, share_that_differs
+from zoreward.scoring import Engine, candidate_logprobs, have_same_answers, scores_of, share_that_differs
 from zoreward.trainer.run import Run
 
 # How many steps the share of silent ones is expected from, at least, and on how many rows; the share below which
 # nothing is said of it; and the steps of a run that are too few to ask.
 SAMPLES, ROWS, MUCH, LEAST_STEPS = 12, 64, 0.25, 200
-# Keeps the seeds of these members apart from those of steps, rounding, adapters, heads and the radius.
-SILENCE_INDEX = 2**64 - 6
 _SMOOTH = "a smooth objective such as neg-cross-entropy"
 
 
@@ -97,7 +95,7 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
 def _one_answer(examples: Sequence[Example]) -> str | None:
     """The right answer of all rows, where they have the same answers and it is the same; else None."""
     first = examples[0]
-    same = all((row.candidates, row.reference) == (first.candidates, first.reference) for row in examples)
+    same = have_same_answers(examples) and all(example.reference == first.reference for example in examples)
     return first.candidates[first.reference] if same else None
 
 
@@ -118,7 +116,7 @@ def expected_share(
     rows = min(rows, len(examples))
     if not counts or objective.needs != "choices" or rows > ROWS:
         return None
-    other = replace(method, seed=derive_seed(method.seed, 0, SILENCE_INDEX))
+    other = replace(method, seed=derive_seed(method.seed, 0, SeedIndex.SILENCE))
     draw = np.random.default_rng(other.seed)  # files are often sorted, and a run's batches are not
     drawn = [examples[n] for n in draw.permutation(len(examples))[:ROWS]]
     batches = len(drawn) // rows
