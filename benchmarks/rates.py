@@ -1,11 +1,12 @@
-"""Is the rate that a run finds for itself a good one? Beside multiples of it, and raw slopes with rates by hand.
+"""Does a run that is given no number learn as much as one with the best ε and rate of a search by hand?
 
     python benchmarks/rates.py --model MODEL --sst2 SST2 --output runs/rates
 
-MODEL is a causal model, SST2 a folder with train.jsonl and dev.jsonl (sentence, label). For each objective, what is
-tuned and seed: `--steps` steps of 64 rows with the ε and the learning rate that are found; with that rate times
-`--times`; and with `normalize=none`, ε as in MeZO, and each of `--rates`. Printed and written down, a line a run:
-accuracy, cross-entropy and AUC of dev rows that chose nothing, before and after, and the seconds.
+MODEL is a causal model, SST2 a folder with train.jsonl and dev.jsonl (sentence, label). For each objective and what is
+tuned: nine pairs of (ε, learning rate) with raw slopes, as published, and more of them until the best one is not at the
+edge; one seed; chosen on the first `--choosing` dev rows by what is tuned on. Then that pair and the default (ε and the
+rate are found before step 1), each with `--seeds` other seeds, on the dev rows that chose nothing. Each setting has a
+process of its own, and `--jobs` of them share the GPU. Printed at the end, and written down with every run: the table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import statistics
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +28,28 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from zoreward import ZOConfig, ZOTrainer
-from zoreward.data import load_rows
-
-ANSWERS = {"template": "{sentence} It was", "choices": [" terrible", " great"], "label": "label"}
+ANSWERS = {"template": "{sentence} It was", "choices": [" terrible", " great"], "label": "label", "chat": "off"}
+OBJECTIVES = {"neg-cross-entropy": "cross_entropy", "accuracy": "accuracy", "auc": "auc"}
+# (ε, rates) to begin with; MeZO's for LoRA are a hundred times those for full weights.
+PAIRS = {"full": ([1e-3, 3e-3, 1e-2], [3e-5, 1e-4, 3e-4]), "lora": ([1e-2, 3e-2, 1e-1], [1e-3, 3e-3, 1e-2])}
+STEP, MOST_MORE = math.sqrt(10), 6
 
 
 def main() -> None:
-    """Run all, print each, write all down."""
+    """Run all settings, print the table."""
     options = parsed()
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "rates.jsonl").open("w", encoding="utf-8") as file:
-        for tune in options.tune:
-            for objective in options.objectives:
-                for seed in range(options.seeds):
-                    for run in runs_of(options, tune, objective, seed):
-                        print(json.dumps(run), flush=True)
-                        print(json.dumps(run), file=file, flush=True)
+    if options.setting:
+        return one_setting(options)
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    settings = list(product(options.tune, options.objectives))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = list(pool.map(lambda setting: in_a_process(options, setting), settings))
+    rows = [row for tune, objective in settings if (row := row_of(options, tune, objective))]
+    table = "\n".join([HEAD, "|---" * 8 + "|", *rows])
+    Path(options.output, "table.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    if any(codes):
+        sys.exit("a setting failed: see its log")
 
 
 def parsed() -> argparse.Namespace:
@@ -49,35 +60,78 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--output", default="runs/rates")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tune", nargs="+", default=["full", "lora"])
-    parser.add_argument("--objectives", nargs="+", default=["neg-cross-entropy", "accuracy"])
-    parser.add_argument("--times", nargs="*", type=float, default=[1 / 3, 3.0])
-    parser.add_argument("--rates", nargs="*", type=float, default=[1e-5, 3e-5, 1e-4])
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--dev", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--choosing", type=int, default=300, help="dev rows that choose the pair")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--setting", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def runs_of(options: argparse.Namespace, tune: str, objective: str, seed: int) -> Any:
-    """Yield what each run of a setting comes to, the one that finds its rate first."""
-    found = run_of(options, tune, objective, seed, "found")
-    yield found
-    same = {"eps": found["eps"], "normalize": "running"}
-    for times in options.times:
-        rate = float(f"{times * found['learning_rate']:.3g}")
-        yield run_of(options, tune, objective, seed, f"found x {times:.2g}", learning_rate=rate, **same)
-    scale = {"full": 1, "lora": 100}[tune]  # MeZO's for LoRA
-    for rate in options.rates:
-        yield run_of(options, tune, objective, seed, "raw slopes", learning_rate=rate * scale, normalize="none")
+def log_of(options: argparse.Namespace, tune: str, objective: str) -> Path:
+    """Return where the runs of a setting are written down."""
+    return Path(options.output, f"{tune}-{objective}.jsonl")
 
 
-def run_of(
-    options: argparse.Namespace, tune: str, objective: str, seed: int, name: str, **values: Any
-) -> dict[str, Any]:
+def in_a_process(options: argparse.Namespace, setting: tuple[str, str]) -> int:
+    """Do all runs of a setting in a process of its own."""
+    words = [sys.executable, *sys.argv, "--setting", *setting]
+    with log_of(options, *setting).with_suffix(".log").open("w") as log:
+        return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT).returncode
+
+
+def one_setting(options: argparse.Namespace) -> None:
+    """Look for the best pair, then run it and the default with other seeds."""
+    tune, objective = options.setting
+    what = OBJECTIVES[objective]
+    better = {"cross_entropy": -1}.get(what, 1)
+    with log_of(options, tune, objective).open("w", encoding="utf-8") as file:
+
+        def run(kind: str, seed: int, **values: Any) -> dict[str, Any]:
+            result = {"kind": kind, **run_of(options, tune, objective, seed, **values)}
+            print(json.dumps(result), file=file, flush=True)
+            return result
+
+        found: dict[tuple[float, float], float] = {}
+        waiting = list(product(*PAIRS[tune]))
+        while waiting:
+            for eps, rate in waiting:
+                result = run("pair", 0, eps=eps, learning_rate=rate, normalize="none")
+                value = result["after"]["choosing"][what]
+                found[eps, rate] = -math.inf if math.isnan(value) else better * value
+            best = max(found, key=lambda pair: found[pair])
+            waiting = [] if len(found) >= 9 + MOST_MORE else beyond(best, found)
+        for seed in range(1, options.seeds + 1):
+            run("best pair", seed, eps=best[0], learning_rate=best[1], normalize="none")
+            run("default", seed)
+
+
+def beyond(best: tuple[float, float], tried: dict[tuple[float, float], float]) -> list[tuple[float, float]]:
+    """Return the pairs beyond the best one, in each direction in which nothing farther was tried.
+
+    >>> beyond((1.0, 3.0), {(1.0, 3.0): 0.9, (0.3, 3.0): 0.8, (3.0, 3.0): 0.7, (1.0, 1.0): 0.6})
+    [(1.0, 9.49)]
+    """
+    more = []
+    for place in (0, 1):
+        others = [pair[place] for pair in tried if pair[1 - place] == best[1 - place]]
+        for times in (1 / STEP, STEP):
+            if best[place] == (max(others) if times > 1 else min(others)):
+                moved = list(best)
+                moved[place] = float(f"{best[place] * times:.3g}")
+                more.append((moved[0], moved[1]))
+    return more
+
+
+def run_of(options: argparse.Namespace, tune: str, objective: str, seed: int, **values: Any) -> dict[str, Any]:
     """Tune, and score before and after."""
+    from zoreward import ZOConfig, ZOTrainer
+    from zoreward.data import load_rows
+
     args = ZOConfig(
-        f"{options.output}/{tune}-{objective}-{seed}-{name.replace(' ', '-')}-{values.get('learning_rate', '')}",
+        f"{options.output}/runs/{tune}-{objective}-{seed}-{'-'.join(map(str, values.values()))}",
         per_device_train_batch_size=options.rows, max_steps=options.steps, save_strategy="no", disable_tqdm=True,
         logging_strategy="no", tune=tune, dtype=options.dtype, seed=seed, **ANSWERS, **values,
     )  # fmt: skip
@@ -85,13 +139,18 @@ def run_of(
     trainer = ZOTrainer(
         options.model, objective=objective, args=args, train_dataset=load_rows(f"{options.sst2}/train.jsonl")
     )
-    dev = load_rows(f"{options.sst2}/dev.jsonl", limit=options.dev)
-    before = measured(trainer, dev)
-    trainer.train()
+    dev = load_rows(f"{options.sst2}/dev.jsonl")
+    before = measured(trainer, dev, options.choosing)
+    try:
+        trainer.train()
+        after = measured(trainer, dev, options.choosing)
+    except Exception as error:  # a rate that is far too large breaks the model: that is a result too
+        print(f"{values}: {error}", flush=True)
+        after = {part: dict.fromkeys(numbers, math.nan) for part, numbers in before.items()}
     result = {
-        "run": name, "tune": tune, "objective": objective, "seed": seed, "eps": trainer.method.eps,
-        "learning_rate": trainer.args.learning_rate, "silent": trainer.method_state.silent, "before": before,
-        "after": measured(trainer, dev), "seconds": round(time.perf_counter() - start, 1),
+        "tune": tune, "objective": objective, "seed": seed, "eps": trainer.method.eps,
+        "learning_rate": trainer.args.learning_rate, "before": before, "after": after,
+        "seconds": round(time.perf_counter() - start, 1),
     }  # fmt: skip
     del trainer
     gc.collect()
@@ -100,18 +159,45 @@ def run_of(
     return result
 
 
-def measured(trainer: ZOTrainer, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return accuracy, cross-entropy and AUC on rows."""
+def measured(trainer: Any, rows: list[dict[str, Any]], choosing: int) -> dict[str, dict[str, float]]:
+    """Return accuracy, cross-entropy and AUC on the rows that choose, and on the others."""
     predicted = trainer.predict(rows)
     logprobs_NC = np.asarray(predicted.predictions, dtype=np.float64)
     labels_N = np.asarray(predicted.label_ids)
     logprobs_NC -= np.logaddexp.reduce(logprobs_NC, axis=1, keepdims=True)
-    values = {
-        "accuracy": float((logprobs_NC.argmax(1) == labels_N).mean()),
-        "cross_entropy": float(-logprobs_NC[np.arange(len(labels_N)), labels_N].mean()),
-        "auc": float(roc_auc_score(labels_N, logprobs_NC[:, 1] - logprobs_NC[:, 0])),
-    }
-    return {name: round(value, 4) for name, value in values.items()}
+    result = {}
+    for name, part in (("choosing", slice(0, choosing)), ("other", slice(choosing, None))):
+        logprobs, labels = logprobs_NC[part], labels_N[part]
+        values = {
+            "accuracy": float((logprobs.argmax(1) == labels).mean()),
+            "cross_entropy": float(-logprobs[np.arange(len(labels)), labels].mean()),
+            "auc": float(roc_auc_score(labels, logprobs[:, 1] - logprobs[:, 0])),
+        }
+        result[name] = {name: round(value, 4) for name, value in values.items()}
+    return result
+
+
+HEAD = (
+    "| tuned | objective | base | best pair (ε, rate) | its mean ± SE | default | its mean ± SE | share of the gain |"
+)
+
+
+def row_of(options: argparse.Namespace, tune: str, objective: str) -> str:
+    """Return the table's row of a setting; empty where it did not come to an end."""
+    runs = [json.loads(line) for line in log_of(options, tune, objective).read_text(encoding="utf-8").splitlines()]
+    what = OBJECTIVES[objective]
+    of_kind = {kind: [run for run in runs if run["kind"] == kind] for kind in ("best pair", "default")}
+    if any(len(some) < options.seeds for some in of_kind.values()):
+        return ""
+    base = runs[0]["before"]["other"][what]
+    cells, means = [], []
+    for some in of_kind.values():
+        values = [run["after"]["other"][what] for run in some]
+        means.append(statistics.mean(values))
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        cells += [f"{some[0]['eps']:.3g}, {some[0]['learning_rate']:.3g}", f"{means[-1]:.3f} ± {error:.3f}"]
+    share = (means[1] - base) / (means[0] - base) if means[0] != base else math.nan
+    return f"| {tune} | {objective} | {base:.3f} | {' | '.join(cells)} | {share:.0%} |"
 
 
 if __name__ == "__main__":

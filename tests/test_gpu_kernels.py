@@ -10,8 +10,8 @@ non-contiguous tensors, tensors that do not begin on a boundary, and tensors of 
 - `factor_lines` = that of `cpu.factors_all`, bit for bit, for several ranks and subspaces at once;
 - tables and scripts that are remembered follow the weights: other addresses, shapes, streams or seeds are not mixed up.
 
-Free is only the pattern of a NaN. `layers.corrected` and `layers.layer_norm` are sums in another order than torch's:
-they are compared in float64. Without a GPU everything runs in Triton's interpreter.
+Free is only the pattern of a NaN. `layers.corrected`, `layers.layer_norm` and `attention.attend` are sums in another
+order than torch's: they are compared in float64. Without a GPU everything runs in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from zoreward.records import Member, Term, Update
 pytest.importorskip("triton", reason="Triton is not there: it is made for Linux")
 gpu = pytest.importorskip("zoreward.kernels.gpu")
 layers = pytest.importorskip("zoreward.kernels.triton_layers")
+attention = pytest.importorskip("zoreward.kernels.triton_attention")
 
 pytestmark = pytest.mark.usefixtures("quick_interpreter")
 
@@ -401,6 +402,25 @@ def test_what_does_not_lie_evenly_is_not_normalised_together():
     even = layers.layer_norm(x, [whole[0], whole[2], whole[4]], None, 1e-5, 3)
     alone = [layers.layer_norm(x[2 * m : 2 * m + 2], [whole[2 * m]], None, 1e-5, 1) for m in range(3)]
     assert torch.equal(even, torch.cat(alone)) and even.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("rows", "heads", "group", "places", "width"),
+    [(2, 3, 3, 112, 64), (2, 1, 7, 80, 32), (3, 4, 1, 48, 20), (1, 2, 17, 64, 128)],
+)
+def test_attention_of_one_query_is_that_of_the_formula(rows, heads, group, places, width):
+    # Triton's interpreter has no products of bfloat16.
+    dtype, draw = torch.bfloat16 if DEVICE == "cuda" else torch.float16, torch.Generator().manual_seed(0)
+    q = torch.randn(rows, heads, group, width, generator=draw).to(DEVICE, dtype)
+    k, v = (torch.randn(rows, heads, places, width, generator=draw).to(DEVICE, dtype) for _ in range(2))
+    bias = torch.zeros(rows, places, device=DEVICE, dtype=dtype)
+    bias[:, :2] = bias[:, -5:] = torch.finfo(dtype).min
+    bias[0, : attention.PLACES + 1 if places > attention.PLACES + 6 else 2] = torch.finfo(dtype).min  # a whole block
+    got = attention.attend(q, k, v, bias, 0.3).double()
+    weights = (0.3 * q.double() @ k.double().mT + bias.double()[:, None, None]).softmax(-1)
+    # The weights and the sum are rounded; float32 sums of 128 numbers below some 4 · 4 move scores by 1e-5.
+    largest = (weights @ v.double().abs()).clamp(min=1e-2)
+    assert bool(((got - weights @ v.double()).abs() <= torch.finfo(dtype).eps * largest).all())
 
 
 def test_norms_of_all_members_are_one_launch(monkeypatch):

@@ -40,6 +40,7 @@ from zoreward.neighbours.of_accelerate import place_of
 from zoreward.neighbours.of_datasets import names_of_classes
 from zoreward.neighbours.of_transformers import (
     adapter_config_path,
+    attention_by,
     cache_of,
     checkpoint_of,
     is_out_of_patience,
@@ -49,6 +50,7 @@ from zoreward.neighbours.of_transformers import (
     makes_bias_table,
     masked_class_name,
     missing_weights,
+    plain_attention,
     recount_patience_,
     silence_,
     start_logger,
@@ -190,24 +192,22 @@ def test_generate_hands_the_cache_over_by_name() -> None:
 
 
 @torch.no_grad()
-def test_attention_calls_torch_with_three_tensors() -> None:
-    calls: list[tuple[int, set[str], bool]] = []
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen3"])
+def test_layers_attend_by_a_function_of_ours(family: str) -> None:
+    model, calls = random_model(family), []
+    expected = model(input_ids=IDS).logits
 
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is F.scaled_dot_product_attention:
-                calls.append((len(args), set(kwargs or {}), bool((kwargs or {}).get("is_causal"))))
-            return function(*args, **(kwargs or {}))
+    def attention(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **others: Any) -> Any:
+        calls.append((query.shape[:1] + query.shape[2:], set(others)))
+        return plain_attention()(module, query, key, value, mask, **others)
 
-    with Watch():
-        bias = torch.zeros(2, 1, 4, 4).masked_fill_(~torch.ones(4, 4).tril().bool(), torch.finfo(torch.float32).min)
-        random_model("llama")(input_ids=IDS, attention_mask=bias, use_cache=False)
-    known = {"attn_mask", "scale", "dropout_p", "is_causal"}
-    told = (
-        "models call scaled_dot_product_attention otherwise than (q, k, v, attn_mask=, scale=, dropout_p=, is_causal=)"
-    )
-    right = bool(calls) and all(count == 3 and names <= known and not causal for count, names, causal in calls)
-    holds(right, f"{told}: {calls}; steps in float32 lose their fast attention (scoring/stepping.py)")
+    with attention_by(model, attention):
+        found = model(input_ids=IDS).logits
+    told = f"{family} does not look up its attention in its config at each call (neighbours/of_transformers.py)"
+    holds(len(calls) == len(keys_and_values(cache_of(model(input_ids=IDS)))) and torch.equal(found, expected), told)
+    told = f"{family} does not call its attention with (rows, heads, queries, width) and scaling: {calls[0]}"
+    holds(calls[0][0] == (2, 4, 8) and "scaling" in calls[0][1], f"{told} (scoring/stepping.py)")
+    holds(model.config._attn_implementation == "sdpa", "the config is not as it was (neighbours/of_transformers.py)")
 
 
 # --- transformers: modules -------------------------------------------------------------------------------------------

@@ -149,11 +149,29 @@ def test_what_does_not_suit_is_left_to_generate(tokenizer, calls) -> None:
     assert not calls
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_the_model_itself_is_written_for_once_steps_were_compared(device, tokenizer, calls) -> None:
+    model = random_model("llama").to(device)  # four heads on two of keys and values
+    rows, couple = examples_of(PROMPTS), ((term_of(1, 0.1, 1),), (term_of(1, -0.1, 1),))
+    reader = engine_of(model, 0)
+    stepper = Stepper(reader, replays=device == "cuda")
+    assert not stepper.suits(((),))
+    generator = checked_generator(reader, tokenizer, rows, couple, stepper=stepper)
+    plain = HFGenerator(reader, tokenizer, stepper=Plain())
+    calls.clear()
+    for prompts in (PROMPTS, [prompt * 2 for prompt in PROMPTS], PROMPTS, PROMPTS):
+        assert written(generator, ((),), prompts, max_new_tokens=12) == written(
+            plain, ((),), prompts, max_new_tokens=12
+        )
+        written(generator, POPULATION, prompts, max_new_tokens=2)  # an evaluation lies between steps
+    assert calls == [True] * 8
+
+
 def test_a_model_whose_steps_differ_is_found_out_and_left_to_generate(tokenizer, calls, caplog) -> None:
     good, examples = random_model("llama"), examples_of(PROMPTS)
     reader = engine_of(good, 0)
     checked = checked_generator(reader, tokenizer, examples, POPULATION[:2], stepper=Stepper(reader, replays=False))
-    assert checked.stepper.problem is None and calls == [True]
+    assert checked.stepper.problem is None and calls == [True] * 3  # prompts are read in three ways
 
     class Counting(type(good)):
         def forward(self, *args, **kwargs):

@@ -41,7 +41,7 @@ from zoreward.members.restrictions import (
     smallest,
 )
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
-from zoreward.members.tuned import Slot, Tuned, bytes_of, tuned_weights
+from zoreward.members.tuned import Slot, Tuned, bytes_of, has_triton, tuned_weights
 
 __all__ = [
     "ENOUGH",
@@ -71,6 +71,7 @@ __all__ = [
     "float32_layer",
     "has_adapter",
     "has_prefix",
+    "has_triton",
     "head_names",
     "in_all_blocks",
     "in_blocks",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from types import SimpleNamespace
@@ -63,6 +64,41 @@ def is_plain_attention(model_cache: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return isinstance(model_cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in model_cache.layers)
+
+
+@contextmanager
+def attention_by(model: torch.nn.Module, attention: Callable[..., Any]) -> Iterator[None]:
+    """Have the layers of a model that attend by "sdpa" attend by a function of ours, as long as the context lasts.
+
+    Private: that layers look up the name of their attention in their config at each call, and its field there.
+
+    Args:
+        model: of transformers; layers that attend otherwise are left alone.
+        attention: called as those that are registered with transformers' `AttentionInterface`; ours are all one entry.
+    """
+    from transformers import AttentionInterface
+
+    ours, field = "zoreward", "_attn_implementation_internal"
+    AttentionInterface.register(ours, attention)
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    changed = [config for config in configs.values() if getattr(config, field, None) == "sdpa"]
+    try:
+        for config in changed:
+            setattr(config, field, ours)
+        yield
+    finally:
+        for config in changed:
+            setattr(config, field, "sdpa")
+
+
+def plain_attention() -> Callable[..., Any]:
+    """Return transformers' attention by "sdpa".
+
+    Private: where it is.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward  # type: ignore[no-any-return]
 
 
 def masked_class_name(model_type: str) -> str:

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 
 class FixedLayer(StaticLayer):
-    """Keys and values of one layer, in tensors of full length; a model writes to the token that it is given.
+    """Keys and values of one layer, in tensors of full length; a model writes a prompt, then to the token it is given.
 
     Private: that a model hands its keys and values to `update` and goes on with what that returns, and asks
     `get_seq_length` for nothing but positions and a mask, which are given.
@@ -32,7 +32,10 @@ class FixedLayer(StaticLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the keys and values of a token, and return those of all tokens."""
+        """Write the keys and values of a token, and return those of all tokens; of a prompt, which is all there is."""
+        if (width := key_states.shape[2]) > 1:
+            self.keys[:, :, :width], self.values[:, :, :width] = key_states, value_states
+            return key_states, value_states
         self.keys.index_copy_(2, self._position, key_states)
         self.values.index_copy_(2, self._position, value_states)
         return self.keys, self.values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -194,17 +194,21 @@ def checked_generator(
     prompts = [example.prompt_tokens for example in examples[:4]]
     if not reader.pads:
         prompts = [prompts[0]] * len(prompts)
-    logits_of = partial(forced_logits, reader, tokenizer, prompts)
+    logits_of = cache(partial(forced_logits, reader, tokenizer, prompts))
     check = self_check(reader.model, members, logits_of, tuned=reader.tuned)
     generator = HFGenerator(replace(reader, problem=check.problem, check=check), tokenizer, stepper=stepper)
     stepper = generator.stepper
     if stepper is not None and stepper.suits(check.members):
         reader = generator.reader
-        plain = forced_logits(reader, tokenizer, prompts, check.members)
-        by_steps = forced_logits(reader, tokenizer, prompts, check.members, stepper)
+        plain = logits_of(check.members)
+        for _ in range(3):  # prompts are read as they are, then as they will be captured, then by the graph
+            by_steps = forced_logits(reader, tokenizer, prompts, check.members, stepper)
+            if stepper.problem is None and (problem := check.agree(by_steps, plain)):
+                stepper.give_up(problem)
+            if stepper.problem is not None:
+                break
         stepper.forget()
-        if stepper.problem is None and (problem := check.agree(by_steps, plain)):
-            stepper.give_up(problem)
+        stepper.checked = True
     return generator
 
 

@@ -9,15 +9,23 @@ low-rank members are filled in anew for each batch. θ is updated in place, so a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from transformers.utils import logging
 
-from zoreward.members import HeldFactors, are_factored, has_prefix, members_at, needs_copies
-from zoreward.neighbours.of_transformers import cache_argument, cache_of, keys_and_values
+from zoreward.members import HeldFactors, are_factored, has_prefix, has_triton, members_at, needs_copies
+from zoreward.neighbours.of_transformers import (
+    attention_by,
+    cache_argument,
+    cache_of,
+    keys_and_values,
+    plain_attention,
+)
 from zoreward.neighbours.transformers_cache_layer import FixedLayer, cache_of_layers
 from zoreward.records import Member
 from zoreward.scoring.devices import is_spread
@@ -31,12 +39,14 @@ if TYPE_CHECKING:
 LENGTHS = 16
 # Tokens between two looks at whether all rows have ended: each look waits for the GPU.
 LOOK_EVERY = 8
-# Batches of how many shapes are kept: a population, and what is left of it after full groups.
-SHAPES = 2
+# Prompts of up to so many tokens, all rows together, are read in a graph too: in larger batches launches are hidden.
+CAPTURED_TOKENS = 32768
+# Batches of how many shapes are kept: a population, what is left of it after full groups, and the model itself.
+SHAPES = 3
 
 
 class Stepper:
-    """Writes for several low-rank members at once, without `generate`.
+    """Writes for several low-rank members at once, or for the model itself, without `generate`.
 
     Args:
         reader: the model.
@@ -44,10 +54,12 @@ class Stepper:
 
     Attributes:
         problem: why this model is left to `generate`; None while it is not.
+        checked: whether what it writes was compared with `generate`; before that, the model itself is left to that.
     """
 
     def __init__(self, reader: Reader, *, replays: bool = True):
         self._reader, self._replays = reader, replays
+        self.checked = False
         self._desks: OrderedDict[tuple[Any, ...], _Desk] = OrderedDict()
         self.problem: str | None = None
         if is_spread(reader.model):
@@ -60,7 +72,12 @@ class Stepper:
             self.problem = "it has a prefix, which would have to be in the cache"
 
     def suits(self, members: Sequence[Member]) -> bool:
-        """Whether these members can be written for: several, of low rank, in a model that needs no copies for them."""
+        """Whether these members can be written for: several, of low rank, in a model that needs no copies for them.
+
+        Or the model itself, which is written for in each evaluation.
+        """
+        if self.problem is None and list(members) == [()]:
+            return self.checked
         return (
             self.problem is None
             and self._reader.grouped
@@ -95,12 +112,18 @@ class Stepper:
             the new tokens (R, ≤ new_tokens), rows that have ended filled up with padding, and whether a logit was NaN
             or +inf; None where this model turns out to need `generate`: `problem` says why.
         """
-        key = (len(members), *ids.shape[:1], tuple(end_tokens))
+        # What an evaluation takes of memory is given back with the next step.
+        by_itself = list(members) == [()]
+        for other in [key for key in self._desks if not (by_itself or key[0])]:
+            del self._desks[other]
+        key = (0 if by_itself else len(members), *ids.shape[:1], tuple(end_tokens))
         desk = self._desks.pop(key, None) or _Desk(self._reader, end_tokens, self._replays)
+        padding = desk.padding_of(ids)
+        ids, mask = (functional.pad(tensor, (padding, 0)) for tensor in (ids, mask))
         try:
             with members_at(self._reader.model, members, tuned=self._reader.tuned, held=desk.held):
                 desk.begin(ids, mask, new_tokens)
-                written = _written(desk, ids.shape[1], new_tokens, processors, stop)
+                written = _written(desk, (padding, ids.shape[1]), new_tokens, processors, stop)
             lost = bool(desk.lost)
         except torch.OutOfMemoryError:
             self._desks.clear()
@@ -127,8 +150,14 @@ class Stepper:
 
 
 def _written(
-    desk: _Desk, width: int, new_tokens: int, processors: Sequence[LogitsProcessor], stop: StoppingCriteria | None
+    desk: _Desk,
+    prompt: tuple[int, int],
+    new_tokens: int,
+    processors: Sequence[LogitsProcessor],
+    stop: StoppingCriteria | None,
 ) -> torch.Tensor:
+    """Write behind a prompt that lies between two places, and return what was written."""
+    first, width = prompt
     for end in range(width, width + new_tokens):
         if processors or stop:
             if end > width:
@@ -136,10 +165,10 @@ def _written(
             scores = desk.logits.float()
             desk.lost |= is_lost(scores.amax(-1)).any()
             for process in processors:
-                scores = process(desk.ids[:, :end], scores)  # type: ignore[arg-type]
+                scores = process(desk.ids[:, first:end], scores)  # type: ignore[arg-type]
             desk.take(scores.argmax(-1))
             if stop:
-                desk.done |= stop(desk.ids[:, : end + 1], scores)  # type: ignore[arg-type]
+                desk.done |= stop(desk.ids[:, first : end + 1], scores)  # type: ignore[arg-type]
         elif end > width:
             desk.graphs.do(desk.advance_greedily)
         else:
@@ -150,25 +179,73 @@ def _written(
     return desk.ids[:, width : end + 1].clone()
 
 
-class _Attention(TorchFunctionMode):
-    """Attention of one query a row in float32 as two products: the kernel made for many queries takes three times that.
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one query a row, (R, H, 1, D), on keys and values of H / G heads; other calls are transformers'.
 
-    In half precision scores would be rounded on their way; there it is left as it is.
+    torch's kernels are made for many queries. In float32 two products take a third of their time; half precision, where
+    scores would be rounded on their way, has a kernel of its own.
     """
+    rows, heads, queries, width = query.shape
+    ours = queries == 1 and not dropout and not any(others.get(name) is not None for name in ("softcap", "s_aux"))
+    ours = ours and others.get("position_bias") is None and attention_mask is not None
+    ours = ours and attention_mask.shape == (rows, 1, 1, key.shape[2])  # type: ignore[union-attr]
+    half = query.dtype in (torch.bfloat16, torch.float16) and query.is_cuda and has_triton()
+    if not ours or attention_mask is None or not (half or query.dtype == torch.float32):
+        kept = {"scaling": scaling, "dropout": dropout, **others}
+        return plain_attention()(module, query, key, value, attention_mask, **kept)  # type: ignore[no-any-return]
+    scale = width**-0.5 if scaling is None else scaling
+    packed = query.reshape(rows, key.shape[1], -1, width)
+    if half:
+        from zoreward.kernels.triton_attention import attend
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is not torch.nn.functional.scaled_dot_product_attention or len(args) != 3:
-            return function(*args, **kwargs)
-        query, key, value = args
-        known = kwargs.keys() <= {"attn_mask", "scale", "dropout_p", "is_causal"} and not kwargs.get("is_causal")
-        if not known or kwargs.get("dropout_p") or query.dtype != torch.float32 or query.shape[1] != key.shape[1]:
-            return function(*args, **kwargs)
-        scale = kwargs.get("scale") or query.shape[-1] ** -0.5
-        scores = (key @ (query * scale).mT).mT
-        if kwargs.get("attn_mask") is not None:
-            scores = scores + kwargs["attn_mask"]
-        return scores.softmax(-1) @ value
+        held = [tensor.contiguous() for tensor in (packed, key, value, attention_mask.view(rows, -1))]
+        read = attend(held[0], held[1], held[2], held[3], scale)
+    else:
+        scores = (key @ (packed * scale).mT).mT + attention_mask
+        read = scores.softmax(-1) @ value
+    return read.reshape(rows, 1, heads, width), None
+
+
+@contextmanager
+def _fused_norms(norms: Sequence[tuple[torch.nn.Module, float]]) -> Iterator[None]:
+    """Let norms be torch's own, one launch for six, as long as the context lasts."""
+    plain = functional.rms_norm
+    try:
+        for norm, eps in norms:
+            weight: Any = norm.weight
+            norm.__dict__["forward"] = partial(plain, normalized_shape=weight.shape, weight=weight, eps=eps)
+        yield
+    finally:
+        for norm, _ in norms:
+            norm.__dict__.pop("forward", None)
+
+
+def _norms_of(model: torch.nn.Module) -> list[tuple[torch.nn.Module, float]]:
+    """Return the modules that do what torch's `rms_norm` does, tried on random numbers, and the ε of each.
+
+    Two roundings lie between them where transformers rounds before it multiplies by the weight, and those of a sum.
+    """
+    found = []
+    for module in model.modules():
+        eps, weight = getattr(module, "variance_epsilon", getattr(module, "eps", None)), getattr(module, "weight", None)
+        if not isinstance(eps, float) or not isinstance(weight, torch.Tensor) or weight.ndim != 1:
+            continue
+        if "forward" in module.__dict__:
+            continue
+        drawn = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+        expected, fused = module(drawn).double(), functional.rms_norm(drawn, weight.shape, weight, eps).double()
+        if bool(((expected - fused).abs() <= 4 * torch.finfo(weight.dtype).eps * expected.abs()).all()):
+            found.append((module, eps))
+    return found
 
 
 class _Desk:
@@ -198,29 +275,54 @@ class _Desk:
         self.graphs = Replays(replays)
         self._read: tuple[Any, ...] = ()
 
+    def padding_of(self, ids: torch.Tensor) -> int:
+        """Return by how much more prompts are padded, so that those of many lengths share the graph that reads them."""
+        padding = -ids.shape[1] % LENGTHS
+        return padding if len(ids) * (ids.shape[1] + padding) <= CAPTURED_TOKENS else 0
+
     def begin(self, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int) -> None:
         """Read the prompts: fills the cache, and the logits of the first new token."""
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._reader.accepts else {}
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        read = self._reader.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **keep)
         width = ids.shape[1]
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        read = None
         if self._length < width + new_tokens:
+            read = self._model(ids, mask, places)
             self._make(read, -(-(width + new_tokens) // LENGTHS) * LENGTHS)
-        for layer, (keys, values) in zip(self._cache.layers, keys_and_values(cache_of(read)), strict=True):
-            layer.keys[:, :, :width], layer.values[:, :, :width] = keys, values
-        self.ids[:, :width] = ids
+        # A graph goes on reading these addresses.
+        now = addresses(self._reader, self.held.moves)
+        if now != self._read:
+            self.graphs.clear()
+            self._read = now
+        self.ids[:, :width], self._seen[:, :width], self._places[:, :width] = ids, mask.bool(), places
         self._place.fill_(width)
         self._position.copy_(mask.sum(1, keepdim=True) - 1)
         self._bias.fill_(torch.finfo(self._bias.dtype).min)
         self._bias[:, 0, 0, :width].masked_fill_(mask.bool(), 0.0)
         self.done.zero_()
         self.lost.zero_()
+        if read is None and ids.numel() <= CAPTURED_TOKENS:
+            self.graphs.do(partial(self._read_prompts, width), f"prompts of {width}")
+            return
+        read = read or self._model(ids, mask, places)
+        for layer, (keys, values) in zip(self._cache.layers, keys_and_values(cache_of(read)), strict=True):
+            layer.keys[:, :, :width], layer.values[:, :, :width] = keys, values
         self.logits.copy_(read.logits[:, -1])
-        # A graph goes on reading these addresses.
-        now = addresses(self._reader, self.held.moves)
-        if now != self._read:
-            self.graphs.clear()
-            self._read = now
+
+    def _model(self, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor, **more: Any) -> Any:
+        """Read tokens; the logits are those of the last."""
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._reader.accepts else {}
+        return self._reader.model(
+            input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **keep, **more
+        )
+
+    def _read_prompts(self, width: int) -> None:
+        """Read the prompts that lie at the beginning of `ids` into the cache; leaves the logits behind them."""
+        earlier = self._seen.new_ones(width, width).tril_()
+        seen = self._seen[:, None, None, :width] & earlier
+        bias = torch.zeros_like(seen, dtype=self._bias.dtype).masked_fill_(~seen, torch.finfo(self._bias.dtype).min)
+        with _fused_norms(self._norms):
+            read = self._model(self.ids[:, :width], bias, self._places[:, :width], **self._into_cache)
+        self.logits.copy_(read.logits[:, -1])
 
     def _make(self, read: Any, length: int) -> None:
         device, rows = read.logits.device, read.logits.shape[0]
@@ -230,26 +332,25 @@ class _Desk:
         self._position = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self._ends = torch.tensor(self._end_tokens, dtype=torch.long, device=device)
         self.ids = torch.zeros(rows, length, dtype=torch.long, device=device)
+        self._seen = torch.zeros(rows, length, dtype=torch.bool, device=device)
+        self._places = torch.zeros_like(self.ids)
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lost = torch.zeros((), dtype=torch.bool, device=device)
         self.logits = torch.empty_like(read.logits[:, -1])
         layers = [FixedLayer(*pair, length, self._place) for pair in keys_and_values(cache_of(read))]
         self._bias = layers[0].keys.new_zeros(rows, 1, 1, length)
         self._cache = cache_of_layers(layers)
+        self._into_cache = {cache_argument(self._reader.accepts): self._cache}
+        self._norms = _norms_of(self._reader.model)
 
     def advance(self) -> None:
         """Read the token that was taken last; leaves the logits of the next."""
         self._bias.index_fill_(3, self._place, 0.0)
         self._position += 1
-        cache = {cache_argument(self._reader.accepts): self._cache}
-        with _Attention():
-            read = self._reader.model(
-                input_ids=self.ids.index_select(1, self._place),
-                attention_mask=self._bias,
-                position_ids=self._position,
-                use_cache=True,
-                **cache,
-            )
+        model = self._reader.model
+        with attention_by(model, _attend), _fused_norms(self._norms):
+            token = self.ids.index_select(1, self._place)
+            read = self._model(token, self._bias, self._position, **self._into_cache)
         self._place += 1
         self.logits.copy_(read.logits[:, -1])
 
@@ -280,22 +381,27 @@ class Replays:
     """
 
     def __init__(self, replays: bool):
-        self._replays = replays
+        self.replays = replays
         self._graphs: dict[str, torch.cuda.CUDAGraph | None] = {}
+        self._pool: Any = None
 
     def clear(self) -> None:
         """Forget all graphs: what they read has another address now."""
         self._graphs.clear()
+        self._pool = None
 
     @property
     def are_captured(self) -> bool:
         """Whether all that was done will be replayed the next time."""
         return all(self._graphs.values())
 
-    def do(self, what: Callable[[], None]) -> None:
-        """Do `what`, which goes by its name."""
-        name = what.__name__
-        if not self._replays:
+    def do(self, what: Callable[[], None], name: str = "") -> None:
+        """Do `what`, which goes by a name; by default by its own.
+
+        Graphs share the memory of what lies between their input and output, as one is replayed after the other.
+        """
+        name = name or what.__name__
+        if not self.replays:
             what()
         elif name not in self._graphs:
             self._graphs[name] = None
@@ -303,7 +409,8 @@ class Replays:
         else:
             graph = self._graphs[name]
             if graph is None:
-                graph = self._graphs[name] = captured(what)
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                graph = self._graphs[name] = captured(what, self._pool)
             graph.replay()
 
 
@@ -332,12 +439,12 @@ def on_side_stream(what: Callable[[], None]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def captured(what: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def captured(what: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
     """Return a graph that does what `what` launches; nothing is done yet.
 
     Other threads, in which a reward model may be at work, are left alone.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         what()
     return graph
