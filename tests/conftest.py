@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,8 @@ def commands() -> Callable[[list[str]], Any]:
 
     def command_of(words: list[str]) -> Any:
         first = tuple(words[:2]) if words[0] in ("tune", "eval") else (words[0],)
+        own = Path(words[1].rpartition(":")[0]) if len(first) > 1 else Path()
+        first += (own.read_text(encoding="utf-8"),) if own.is_file() else ()
         if first not in kept:
             kept[first] = command_for(words)
         return kept[first]
@@ -134,3 +137,37 @@ def commands() -> Callable[[list[str]], Any]:
 @pytest.fixture
 def commands_are_kept(commands: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zoreward.cli.command_for", commands)
+
+
+@pytest.fixture(scope="module")
+def trials() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture
+def trials_are_kept(trials: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run tries whether members share a pass of its model, and how that pads: a fifth of a test of a run.
+
+    Where runs are not about that, models of one kind and config are tried once. What does not go well is not kept.
+    """
+    from zoreward.scoring import forward, local
+
+    def keep(module: Any, name: str) -> None:
+        trial = getattr(module, name)
+
+        def kept(model: Any, *args: Any, **options: Any) -> Any:
+            members = tuple(args[0][:2]) if name == "self_check" else ()
+            asked = [type(term.family) for member in members for term in member] if members else args
+            key = (name, type(model), model.config.to_json_string(), model.dtype, *asked)
+            if key not in trials:
+                found = trial(model, *args, **options)
+                if members and found.problem:
+                    return found
+                trials[key] = found
+            return replace(trials[key], members=members) if members else trials[key]
+
+        monkeypatch.setattr(module, name, kept)
+
+    keep(local, "self_check")
+    for name in ("check_causal", "pads_exactly", "shares_prefix"):
+        keep(forward, name)

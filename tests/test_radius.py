@@ -21,6 +21,8 @@ from zoreward.records import InputError
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.radius import _radius
 
+pytestmark = pytest.mark.usefixtures("trials_are_kept")
+
 WORDS = "good bad great awful lovely dull fine poor rich flat warm cold".split()
 ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)]
 CHOICES = {"template": "{text} it was", "choices": [" not", " very"]}

@@ -27,6 +27,8 @@ from zoreward.methods import SPSA, state_after
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.trainer import ZOConfig, ZOTrainer
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = [{"text": f"a {word} film", "label": i % 2} for i, word in enumerate("bad good dull great awful lovely".split())]
 

@@ -17,6 +17,8 @@ from zoreward.journal import load_run
 from zoreward.records import SilentRunError
 from zoreward.trainer import ZOConfig, ZOTrainer
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 WORDS = "good bad great awful lovely dull fine poor rich flat warm cold".split()
 ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)]
 ANSWERS: dict[str, Any] = {"template": "{text} it was", "choices": [" not", " very"]}
