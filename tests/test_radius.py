@@ -197,7 +197,11 @@ def test_a_refused_resume_leaves_the_trainer_as_it_was(tmp_path: Path, tokenizer
         assert (other.method, other.args.eps, other.args.learning_rate, other.args.normalize) == before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    # Which weights or subspace a direction moves has no part in the rate.
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("lozo", "sparse"))) for name in METHODS],
+)
 def test_every_method_gets_a_rate_by_which_its_steps_lead_as_far(method: str, tmp_path: Path, tokenizer: Any) -> None:
     """The root of the sum of squared coefficients is how far the run's directions led, were they unrelated."""
     trainer = made(tmp_path, tokenizer, method=method, max_steps=20, **OPTIONS.get(method, {}))
