@@ -5,20 +5,16 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else a name that is nowhere is asked for again and again: 47 s, measured
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and transformers may do that
-
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
-
-from families import random_model
 
 WORDS = "good bad film a the it was great terrible an awful lovely plot dull bright and not very is this".split()
 # What is tried on more than one; tests/test_families.py tries members on all.
@@ -26,8 +22,25 @@ FAMILIES = ["llama", "llama-tied", "gpt2", *(pytest.param(name, marks=pytest.mar
 __all__ = ["FAMILIES", "random_model", "tiny_model_dir", "tiny_t5_dir", "tokenizer"]
 
 
+def random_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """See `families`. Libraries are imported by tests alone: the process that hands tests out starts without them."""
+    import families
+
+    return families.random_model(family, seed)
+
+
+def pytest_collection() -> None:
+    """Get ready to import libraries; garbage is looked for afterwards, else for a sixth of the time that they take."""
+    import torch
+
+    gc.disable()
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and transformers may do that
+
+
 def pytest_collection_finish() -> None:
     """Keep the garbage collector off what is imported: transformers calls it after each training, for half a second."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
@@ -36,10 +49,12 @@ def pytest_collection_finish() -> None:
 def set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run asks whether objects are set aside already: to count those of the tests takes longer than some runs.
 
-    And accelerate has Python look for garbage when a run ends, 60 ms each time: 7 % of a test of a run.
+    And accelerate has Python look for garbage when a run ends, 60 ms each time: 7 % of a test of a run. And each step
+    waits for the disk.
     """
     monkeypatch.setattr(gc, "get_freeze_count", lambda: 1)
     monkeypatch.setattr("accelerate.utils.memory.gc.collect", lambda: 0)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 def pytest_sessionfinish() -> None:
@@ -50,6 +65,9 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; an unknown word is <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<end>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -70,6 +88,9 @@ def tiny_model_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.
 @pytest.fixture(scope="session")
 def tiny_t5_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved two-layer T5, and a tokenizer that puts EOS behind a text and knows no BOS."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
     folder = tmp_path_factory.mktemp("tiny-t5")
     random_model("t5").save_pretrained(folder)
     ending = PreTrainedTokenizerFast.from_pretrained(tiny_model_dir, bos_token=None)
@@ -81,6 +102,8 @@ def tiny_t5_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's patches `triton.language` anew at each call of a function inside a kernel: once will do."""
+    import torch
+
     if not torch.cuda.is_available():
         from triton.runtime.interpreter import InterpretedFunction
 
@@ -102,6 +125,8 @@ def commands() -> Callable[[list[str]], Any]:
 
     def command_of(words: list[str]) -> Any:
         first = tuple(words[:2]) if words[0] in ("tune", "eval") else (words[0],)
+        own = Path(words[1].rpartition(":")[0]) if len(first) > 1 else Path()
+        first += (own.read_text(encoding="utf-8"),) if own.is_file() else ()
         if first not in kept:
             kept[first] = command_for(words)
         return kept[first]
@@ -112,3 +137,37 @@ def commands() -> Callable[[list[str]], Any]:
 @pytest.fixture
 def commands_are_kept(commands: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zoreward.cli.command_for", commands)
+
+
+@pytest.fixture(scope="module")
+def trials() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture
+def trials_are_kept(trials: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run tries whether members share a pass of its model, and how that pads: a fifth of a test of a run.
+
+    Where runs are not about that, models of one kind and config are tried once. What does not go well is not kept.
+    """
+    from zoreward.scoring import forward, local
+
+    def keep(module: Any, name: str) -> None:
+        trial = getattr(module, name)
+
+        def kept(model: Any, *args: Any, **options: Any) -> Any:
+            members = tuple(args[0][:2]) if name == "self_check" else ()
+            asked = [type(term.family) for member in members for term in member] if members else args
+            key = (name, type(model), model.config.to_json_string(), model.dtype, *asked)
+            if key not in trials:
+                found = trial(model, *args, **options)
+                if members and found.problem:
+                    return found
+                trials[key] = found
+            return replace(trials[key], members=members) if members else trials[key]
+
+        monkeypatch.setattr(module, name, kept)
+
+    keep(local, "self_check")
+    for name in ("check_causal", "pads_exactly", "shares_prefix"):
+        keep(forward, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -386,57 +387,68 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in made}
 
 
-@pytest.fixture(autouse=True)
-def folder(
-    tmp_path: Path,
-    tiny_model_dir: Path,
-    tiny_t5_dir: Path,
-    other_models: dict[str, Path],
-    commands_are_kept: None,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(scope="module")
+def home(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_t5_dir: Path, other_models: dict[str, Path]
 ) -> Path:
     """The folder in which the commands run: a model, rows, and objectives that go wrong."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
-    (tmp_path / "pairs").symlink_to(tiny_t5_dir, target_is_directory=True)
+    home = tmp_path_factory.mktemp("home")
+    (home / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    (home / "pairs").symlink_to(tiny_t5_dir, target_is_directory=True)
     for name, path in other_models.items():
-        (tmp_path / name).symlink_to(path, target_is_directory=True)
+        (home / name).symlink_to(path, target_is_directory=True)
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
-    write_rows(tmp_path / "train.jsonl", rows)
-    write_rows(tmp_path / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
-    write_rows(tmp_path / "mask.jsonl", [rows[0], {**rows[1], "sentence": "a [MASK] film"}])
-    write_rows(tmp_path / "same.jsonl", [{**row, "label": "good"} for row in rows])
+    write_rows(home / "train.jsonl", rows)
+    write_rows(home / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
+    write_rows(home / "mask.jsonl", [rows[0], {**rows[1], "sentence": "a [MASK] film"}])
+    write_rows(home / "same.jsonl", [{**row, "label": "good"} for row in rows])
     pair = {"prompt": "a film was", "chosen": " good", "rejected": " bad"}
-    write_rows(tmp_path / "pairs.jsonl", [pair])
-    write_rows(tmp_path / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
-    write_rows(tmp_path / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
+    write_rows(home / "pairs.jsonl", [pair])
+    write_rows(home / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
+    write_rows(home / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
     for name in ("rows", "wrong", "odd"):
-        (tmp_path / name).mkdir()
-        write_rows(tmp_path / name / "train.jsonl", rows)
-        write_rows(tmp_path / name / "dev.jsonl", [*rows[:2], {**rows[2], "label": 2}] if name == "wrong" else rows)
-    (tmp_path / "odd" / "results.jsonl").write_text("[]\n")
+        (home / name).mkdir()
+        write_rows(home / name / "train.jsonl", rows)
+        write_rows(home / name / "dev.jsonl", [*rows[:2], {**rows[2], "label": 2}] if name == "wrong" else rows)
+    (home / "odd" / "results.jsonl").write_text("[]\n")
     copa = "template: '{sentence}'\nobjective: accuracy\nchoice_column: ends\n"
     copa += "columns: {ends: ['{sentence} a', '{sentence} b']}\n"
-    (tmp_path / "copa.yaml").write_text(copa)
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text(
+    (home / "copa.yaml").write_text(copa)
+    (home / "adapter").mkdir()
+    (home / "adapter" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": "model", "peft_type": "LORA"})
     )
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
-    (tmp_path / "rewards.py").write_text(REWARDS)
+    (home / "empty.jsonl").write_text("")
+    (home / "broken.jsonl").write_text('{"sentence": "a", "label": 0}\n{"sentence": "a", "label": \n')
+    (home / "rewards.py").write_text(REWARDS)
     for name, text in CONFIGS.items():
-        (tmp_path / f"{name}.yaml").write_text(text)
-    evil = tmp_path / "plugins" / "evil-1.0.dist-info"
+        (home / f"{name}.yaml").write_text(text)
+    evil = home / "plugins" / "evil-1.0.dist-info"
     evil.mkdir(parents=True)
     (evil / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
     (evil / "entry_points.txt").write_text("[zoreward.objectives]\nmcc = evil:mcc\n")
-    monkeypatch.syspath_prepend(str(evil.parent))
+    return home
+
+
+@pytest.fixture(scope="module")
+def files_before(home: Path) -> set[str]:
+    return files_in(home)
+
+
+@pytest.fixture(autouse=True)
+def folder(
+    home: Path, files_before: set[str], commands_are_kept: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Run the commands there; what is written is taken away, and no test writes over what is there."""
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(home / "plugins"))
     # A Hub that nobody answers for: port 9 of this machine.
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    yield home
+    for name in sorted(files_in(home) - files_before, reverse=True):
+        (home / name).rmdir() if (home / name).is_dir() else (home / name).unlink()
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -542,7 +554,7 @@ def test_an_empty_output_folder_of_the_users_is_kept(folder: Path) -> None:
 def test_an_objective_that_fails_on_the_dev_rows_alone_leaves_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "rewards.py").write_text(
+    (folder / "even.py").write_text(
         "def only_even(predictions):\n    if len(predictions) % 2:\n        raise ValueError('odd')\n    return 1.0\n"
     )
     rows = (folder / "train.jsonl").read_text().splitlines(keepends=True)
@@ -550,7 +562,7 @@ def test_an_objective_that_fails_on_the_dev_rows_alone_leaves_nothing(
     before = files_in(folder)
 
     changes = {"--eval-data": "dev.jsonl", "--output": "runs/of/mine"}
-    assert main(words_of("tune", "./rewards.py:only_even", changes)) == 2
+    assert main(words_of("tune", "./even.py:only_even", changes)) == 2
 
     assert "raised ValueError: odd" in capsys.readouterr().err
     assert files_in(folder) == before

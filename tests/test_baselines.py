@@ -20,6 +20,8 @@ from zoreward.records import InputError
 from zoreward.registry import get_objective
 from zoreward.scoring import calibrated_logprobs, engine_of, evaluate, last_hidden_states, linear_probe, probe_scores
 
+pytestmark = pytest.mark.usefixtures("trials_are_kept")
+
 WORDS = ["good", "bad", "great", "dull", "lovely", "awful"]
 ROWS = [
     {"text": f"a very {word} film"[: None if i % 2 else -5], "label": i % 2, "who": ["film", "the plot", "it"]}

@@ -40,7 +40,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer import ZOConfig, ZOTrainer
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = pytest.mark.usefixtures("folder", "commands_are_kept", "trials_are_kept")
 
 GOOD, BAD = ["good", "great", "lovely", "bright"], ["bad", "awful", "dull", "terrible"]
 TRAIN = [

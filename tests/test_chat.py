@@ -21,6 +21,8 @@ from zoreward.data import content_free_examples
 from zoreward.records import InputError
 from zoreward.scoring import calibrated_logprobs, candidate_logprobs, engine_of, evaluate
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 # What stands in front of what the assistant says, and what the template does with it.
 LINE = (
     "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}</s>\n{% endfor %}"

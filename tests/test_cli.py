@@ -127,7 +127,7 @@ def test_help_of_a_command_shows_the_objective_s_options(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     "entry",
-    [pytest.param(entry, marks=() if n % 4 == 0 else pytest.mark.slow) for n, entry in enumerate(list_objectives())],
+    [pytest.param(entry, marks=() if n % 8 == 0 else pytest.mark.slow) for n, entry in enumerate(list_objectives())],
     ids=lambda entry: entry.name,
 )
 def test_every_objective_has_its_command(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from zoreward.cli.prepare import select_device
 from zoreward.records import ObjectiveError
 from zoreward.trainer import ZOConfig
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = pytest.mark.usefixtures("folder", "commands_are_kept", "trials_are_kept")
 
 
 def score_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict:

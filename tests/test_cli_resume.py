@@ -21,6 +21,8 @@ from zoreward.records import InputError
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.keeper import Keeper
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 OBJECTIVES = """
 import json, os, signal
 from pathlib import Path

@@ -17,7 +17,7 @@ from whole_models import masked_model, word_tokenizer
 from zoreward.cli import main
 from zoreward.data import rows as data_rows
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = pytest.mark.usefixtures("folder", "commands_are_kept", "trials_are_kept")
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("golden").joinpath("tasks.json").read_text())
 

@@ -26,6 +26,7 @@ from zoreward.scoring import HFGenerator, candidate_logprobs, engine_of, load_mo
 GPUS = torch.cuda.device_count()
 needs_two_gpus = pytest.mark.skipif(GPUS < 2, reason="there are no two GPUs")
 FAMILIES = ["llama-tied", "opt", "gpt2", "t5"]
+QUICK = {"llama-tied": "low-rank", "gpt2": "dense"}
 
 
 def places_of(model: nn.Module, first: int | str, last: int | str) -> dict[str, int | str]:
@@ -52,9 +53,13 @@ def spread(family: str, first: int | str = "cpu", last: int | str = "cpu") -> nn
     )
 
 
-@pytest.mark.parametrize("noise", MEMBERS)
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow) if name in ("opt", "t5") else name for name in FAMILIES]
+    ("family", "noise"),
+    [
+        pytest.param(name, noise, marks=() if QUICK.get(name) == noise else pytest.mark.slow)
+        for name in FAMILIES
+        for noise in MEMBERS
+    ],
 )
 def test_members_of_a_spread_model_are_those_of_the_plain_one(family: str, noise: str, tokenizer) -> None:
     model, plain, members = spread(family), model_of(family), MEMBERS[noise]

@@ -15,6 +15,8 @@ from zoreward.records import InputError, Term, Update
 from zoreward.scoring import base_of, engine_of, kl_to_base, weights_moved
 from zoreward.trainer import ZOConfig, ZOTrainer
 
+pytestmark = pytest.mark.usefixtures("trials_are_kept")
+
 PROMPTS = [(5, 6), (7, 8, 9, 10, 11), (4,)]
 TEXTS = [[(12, 13, 14), (15,), (16, 17)], [(20, 21), (22, 23, 24, 25), ()]]
 MEMBERS = ((term_of(7, 0.05, 1),), (term_of(7, -0.05, 1),))

@@ -16,6 +16,8 @@ import pytest
 from test_cli import EVAL, TUNE, folder, steps_in  # noqa: F401  (a fixture)
 from zoreward.cli import main
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 CALLS = '''
 import sys
 

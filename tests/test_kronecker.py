@@ -135,7 +135,7 @@ def test_copies_and_updates_are_the_formula(kernel, dtype):
 
 
 TAKE_IT = [name for name, defaults in METHOD_DEFAULTS.items() if "refresh" not in defaults]
-QUICK = ("svrg", "fzoo")
+QUICK = ("svrg",)
 
 
 @pytest.mark.parametrize(

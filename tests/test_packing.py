@@ -43,7 +43,9 @@ def packer_for(model, device: str) -> tuple[Packer, object]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name in ("llama", "qwen3") else name for name in FAMILIES]
+)
 def test_packed_rows_are_read_like_padded_ones(family, device) -> None:
     model = random_model(family)
     packer, reader = packer_for(model, device)

@@ -298,7 +298,13 @@ def trainer(folder: Path, tokenizer, model, objective="neg-cross-entropy", peft_
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype"), [("lora", torch.float32), ("lora", torch.bfloat16), ("dora", torch.float32)], ids=str
+    ("config", "dtype"),
+    [
+        ("lora", torch.bfloat16),
+        ("dora", torch.float32),
+        pytest.param("lora", torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_run_moves_the_adapter_alone_and_is_saved_and_replayed(config, dtype, tmp_path, tokenizer):
     model = random_model("llama").to(dtype)

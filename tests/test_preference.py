@@ -16,6 +16,8 @@ from zoreward.registry import get_objective
 from zoreward.scoring import candidate_logprobs, engine_of, evaluate
 from zoreward.trainer import ZOConfig, ZOTrainer
 
+pytestmark = pytest.mark.usefixtures("trials_are_kept")
+
 CHAT = (
     "{% for message in messages %}{{ '<' + message.role + '> ' + message.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"

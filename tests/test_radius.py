@@ -21,6 +21,8 @@ from zoreward.records import InputError
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.radius import _radius
 
+pytestmark = pytest.mark.usefixtures("trials_are_kept")
+
 WORDS = "good bad great awful lovely dull fine poor rich flat warm cold".split()
 ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)]
 CHOICES = {"template": "{text} it was", "choices": [" not", " very"]}
@@ -62,9 +64,9 @@ def test_random_moves_of_the_radius_change_a_choice_by_as_much_as_said(tmp_path:
     trainer.train()
     found = trainer.found
     assert found.converged and found.nats == 0.01
-    # KL grows with the square of the radius. The mean of 8 directions scatters by a quarter or so here, that of 64
-    # others by less: a factor of 2 is four standard errors.
-    assert 0.005 < change_by_hand(trainer, found.radius, 64) < 0.02
+    # KL grows with the square of the radius. The mean of 8 directions scatters by a quarter or so here, that of 24
+    # others by less: a factor of 2 is more than three standard errors.
+    assert 0.005 < change_by_hand(trainer, found.radius, 24) < 0.02
     # As many steps as there are, of one direction: signs that mean nothing lead 1.5 radii away.
     assert found.eps == found.radius
     assert math.isclose(found.learning_rate * math.sqrt(4), 1.5 * found.radius, rel_tol=0.005)
@@ -116,7 +118,7 @@ def test_rows_may_have_different_numbers_of_answers(tmp_path: Path, tokenizer: A
         return [row[own].log_softmax(0) for row, own in zip(logits, answers, strict=True)]
 
     before = distributions()
-    for number in range(64):
+    for number in range(24):
         for name, weight in named.items():
             z = definition.normal(10_000 + number, stream_of(name), 0, weight.numel())
             weight.copy_(base[name] + found.radius * torch.from_numpy(z).view_as(weight))
@@ -134,7 +136,7 @@ def test_a_radius_is_closed_in_where_the_change_is_a_cliff() -> None:
 
 def test_ranks_and_a_given_normalize_are_found_a_rate_too(tmp_path: Path, tokenizer: Any) -> None:
     for normalize in ("running", "rank"):
-        trainer = made(tmp_path / normalize, tokenizer, normalize=normalize, num_directions=4, max_steps=40)
+        trainer = made(tmp_path / normalize, tokenizer, normalize=normalize, num_directions=4, max_steps=20)
         trainer.train()
         terms = [term for record in load_run(tmp_path / normalize).records() for term in record.update.terms]
         moved = math.sqrt(sum(term.coefficient**2 for term in terms))
@@ -163,18 +165,25 @@ def test_an_eps_that_the_dtype_would_hide_is_raised(
 
 
 METHODS = ["sign", "es", "fzoo", "lozo", "bcd", "sparse", "momentum", "eggroll"]
+FEW = {"num_directions": 4}  # of the 8 to 30 that are the default
+OPTIONS: dict[str, dict[str, Any]] = {"bcd": {"blocks": 2}, "es": FEW, "fzoo": FEW, "eggroll": FEW}
+# Of methods that keep what is found in the same fields, one is tried each time.
+LIKE_ANOTHER = ("sign", "fzoo", "lozo", "sparse")
 
 
-@pytest.mark.parametrize("method", ["spsa", *METHODS])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in ["spsa", *METHODS]],
+)
 def test_a_run_that_is_over_goes_on_for_longer_with_the_rate_it_found(
     method: str, tmp_path: Path, tokenizer: Any
 ) -> None:
-    options = {"blocks": 2} if method == "bcd" else {}
+    options = OPTIONS.get(method, {})
     first = made(tmp_path, tokenizer, method=method, max_steps=2, **options)
     first.train()
-    longer = made(tmp_path, tokenizer, method=method, max_steps=4, **options)
+    longer = made(tmp_path, tokenizer, method=method, max_steps=3, **options)
     longer.train(resume_from_checkpoint=True)
-    assert (longer.method, longer.method_state.step) == (first.method, 4)
+    assert (longer.method, longer.method_state.step) == (first.method, 3)
 
 
 def test_a_refused_resume_leaves_the_trainer_as_it_was(tmp_path: Path, tokenizer: Any) -> None:
@@ -188,12 +197,14 @@ def test_a_refused_resume_leaves_the_trainer_as_it_was(tmp_path: Path, tokenizer
         assert (other.method, other.args.eps, other.args.learning_rate, other.args.normalize) == before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    # Which weights or subspace a direction moves has no part in the rate.
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("lozo", "sparse"))) for name in METHODS],
+)
 def test_every_method_gets_a_rate_by_which_its_steps_lead_as_far(method: str, tmp_path: Path, tokenizer: Any) -> None:
     """The root of the sum of squared coefficients is how far the run's directions led, were they unrelated."""
-    steps = 40
-    options = {"blocks": 2} if method == "bcd" else {}
-    trainer = made(tmp_path, tokenizer, method=method, max_steps=steps, **options)
+    trainer = made(tmp_path, tokenizer, method=method, max_steps=20, **OPTIONS.get(method, {}))
     trainer.train()
     terms = [term for record in load_run(tmp_path).records() for term in record.update.terms]
     if method == "momentum":  # a direction comes back with each of ten steps
@@ -205,7 +216,7 @@ def test_every_method_gets_a_rate_by_which_its_steps_lead_as_far(method: str, tm
         moved = math.sqrt(sum(term.coefficient**2 for term in terms))
     blocks = math.sqrt(2) if method == "bcd" else 1
     # Scores of real rows: their spread differs from step to step, and FZOO's members share the noise of the base.
-    assert 0.5 < moved / (1.5 * trainer.found.radius * blocks) < 2
+    assert 0.8 < moved / (1.5 * trainer.found.radius * blocks) < 1.25
 
 
 def test_a_run_goes_on_with_what_it_found(tmp_path: Path, tokenizer: Any) -> None:

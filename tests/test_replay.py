@@ -27,7 +27,10 @@ from zoreward.methods import SPSA, state_after
 from zoreward.records import InputError, StepRecord, Term, Update
 from zoreward.trainer import ZOConfig, ZOTrainer
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RANKED = ((1, torch.float32), (3, torch.bfloat16))
 ROWS = [{"text": f"a {word} film", "label": i % 2} for i, word in enumerate("bad good dull great awful lovely".split())]
 
 
@@ -146,9 +149,14 @@ def record_run(folder: Path, model: PreTrainedModel, rank: int, steps: int = 5) 
 
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("llama-tied", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(one, marks=pytest.mark.slow) if one == torch.float16 else one for one in DTYPES], ids=str
+    ("rank", "dtype"),
+    [
+        pytest.param(rank, one, marks=() if (rank, one) in RANKED else pytest.mark.slow)
+        for rank in (1, 3)
+        for one in DTYPES
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("rank", [1, 3])
 def test_low_rank_runs_are_replayed(rank, dtype, family, tmp_path, monkeypatch):
     expected = record_run(tmp_path, random_model(family).to(dtype), rank)
     monkeypatch.setattr(replaying, "PASS_TERMS", 5)

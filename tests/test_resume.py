@@ -24,6 +24,8 @@ from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.header import refuse_other_run
 from zoreward.trainer.keeper import Keeper
 
+pytestmark = pytest.mark.usefixtures("trials_are_kept")
+
 GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
 ROWS = [
     {"text": f"{a} film {b} {c}", "label": int(words is GOOD)}

@@ -17,10 +17,12 @@ from zoreward.journal import load_run
 from zoreward.records import SilentRunError
 from zoreward.trainer import ZOConfig, ZOTrainer
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 WORDS = "good bad great awful lovely dull fine poor rich flat warm cold".split()
 ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)]
 ANSWERS: dict[str, Any] = {"template": "{text} it was", "choices": [" not", " very"]}
-TEXTS: dict[str, Any] = {"template": "{text} it was", "max_completion_length": 3}
+TEXTS: dict[str, Any] = {"template": "{text} it was", "max_completion_length": 3, "num_directions": 2}
 FAR, NEAR = 0.5, 1e-6
 
 
@@ -42,7 +44,7 @@ def one_in_the_batch(predictions: list[int], references: list[int]) -> float:
 
 
 def made(output: Path, tokenizer: Any, objective: Any, rows: Any = ROWS, callbacks: Any = None, **changes: Any) -> Any:
-    settings = {"max_steps": 25, "per_device_train_batch_size": 4, "learning_rate": 1e-3, **changes}
+    settings = {"max_steps": 22, "per_device_train_batch_size": 4, "learning_rate": 1e-3, **changes}
     args = ZOConfig(str(output), use_cpu=True, disable_tqdm=True, logging_steps=10, **settings)
     return ZOTrainer(
         random_model("llama", 1),
@@ -91,16 +93,23 @@ def test_after_twenty_steps_a_silent_run_says_why_once(cause: str, tmp_path: Pat
     [line] = told_of(trainer, caplog)
     assert line.startswith("None of the first 20 steps moved anything: ") and why in line
     assert hint in line.partition(why)[2]
-    assert trainer.method_state.step == 25
+    assert trainer.method_state.step == 22
 
 
+@pytest.fixture
+def ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent run ends itself after 25 steps in place of 100."""
+    monkeypatch.setattr("zoreward.trainer.loop.steps_before_end", lambda steps: 25)
+
+
+@pytest.mark.usefixtures("ends_soon")
 def test_nothing_is_said_where_a_step_moved_something_or_none_should(
     tmp_path: Path, tokenizer: Any, caplog: Any
 ) -> None:
     moving = made(tmp_path / "moves", tokenizer, "accuracy", **ANSWERS, eps=FAR)
-    assert told_of(moving, caplog) == [] and 0 < moving.method_state.silent < 25
-    resting = made(tmp_path / "rests", tokenizer, seven, **ANSWERS, eps=FAR, learning_rate=0.0, max_steps=110)
-    assert told_of(resting, caplog) == [] and resting.method_state.step == 110
+    assert told_of(moving, caplog) == [] and 0 < moving.method_state.silent < 22
+    resting = made(tmp_path / "rests", tokenizer, seven, **ANSWERS, eps=FAR, learning_rate=0.0, max_steps=28)
+    assert told_of(resting, caplog) == [] and resting.method_state.step == 28
 
 
 class Told(TrainerCallback):
@@ -114,21 +123,20 @@ class Told(TrainerCallback):
         self.told.append("end")
 
 
+@pytest.mark.usefixtures("ends_soon")
 def test_a_silent_run_ends_itself_and_goes_on_when_it_is_resumed(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    callback, settings = Told(), {**ANSWERS, "eps": FAR, "max_steps": 220, "weight_decay": 0.1}
+    callback, settings = Told(), {**ANSWERS, "eps": FAR, "max_steps": 55, "weight_decay": 0.1}
     silent = made(tmp_path / "run", tokenizer, seven, callbacks=[callback], **settings)
-    with pytest.raises(
-        SilentRunError, match=r"none of the 100 steps so far has moved anything: every score is 7"
-    ) as it:
+    with pytest.raises(SilentRunError, match=r"none of the 25 steps so far has moved anything: every score is 7") as it:
         silent.train()
     assert it.value.hint == "See what the objective returns, or take other rows."
-    assert callback.told[-2:] == ["step 100", "end"]
-    assert load_run(tmp_path / "run").n_steps == 100
+    assert callback.told[-2:] == ["step 25", "end"]
+    assert load_run(tmp_path / "run").n_steps == 25
 
     again = made(tmp_path / "run", tokenizer, seven, **settings)
-    with pytest.raises(SilentRunError, match="none of the 200 steps"):
+    with pytest.raises(SilentRunError, match="none of the 50 steps"):
         again.train(resume_from_checkpoint=True)
     last = made(tmp_path / "run", tokenizer, seven, **settings)
     last.train(resume_from_checkpoint=True)
@@ -158,21 +166,30 @@ def test_a_silent_run_of_the_command_line_ends_with_1_a_hint_and_the_way_on(
     assert load_run("run").n_steps == 120 and Path("run/model").exists()
 
 
+class EndsAtOnce(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
 def test_the_share_of_silent_steps_that_is_expected_comes_true(tmp_path: Path, tokenizer: Any, caplog: Any) -> None:
-    def said(objective: Any, **changes: Any) -> tuple[list[str], Any]:
+    def run(objective: Any, **changes: Any) -> Any:
         trainer = made(tmp_path / str(len(list(tmp_path.iterdir()))), tokenizer, objective, **ANSWERS, **changes)
         told_of(trainer, caplog)
+        return trainer
+
+    def said(objective: Any, **changes: Any) -> tuple[list[str], Any]:
+        """What is said before step 1 of a run long enough to be told."""
+        trainer = run(objective, learning_rate=None, max_steps=200, callbacks=[EndsAtOnce()], **changes)
         lines = [r.getMessage() for r in caplog.records if "first steps will move nothing" in r.getMessage()]
         return list(dict.fromkeys(lines)), trainer
 
     def silent_share(eps: float, **changes: Any) -> float:
-        _, resting = said("accuracy", learning_rate=0.0, eps=eps, max_steps=200, **changes)
-        return resting.method_state.silent / 200
+        return run("accuracy", learning_rate=0.0, eps=eps, max_steps=60, **changes).method_state.silent / 60
 
-    [line], trainer = said("accuracy", learning_rate=None, max_steps=200)
-    # Twelve steps, three of a direction: a standard error of 0.15 or so.
+    [line], trainer = said("accuracy")
+    # Twelve steps, three of a direction: a standard error of 0.15 or so; that of sixty is a third.
     assert abs(int(line.split()[1]) / 100 - silent_share(trainer.args.eps)) < 0.3, line
     assert "on batches of 4 rows 'accuracy'" in line and "--batch-size" in line
-    lines, trainer = said("accuracy", learning_rate=None, max_steps=200, eps=FAR, num_directions=4)
+    lines, trainer = said("accuracy", eps=FAR, num_directions=4)
     assert lines == [] and silent_share(FAR, num_directions=4) < 0.25
-    assert said("neg-cross-entropy", learning_rate=None, max_steps=200)[0] == []
+    assert said("neg-cross-entropy")[0] == []

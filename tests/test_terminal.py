@@ -18,6 +18,8 @@ from zoreward.cli import main
 from zoreward.cli.printing import json_line, printable_warnings
 from zoreward.records import Completion, Example, Writing, one_line, printable
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 RED, TITLE, BACK = "\x1b[31mred", "\x1b]0;owned\x07", "good\x08\x08\x08\x08bad "
 HOSTILE = f"{RED} {TITLE} {BACK}\x9b1m \u202etxt [/red] [bold]"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")

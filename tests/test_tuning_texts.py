@@ -23,6 +23,8 @@ from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.window import Window, completion_rows, save_completions
 
+pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
+
 PROMPTS = ["the film was", "a plot", "it was very", "this film is not"]
 
 
