@@ -269,6 +269,7 @@ def test_after_so_many_rewinds_it_ends_at_its_best_step(
     told = [record.getMessage() for record in caplog.records if "dev score fell" in record.getMessage()]
     assert len(told) == 3 and all("\n" not in line for line in told)
     assert "step 1: the dev score fell from 0.0000 after step 0 to -1.0000" in told[0] and "back to step 0" in told[0]
+    assert "on with 0.333 times" in told[0] and "on with 0.0333 times" in told[1]  # nothing was gained in between
     assert told[2].endswith("the run ends, after 2 rewinds.")
 
     before = (tmp_path / "run" / "journal.jsonl").read_bytes()

@@ -461,7 +461,7 @@ class Running:
     max_rewinds: int | None = setting(
         default=None,
         help="How often a run whose dev score falls by more than noise goes back to its best step, and on with a third "
-        "of the learning rate, before it stops there; 0: never. Default: 4, where the best step is kept.",
+        "of the learning rate or less, before it stops there; 0: never. Default: 4, where the best step is kept.",
         least=0,
         most=MOST_REWINDS,
         may_change=True,

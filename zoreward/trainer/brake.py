@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from statistics import stdev
 from typing import TYPE_CHECKING
 
-from zoreward.records import Example, ObjectiveError, Scored
+from zoreward.records import Example, ObjectiveError, Rewind, Scored
 from zoreward.registry import Objective
 from zoreward.scoring import scores_of
 
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 # G: a prime, so that rows in which classes take turns spread over all groups.
 GROUPS = 17
 ERRORS = 2.0
-# What learning rates are divided by where a run goes back, and how often it does.
-DIVISOR, MOST = 3.0, 4
+# What learning rates are divided by where a run goes back; where it goes back to the same step once more, having gained
+# nothing in between; and how often it goes back.
+DIVISOR, AGAIN, MOST = 3.0, 10.0, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,17 @@ class Brake:
             return None
         error = stdev(b - n for b, n in zip(before, now, strict=True)) / math.sqrt(len(now))
         return Fall(step, score, best_step, best, error) if best - score > ERRORS * error else None
+
+
+def rewind_after(fall: Fall, rewinds: Sequence[Rewind]) -> Rewind:
+    """Return how a run goes back that has gone back so before.
+
+    >>> fall = Fall(step=20, score=0.3, best_step=0, best=0.5, error=0.03)
+    >>> [round(rewind_after(fall, before).rate, 4) for before in ([], [Rewind(10, 0, 1 / 3)], [Rewind(10, 5, 1 / 3)])]
+    [0.3333, 0.0333, 0.1111]
+    """
+    rate, to = (rewinds[-1].rate, rewinds[-1].to) if rewinds else (1.0, None)
+    return Rewind(fall.step, fall.best_step, rate / (AGAIN if to == fall.best_step else DIVISOR))
 
 
 def rewinds_of(args: ZOConfig, model: str) -> int:

@@ -23,7 +23,7 @@ from zoreward.journal.card import CARD_NAME, Told, write_card
 from zoreward.journal.disk import remove, sync_all
 from zoreward.members import check_merged, has_adapter, in_all_blocks, merged_copy
 from zoreward.methods import Method, SPSAState, all_scored, state_after
-from zoreward.records import Example, InputError, Rewind, Scored, SilentRunError, StepRecord, one_line
+from zoreward.records import Example, InputError, Scored, SilentRunError, StepRecord, one_line
 from zoreward.registry import Objective, Source
 from zoreward.scoring import (
     Scorer,
@@ -32,7 +32,7 @@ from zoreward.scoring import (
     evaluated,
     with_base,
 )
-from zoreward.trainer.brake import DIVISOR, Brake, rewinds_of, values_of_groups
+from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
 from zoreward.trainer.drift import drift_of
 from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
@@ -412,7 +412,7 @@ class ZOTrainer(Trainer):
             self.keeper.stopped_by, self.control.should_training_stop = "max_rewinds", True
             return
         assert run.journal is not None
-        rewind = Rewind(step, fall.best_step, run.rate_scale(step) / DIVISOR)
+        rewind = rewind_after(fall, run.rewinds)
         with told_where(self.args.output_dir):
             run.journal.append_rewind(rewind)
         stored = load_run(self.args.output_dir)
