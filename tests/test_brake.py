@@ -352,7 +352,9 @@ def test_the_command_goes_back_says_so_and_replays(folder: Path, capsys: pytest.
     [line] = [line for line in err.splitlines() if "the dev score fell" in line]
     assert line.startswith("step 4: ") and "0.5000 after step 2 to 0.2000" in line and "back to step 2" in line
     command = ["replay", "run", "--model", "model", "--step", "6", "--output", "again", "--device", "cpu"]
-    assert main(command) == 0
+    assert main([*command, "--json"]) == 0
+    [rewind] = json.loads(capsys.readouterr().out.splitlines()[-1])["rewinds"]
+    assert (rewind["step"], rewind["to"]) == (4, 2)
     mine, theirs = (Path(name, "model.safetensors").read_bytes() for name in ("run/model", "again"))
     assert mine == theirs
 
