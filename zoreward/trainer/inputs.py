@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from zoreward.config import Prompting, Rewarding, part_of
 from zoreward.data import rows_of
+from zoreward.data.preferences import are_preferences
 from zoreward.members import (
     PREFIX_TOKENS,
     check_tune,
@@ -146,7 +147,8 @@ def all_given(
     make: Callable[..., list[Example]] = functools.partial(made_examples, needs=objective.needs, **settings)
     examples = make(train or [], model=model)
     eval_examples = None if dev is None else make(dev, model=model)
-    refuse_one_answer(objective, examples)
+    if not are_preferences(train or [], objective.needs, part_of(Prompting, args)):  # of which the first is right
+        refuse_one_answer(objective, examples)
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
     warn_about_classes(objective, examples, args.rows_a_step)
