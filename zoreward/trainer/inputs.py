@@ -197,7 +197,7 @@ def refuse_one_answer(objective: Objective, examples: Sequence[Example]) -> None
             f"all {len(examples):,} rows to tune on have the same right answer, {answer!r}: it would always be given"
         )
         raise InputError(
-            message, hint="Give rows of every answer. Of a file that is sorted by them, --limit takes one."
+            message, hint="Give rows of every answer; the first rows of a sorted file (--limit) may have one alone."
         )
 
 
