@@ -228,7 +228,8 @@ def test_tune_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     result = json.loads(out)
-    names = ["objective", "score", "best", "best_step", "stopped", "peak_gb", "kept", "steps", "seconds", "output"]
+    names = ["objective", "score", "best", "best_step", "rewinds", "stopped", "peak_gb", "kept", "steps", "seconds"]
+    names += ["output"]
     assert list(result) == names
     assert (result["objective"], result["steps"], result["output"]) == ("right", 5, "run")
     assert "memory: weights 0.0703 MB + scratch 0.141 MB + activations about " in err  # a couple's copies are kept

@@ -421,7 +421,7 @@ def test_with_dev_rows_the_best_step_is_kept_and_step_0_counts(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tune = ["tune", "./rewards.py:wave", *TUNE, "--eval-data", "dev.jsonl", "--steps", "25", "--set", "save_steps=7"]
-    tune += ["--output"]
+    tune += ["--max-rewinds", "0", "--output"]
     # Before step 1, after every second step of 25, and after the last.
     risen_and_fallen = [0.1, 0.2, 0.5, *[0.3] * 11]
     (folder / "scores.json").write_text(json.dumps(risen_and_fallen))

@@ -58,6 +58,7 @@ def brevity(completions, **columns):
 """
 ANSWERS = ["--template", "{text} it was", "--choice", " terrible", "--choice", " great", "--lr", "3e-3"]
 WRITE = ["--prompt", "text", "--temperature", "1", "--max-new-tokens", "4"]
+BACK = "a run that goes back"
 KINDS = {
     "float32": ["./objectives.py:right", *ANSWERS],
     "bfloat16": ["./objectives.py:right", *ANSWERS, "--dtype", "bfloat16", "--num-directions", "2"],
@@ -71,6 +72,7 @@ KINDS = {
         for name in ("svrg", "momentum", "sign", "lozo", "subzero", "sparse", "bcd", "es", "fzoo")
     },
     "the best step": ["./objectives.py:right", *ANSWERS, "--keep", "best", "--set", "save_strategy=best"],
+    BACK: ["./objectives.py:right", *ANSWERS[:-1], "0.3", "--eval-every", "2"],
     "test rows": ["./objectives.py:right", *ANSWERS, "--test-data", "train.jsonl", "--test-rows", "5"],
     "a sum": ["./objectives.py:right", *ANSWERS, "--also", "neg-cross-entropy=0.5"],
     "an encoder–decoder": ["./objectives.py:right", *ANSWERS, "--model", "t5"],
@@ -195,6 +197,7 @@ def taken_up(folder: Path, kind: str, words: list[str], output: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_instants(kind: str, folder: Path, whole: Callable) -> None:
     expected = whole(kind)
+    assert kind != BACK or expected["journal.jsonl"].count(b'"kind": "rewind"') > 1
     output = folder / str(list(KINDS).index(kind))
     words = command(kind, output.name, "--resume")
     instants, killed = random.Random(kind), 0

@@ -261,6 +261,13 @@ FALSE = {
     "evaluation ahead": (FIRST, {"kind": "evaluation", "step": 3, "score": 0.5}),
     "evaluation in words": (FIRST, {"kind": "evaluation", "step": 0, "score": "good"}),
     "metrics in words": (FIRST, {"kind": "evaluation", "step": 0, "score": 0.5, "metrics": {"length": "long"}}),
+    "groups in words": (FIRST, {"kind": "evaluation", "step": 0, "score": 0.5, "groups": ["high"]}),
+    "a rewind to itself": (FIRST, STEP, {"kind": "rewind", "step": 1, "to": 1, "rate": 0.5}),
+    "a rewind before the first step": (FIRST, {"kind": "rewind", "step": 0, "to": 0, "rate": 0.5}),
+    "a rewind to what is to come": (FIRST, STEP, {"kind": "rewind", "step": 1, "to": 3, "rate": 0.5}),
+    "a rewind that is not yet due": (FIRST, STEP, {"kind": "rewind", "step": 2, "to": 0, "rate": 0.5}),
+    "a rewind of no rate": (FIRST, STEP, {"kind": "rewind", "step": 1, "to": 0, "rate": 0}),
+    "two rewinds at once": (FIRST, STEP, *[{"kind": "rewind", "step": 1, "to": 0, "rate": 0.5}] * 2),
     "ranks beyond all bounds": (FIRST, {**STEP, "terms": [[1, 0.5, 4096]] * 65}),
     "directions without scores": ({**FIRST, "method": {**METHOD, "num_directions": 1000}}, STEP),
     "directions that grow": ({**FIRST, "method": {**METHOD, "num_directions": 65, "more_every": 1}}, STEP),
@@ -522,6 +529,10 @@ HOSTILE = {
         t, adapter={"peft_type": "LORA", "r": 2, "target_modules": "(a+)+$"}
     ),
     "a head of all memory": lambda t: with_header(t, head={**HEAD, "classes": ["c"] * 10**5}),
+    "a rewind of no step": lambda t: changed(t, about={"rewinds": [[5, 1, 0.5]]}),
+    "a rewind ahead": lambda t: changed(t, about={"rewinds": [[2, 2, 0.5]]}),
+    "rewinds that go back": lambda t: changed(t, about={"rewinds": [[3, 2, 0.5], [2, 1, 0.5]]}),
+    "rewinds in words": lambda t: changed(t, about={"rewinds": "none"}),
 }
 
 

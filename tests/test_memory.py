@@ -233,7 +233,7 @@ def test_the_peak_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.kept_step, trainer.callback_handler = 3, SimpleNamespace(callbacks=[])
     trainer.keeper = SimpleNamespace(stopped_by=None)
     summary = {"score": None, "steps": 3, "seconds": 1.0, "output": "run"}
-    run = SimpleNamespace(metrics=(), evaluations=(), has_moved_by=lambda steps: True)
+    run = SimpleNamespace(metrics=(), evaluations=(), rewinds=(), has_moved_by=lambda steps: True)
     monkeypatch.setattr("zoreward.journal.load_run", lambda folder: run)
     assert ending.found_in(trainer, run)["peak_gb"] is None
     assert "GPU" not in ending.sentence_of({**summary, **ending.found_in(trainer, run)})

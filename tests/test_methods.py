@@ -29,7 +29,7 @@ from zoreward.kernels import cpu
 from zoreward.methods import METHODS, SPSA, SVRG, Method, SPSAState, SVRGState, make_method, state_after
 from zoreward.noise import DISTRIBUTIONS, streams
 from zoreward.noise import definition as noise
-from zoreward.records import Direction, InputError, Member, StepRecord, Term, Update
+from zoreward.records import Direction, InputError, Member, Rewind, StepRecord, Term, Update
 from zoreward.trainer.options import ZOConfig
 
 Weights = reference.Weights
@@ -603,6 +603,35 @@ def test_a_run_goes_on_from_its_journal_and_fits_its_trajectory(name, tmp_path):
     entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     first, last = entries["coefficients"]["data_offsets"]
     assert last - first == 4 * sum(method.directions.size(step) for step in range(12))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_went_back_does_so_too(name, tmp_path):
+    method, rewinds = method_named(name), (Rewind(5, 2, 0.5), Rewind(9, 7, 0.25))
+    first, now = records(method, 5)
+    _, then = records(method, 2)
+    state = method.gone_back(now, then)
+    assert (state.step, state.squares) == (5, then.squares) and state.silent == now.silent
+    assert not any(any(coefficients) for coefficients in state.past)
+    second, now = records(method, 9, state)
+    _, then = records(method, 7, state)
+    third, end = records(method, 12, method.gone_back(now, then))
+    expected = first + second + third
+    with Journal(tmp_path, header_of(method)) as journal:
+        for record in expected:
+            for rewind in rewinds:
+                if rewind.step == record.step:
+                    journal.append_rewind(rewind)
+            journal.append(record)
+    stored = read_journal(tmp_path / "journal.jsonl")
+    assert stored.rewinds == rewinds
+    assert state_after(method, stored.records(), stored.rewinds) == end
+    data = trajectory_bytes(stored)
+    assert b"zoreward-trajectory-2" in data[:2000] and run_of(data).rewinds == rewinds
+    for of_file in (stored, run_of(data)):
+        assert [of_file.record(step).update for step in range(12)] == [record.update for record in expected]
+        assert of_file.path(12) == [0, 1, 5, 6, 9, 10, 11]
+        assert list(of_file.updates(12, 7)) == [expected[step].update for step in (9, 10, 11)]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("svrg")])

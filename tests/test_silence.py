@@ -14,7 +14,7 @@ from conftest import random_model
 from test_cli import TUNE, folder  # noqa: F401  (a fixture)
 from zoreward.cli import main
 from zoreward.journal import load_run
-from zoreward.records import SilentRunError
+from zoreward.records import InputError, SilentRunError
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
@@ -80,7 +80,6 @@ CAUSES: dict[str, tuple[Any, dict[str, Any], str, str]] = {
         "--batch-size",
     ),
     "coarse": (one_in_the_batch, {**ANSWERS, "eps": FAR}, "coarse steps on the 4 rows", "neg-cross-entropy"),
-    "one class": ("accuracy", {**ANSWERS, "eps": NEAR, "rows": ROWS[::2]}, "right answer, ' not'", "every answer"),
     "texts alike": (seven_for_a_text, {**TEXTS, "eps": NEAR}, "all members write the same texts", "--eps"),
     "rewards alike": (seven_for_a_text, {**TEXTS, "eps": FAR}, "every score is 7", "a reward that tells"),
 }
@@ -94,6 +93,15 @@ def test_after_twenty_steps_a_silent_run_says_why_once(cause: str, tmp_path: Pat
     assert line.startswith("None of the first 20 steps moved anything: ") and why in line
     assert hint in line.partition(why)[2]
     assert trainer.method_state.step == 22
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "f1", "neg-cross-entropy", "sklearn:accuracy"])
+def test_rows_of_one_answer_are_refused_before_step_1(objective: str, tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="all 6 rows to tune on have the same right answer, ' not'") as refused:
+        made(tmp_path / "run", tokenizer, objective, rows=ROWS[::2], **ANSWERS)
+    assert "rows of every answer" in refused.value.hint and not (tmp_path / "run").exists()
+    made(tmp_path / "seven", tokenizer, seven, rows=ROWS[::2], **ANSWERS)  # it does not look at right answers
+    made(tmp_path / "two", tokenizer, objective, rows=ROWS[:2], **ANSWERS)
 
 
 @pytest.fixture

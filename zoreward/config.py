@@ -119,6 +119,7 @@ else:
 MOST_RANK, MOST_WINDOW, MOST_BLOCKS, MOST_DIRECTIONS = 4096, 1023, 65_535, 16_384
 # Threads.
 MOST_WORKERS = 10_000
+MOST_REWINDS = 100
 # Of seeds: numpy's, which transformers sets, takes no more.
 MOST_SEED = 2**32 - 1
 # The panels of the help, in their order.
@@ -456,6 +457,15 @@ class Running:
         unit="seconds",
         recorded=False,
         stops="so many seconds had passed",
+    )
+    max_rewinds: int | None = setting(
+        default=None,
+        help="How often a run whose dev score falls by more than noise goes back to its best step, and on with a third "
+        "of the learning rate or less, before it stops there; 0: never. Default: 4, where the best step is kept.",
+        least=0,
+        most=MOST_REWINDS,
+        may_change=True,
+        stops="the dev score fell once more",
     )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -270,6 +271,22 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewind:
+    """A run went back: the weights that a step left behind take the place of those at hand, and the next step has the
+    number that it would have had.
+
+    Args:
+        step: how many steps were done.
+        to: after how many of them the weights stood that are taken up again; less than `step`.
+        rate: by what learning rates of the schedule are multiplied from then on, above 0.
+    """
+
+    step: int
+    to: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a model is asked: how likely is `target`, given `prompt`?
 
@@ -363,11 +380,15 @@ class Scored:
             none.
         metrics: numbers that objectives logged with `log_metric`, as `metric/NAME`; the mean where one was logged
             repeatedly.
+        returned: what each part returned: a number for each row, or one for all.
+        logprobs_NC: what the candidates were given; None where the model wrote.
     """
 
     score: float
     part_scores: dict[str, float]
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)
+    returned: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
+    logprobs_NC: Any = field(default=None, repr=False, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

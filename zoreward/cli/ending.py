@@ -109,6 +109,7 @@ def summary_of(objective: str, output: Path, seconds: float, findings: dict[str,
         "score": scores[-1] if scores else None,
         "best": max(scores, default=None),
         "best_step": run.best_step,
+        "rewinds": len(run.rewinds),
         **findings,
         "steps": run.n_steps,
         "seconds": seconds,
@@ -131,6 +132,9 @@ def sentence_of(summary: dict[str, Any]) -> str:
     if "test" in summary:
         scored = f"{summary['test_objective']} on the {summary['test_rows']:,} test rows"
         sentences.append(f"{scored}: {summary['test']:.4f}")
+    if rewinds := load_run(output).rewinds:
+        often = "once" if len(rewinds) == 1 else f"{len(rewinds)} times"
+        sentences.append(f"went back {often}, and on with {rewinds[-1].rate:.2g} times the learning rate")
     memory = f", at most {summary['peak_gb']:.3g} GB on the GPU" if summary.get("peak_gb") is not None else ""
     for option in fields(TuneOptions):
         if option.name == summary.get("stopped") and (why := option.metadata.get("stops")):

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def _replay(context: typer.Context, options: ReplayOptions) -> Outcome | int:
     summary = {"run": options.run, "steps": steps, "output": options.output, "seconds": seconds}
     if options.json:
         summary["history"] = list(_history(run, steps))
+        if run.rewinds:
+            summary["rewinds"] = [asdict(rewind) for rewind in run.rewinds if rewind.step <= steps]
     return Outcome(summary, f"{steps} steps in {seconds:.1f} s; the model is in {options.output}")
 
 

@@ -159,6 +159,8 @@ def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> t
     print(_what_is_tuned(trainer))
     if trainer.memory is not None:
         print(f"memory: {trainer.memory}")
+    if not rows.dev:
+        print("no dev rows: the last step is kept, and nothing notices a fall; --eval-data or --dev-rows gives some")
     from zoreward.cli.progress import ProgressCallback
 
     silence_(trainer)

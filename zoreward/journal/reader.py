@@ -12,13 +12,13 @@ from typing import Any, BinaryIO, NoReturn
 from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANKS, MAX_TERMS
 from zoreward.journal.disk import lock, open_file, opened
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
-from zoreward.journal.stored import StoredRun, check_header, directions
+from zoreward.journal.stored import StoredRun, check_header, directions, rewind_of
 from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
 from zoreward.journal.writer import JOURNAL_NAME, Journal
 from zoreward.methods import Directions
 from zoreward.noise import DISTRIBUTIONS, Distribution
 from zoreward.noise.families import family_from_json
-from zoreward.records import InputError, MissingFileError, StepRecord, Term, Update
+from zoreward.records import InputError, MissingFileError, Rewind, StepRecord, Term, Update
 
 
 def load_run(path: str | Path) -> StoredRun:
@@ -157,6 +157,8 @@ class Scan:
         steps: the lines of the steps, as they stand in the file: objects would take several times their room.
         evaluations: (steps done, score).
         metrics: what else is known of each evaluation.
+        groups: what groups of rows say of each evaluation's score.
+        rewinds: where the run went back.
     """
 
     path: Path
@@ -168,6 +170,8 @@ class Scan:
     steps: list[bytes] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     metrics: list[dict[str, float | None]] = field(default_factory=list)
+    groups: list[tuple[float, ...]] = field(default_factory=list)
+    rewinds: list[Rewind] = field(default_factory=list)
 
     @property
     def run(self) -> StoredRun | None:
@@ -175,7 +179,8 @@ class Scan:
         if not self.number:
             return None
         stored = partial(_stored, tuple(self.steps))
-        return StoredRun(self.header, len(self.steps), stored, tuple(self.evaluations), tuple(self.metrics))
+        of_scores = (tuple(self.evaluations), tuple(self.metrics), tuple(self.groups))
+        return StoredRun(self.header, len(self.steps), stored, *of_scores, tuple(self.rewinds))
 
     def take(self, line: bytes) -> None:
         """Check a line and keep what it says."""
@@ -188,7 +193,7 @@ class Scan:
         kind, step = fields.get("kind"), fields.get("step")
         # Where a step stands in the wrong place its checksum is wrong as well, but says less.
         due = len(self.steps)
-        if self.number > 1 and kind in ("step", "evaluation") and not (whole(step, due + 1) and step == due):
+        if self.number > 1 and kind in ("step", "evaluation", "rewind") and not (whole(step, due + 1) and step == due):
             self.refuse(f"it has step {shown(step)} where {due} belongs")
         crc = checksum(line, self.crc)
         if crc is None:
@@ -210,8 +215,17 @@ class Scan:
             metrics = fields.get("metrics", {})
             if not (isinstance(metrics, dict) and all(_is_metric(value) for value in metrics.values())):
                 self.refuse("what it tells beside its score is no numbers")
+            groups = fields.get("groups", [])
+            if not (isinstance(groups, list) and all(number(value, LARGEST_SCORE) for value in groups)):
+                self.refuse("what groups of rows say of its score is no numbers")
             self.evaluations.append((due, float(fields["score"])))
             self.metrics.append(metrics)
+            self.groups.append(tuple(groups))
+        elif kind == "rewind":
+            try:
+                self.rewinds.append(rewind_of(due, fields.get("to"), fields.get("rate"), self.rewinds))
+            except ValueError as error:
+                self.refuse(str(error))
         else:
             self.refuse(f"its kind, {shown(kind)}, is not known")
 

@@ -52,7 +52,8 @@ def replay(
         model: the base, loaded in the dtype in which the run had it; changed in place. An exception in the middle of
             the work leaves it between two steps. For a run that made an adapter: without it. For a run that went on
             with an adapter: with it, as it was. For a run that made a head: with any of as many classes.
-        step: how many steps; by default all. 0 changes nothing.
+        step: how many steps; by default all. 0 changes nothing. Where the run went back, the weights are those that it
+            went on from.
         progress: called now and then with the steps done.
 
     Returns:
@@ -87,11 +88,12 @@ def advance(
         run: the run.
         model: the model, whose weights stand there.
         tuned: its tuned weights, with the run's streams.
-        start: how many steps they have done.
+        start: how many steps they have done; they are on the way to `steps`.
         steps: how many steps they are to have done; at least `start`.
         progress: called now and then with the steps done.
     """
-    done = start
+    path = run.path(steps)
+    done = len(run.path(start))
     for updates in _passes(run.updates(steps, start)):
         if any(update.anchor for update in updates) and (tuned.limits or not tuned.base):
             told = "limits, with which there is none" if tuned.limits else "nothing of one"
@@ -100,7 +102,7 @@ def advance(
         updates_(model, updates, tuned=tuned)
         done += len(updates)
         if progress is not None:
-            progress(done)
+            progress(path[done - 1] + 1)
 
 
 def _check_blocks(tuned: Tuned, updates: Sequence[Update]) -> None:

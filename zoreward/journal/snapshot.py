@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ from zoreward.journal.disk import open_file, write_whole
 from zoreward.journal.lines import whole
 from zoreward.journal.stored import StoredRun
 from zoreward.journal.tensors import CHUNK, Layout, entries_of, read_head, write_tensors
-from zoreward.records import StepRecord, Term
+from zoreward.records import Rewind, StepRecord, Term
 
 SNAPSHOT_NAME = "snapshot.safetensors"
 FORMAT = "zoreward-snapshot-2"
@@ -29,12 +29,13 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", t
 Weights = Mapping[str, torch.Tensor]
 
 
-def mark(fingerprint: str, record: StepRecord) -> str:
+def mark(fingerprint: str, record: StepRecord, rewinds: Sequence[Rewind] = ()) -> str:
     """Return what tells a step of a run from the same step of any other: a SHA-256.
 
     Args:
         fingerprint: of the weights that the run began with.
         record: the step.
+        rewinds: where the run had gone back when its weights were written.
     """
     update = record.update
     terms = [(term.seed, term.coefficient, *_told(term)) for term in update.terms]
@@ -43,6 +44,7 @@ def mark(fingerprint: str, record: StepRecord) -> str:
     said += [update.anchor] if update.anchor else []
     said += [] if update.block is None else [update.block, [term.block for term in update.terms]]
     said += [others] if others else []
+    said += [[[rewind.step, rewind.to] for rewind in rewinds]] if rewinds else []
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -52,7 +54,9 @@ def _told(term: Term) -> list[int | str | None]:
     return [told[0], term.seed, *told[1:], *[term.seed, None][len(told) - 1 :]]
 
 
-def write_snapshot(folder: str | Path, weights: Weights, fingerprint: str, record: StepRecord) -> None:
+def write_snapshot(
+    folder: str | Path, weights: Weights, fingerprint: str, record: StepRecord, rewinds: Sequence[Rewind] = ()
+) -> None:
     """Write weights as they stand after a step. The snapshot before stays until the new one is whole.
 
     Args:
@@ -60,11 +64,12 @@ def write_snapshot(folder: str | Path, weights: Weights, fingerprint: str, recor
         weights: canonical name → tuned weight.
         fingerprint: of the weights that the run began with.
         record: the last step.
+        rewinds: where the run has gone back so far.
 
     Raises:
         OSError: it cannot be written; the one before is still there.
     """
-    about = {"step": record.step + 1, "mark": mark(fingerprint, record)}
+    about = {"step": record.step + 1, "mark": mark(fingerprint, record, rewinds)}
     pieces = (piece for weight in weights.values() for piece in _bytes(weight))
     write_whole(Path(folder, SNAPSHOT_NAME), lambda file: write_tensors(file, FORMAT, about, _layout(weights), pieces))
 
@@ -77,7 +82,7 @@ def read_snapshot(folder: str | Path, weights: Weights, run: StoredRun, most: in
         folder: the run folder.
         weights: canonical name → tuned weight, changed in place.
         run: whose snapshot it must be.
-        most: the step that it may stand at, at most.
+        most: the step that it may stand at, at most, and that it must be on the way to.
 
     Returns:
         The steps they have done; 0 without a snapshot.
@@ -91,8 +96,11 @@ def read_snapshot(folder: str | Path, weights: Weights, run: StoredRun, most: in
             step = about.get("step")
             if not whole(step, min(most, run.n_steps) + 1) or not step:
                 raise ValueError(f"it stands at step {step}")
-            if about.get("mark") != mark(run.header["fingerprint"], run.record(step - 1)):
+            rewinds = [rewind for rewind in run.rewinds if rewind.step <= step]
+            if about.get("mark") != mark(run.header["fingerprint"], run.record(step - 1), rewinds):
                 raise ValueError("it belongs to another run")
+            if not run.leads(step, most):
+                raise ValueError(f"the run has gone back from its step {step}")
             if entries != entries_of(_layout(weights)):
                 raise ValueError("its weights are not those of the model")
             for weight in weights.values():

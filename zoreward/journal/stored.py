@@ -12,7 +12,7 @@ from zoreward.journal.lines import number, shown, whole
 from zoreward.methods import Directions
 from zoreward.methods.directions import MAX_BLOCKS
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import InputError, StepRecord, Update, to_float32
+from zoreward.records import InputError, Rewind, StepRecord, Update, to_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class StoredRun:
         record: step → its `StepRecord`. Read from a trajectory it has no scores.
         evaluations: (steps done, score) of each evaluation, in order; a trajectory has none.
         metrics: what else is known of each evaluation, by name; None of what was not finite.
+        groups: what each group of rows says of each evaluation's score, by which its noise is told; empty where the
+            file does not tell.
+        rewinds: where the run went back to an earlier step, in order. "After so many steps" means behind one there.
 
     Example:
         >>> run = load_run("runs/sst2")  # doctest: +SKIP
@@ -37,6 +40,8 @@ class StoredRun:
     record: Callable[[int], StepRecord] = field(repr=False)
     evaluations: tuple[tuple[int, float], ...] = ()
     metrics: tuple[dict[str, float | None], ...] = ()
+    groups: tuple[tuple[float, ...], ...] = ()
+    rewinds: tuple[Rewind, ...] = ()
 
     @property
     def streams(self) -> dict[str, int]:
@@ -53,9 +58,30 @@ class StoredRun:
         """Whether any of the first `steps` moved a weight: at a learning rate of 0, or where all tie, none does."""
         return any(map(moves, self.updates(min(steps, self.n_steps))))
 
+    def path(self, steps: int) -> list[int]:
+        """Return which steps made the weights that stood there after `steps`, in their order.
+
+        All of them, but for those that a rewind took back.
+
+        >>> from zoreward.records import Rewind
+        >>> StoredRun({}, 9, None, rewinds=(Rewind(4, 2, 0.5), Rewind(8, 6, 0.25))).path(9)
+        [0, 1, 4, 5, 8]
+        """
+        spans = []
+        for rewind in reversed(self.rewinds):
+            if rewind.step <= steps:
+                spans.append(range(rewind.step, steps))
+                steps = rewind.to
+        return [step for span in (range(steps), *reversed(spans)) for step in span]
+
+    def leads(self, start: int, steps: int) -> bool:
+        """Whether the weights after `start` steps are on the way to those after `steps`."""
+        before, path = self.path(start), self.path(steps)
+        return path[: len(before)] == before
+
     def updates(self, steps: int, start: int = 0) -> Iterator[Update]:
-        """Yield what the steps from `start` up to `steps` (not included) did to the weights."""
-        return (self.record(step).update for step in range(start, steps))
+        """Yield what leads from the weights after `start` steps, which are on the way, to those after `steps`."""
+        return (self.record(step).update for step in self.path(steps)[len(self.path(start)) :])
 
     def records(self) -> Iterator[StepRecord]:
         """Yield what happened in each step."""
@@ -89,6 +115,25 @@ class StoredRun:
         if scores or method["normalize"] != "none" or drawn.momentum or record.lr == 0:
             return None
         return [(own or 0.0) * count / record.lr for own in own_coefficients(drawn, record)]
+
+
+def rewind_of(step: int, to: Any, rate: Any, before: Sequence[Rewind]) -> Rewind:
+    """Return what a file tells of a rewind.
+
+    Args:
+        step: how many steps were done.
+        to: the step that it leads to.
+        rate: by what learning rates are multiplied from then on.
+        before: the rewinds before it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (whole(to, step) and number(rate) and rate > 0):
+        raise ValueError("it does not say which step the run went back to, and how it went on")
+    if before and not before[-1].step < step:
+        raise ValueError("there is no step since the run went back before")
+    return Rewind(step, to, float(rate))
 
 
 def moves(update: Update) -> bool:

@@ -55,7 +55,7 @@ def write_tensors(
     file.write(head(digest.hexdigest()))
 
 
-def read_head(file: BinaryIO, kind: str, *, largest: int = MAX_HEAD) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_head(file: BinaryIO, *kinds: str, largest: int = MAX_HEAD) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the arrays of a file are of, and its entries, and leave the file where their bytes begin.
 
     All bytes have been read once by then, and their checksum is right.
@@ -71,8 +71,8 @@ def read_head(file: BinaryIO, kind: str, *, largest: int = MAX_HEAD) -> tuple[di
     except ValueError as error:
         raise ValueError(f"its header is damaged ({error})") from None
     metadata = entries.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.get("format") != kind:
-        raise ValueError(f"its format is not {kind}")
+    if not isinstance(metadata, dict) or metadata.get("format") not in kinds:
+        raise ValueError(f"its format is not {kinds[0]}")
     text = metadata.get("run")
     digest = hashlib.sha256(str(text).encode("utf-8", "replace"))
     start = file.tell()

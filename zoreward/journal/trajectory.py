@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from zoreward.journal.bounds import MAX_TERMS, check_method, directions
 from zoreward.journal.disk import opened, write_whole
 from zoreward.journal.lines import number, parse, whole
-from zoreward.journal.stored import StoredRun, check_header, own_coefficients
+from zoreward.journal.stored import StoredRun, check_header, own_coefficients, rewind_of
 from zoreward.journal.tensors import entries_of, read_head, write_tensors
 from zoreward.methods import Directions
-from zoreward.records import InputError, StepRecord, Update
+from zoreward.records import InputError, Rewind, StepRecord, Update
 
 TRAJECTORY_NAME = "trajectory.safetensors"
-FORMAT = "zoreward-trajectory-1"
+# The latter where the run went back, which a reader of the former would not know.
+FORMATS = PLAIN, REWOUND = "zoreward-trajectory-1", "zoreward-trajectory-2"
 MAX_FILE = 1 << 30
 MAX_HEADER = 4 << 20
 
@@ -64,7 +66,7 @@ def trajectory_bytes(run: StoredRun) -> bytes:
     rates = np.zeros(run.n_steps)
     decays, anchors = np.zeros((2, run.n_steps), "<f4")
     for step, record in enumerate(run.records()):
-        own = own_coefficients(drawn, record, _past(drawn, rows))
+        own = own_coefficients(drawn, record, _past(drawn, rows[_since(run.rewinds, step) :]))
         rows.append(np.array([NO_TERM if value is None else value for value in own], "<f4"))
         rates[step], decays[step], anchors[step] = record.lr, record.update.decay, record.update.anchor
     coefficients = np.concatenate(rows) if rows else np.empty(0, "<f4")
@@ -83,7 +85,11 @@ def trajectory_bytes(run: StoredRun) -> bytes:
     arrays["names"] = np.frombuffer(zlib.compress(json.dumps(names).encode("ascii"), 9), "u1")
     layout = {name: (_LETTERS[array.dtype], array.shape) for name, array in arrays.items()}
     file = io.BytesIO()
-    write_tensors(file, FORMAT, about, layout, [array.tobytes() for array in arrays.values()])
+    if run.rewinds:
+        about["rewinds"] = [[rewind.step, rewind.to, rewind.rate] for rewind in run.rewinds]
+    write_tensors(
+        file, REWOUND if run.rewinds else PLAIN, about, layout, [array.tobytes() for array in arrays.values()]
+    )
     return file.getvalue()
 
 
@@ -119,7 +125,7 @@ def run_of(data: bytes) -> StoredRun:
         ValueError: it is no trajectory.
     """
     file = io.BytesIO(data)
-    about, entries = read_head(file, FORMAT, largest=min(MAX_HEADER, max(0, len(data) - 8)))
+    about, entries = read_head(file, *FORMATS, largest=min(MAX_HEADER, max(0, len(data) - 8)))
     body = memoryview(data)[file.tell() :]
     header, steps = about.get("header"), about.get("steps")
     if isinstance(header, dict):
@@ -139,10 +145,30 @@ def run_of(data: bytes) -> StoredRun:
     numbers = [np.asarray(arrays.get(name, about.get(name, 0.0))) for name in _A_STEP]
     if np.isinf(arrays["coefficients"]).any() or not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("a number in it is not finite")
-    flat = arrays["coefficients"].reshape(-1)
-    return StoredRun(
-        header, steps, lambda step: _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step)
-    )
+    flat, rewinds = arrays["coefficients"].reshape(-1), _rewinds(about.get("rewinds", []), steps)
+
+    def record(step: int) -> StepRecord:
+        return _stored(drawn, lambda at: flat[ends[at] : ends[at + 1]], numbers, step, _since(rewinds, step))
+
+    return StoredRun(header, steps, record, rewinds=rewinds)
+
+
+def _rewinds(told: Any, steps: int) -> tuple[Rewind, ...]:
+    """Where the run went back."""
+    if not (isinstance(told, list) and all(isinstance(one, list) and len(one) == 3 for one in told)):
+        raise ValueError("its rewinds are none")
+    found: list[Rewind] = []
+    for step, to, rate in told:
+        if not whole(step, steps + 1):
+            raise ValueError("a rewind is of no step")
+        found.append(rewind_of(step, to, rate, found))
+    return tuple(found)
+
+
+def _since(rewinds: Sequence[Rewind], step: int) -> int:
+    """The first step of those behind the last rewind before a step: momentum looks back no further."""
+    before = bisect_right(rewinds, step, key=lambda rewind: rewind.step)
+    return rewinds[before - 1].step if before else 0
 
 
 def _arrays(
@@ -194,11 +220,19 @@ def _past(drawn: Directions, rows: Sequence[NDArray[Any]]) -> list[list[float]]:
 
 
 def _stored(
-    drawn: Directions, row: Callable[[int], NDArray[Any]], numbers: Sequence[NDArray[Any]], step: int
+    drawn: Directions, row: Callable[[int], NDArray[Any]], numbers: Sequence[NDArray[Any]], step: int, since: int
 ) -> StepRecord:
-    """The record of a step; `numbers` are an array for each of `_A_STEP`, or one number where it never changed."""
+    """The record of a step.
+
+    Args:
+        drawn: what its directions derive from.
+        row: step → its coefficients.
+        numbers: an array for each of `_A_STEP`, or one number where it never changed.
+        step: which.
+        since: the first step that momentum looks back on.
+    """
     own = [value if value == value else None for value in row(step).tolist()]
-    past = _past(drawn, [row(before) for before in range(max(0, step - drawn.window + 1), step)])
+    past = _past(drawn, [row(before) for before in range(max(since, step - drawn.window + 1), step)])
     terms = drawn.own(step, own) + drawn.older(step, past)
     decay, rate, anchor = (float(values[step] if values.ndim else values) for values in numbers)
     update = Update(decay, terms, drawn.rounding_seed(step), anchor, block=drawn.block(step))

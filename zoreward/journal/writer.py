@@ -6,7 +6,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from typing import Any, Self
 from zoreward.journal.disk import lock, shared, sync_folder
 from zoreward.journal.lines import MAX_LINE, encode
 from zoreward.noise import NOISE_VERSION
-from zoreward.records import InputError, StepRecord, Update
+from zoreward.records import InputError, Rewind, StepRecord, Update
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -27,6 +27,7 @@ class Journal:
     | `header` | first | whatever the steps depend on: noise version, base weights, streams, method, options, versions |
     | `step` | once a step | scores, learning rate, and the update as terms |
     | `evaluation` | when rows to choose by were scored | the score at that step |
+    | `rewind` | when the run went back to an earlier step | which, and what rates are multiplied by from then on |
 
     A term is [seed, coefficient] and what its family says of itself; see `Family.to_json`. Each line carries a
     checksum; docs/journal.md has the format.
@@ -117,10 +118,24 @@ class Journal:
             }
         )
 
-    def append_evaluation(self, step: int, score: float, metrics: Mapping[str, float | None] | None = None) -> None:
-        """Write the score of an evaluation after `step` steps, and what else is known of it: numbers, or None."""
-        more = {"metrics": dict(metrics)} if metrics else {}
+    def append_evaluation(
+        self,
+        step: int,
+        score: float,
+        metrics: Mapping[str, float | None] | None = None,
+        groups: Sequence[float] = (),
+    ) -> None:
+        """Write the score of an evaluation after `step` steps, and what else is known of it: numbers, or None.
+
+        `groups` are what each group of rows says of the score.
+        """
+        more: dict[str, Any] = {"metrics": dict(metrics)} if metrics else {}
+        more |= {"groups": list(groups)} if groups else {}
         self._write({"kind": "evaluation", "step": step, "score": score, **more})
+
+    def append_rewind(self, rewind: Rewind) -> None:
+        """Write that the run goes back to an earlier step."""
+        self._write({"kind": "rewind", "step": rewind.step, "to": rewind.to, "rate": rewind.rate})
 
     def held(self) -> FileIO:
         """Return a file that holds the lock too, so that the run stays ours until it is closed as well."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any
 
 from zoreward.methods.directions import (
@@ -18,7 +18,7 @@ from zoreward.methods.directions import (
 )
 from zoreward.noise import Distribution, Family, family_of
 from zoreward.noise.factors import MAX_RANK
-from zoreward.records import InputError, Member, Query, StepRecord, Term, Update
+from zoreward.records import InputError, Member, Query, Rewind, StepRecord, Term, Update
 
 # Beyond these a float32 coefficient, or a slope over 2ε, is 0 or infinite, whatever the model.
 LEAST_EPS, MOST_EPS, MOST_RATE = 1e-12, 1e6, 1e6
@@ -209,6 +209,18 @@ class Method(ABC):
         silent, unscored = state.silent + (not fresh), state.unscored + (not scored)
         return update, SPSAState(state.step + 1, silent, past, unscored, squares)
 
+    def gone_back(self, now: SPSAState, then: SPSAState) -> SPSAState:
+        """Return the state of a run whose weights are again those of an earlier state.
+
+        What was learned since is forgotten. The number of the next step stays, so that its directions are new; momentum
+        begins anew, as it looks back on steps of adjacent numbers; and silent steps are counted on.
+
+        Args:
+            now: where the run stands.
+            then: where it stood.
+        """
+        return replace(then, step=now.step, silent=now.silent, unscored=now.unscored, past=())
+
     @abstractmethod
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
         """Return the members that stand along directions z_K, each given as a term."""
@@ -289,12 +301,13 @@ def all_scored(scores: Sequence[float]) -> bool:
     return not any(map(math.isnan, scores))
 
 
-def state_after(method: Method, records: Iterable[StepRecord]) -> SPSAState:
+def state_after(method: Method, records: Iterable[StepRecord], rewinds: Sequence[Rewind] = ()) -> SPSAState:
     """Return where a run stands after the steps of its journal: every state is made again from the scores.
 
     Args:
         method: the method of the run.
         records: all its steps, from step 0 on.
+        rewinds: where it went back.
 
     Raises:
         InputError: an update does not follow from its scores, so they are another method's, or were changed.
@@ -302,7 +315,17 @@ def state_after(method: Method, records: Iterable[StepRecord]) -> SPSAState:
     Example:
         >>> state_after(SPSA(seed=3), load_run("runs/sst2").records())  # doctest: +SKIP
     """
-    state = method.init()
+    back = {rewind.step: rewind.to for rewind in rewinds}
+    ends, before = set(back.values()), dict[int, SPSAState]()  # where rewinds lead to, and the states there
+
+    def settled(state: SPSAState) -> SPSAState:
+        if state.step in back:
+            state = method.gone_back(state, before[back[state.step]])
+        if state.step in ends:
+            before[state.step] = state
+        return state
+
+    state = settled(method.init())
     for record in records:
         query = method.ask(state)
         if len(record.scores) != len(query.members):
@@ -315,4 +338,5 @@ def state_after(method: Method, records: Iterable[StepRecord]) -> SPSAState:
             raise InputError(
                 f"step {record.step} does not follow from its scores", hint="Take the options that the run began with."
             )
+        state = settled(state)
     return state

@@ -163,6 +163,19 @@ class SVRG(Method):
         mean = math.fsum(scores[:count]) / count
         return update, self._next(replace(after, total=state.total + mean, counted=state.counted + 1))
 
+    def gone_back(self, now: SPSAState, then: SPSAState) -> SVRGState:
+        """Return the state of a run whose weights are again those of an earlier state; see `Method.gone_back`.
+
+        The weights that it went back to are the anchor, whose slopes are not known, until the next one: steps before
+        that move nothing. A window of the annealing begins, and its rates stay as low as they are.
+        """
+        assert isinstance(now, SVRGState) and isinstance(then, SVRGState)
+        directions, anchor = self.directions, self.directions.anchor(now.step)
+        past = tuple(rounded([None] * directions.size(step)) for step in reversed(range(anchor, now.step)))
+        slopes = (0.0,) * directions.drawn(anchor)
+        after = replace(now, squares=then.squares, past=past, slopes=slopes)
+        return replace(after, total=0.0, counted=0, before=then.before)
+
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
         """Return the antithetic pairs around θ."""
         return antithetic_pairs(directions, self.eps)

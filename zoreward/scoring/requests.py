@@ -95,8 +95,10 @@ def scores_of(
             objective.combined(returned),
             {name: mean_score(found) for name, found in returned.items()},
             metrics=note.means(),
+            returned=returned,
+            logprobs_NC=own_NC,
         )
-        for returned, note in zip(objective.returned_for(batches), notes, strict=True)
+        for own_NC, returned, note in zip(logprobs_MNC, objective.returned_for(batches), notes, strict=True)
     ]
 
 
@@ -236,6 +238,7 @@ def score_writings(
             rewards={name: tuple(found) for name, found in returned.items() if isinstance(found, list)},
             extra=note.extra,
             metrics=note.means(),
+            returned=returned,
         )
         for written, returned, note in zip(texts, objective.returned_for(batches), notes, strict=True)
     ]

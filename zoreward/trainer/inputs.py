@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from zoreward.config import Prompting, Rewarding, part_of
 from zoreward.data import rows_of
+from zoreward.data.preferences import are_preferences
 from zoreward.members import (
     PREFIX_TOKENS,
     check_tune,
@@ -146,6 +147,8 @@ def all_given(
     make: Callable[..., list[Example]] = functools.partial(made_examples, needs=objective.needs, **settings)
     examples = make(train or [], model=model)
     eval_examples = None if dev is None else make(dev, model=model)
+    if not are_preferences(train or [], objective.needs, part_of(Prompting, args)):  # of which the first is right
+        refuse_one_answer(objective, examples)
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
     warn_about_classes(objective, examples, args.rows_a_step)
@@ -174,6 +177,35 @@ def checked_head(model: PreTrainedModel | PeftModel | str, args: ZOConfig, rows:
     if head.is_new and args.tune == "lora":
         raise InputError("an adapter keeps no new head", hint="Take tune=full, last-N or head.")
     return head
+
+
+def refuse_one_answer(objective: Objective, examples: Sequence[Example]) -> None:
+    """Refuse rows that teach nothing but to give one answer to whatever is read.
+
+    Args:
+        objective: what is tuned on; one that does not look at right answers may have its own reason.
+        examples: the rows to tune on.
+
+    Raises:
+        InputError: all have the same answers, and the same right one.
+    """
+    parts = [part for _, part in objective.parts] or [objective]
+    compares = any("references" in signature(part.function).parameters for part in parts)
+    answer = one_answer(examples) if objective.needs == "choices" and compares and len(examples) > 1 else None
+    if answer is not None:
+        message = (
+            f"all {len(examples):,} rows to tune on have the same right answer, {answer!r}: it would always be given"
+        )
+        raise InputError(
+            message, hint="Give rows of every answer; the first rows of a sorted file (--limit) may have one alone."
+        )
+
+
+def one_answer(examples: Sequence[Example]) -> str | None:
+    """Return the right answer of all rows, where they have the same answers and it is the same; else None."""
+    first = examples[0]
+    same = have_same_answers(examples) and all(example.reference == first.reference for example in examples)
+    return first.candidates[first.reference] if same else None
 
 
 def warn_about_context(examples: Sequence[Example], shots: int) -> None:

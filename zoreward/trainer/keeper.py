@@ -22,7 +22,7 @@ class Keeper(TrainerCallback):
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
         stopped_by: what ended the run before its last step, as its record calls it; None: nothing, or early stopping.
-            `silence`: no step moved anything, which `train` raises.
+            `silence`: no step moved anything, which `train` raises. `max_rewinds`: the dev score fell too often.
         judges_silence: whether a run of which no step moves anything says why, and ends itself where it stays so.
         scores_where_seconds_end: whether the dev rows are scored where `max_seconds` ends the run. Without it only if
             they would be scored after the last step alone: else the scores would be others than those of a run that

@@ -32,10 +32,12 @@ from zoreward.scoring import (
     evaluated,
     with_base,
 )
+from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
 from zoreward.trainer.drift import drift_of
 from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
     all_given,
+    name_of,
     one_objective,
     refuse_what_is_missing,
     warn_about_one_class,
@@ -178,6 +180,7 @@ class ZOTrainer(Trainer):
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
         self.found: Found | None = None
         self.keeper, self._window = Keeper(), Window()
+        self._brake = Brake(rewinds_of(args, name_of(model)))
         self.header: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
         self.kept_step = -1  # while the run lasts; 0 is the base
@@ -392,9 +395,30 @@ class ZOTrainer(Trainer):
             is_best = self._is_best(metrics)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_best
+            self._go_back_if_fallen()
         if self.control.should_save:
             self._write_snapshot()
             self._fire("on_save")
+
+    def _go_back_if_fallen(self) -> None:
+        """Go back to the best step where the dev score has fallen by more than noise; or end the run there."""
+        run, step = self.run, self.state.global_step
+        back = run.rewinds and run.rewinds[-1].step == step  # a kill came behind it
+        over = self.control.should_training_stop or step >= self.state.max_steps
+        if back or over or (fall := self._brake.fall()) is None or fall.step != step:
+            return
+        if len(run.rewinds) >= self._brake.most:
+            logger.warning("%s: the run ends, after %d rewinds.", fall, len(run.rewinds))
+            self.keeper.stopped_by, self.control.should_training_stop = "max_rewinds", True
+            return
+        assert run.journal is not None
+        rewind = rewind_after(fall, run.rewinds)
+        with told_where(self.args.output_dir):
+            run.journal.append_rewind(rewind)
+        stored = load_run(self.args.output_dir)
+        move_to(self.ready, stored, step, self.args, from_base=False)
+        run.rewinds, run.state = stored.rewinds, state_after(self.method, stored.records(), stored.rewinds)
+        logger.warning("%s: back to step %d, and on with %.3g times the learning rate.", fall, rewind.to, rewind.rate)
 
     def _fire(self, event: str) -> None:
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control)
@@ -467,6 +491,9 @@ class ZOTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         by_our_rows = metric_key_prefix == "eval" and eval_dataset is None
+        if by_our_rows and self._brake.most:
+            groups = values_of_groups(self.objective, examples, scored)
+            self._brake.take(self.state.global_step, found.score, groups)
         if by_our_rows and self.run.journal is not None:
             self._write_evaluation(self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -624,7 +651,8 @@ class ZOTrainer(Trainer):
     def _write_evaluation(self, step: int, logged: Mapping[str, float]) -> None:
         assert self.run.journal is not None
         with told_where(self.args.output_dir):
-            self.run.journal.append_evaluation(step, logged["eval_score"], told_beside(logged))
+            groups = self._brake.groups_at(step)
+            self.run.journal.append_evaluation(step, logged["eval_score"], told_beside(logged), groups)
 
     def _header(self) -> dict[str, Any]:
         rows = (self.train_dataset, self.eval_dataset)
@@ -697,7 +725,8 @@ class ZOTrainer(Trainer):
         unit = stored.header.get("unit") or {}  # of a run of 0.1.0: nothing
         self.run.scorer = replace(self.scorer, engine=self.scorer.reader.cut_as(unit))
         move_to(self.ready, stored, done, args, from_base=True)
-        self.run.state = state_after(self.method, stored.records())
+        self.run.rewinds = stored.rewinds
+        self.run.state = state_after(self.method, stored.records(), stored.rewinds)
         if done:
             self.run.last = Step(stored.record(done - 1), [], [], self.run.state)
         self.state, args.eval_on_start = state, args.eval_on_start and not done
@@ -705,8 +734,12 @@ class ZOTrainer(Trainer):
         self.begun_with_a_score = bool(first_scores)
         self.keeper.first_score = first_scores[0] if first_scores else None
         stopped = count_patience(self.callback_handler.callbacks, args, stored.evaluations)
+        for (step, score), groups in zip(stored.evaluations, stored.groups, strict=True):
+            self._brake.take(step, score, groups)
         if done:
             self._make_up(stored, due(args, state, per_epoch))
+            if not stopped:
+                self._go_back_if_fallen()
         self._finished = stopped or self.control.should_training_stop or done >= state.max_steps
 
     def _make_up(self, stored: StoredRun, control: TrainerControl) -> None:
@@ -733,6 +766,7 @@ class ZOTrainer(Trainer):
         assert self.last_step is not None
         for step in range(done):  # a schedule may depend on all that came before
             rate = self.optimizer.param_groups[0]["lr"]
+            rate *= self.run.rate_scale(step)
             if step == done - 1 and rate != self.last_step.lr:
                 raise InputError(
                     f"the run had learning rate {self.last_step.lr} in step {step}, not {rate}",
@@ -750,7 +784,8 @@ class ZOTrainer(Trainer):
         start = time.perf_counter()
         try:
             weights = self.scorer.reader.tuned.weights
-            write_snapshot(self.args.output_dir, weights, self.header["fingerprint"], self.last_step)
+            mine = (self.header["fingerprint"], self.last_step, self.run.rewinds)
+            write_snapshot(self.args.output_dir, weights, *mine)
         except OSError as error:
             logger.warning("No snapshot after step %d: %s.", self.state.global_step, error.strerror)
         self.keeper.wrote(time.perf_counter() - start)

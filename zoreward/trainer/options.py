@@ -100,6 +100,9 @@ class ZOConfig(ZOArguments, TrainingArguments):
                 raise InputError(f"{one.name}={value} is out of range", hint=hint)
         if best and self.eval_strategy == "no":
             raise InputError("load_best_model_at_end has no scores to choose by", hint='Set eval_strategy="steps".')
+        if self.max_rewinds and not best:
+            hint = "Set load_best_model_at_end (--keep best); or leave max_rewinds out."
+            raise InputError("a run goes back to its best step, and the last one is to be kept", hint=hint)
         if best and self.metric_for_best_model not in ("score", "eval_score"):
             message = f"load_best_model_at_end goes by the score, not by {self.metric_for_best_model!r}"
             raise InputError(message, hint="Leave metric_for_best_model out; or keep the last step.")

@@ -9,7 +9,7 @@ from typing import Any
 from zoreward.journal import Journal
 from zoreward.methods import Method, SPSAState
 from zoreward.noise import SeedIndex, derive_seed
-from zoreward.records import Example, Scored, StepRecord
+from zoreward.records import Example, Rewind, Scored, StepRecord
 from zoreward.registry import Objective
 from zoreward.scoring import Scorer
 from zoreward.trainer.drift import Drift
@@ -49,6 +49,7 @@ class Run:
     Attributes:
         state: where the method stands.
         last: the last `Step`, or None.
+        rewinds: where the run has gone back, after which its learning rates are lower.
 
     Example:
         >>> run = Run(scorer, SPSA(lr=1e-3), rows, journal, batches=[rows[:16], rows[16:32]])  # doctest: +SKIP
@@ -73,6 +74,7 @@ class Run:
         self.trainer_state: Any = None
         self.state: SPSAState = method.init()
         self.last: Step | None = None
+        self.rewinds: tuple[Rewind, ...] = ()
 
     @property
     def objective(self) -> Objective:
@@ -100,8 +102,13 @@ class Run:
             scored = self.drift.penalised(self.scorer, rows, query.members, scored)
         scores = tuple(member.score for member in scored)
         rate = self.learning_rate() if self.learning_rate else self.method.lr
+        rate *= self.rate_scale(query.step)
         update, state = self.method.tell(self.state, query, scores, lr=rate)
         return Step(StepRecord(query.step, scores, update, rate), rows, scored, state)
+
+    def rate_scale(self, step: int) -> float:
+        """Return by what learning rates of the schedule are multiplied in a step."""
+        return next((rewind.rate for rewind in reversed(self.rewinds) if rewind.step <= step), 1.0)
 
     def journal_and_apply(self, step: Step) -> None:
         """Write the step into the journal, then do its update to the weights.

@@ -13,7 +13,8 @@ from zoreward.methods import Method
 from zoreward.noise import SeedIndex, derive_seed
 from zoreward.records import Example, StepRecord, Writing
 from zoreward.registry import Objective
-from zoreward.scoring import Engine, candidate_logprobs, have_same_answers, scores_of, share_that_differs
+from zoreward.scoring import Engine, candidate_logprobs, scores_of, share_that_differs
+from zoreward.trainer.inputs import one_answer
 from zoreward.trainer.run import Run
 
 # How many steps the share of silent ones is expected from, at least, and on how many rows; the share below which
@@ -60,12 +61,8 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
     assert run.last is not None
     objective, rows, eps = run.objective, run.last.rows, run.method.eps
     values = {score for record in records for score in record.scores if not math.isnan(score)}
-    answer = _one_answer(run.rows) if objective.needs == "choices" else None
-    one_class = answer and Advice(f"all rows have the same right answer, {answer!r}", "Give rows of every answer")
     if not values:
-        if one_class:
-            return one_class
-        if objective.needs == "choices" and _one_answer(rows) is not None:
+        if objective.needs == "choices" and one_answer(rows) is not None:
             why = f"batches of {len(rows)} rows hold rows of one answer, on which {objective.name!r} has no score"
             return Advice(why, "Take a larger --batch-size")
         why = f"{objective.name!r} has no score on the rows of any step"
@@ -79,8 +76,6 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
         why = constant or "the texts of all members are worth the same"
         hint = "Take a reward that tells these texts apart, prompts of which some succeed, or a larger --batch-size"
         return Advice(why, hint)
-    if one_class:
-        return one_class
     logprobs_MNC = candidate_logprobs(run.scorer.engine, rows, run.method.ask(run.state).members)
     answers_MN = logprobs_MNC.argmax(axis=2) if objective.needs == "choices" else logprobs_MNC[:, :, 0]
     if (answers_MN == answers_MN[0]).all():
@@ -90,13 +85,6 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
         return Advice(f"{constant}, whatever members answer", "See what the objective returns, or take other rows")
     why = f"{objective.name!r} moves in coarse steps on the {len(rows)} rows of a batch, and members score the same"
     return Advice(why, f"Take a larger --batch-size or --eps, or {_SMOOTH}")
-
-
-def _one_answer(examples: Sequence[Example]) -> str | None:
-    """The right answer of all rows, where they have the same answers and it is the same; else None."""
-    first = examples[0]
-    same = have_same_answers(examples) and all(example.reference == first.reference for example in examples)
-    return first.candidates[first.reference] if same else None
 
 
 def expected_share(
