@@ -457,6 +457,17 @@ class Running:
         recorded=False,
         stops="so many seconds had passed",
     )
+    max_forwards: int | None = setting(
+        default=None,
+        help="Take at most so many forward passes, each of one member on one batch: a step takes 2 for each direction, "
+        "dev scores and the search for a rate one for each batch of their rows. Without --steps there are as many as "
+        "these pay.",
+        least=1,
+        above=0,
+        unit="forward passes",
+        recorded=False,
+        stops="another step would have taken more forward passes than there may be",
+    )
 
 
 if TYPE_CHECKING:
@@ -547,7 +558,9 @@ class Held:
 class Steps:
     """Fields of `transformers.TrainingArguments` that have a flag of their own."""
 
-    max_steps: int = setting(default=1000, help="Steps.", flag="--steps", least=1)
+    max_steps: int | None = setting(
+        default=None, help="Steps. Default: 1000; with --max-forwards as many as these pay.", flag="--steps", least=1
+    )
     per_device_train_batch_size: int = setting(default=16, help="Rows a batch.", flag="--batch-size", least=1)
     gradient_accumulation_steps: int = setting(
         default=1, help="Batches a step; their rows are scored together.", least=1
@@ -665,7 +678,7 @@ class EvalOptions(Common):
 class QuickstartOptions(Seeding):
     """The options of `zoreward quickstart`."""
 
-    max_steps: int = same_as(Steps, "max_steps", default=150)
+    max_steps: int = same_as(Steps, "max_steps", default=150, help="Steps.")
     output: str | None = setting(default=None, help="Keep the run and the tuned model in this folder.")
     json: bool = same_as(Command, "json")
 

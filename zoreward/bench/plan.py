@@ -99,7 +99,7 @@ class BenchOptions:
     seeds: str = setting(
         default="5", help="How many seeds, from 0 on; or a list, 13,21,42. The first chooses the settings."
     )
-    max_steps: int = same_as(Steps, "max_steps", help="Steps of every tuning run.")
+    max_steps: int = same_as(Steps, "max_steps", default=1000, help="Steps of every tuning run.")
     per_device_train_batch_size: int = same_as(Steps, "per_device_train_batch_size", help="Rows a step.")
     learning_rate: list[str] | None = setting(
         default=None,
