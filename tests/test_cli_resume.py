@@ -528,7 +528,7 @@ def test_max_forwards_end_a_run_that_goes_on_where_there_are_more(
     tune = ["tune", "./rewards.py:plain", *TUNE, "--output", "left"]
     assert main([*tune, "--max-forwards", "7"]) == 0
     out, err = capsys.readouterr()
-    assert "of 7 forward passes, 3 steps take 6\n" in err
+    assert "of 7 forward passes 6 are for 3 steps\n" in err
     assert "stopped after 3 steps: another step would have taken more forward passes than there may be" in out
     assert main([*tune, "--max-forwards", "7", "--resume", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -90,6 +90,25 @@ def defaults_of(method: str, needs: str, tuned: str) -> dict[str, Any]:
     return {**DEFAULTS[needs, tuned], **of_method}
 
 
+def finds_rate(args: Any, needs: str, *, compares_with_base: bool = False) -> bool:
+    """Whether the learning rate of a run, and ε, are found before step 1, as nobody gave the rate.
+
+    Not for raw slopes, whose size a rate depends on; nor where answers are whole texts that were given.
+
+    Args:
+        args: with `learning_rate`, `normalize` and `method`, as they are given.
+        needs: what the objective needs.
+        compares_with_base: whether it compares with the model before step 1.
+
+    >>> from types import SimpleNamespace
+    >>> args = SimpleNamespace(learning_rate=None, normalize=None, method="spsa")
+    >>> finds_rate(args, "choices"), finds_rate(args, "likelihood")
+    (True, False)
+    """
+    alike = needs in ("choices", "completions") and not compares_with_base
+    return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
+
+
 def _default_in_words(option: str, otherwise: str = "") -> str:
     """The end of an option's help.
 

@@ -48,10 +48,15 @@ class Budget:
         return self.search + self.scores * self.score + self.in_steps
 
     def __str__(self) -> str:
-        parts = [f"{self.steps:,} steps take {self.in_steps:,}"]
-        parts += [f"{self.scores} scores of the dev rows {self.scores * self.score:,}"] if self.score else []
-        parts += [f"the search for a rate {self.search:,}"] if self.search else []
-        return f"of {self.forwards:,} forward passes, {', '.join(parts)}"
+        return f"of {self.forwards:,} forward passes {self.parts}"
+
+    @property
+    def parts(self) -> str:
+        """What they are spent on, in words."""
+        parts = [f"{self.in_steps:,} are for {self.steps:,} step{'s' if self.steps > 1 else ''}"]
+        parts += [f"{self.scores * self.score:,} for {self.scores} scores of the dev rows"] if self.score else []
+        parts += [f"{self.search:,} for the search for a rate"] if self.search else []
+        return ", ".join(parts)
 
 
 def budget_of(
@@ -99,7 +104,7 @@ def budget_of(
             break
     if paid is None:
         message = f"max_forwards={args.max_forwards} does not pay for one step"
-        raise InputError(message, hint=f"It is at least {taken.spent}: {str(taken).partition(', ')[2]}.")
+        raise InputError(message, hint=f"It is at least {taken.spent}: {taken.parts}.")
     return paid
 
 

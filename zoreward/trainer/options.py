@@ -144,18 +144,6 @@ def part_that_is_tuned(args: ZOConfig, *, adapter: bool) -> str:
     return "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
 
 
-def finds_rate(args: ZOConfig, needs: str, *, compares_with_base: bool = False) -> bool:
-    """Whether the learning rate of a run, and ε, are found before step 1, as nobody gave the rate.
-
-    Not for raw slopes, whose size a rate depends on; nor where answers are whole texts that were given.
-
-    >>> finds_rate(ZOConfig("run", use_cpu=True), "choices"), finds_rate(ZOConfig("run", use_cpu=True), "likelihood")
-    (True, False)
-    """
-    alike = needs in ("choices", "completions") and not compares_with_base
-    return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
-
-
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool = False) -> ZOConfig:
     """Return the options with the defaults of their method, and else those that fit what the objective needs and what
     is tuned.
@@ -164,7 +152,8 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool 
         args: the options.
         needs: what the objective needs.
         adapter: whether an adapter is tuned.
-        finds: see `finds_rate`: ε is then where the first look stands, and slopes are divided by their running rms.
+        finds: see `zoreward.config.finds_rate`: ε is then where the first look stands, and slopes are divided by their
+            running rms.
 
     Raises:
         InputError: there is no such method, or directions of every weight are to have a rank.
