@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -262,11 +263,14 @@ def test_a_table_is_shown_however_it_ends(
     def ends(run: Run, *others: Any) -> dict[str, Any]:
         if run.method != "shots" or run.seed == 0:
             return do(run, *others)
+        if isinstance(errors[-1], int):
+            signal.raise_signal(errors[-1])
         raise errors[-1]
 
     monkeypatch.setattr(measuring, "do_run", ends)
-    errors: list[BaseException] = []
+    errors: list[Any] = []
     for error, code, told in (
+        (signal.SIGTERM, 130, "interrupted; what is done is kept: zoreward bench sst2"),
         (KeyboardInterrupt(), 130, "interrupted; what is done is kept: zoreward bench sst2"),
         (ValueError("no luck"), 1, "sst2 shots seed 1 failed; the same command tries again: zoreward bench sst2"),
     ):
@@ -371,6 +375,8 @@ def test_max_forwards_are_those_of_each_run(capsys: pytest.CaptureFixture[str]) 
     assert found["mezo"]["setting"].endswith(f" of {left // 2}")
     assert found["adamw"]["setting"].endswith(f" of {left // 3}"), "forwards, and backwards for twice as much"
     assert left * 8 - 9 * 8 < found["fzoo"]["shown"] <= left * 8, "the search, and steps of nine members"
+    assert main([*words, "--max-forwards", "40", "--method", "fzoo", "--output", "none"]) == 1
+    assert "max_forwards=36 does not pay for one step; of --max-forwards 40 the others are" in capsys.readouterr().err
     assert main([*words, "--max-forwards", "4", "--output", "few", "--json"]) == 1
     out, err = capsys.readouterr()
     assert all("--max-forwards 4 does not pay for one step" in line["setting"] for line in last_object(out)["lines"])

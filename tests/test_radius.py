@@ -323,10 +323,14 @@ def test_max_forwards_pay_for_the_search_the_scores_and_so_many_steps(
     assert more.method_state.step > steps and budget.spent + sum(read) / 4 <= 110
 
 
-def test_max_forwards_that_pay_for_no_step_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_max_forwards_that_pay_for_no_step_are_refused(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = made(tmp_path, tokenizer, max_forwards=3)
+    monkeypatch.setattr(LocalEngine, "logprobs", lambda *args, **how: pytest.fail("a look is taken"))
     with pytest.raises(InputError, match="max_forwards=3 does not pay for one step") as caught:
         trainer.train()
+    monkeypatch.undo()
     least = int(caught.value.hint.split()[4].rstrip(":"))
     assert made(tmp_path, tokenizer, max_forwards=least).train().global_step == 1
     assert made(tmp_path / "few", tokenizer, max_forwards=900).train().global_step == 4, "as many as are asked for"

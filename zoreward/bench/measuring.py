@@ -238,7 +238,13 @@ def _zo(run: Run, plan: Plan, rate: float | None, folder: Path) -> Iterator[_Tun
     def train(best: Best, meter: Meter) -> Result:
         trainer.add_callback(Looking(best, meter, plan.settings.eval_every, trainer))
         meter.start()
-        trainer.train()
+        try:
+            trainer.train()
+        except InputError as error:
+            if args.max_forwards is None:
+                raise
+            dev = f"; of --max-forwards {plan.settings.forwards} the others are for dev scores"
+            raise InputError(f"{error}{dev}", hint=error.hint) from error
         meter.stop()
         state, taken, found = trainer.method_state, trainer.args, trainer.found
         meter.shown += found.rows if found else 0

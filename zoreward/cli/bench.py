@@ -35,6 +35,7 @@ from zoreward.bench import (
     run_all,
     runs_of,
 )
+from zoreward.cli.ending import SIGNALS
 from zoreward.cli.flags import LARGEST, SMALLEST, command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report_failure
@@ -177,7 +178,7 @@ def _run(
     late = threading.Event()
     try:
         with _ending_after(options.max_seconds, late):
-            for _ in ("all that can be known", "those that take the rate of the first seed"):
+            for _ in range(2):  # the second time it is known which rates first seeds have chosen
                 runs = [_runs_of(name, table, seeds, results) for name, table in tables.items()]
                 every = [run for table in runs for of_method in table.values() for run in of_method]
                 run_all(every, plans, results, jobs=options.jobs, tell=_tell)
@@ -202,24 +203,26 @@ def _runs_of(task: str, table: Mapping[str, tuple[float, ...]], seeds: list[int]
 
 @contextlib.contextmanager
 def _ending_after(seconds: float | None, late: threading.Event) -> Iterator[None]:
-    """Interrupt what is done inside after so many seconds, as Ctrl-C does; `late` tells which it was."""
+    """Have SIGTERM end what is done inside as Ctrl-C does, and so many seconds too; `late` tells if it was these."""
 
     def end() -> None:
         late.set()
         signal.raise_signal(signal.SIGINT)
 
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), end)
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]  # a shell may have them ignored
+    timer = threading.Timer(min(threading.TIMEOUT_MAX if seconds is None else seconds, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _tell(line: str) -> None:

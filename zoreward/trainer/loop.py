@@ -609,7 +609,7 @@ class ZOTrainer(Trainer):
         if rows and budget.steps >= LEAST_STEPS:  # then some steps are tried before the first
             rows += trial_rows(self.method, self.objective, len(self.run.rows), args.rows_a_step)
             budget = budget_of(args, self.method, *counts, searched=rows, **how)
-        if budget.steps < most:
+        if budget.steps < most or self.keeper.budget is not None:
             self.keeper.budget, args.max_steps = budget, budget.steps
         return budget.steps
 

@@ -101,11 +101,13 @@ def found_rate(
         eps: ε where it was given.
         generation: how texts are written, for an objective of texts; None for one of choices.
     """
+    reads_base = 1 if generation is None else 2  # after it has written
+    rows, terms = len(examples[: ROWS if generation is None else TEXTS]), _directions_of(method)
+    steps_after(rows * (len(terms) + reads_base))  # a budget that does not pay for one look is refused before it
     if generation is None:
-        change, nats, rows = _change_of_choices(engine, examples[:ROWS]), ANSWER_NATS, len(examples[:ROWS])
+        change, nats = _change_of_choices(engine, examples[:ROWS]), ANSWER_NATS
     else:
-        change, nats, rows = _change_of_texts(engine, examples[:TEXTS], generation), TEXT_NATS, len(examples[:TEXTS])
-    terms = _directions_of(method)
+        change, nats = _change_of_texts(engine, examples[:TEXTS], generation), TEXT_NATS
 
     def moved_at(distance: float) -> float:
         try:
@@ -115,7 +117,7 @@ def found_rate(
         return math.inf if math.isnan(moved) else moved if moved > LEAST_CHANGE else 0.0
 
     radius, looks, converged = _radius(moved_at, nats, first)
-    rows *= len(looks) * len(terms) + (1 if generation is None else 2)  # the base reads them, and writes before
+    rows *= len(looks) * len(terms) + reads_base
     steps = steps_after(rows)
     rate = RADII * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
     return Found(radius, eps or radius, _rounded(rate), nats, looks, converged, rows)
