@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ from conftest import FAMILIES, random_model
 from rendering import render
 from test_cli import folder, last_object  # noqa: F401  (a fixture)
 from tiny_tokenizers import bpe
-from zoreward.bench import METHODS, Plan, Results, Run, Settings, chosen_rate, driver, finals, tries
-from zoreward.bench.measuring import do_run
+from zoreward.bench import METHODS, Plan, Results, Run, Settings, driver, measuring
+from zoreward.bench.measuring import do_run, forget_model
 from zoreward.bench.pools import bench_rows
 from zoreward.bench.tuning import Best, adamw_step, batches, loss_of, mean_logprobs
 from zoreward.cli import main
@@ -93,91 +95,78 @@ def bench(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any
 
 
 @pytest.fixture
-def scores(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Run, Plan]]:
-    """What was run, and with what, in the place of real runs.
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """What was run, in the place of real runs: they choose their largest rate, and score what their seed says."""
+    asked: list[Run] = []
 
-    Where most dev rows are ones, the larger a rate the better its dev score, else the worse; the test score is the
-    share of ones among the test rows.
-    """
-    asked: list[tuple[Run, Plan]] = []
+    def do(run: Run, plan: Plan, where: Path, threads: int | None) -> dict[str, Any]:
+        asked.append(run)
+        found = {"dev": 0.5, "test": run.seed / 8, "shown": 1, "seconds": 0.0, "peak": None, "shots": 2}
+        tuned = {
+            "rate": max(run.rates, default=0.0),
+            "step": 2,
+            "steps": 4,
+            "tried": [(rate, 0.5) for rate in run.rates],
+        }
+        return found | (tuned if METHODS[run.method].tunes else {})
 
-    def do(run: Run, plan: Plan, where: Path, jobs: int) -> dict[str, Any]:
-        asked.append((run, plan))
-        ones = [
-            sum(row["label"] for row in rows) / len(rows) for rows in (plan.rows.dev, plan.rows.test or [{"label": 0}])
-        ]
-        sign = 1 if ones[0] > 0.5 else -1
-        found = {"dev": sign * (run.rate or 0), "shown": 1, "seconds": 0.0, "peak": None, "step": 2, "shots": 2}
-        return found if run.chooses else {**found, "test": ones[1] + run.seed / 8}
-
-    monkeypatch.setattr(driver, "_do", do)
+    monkeypatch.setattr(measuring, "do_run", do)
     return asked
 
 
 @pytest.mark.usefixtures("data")
 def test_dev_labels_choose_and_test_labels_do_not(
-    scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ones = [{**row, "label": 1} for row in OTHERS]
-    for name, dev, test in (("plain", OTHERS, OTHERS), ("dev", ones, OTHERS), ("test", OTHERS, ones)):
+    scored: list[list[dict]] = []
+    score = measuring.evaluate
+    monkeypatch.setattr(measuring, "evaluate", lambda *args, **how: (scored.append(args[2]), score(*args, **how))[1])
+    found, tests = {}, OTHERS[:5]
+    for name, dev, test in (("plain", OTHERS, tests), ("dev", turned(OTHERS), tests), ("test", OTHERS, turned(tests))):
         for part, rows in (("train", TRAIN), ("dev", dev), ("test", test)):
             write(f"{name}/{part}.jsonl", rows)
-    found = {name: bench(words_of(f"out-{name}", "mezo", name), capsys)["mezo"] for name in ("plain", "dev", "test")}
-    assert [found[name]["rate"] for name in ("plain", "dev", "test")] == [1e-9, 1e-1, 1e-9]
-    assert found["plain"]["test"] == found["dev"]["test"] != found["test"]["test"]
+        scored.clear()
+        found[name] = bench(words_of(f"out-{name}", "mezo", name), capsys)["mezo"]
+        assert scored == [dev] * 4 + [test], "twice for each of two rates; then what these chose"
+    rates = {name: line["rate"] for name, line in found.items()}
+    assert {rates["plain"], rates["dev"]} == {1e-9, 1e-1} and rates["test"] == rates["plain"]
+    assert found["test"]["test"] == 1 - found["plain"]["test"]
+    assert "best of 2" in found["plain"]["setting"]
 
 
 @pytest.mark.usefixtures("data")
-def test_who_chooses_is_given_no_test_rows(scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str]) -> None:
-    bench(words_of("out", "zero-shot,mezo,adamw", seeds="13,7"), capsys)
-    assert [len(plan.rows.test) for run, plan in scores if run.chooses] == [0] * 4
-    assert {run.seed for run, _ in scores if run.chooses} == {13}
-    assert all(plan.rows.test == OTHERS for run, plan in scores if not run.chooses)
-    order = [run.chooses for run, _ in scores]
-    assert order == sorted(order, reverse=True)  # every choice is made before any test row is scored
-    assert [run.seed for run, _ in scores if run.method == "mezo" and not run.chooses] == [13, 7]
-    assert [run.seed for run, _ in scores if run.method == "zero-shot"] == [13]
-
-
-def test_choosing_takes_the_best_dev_score_and_of_equals_the_smallest_rate() -> None:
-    tried = tries("t", {"mezo": (1e-4, 1e-6, 1e-5), "adamw": (1e-4, 1e-3, 1e-2)}, 0)
-    dev = dict(zip(tried, [0.5, 0.7, 0.7, 0.1, 0.2, 0.3], strict=True))
-    found: dict[Run, dict[str, Any]] = {run: {"dev": score} for run, score in dev.items()}
-    assert chosen_rate(found, tried[:3]) == 1e-6
-    found[tried[5]] = {"error": "out of memory"}
-    assert chosen_rate(found, tried[3:]) == 1e-3
-    runs = finals("t", ["zero-shot", "mezo", "adamw"], tried, found, [0, 1])
-    assert [(run.method, run.rate, run.seed) for run in runs] == [
-        ("zero-shot", None, 0),
-        ("mezo", 1e-6, 0),
-        ("mezo", 1e-6, 1),
-        ("adamw", 1e-3, 0),
-        ("adamw", 1e-3, 1),
+def test_the_seed_that_chooses_is_reported_and_not_run_again(
+    asked: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(words_of("out", "zero-shot,mezo,adamw", seeds="13,7"), capsys)
+    rates = (1e-9, 1e-1)
+    assert [run for run in asked if run.method == "mezo"] == [
+        Run("sst2", "mezo", rates, 13),
+        Run("sst2", "mezo", rates[1:], 7),
     ]
-    for run in tried[3:]:
-        found[run] = {"error": "out of memory"}
-    assert [run.method for run in finals("t", ["mezo", "adamw"], tried, found, [0])] == ["mezo"]
+    assert [run.seed for run in asked if run.method == "zero-shot"] == [13]
+    assert (found["mezo"]["seeds"], found["mezo"]["tests"]) == ([13, 7], [13 / 8, 7 / 8])
 
 
 @pytest.mark.usefixtures("data")
-def test_what_is_done_is_not_done_again(scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_done_is_not_done_again(asked: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of("out", "zero-shot,mezo", seeds="2")
     whole = bench(words, capsys)
     results = Path("out/results.jsonl")
     lines = results.read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 1 + 1 + 2 + 2 == len(scores) + 1  # the task; majority, zero-shot, two rates, two seeds
-    for kept, torn in ((4, ""), (4, lines[4][:20]), (6, lines[6][:-1])):
+    assert len(lines) == 1 + 1 + 1 + 2 == len(asked) + 1  # the task; majority, zero-shot, two seeds
+    for kept, torn in ((3, ""), (3, lines[3][:20]), (4, lines[4][:-1])):
         results.write_text("".join(lines[:kept]) + torn)
-        scores.clear()
+        asked.clear()
         assert bench(words, capsys) == whole
-        assert len(scores) == len(lines) - kept
+        assert len(asked) == len(lines) - kept
         assert results.read_text().splitlines(keepends=True) == lines
-    scores.clear()
+    asked.clear()
     bench(words_of("out", "zero-shot,mezo,shots", seeds="2"), capsys)
-    assert [run.method for run, _ in scores] == ["shots", "shots"]  # more may be asked for
+    assert [run.method for run in asked] == ["shots", "shots"]  # more may be asked for
 
 
-@pytest.mark.usefixtures("data", "scores")
+@pytest.mark.usefixtures("data", "asked")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -200,7 +189,7 @@ def test_something_else_is_refused(change: Any, told: str, capsys: pytest.Captur
 
 @pytest.mark.usefixtures("data")
 def test_several_gpus_are_refused_before_the_first_run_where_mezo_would_be_refused(
-    scores: list[tuple[Run, Plan]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    asked: list[Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -208,7 +197,7 @@ def test_several_gpus_are_refused_before_the_first_run_where_mezo_would_be_refus
     error, hint = capsys.readouterr().err.splitlines()[-2:]
     assert error == "error: this process sees several GPUs"
     assert "CUDA_VISIBLE_DEVICES" in hint and "--device cuda:0" in hint
-    assert not scores and not Path("out").exists()
+    assert not asked and not Path("out").exists()
     assert main([*words_of("out", "zero-shot,mezo"), "--device", "cuda"]) == 2
     bench(words_of("out", "zero-shot,adamw"), capsys)  # which take the first
     bench([*words_of("other", "mezo"), "--device", "cpu"], capsys)
@@ -244,9 +233,7 @@ def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     with Path("out/table.csv").open(newline="") as file:
         assert [row["test"] for row in csv.DictReader(file)] == [str(line["test"]) for line in lines.values()]
     assert not Path("out/runs").exists()
-    # On the way a choosing run scored the dev rows, and no run the test rows before it.
     results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
-    assert all("test" not in one for one in results if one.get("chooses"))
     assert all([step for step, _ in one["curve"]] == [2, 4] for one in results if one.get("rate"))
 
 
@@ -258,13 +245,142 @@ def test_a_run_that_is_refused_for_its_memory_is_a_line_of_the_table(
     assert main([*words_of("out", "zero-shot,mezo"), "--json"]) == 0
     out, err = capsys.readouterr()
     lines = {line["method"]: line for line in last_object(out)["lines"]}
-    assert lines["mezo"]["setting"] == "out of memory" and "test" not in lines["mezo"]
+    assert lines["mezo"]["setting"].startswith("failed; out of memory: ") and "test" not in lines["mezo"]
     assert 0 <= lines["zero-shot"]["test"] <= 1
     results = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
     told = [one["error"] for one in results if "error" in one]
-    assert len(told) == 2 and len(results) == 1 + 1 + 1 + 2  # the task, majority, zero-shot, both rates
+    assert len(told) == 1 and len(results) == 1 + 1 + 1 + 1  # the task, majority, zero-shot, mezo
     assert all(text in err and text.startswith("out of memory: model in float32 needs ") for text in told)
-    assert all("its weights; this machine has 0.01 MB free" in text for text in told)
+    assert all(" for its weights" in text and text.endswith(" MB free") for text in told)
+
+
+@pytest.mark.usefixtures("data")
+def test_a_table_is_shown_however_it_ends(
+    asked: list[Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do, words = measuring.do_run, words_of("out", "zero-shot,shots,mezo", seeds="2")
+
+    def ends(run: Run, *others: Any) -> dict[str, Any]:
+        if run.method != "shots" or run.seed == 0:
+            return do(run, *others)
+        if isinstance(errors[-1], int):
+            signal.raise_signal(errors[-1])
+        raise errors[-1]
+
+    monkeypatch.setattr(measuring, "do_run", ends)
+    errors: list[Any] = []
+    for error, code, told in (
+        (signal.SIGTERM, 130, "interrupted; what is done is kept: zoreward bench sst2"),
+        (KeyboardInterrupt(), 130, "interrupted; what is done is kept: zoreward bench sst2"),
+        (ValueError("no luck"), 1, "sst2 shots seed 1 failed; the same command tries again: zoreward bench sst2"),
+    ):
+        errors.append(error)
+        assert main(words) == code
+        out, err = capsys.readouterr()
+        rows = {row.split("|")[1].strip(): row for row in out.splitlines() if row.startswith("| ")}
+        assert told in err and {"zero-shot", "shots", "mezo"} <= set(rows)
+        assert "1 of 2 seeds" in rows["shots"] and "0.0000" in rows["shots"]
+        assert Path("out/table.md").read_text().strip() == out.strip()
+        if code == 130:
+            assert "| not run |" in rows["mezo"]
+        else:  # the others went on
+            assert "1 of 2 seeds; ValueError: no luck" in rows["shots"] and "not run" not in rows["mezo"]
+    asked.clear()
+    monkeypatch.setattr(measuring, "do_run", do)
+    assert main(words) == 0 and asked == [Run("sst2", "shots", (), 1)]
+
+
+@pytest.mark.usefixtures("data", "asked")
+def test_max_seconds_end_a_table_with_what_it_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = measuring.do_run
+
+    def slow(run: Run, *others: Any) -> dict[str, Any]:
+        for _ in range(6000 if run.method == "shots" else 0):
+            time.sleep(0.01)
+        return do(run, *others)
+
+    monkeypatch.setattr(measuring, "do_run", slow)
+    assert main([*words_of("out", "zero-shot,shots", seeds="2"), "--max-seconds", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 seconds had passed (--max-seconds); what is done is kept: zoreward bench" in err
+    assert [(line["method"], line["setting"]) for line in last_object(out)["lines"]] == [
+        ("zero-shot", ""),
+        ("shots", "not run"),
+    ]
+
+
+LOSS = "template: '{sentence} It was'\nchoices: [' terrible', ' great']\nobjective: neg-cross-entropy\n"
+
+
+def test_runs_that_share_a_model_are_those_that_load_it_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("loss.yaml").write_text(LOSS)  # which tells one bit from another
+    plan = Plan(load_task("loss.yaml"), "model", Split(TRAIN, OTHERS, OTHERS), Settings(steps=4, batch_size=8))
+    runs = [Run("loss", name, (), 1) for name in ("mezo-metric-lora", "mezo-metric", "zero-shot")]
+    loads: list[str] = []
+    load = measuring.load_model
+    monkeypatch.setattr(measuring, "load_model", lambda name, **how: (loads.append(name), load(name, **how))[1])
+
+    def without_clock(run: Run) -> dict[str, Any]:
+        return {name: value for name, value in do_run(run, plan, Path("runs")).items() if name != "seconds"}
+
+    shared = [without_clock(run) for run in [*runs, *runs[:2]]]
+    assert len(loads) == 1
+    alone = []
+    for run in runs:
+        forget_model()
+        alone.append(without_clock(run))
+    assert len(loads) == 1 + len(runs)
+    forget_model()
+    assert shared == alone + alone[:2]
+    assert len({result["dev"] for result in alone}) == len(runs), "each has moved the weights, but for zero-shot"
+
+
+@pytest.mark.usefixtures("data")
+def test_adamw_leaves_nothing_behind_and_a_rate_that_breaks_the_model_loses() -> None:
+    plan = Plan(load_task("sst2"), "model", Split(TRAIN, OTHERS, OTHERS), Settings(steps=4, batch_size=8))
+    adamw, mezo = Run("sst2", "adamw", (1e-3, 1e30), 0), Run("sst2", "mezo", (1e-2,), 0)
+    first, found, second = (do_run(run, plan, Path("runs")) for run in (mezo, adamw, mezo))  # of one model, on a CPU
+    forget_model()
+    again = do_run(Run("sst2", "adamw", (1e-3,), 0), plan, Path("runs"))
+    forget_model()
+    assert found["tried"] == [(1e-3, again["dev"]), (1e30, None)] and found["rate"] == 1e-3
+    assert (found["test"], found["curve"]) == (again["test"], again["curve"])
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+@pytest.mark.usefixtures("data")
+def test_without_rates_a_method_finds_its_own_as_a_run_of_tune_does(capsys: pytest.CaptureFixture[str]) -> None:
+    words = words_of("out", "mezo", seeds="3,4")
+    words = [word for word in words if word not in RATES]
+    found = bench([*words, "--method", "lozo-metric", "--eps", "lozo-metric=2e-2"], capsys)
+    assert list(found) == ["mezo", "lozo-metric"]
+    args = ZOConfig("tune", **SETTINGS, max_steps=4, per_device_train_batch_size=8, seed=3, use_cpu=True)
+    trainer = ZOTrainer("model", objective="neg-cross-entropy", args=args, train_dataset=TRAIN)
+    trainer.train()
+    line = found["mezo"]
+    assert trainer.found is not None and (line["rate"], line["found"]) == (trainer.found.learning_rate, True)
+    assert "(found), eps " in line["setting"] and line["setting"].endswith("of 4")
+    assert line["shown"] == 4 * 8 * 2 + trainer.found.rows
+    assert "eps 0.02, " in found["lozo-metric"]["setting"]
+
+
+@pytest.mark.usefixtures("data")
+def test_max_forwards_are_those_of_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "sst2", "--model", "model", "--batch-size", "8", "--data-dir", "data", "--seeds", "1"]
+    words += ["--lr", "mezo=1e-3", "--lr", "adamw=1e-3", "--methods", "mezo,adamw", "--device", "cpu"]
+    found = bench([*words, "--max-forwards", "60", "--method", "fzoo", "--output", "out"], capsys)
+    left = 60 - 4  # dev scores of one batch each
+    assert found["mezo"]["setting"].endswith(f" of {left // 2}")
+    assert found["adamw"]["setting"].endswith(f" of {left // 3}"), "forwards, and backwards for twice as much"
+    assert left * 8 - 9 * 8 < found["fzoo"]["shown"] <= left * 8, "the search, and steps of nine members"
+    assert main([*words, "--max-forwards", "40", "--method", "fzoo", "--output", "none"]) == 1
+    assert "max_forwards=36 does not pay for one step; of --max-forwards 40 the others are" in capsys.readouterr().err
+    assert main([*words, "--max-forwards", "4", "--output", "few", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert all("--max-forwards 4 does not pay for one step" in line["setting"] for line in last_object(out)["lines"])
+    assert "4 dev scores alone take 4" in err
 
 
 @pytest.mark.slow
@@ -346,12 +462,12 @@ def test_the_majority_is_an_answer_of_the_row(case: str) -> None:
     train, test, right = OWN_ANSWERS[case]
     parts = [[{"q": "film", "ends": ends, "label": label} for ends, label in rows] for rows in (train, test)]
     plan = Plan(load_task("own.yaml"), "bytes", Split(parts[0], parts[1][:1], parts[1]), Settings())
-    found = do_run(Run("own", "majority", None, 0, False), plan, Path("nowhere"))
+    found = do_run(Run("own", "majority", (), 0), plan, Path("nowhere"))
     assert found["test"] == sum(right) / len(right)
     assert found["dev"] == right[0]
     for row, wanted in zip(parts[1], right, strict=True):
         alone = replace(plan, rows=replace(plan.rows, test=[row]))
-        assert do_run(Run("own", "majority", None, 0, False), alone, Path("nowhere"))["test"] == wanted
+        assert do_run(Run("own", "majority", (), 0), alone, Path("nowhere"))["test"] == wanted
 
 
 # Rows
@@ -472,7 +588,7 @@ def test_the_best_look_is_kept_and_put_back() -> None:
         weights["b"].fill_(-step)
         best.look(step)
     assert (best.step, best.dev, best.curve) == (4, 0.7, [(2, 0.5), (4, 0.7), (6, 0.7), (7, 0.6)])
-    best.put_back()
+    best.put_back(weights)
     assert (weights["w"].tolist(), weights["b"].tolist()) == ([4.0, 4.0], [-4.0])
 
 
@@ -488,7 +604,7 @@ def test_results_that_cannot_be_read(tmp_path: Path) -> None:
 def test_two_commands_in_one_folder_keep_each_other_s_results(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"kind": "task", "task": "a"}\n{"kind": "ru')  # torn by a kill
     one, other = Results(tmp_path), Results(tmp_path)
-    runs = [Run(task, "mezo", 1e-6, seed, False) for seed in (0, 1) for task in ("a", "b")]
+    runs = [Run(task, "mezo", (1e-6,), seed) for seed in (0, 1) for task in ("a", "b")]
     for results, run in zip((one, other, one, other), runs, strict=True):
         results.add(run, {"dev": 0.5})
     assert Results(tmp_path).runs == {run: {"dev": 0.5} for run in runs}
@@ -516,7 +632,7 @@ def test_what_goes_on_beside_a_run_that_fails_is_written_down(tmp_path: Path, mo
     monkeypatch.syspath_prepend(tmp_path)  # other processes are given it too
     monkeypatch.setattr(driver, "_do", importlib.import_module("other_process_work").do)
     plan = Plan(load_task("sst2"), "model", Split(TRAIN, OTHERS, OTHERS), Settings())
-    runs = [Run("sst2", "shots", None, seed, False) for seed in range(4)]
+    runs = [Run("sst2", "shots", (), seed) for seed in range(4)]
     told: list[str] = []
     with pytest.raises(ValueError, match="seed 0 fails"):
         driver.run_all(runs, {"sst2": plan}, Results(Path("out")), jobs=2, tell=told.append)
@@ -527,7 +643,7 @@ def test_what_goes_on_beside_a_run_that_fails_is_written_down(tmp_path: Path, mo
 
 def test_runs_side_by_side_have_folders_of_their_own() -> None:
     names = ("sst2.short", "sst2.long", "sst2", "a/sst2", "a_sst2")
-    found = [driver._name(Run(name, "mezo", 1e-6, 0, True)) for name in names]
+    found = [driver._name(Run(name, "mezo", (1e-6,), 0)) for name in names]
     assert len(set(found)) == len(names)
     assert not any(set("/\\.") & set(name.split("-mezo-")[0]) for name in found)
 

@@ -142,7 +142,12 @@ def test_help_of_tune_shows_own_options_aliases_and_defaults(capsys: pytest.Capt
     flags = {"choices": "--choice", "max_completion_length": "--max-new-tokens"}
     for name in ZOArguments.__dataclass_fields__:
         assert flags.get(name, "--" + name.replace("_", "-")) + " " in text
-    for default in ("--normalize none 1e-6.", "[default: 1000]", "[default: 16]", "[default: constant]"):
+    for default in (
+        "--normalize none 1e-6.",
+        "Default: 1000; with --max-forwards",
+        "[default: 16]",
+        "[default: constant]",
+    ):
         assert default in text
     for panel in ("Model and data", "Prompt", "Tuning", "Run"):
         assert f"─ {panel} ─" in text
@@ -156,12 +161,13 @@ def test_defaults_are_those_of_the_trainer(folder: Path) -> None:
     from zoreward.trainer import ZOConfig
 
     theirs = ZOConfig("run")
+    assert theirs.max_steps == 1000  # of which the help speaks; with --max-forwards it depends
     command = make_command("f1", describe_objective("f1"))
     for name, parameter in command.__signature__.parameters.items():
         if (
             hasattr(theirs, name)
             and parameter.default is not parameter.empty
-            and name not in ("eval_steps", "device", "eval_batch_size")
+            and name not in ("eval_steps", "device", "eval_batch_size", "max_steps")
         ):
             default = getattr(theirs, name)
             expected = [] if name == "report_to" and default in ([], ["none"]) else getattr(default, "value", default)

@@ -524,6 +524,38 @@ def test_seconds_count_from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> N
     assert control.should_training_stop and keeper.stopped_by == "max_seconds"
 
 
+def test_max_forwards_end_a_run_that_goes_on_where_there_are_more(
+    whole: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["tune", "./rewards.py:plain", *TUNE, "--output", "left"]
+    assert main([*tune, "--max-forwards", "7"]) == 0
+    out, err = capsys.readouterr()
+    assert "of 7 forward passes 6 are for 3 steps\n" in err
+    assert "stopped after 3 steps: another step would have taken more forward passes than there may be" in out
+    assert main([*tune, "--max-forwards", "7", "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["steps"], told["stopped"]) == (3, "max_forwards")
+    assert main([*tune, "--max-forwards", "100", "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["steps"], told["stopped"]) == (5, None)
+    assert list(load_run("left").records()) == list(load_run("whole").records())
+    assert weights(folder / "left") == weights(whole)
+
+
+def test_without_steps_there_are_as_many_as_the_forward_passes_pay(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["tune", "./rewards.py:plain", *TUNE, "--eval-data", "dev.jsonl", "--output", "run", "--json"]
+    words = [word for word in tune if word not in ("--steps", "5")]
+    assert main([*words, "--max-forwards", "50"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    evaluations, steps = [step for step, _ in load_run("run").evaluations], told["steps"]
+    assert evaluations == sorted({0, *range(-(-steps // 10), steps + 1, -(-steps // 10)), steps})
+    per_score = -(-len(Path("dev.jsonl").read_text().splitlines()) // 16)
+    assert 2 * steps + per_score * len(evaluations) <= 50 < 2 * (steps + 2) + per_score * (len(evaluations) + 1)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["max_steps"] == steps
+
+
 @pytest.mark.parametrize("seconds", ["0", "-3", "nan", "inf"])
 def test_seconds_that_are_none(seconds: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "./rewards.py:plain", *TUNE, "--output", "run", "--max-seconds", seconds]) == 2

@@ -18,6 +18,7 @@ from zoreward.journal.replaying import replay
 from zoreward.methods import SPSA
 from zoreward.noise import canonical_name, definition, stream_of
 from zoreward.records import InputError
+from zoreward.scoring import LocalEngine
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.radius import _radius
 
@@ -28,11 +29,17 @@ ROWS = [{"text": f"{word} film", "label": n % 2} for n, word in enumerate(WORDS)
 CHOICES = {"template": "{text} it was", "choices": [" not", " very"]}
 
 
-def made(folder: Path, tokenizer: PreTrainedTokenizerBase, objective: Any = "neg-cross-entropy", **changes: Any) -> Any:
+def made(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Any = "neg-cross-entropy",
+    dev: Any = None,
+    **changes: Any,
+) -> Any:
     settings = {"max_steps": 4, "per_device_train_batch_size": 4, **CHOICES, **changes}
     args = ZOConfig(str(folder), use_cpu=True, disable_tqdm=True, **settings)
-    model = random_model("llama", 1)
-    return ZOTrainer(model, objective=objective, args=args, train_dataset=ROWS, processing_class=tokenizer)
+    model, rows = random_model("llama", 1), {"train_dataset": ROWS, "eval_dataset": dev}
+    return ZOTrainer(model, objective=objective, args=args, **rows, processing_class=tokenizer)
 
 
 def change_by_hand(trainer: Any, radius: float, directions: int) -> float:
@@ -287,3 +294,54 @@ def test_the_scale_of_the_scores_does_not_matter_to_running_slopes() -> None:
             terms.append(update.terms)
         updates.append(terms)
     assert updates[0] == updates[1]
+
+
+@pytest.mark.parametrize(("objective", "method"), [("neg-cross-entropy", "spsa"), ("accuracy", "svrg")])
+def test_max_forwards_pay_for_the_search_the_scores_and_so_many_steps(
+    objective: str, method: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    logprobs = LocalEngine.logprobs
+
+    def counted(self: LocalEngine, work: Any, **how: Any) -> Any:
+        read.append(sum(len(requests) // 2 for _, requests in work))  # a row has two answers
+        return logprobs(self, work, **how)
+
+    def begun(forwards: int) -> Any:
+        changes = {"max_forwards": forwards, "eval_strategy": "steps", "eval_steps": 0.25, "max_steps": -1}
+        trainer = made(tmp_path, tokenizer, objective, method=method, dev=ROWS[:8], **changes)
+        read.clear()  # the trial of a few rows
+        return trainer
+
+    monkeypatch.setattr(LocalEngine, "logprobs", counted)
+    trainer = begun(90)
+    trainer.evaluate()
+    trainer.train()
+    budget, steps = trainer.keeper.budget, trainer.method_state.step
+    assert sum(read) / 4 == budget.spent <= 90
+    assert budget.steps == steps == trainer.args.max_steps and budget.scores == len(load_run(tmp_path).evaluations) == 5
+    dearest = 12 // 4 * 2 if method == "svrg" else 2  # of all rows
+    assert budget.spent + dearest + budget.score > 90, "another step is not paid"
+    if trainer.found:
+        assert math.isclose(trainer.found.learning_rate * math.sqrt(steps), 1.5 * trainer.found.radius, rel_tol=0.005)
+        assert load_run(tmp_path).header["searched"] == trainer.found.rows == 4 * budget.search
+
+    again = begun(90)
+    again.train(resume_from_checkpoint=True)
+    assert (again.method_state.step, read) == (steps, []), "all of it is spent"
+    more = begun(110)
+    more.train(resume_from_checkpoint=True)
+    assert more.method_state.step > steps and budget.spent + sum(read) / 4 <= 110
+
+
+def test_max_forwards_that_pay_for_no_step_are_refused(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = made(tmp_path, tokenizer, max_forwards=3)
+    monkeypatch.setattr(LocalEngine, "logprobs", lambda *args, **how: pytest.fail("a look is taken"))
+    with pytest.raises(InputError, match="max_forwards=3 does not pay for one step") as caught:
+        trainer.train()
+    monkeypatch.undo()
+    least = int(caught.value.hint.split()[4].rstrip(":"))
+    assert made(tmp_path, tokenizer, max_forwards=least).train().global_step == 1
+    assert made(tmp_path / "few", tokenizer, max_forwards=900).train().global_step == 4, "as many as are asked for"

@@ -90,6 +90,25 @@ def defaults_of(method: str, needs: str, tuned: str) -> dict[str, Any]:
     return {**DEFAULTS[needs, tuned], **of_method}
 
 
+def finds_rate(args: Any, needs: str, *, compares_with_base: bool = False) -> bool:
+    """Whether the learning rate of a run, and ε, are found before step 1, as nobody gave the rate.
+
+    Not for raw slopes, whose size a rate depends on; nor where answers are whole texts that were given.
+
+    Args:
+        args: with `learning_rate`, `normalize` and `method`, as they are given.
+        needs: what the objective needs.
+        compares_with_base: whether it compares with the model before step 1.
+
+    >>> from types import SimpleNamespace
+    >>> args = SimpleNamespace(learning_rate=None, normalize=None, method="spsa")
+    >>> finds_rate(args, "choices"), finds_rate(args, "likelihood")
+    (True, False)
+    """
+    alike = needs in ("choices", "completions") and not compares_with_base
+    return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
+
+
 def _default_in_words(option: str, otherwise: str = "") -> str:
     """The end of an option's help.
 
@@ -467,6 +486,17 @@ class Running:
         may_change=True,
         stops="the dev score fell once more",
     )
+    max_forwards: int | None = setting(
+        default=None,
+        help="Take at most so many forward passes, each of one member on one batch: a step takes 2 for each direction, "
+        "dev scores and the search for a rate one for each batch of their rows. Without --steps there are as many as "
+        "these pay.",
+        least=1,
+        above=0,
+        unit="forward passes",
+        recorded=False,
+        stops="another step would have taken more forward passes than there may be",
+    )
 
 
 if TYPE_CHECKING:
@@ -557,7 +587,9 @@ class Held:
 class Steps:
     """Fields of `transformers.TrainingArguments` that have a flag of their own."""
 
-    max_steps: int = setting(default=1000, help="Steps.", flag="--steps", least=1)
+    max_steps: int | None = setting(
+        default=None, help="Steps. Default: 1000; with --max-forwards as many as these pay.", flag="--steps", least=1
+    )
     per_device_train_batch_size: int = setting(default=16, help="Rows a batch.", flag="--batch-size", least=1)
     gradient_accumulation_steps: int = setting(
         default=1, help="Batches a step; their rows are scored together.", least=1
@@ -675,7 +707,7 @@ class EvalOptions(Common):
 class QuickstartOptions(Seeding):
     """The options of `zoreward quickstart`."""
 
-    max_steps: int = same_as(Steps, "max_steps", default=150)
+    max_steps: int = same_as(Steps, "max_steps", default=150, help="Steps.")
     output: str | None = setting(default=None, help="Keep the run and the tuned model in this folder.")
     json: bool = same_as(Command, "json")
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from zoreward.bench.driver import chosen_rate, finals, run_all, tries
-from zoreward.bench.plan import METHODS, BenchMethod, BenchOptions, Plan, Run, Settings, problem_of, rates_of
+from zoreward.bench.driver import run_all
+from zoreward.bench.plan import (
+    BY_DEFAULT,
+    METHODS,
+    BenchMethod,
+    BenchOptions,
+    Plan,
+    Run,
+    Settings,
+    check_rates,
+    checked_methods,
+    problem_of,
+    rates_of,
+    runs_of,
+)
 from zoreward.bench.pools import bench_rows, check_plan, check_shots
 from zoreward.bench.results import Results
 from zoreward.bench.table import as_csv, as_markdown, draw, lines_of
 
 __all__ = [
+    "BY_DEFAULT",
     "METHODS",
     "BenchMethod",
     "BenchOptions",
@@ -20,13 +34,13 @@ __all__ = [
     "as_markdown",
     "bench_rows",
     "check_plan",
+    "check_rates",
     "check_shots",
-    "chosen_rate",
+    "checked_methods",
     "draw",
-    "finals",
     "lines_of",
     "problem_of",
     "rates_of",
     "run_all",
-    "tries",
+    "runs_of",
 ]

@@ -1,65 +1,22 @@
-"""Which runs a table needs, what the dev rows choose, and how runs are done: one after the other, or side by side.
-
-Free of torch itself.
-"""
+"""How runs are done: one after the other, or side by side. Free of torch itself."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zoreward.bench.plan import METHODS, Plan, Run
-from zoreward.bench.results import Results
+from zoreward.bench.plan import Plan, Run
+from zoreward.bench.results import Result, Results
+from zoreward.records import ZorewardError, named, one_line
+from zoreward.registry import place_of
 
-Result = dict[str, Any]
 T = TypeVar("T")
-
-
-def tries(task: str, rates: Mapping[str, Sequence[float]], seed: int) -> list[Run]:
-    """Return the runs that choose: every learning rate of every method that has one, with one seed.
-
-    >>> [str(run) for run in tries("sst2", {"mezo": (1e-6, 1e-5)}, 0)]
-    ['sst2 mezo lr 1e-06 seed 0 (chooses)', 'sst2 mezo lr 1e-05 seed 0 (chooses)']
-    """
-    return [Run(task, name, rate, seed, True) for name, of_method in rates.items() for rate in of_method]
-
-
-def chosen_rate(results: Mapping[Run, Result], tried: Sequence[Run]) -> float | None:
-    """Return the learning rate with the best dev score, of equals the smallest; None where there is none to choose.
-
-    Args:
-        results: results by run.
-        tried: the runs of one method that choose. One that did not fit the memory loses to every other.
-    """
-    if not tried:
-        return None
-    return max(sorted(tried, key=lambda run: run.rate or 0.0), key=lambda run: _dev(results[run])).rate
-
-
-def finals(
-    task: str, methods: Sequence[str], tried: Sequence[Run], results: Mapping[Run, Result], seeds: Sequence[int]
-) -> list[Run]:
-    """Return the runs that are reported: every method with its rate, once for each seed that changes something.
-
-    A method of which no run fitted the memory has none.
-    """
-    runs = []
-    for name in methods:
-        tries_of_method = [run for run in tried if run.method == name]
-        if not tries_of_method or any("dev" in results[run] for run in tries_of_method):
-            rate = chosen_rate(results, tries_of_method)
-            runs += [Run(task, name, rate, seed, False) for seed in (seeds if METHODS[name].seeded else seeds[:1])]
-    return runs
-
-
-def _dev(result: Result) -> float:
-    return float(result.get("dev", float("-inf")))
+# Characters of what a run fails with.
+_LONGEST = 300
 
 
 def run_all(
@@ -70,17 +27,14 @@ def run_all(
     jobs: int = 1,
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Do the runs that are not done yet, and write each down as it ends.
+    """Do the runs that are not done yet, and write each down as it ends. One that fails is told, and others go on.
 
     Args:
         runs: which.
-        plans: by the names of their tasks. A run that chooses is given its plan without the test rows.
+        plans: by the names of their tasks.
         results: what is done, and where to write.
         jobs: how many run side by side, each in a process of its own.
         tell: is given a line for each run.
-
-    Raises:
-        ZorewardError: a run failed. Those that ended before it are kept, and those that went on beside it.
     """
     missing = [run for run in runs if run not in results.runs]
     start = time.perf_counter()
@@ -88,23 +42,21 @@ def run_all(
         results.add(run, result)
         spent = time.perf_counter() - start
         left = spent / count * (len(missing) - count)
-        tell(f"{count}/{len(missing)} {run}: {_told(result)} · {spent:.0f} s, {left:.0f} s left")
+        tell(f"{count}/{len(missing)} {run}: {_told(result)} · {spent:.0f} s, about {left:.0f} s left")
 
 
 def _done(
     runs: Sequence[Run], plans: Mapping[str, Plan], folder: Path, jobs: int, tell: Callable[[str], None]
 ) -> Iterator[tuple[Run, Result]]:
-    given = [(run, _plan_for(run, plans[run.task]), folder / "runs" / _name(run), jobs) for run in runs]
-    if jobs == 1 or len(runs) < 2:
-        yield from ((arguments[0], _do(*arguments)) for arguments in given)
-    else:
-        yield from ((runs[number], result) for number, result in side_by_side(_do, given, jobs, tell=tell))
-    with contextlib.suppress(OSError):
-        (folder / "runs").rmdir()
-
-
-def _plan_for(run: Run, plan: Plan) -> Plan:
-    return replace(plan, rows=replace(plan.rows, test=[])) if run.chooses else plan
+    given = [(run, plans[run.task], folder / "runs" / _name(run), jobs) for run in runs]
+    try:
+        if jobs == 1 or len(runs) < 2:
+            yield from ((arguments[0], _do(*arguments)) for arguments in given)
+        else:
+            yield from ((runs[number], result) for number, result in side_by_side(_do, given, jobs, tell=tell))
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / "runs").rmdir()
 
 
 def _do(run: Run, plan: Plan, folder: Path, jobs: int) -> Result:
@@ -114,21 +66,26 @@ def _do(run: Run, plan: Plan, folder: Path, jobs: int) -> Result:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return do_run(run, plan, folder, threads_for(jobs))
+    try:
+        return do_run(run, plan, folder, threads_for(jobs))
+    except (Exception, SystemExit) as error:  # the latter from a model's own code
+        told, hint = named(error), place_of(error)
+        if isinstance(error, ZorewardError):
+            told, hint = str(error), error.hint
+        return {"error": one_line(told, _LONGEST), "hint": one_line(hint or "", _LONGEST), "failed": True}
 
 
 def _name(run: Run) -> str:
     # A task's name may be anything, and two runs side by side must not share a folder.
     task = re.sub(r"[^\w-]", lambda match: f"%{ord(match[0]):x}", run.task)
-    parts = [task, run.method, run.rate, run.seed, "chooses" if run.chooses else "reported"]
-    return "-".join(str(part) for part in parts if part is not None)
+    return "-".join(map(str, [task, run.method, *run.rates, run.seed]))
 
 
 def _told(result: Result) -> str:
     if "error" in result:
-        return str(result["error"])
-    names = [name for name in ("dev", "test") if name in result]
-    return " ".join(itertools.chain.from_iterable((name, f"{result[name]:.4f}") for name in names))
+        return f"failed: {result['error']} ({result['hint']})" if result.get("hint") else result["error"]
+    rate = f"lr {result['rate']:g}{' found' if result.get('found') else ''} " if "rate" in result else ""
+    return rate + " ".join(f"{name} {result[name]:.4f}" for name in ("dev", "test"))
 
 
 def side_by_side(
@@ -167,7 +124,8 @@ def side_by_side(
                 while waiting and failed is None and len(running) < jobs:
                     number, arguments = waiting.pop()
                     running[pool.submit(work, *arguments)] = number
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                # Not without end, so that whoever ends the command in another thread is heard.
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     number = running.pop(future)
                     error = future.exception()
                     if error is None:
@@ -180,6 +138,8 @@ def side_by_side(
                             tell(f"one failed; {len(running)} beside it to wait for")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():  # else this one would wait for their end
+                process.terminate()
             raise
     if failed is not None:
         raise failed

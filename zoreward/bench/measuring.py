@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +17,13 @@ import numpy as np
 import torch
 
 from zoreward.bench.plan import METHODS, Plan, Run, objectives_of
-from zoreward.bench.tuning import Best, Looking, Meter, adamw_step, batches, is_due
+from zoreward.bench.tuning import Best, Looking, Meter, adamw_step, batches
 from zoreward.config import DEFAULTS
 from zoreward.data import without_content
 from zoreward.neighbours.of_transformers import silence_
-from zoreward.records import Evaluation, Example, NoRoomError
+from zoreward.records import Evaluation, Example, InputError, NoRoomError, ObjectiveError
 from zoreward.scoring import (
+    checked_device,
     engine_of,
     evaluate,
     examples_of,
@@ -30,6 +34,7 @@ from zoreward.scoring import (
     probe_scores,
     scores_of,
 )
+from zoreward.scoring.devices import first_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,37 +44,71 @@ Rows = Sequence[dict[str, Any]]
 
 
 def do_run(run: Run, plan: Plan, folder: Path, threads: int | None = None) -> Result:
-    """Do one run.
+    """Do one run, with the model that the run before it had where they can share one; see `forget_model`.
 
     Args:
         run: which.
-        plan: without test rows where the run chooses.
+        plan: the task, the model and the rows.
         folder: for what a run writes; removed at its end.
         threads: of torch; None: its own choice.
 
     Returns:
-        `dev` and, unless it chooses, `test`; `shown`, rows that went through the model forwards to tune it, and
-        `backward`, those that went backwards too; `seconds` of tuning, `peak` bytes of GPU memory; `step`, after which
-        the weights were kept, and `curve`, the dev scores. Only `error` where it did not fit the memory.
+        `dev` and `test`; `shown`, rows that went through the model forwards to tune it, and `backward`, those that went
+        backwards too; `seconds` of tuning, `peak` bytes of GPU memory; of a method that tunes `rate`, `eps`, whether
+        they were `found`, or are a `guess`, the dev score of each rate that was `tried`, `step`, after which the
+        weights were kept, and `curve`, the dev scores. Only `error` where it did not fit the memory.
 
     Raises:
         ZorewardError: something does not fit together.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    method = METHODS[run.method]
+    kind = METHODS[run.method].kind
     try:
-        if method.kind == "mezo":
-            return _mezo(run, plan, folder)
-        return {"majority": _majority, "score": _scored, "probe": _probe, "adamw": _adamw}[method.kind](run, plan)
-    except NoRoomError as error:
-        return {"error": f"out of memory: {error}"}
-    except torch.OutOfMemoryError:
-        return {"error": "out of memory"}
+        if kind in ("zo", "adamw"):
+            return _tuned(run, plan, folder)
+        return {"majority": _majority, "score": _scored, "probe": _probe}[kind](run, plan)
+    except BaseException as error:
+        forget_model()  # nobody knows how it stands
+        if isinstance(error, NoRoomError | torch.OutOfMemoryError):
+            return {"error": f"out of memory: {error}" if isinstance(error, NoRoomError) else "out of memory"}
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        gc.collect()  # a trainer and its callbacks hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@lru_cache(maxsize=1)
+def _in_memory(name: str, dtype: str | None, device: str | None, trust: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model, and a copy of its weights in the computer's memory, from which each run gets them back."""
+    forget_model()  # for two at a time there may be no room
+    model = load_model(name, dtype=dtype, device=device, trust_remote_code=trust)
+    return model, {name: weight.detach().to("cpu", copy=True) for name, weight in _weights_of(model)}
+
+
+def forget_model() -> None:
+    """Free the memory of the model that runs share."""
+    _in_memory.cache_clear()
+
+
+def _weights_of(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+@torch.no_grad()
+def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:
+    """The model as it was loaded, bit for bit, whatever runs before have done to it."""
+    settings = plan.settings
+    name = os.path.abspath(plan.model) if os.path.isdir(plan.model) else plan.model
+    dtype = dtype or settings.dtype
+    if dtype is None and checked_device(settings.device or first_device()).type == "cpu":
+        dtype = "float32"  # by name, as AdamW asks for it
+    model, weights = _in_memory(name, dtype, settings.device, settings.trust_remote_code)
+    for name, weight in _weights_of(model):
+        weight.copy_(weights[name])
+    return model.eval()
 
 
 def threads_for(jobs: int) -> int | None:
@@ -130,21 +169,114 @@ def _probe(run: Run, plan: Plan) -> Result:
     return {"dev": scores[0], "test": scores[1], "shown": len(train), "seconds": meter.seconds, "peak": meter.peak}
 
 
-def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
-    from zoreward.trainer import ZOConfig, ZOTrainer
+@dataclass(frozen=True, slots=True)
+class _Tuning:
+    """A model that stands at its base weights, and how it is tuned.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        weights: those that are tuned, by name.
+        train: tunes them; says what rate was taken.
+    """
+
+    model: Any
+    tokenizer: Any
+    weights: Mapping[str, torch.Tensor]
+    train: Any
+
+
+def _tuned(run: Run, plan: Plan, folder: Path) -> Result:
+    """A method that tunes: by every rate, by which the dev rows choose one, as they choose a step of each."""
+    rates, tried = run.rates or (None,), list[tuple[float, float | None]]()
+    best, result, problem = None, Result(), None
+    prepared = _adamw if METHODS[run.method].kind == "adamw" else _zo
+    with ExitStack() as stack:
+        for rate in rates:
+            stack.close()
+            tuning = stack.enter_context(prepared(run, plan, rate, folder))
+            meter = Meter(next(tuning.model.parameters()).device)
+            looks = Best(tuning.weights, _scorer(tuning, plan, plan.rows.dev, run.seed), best.dev if best else None)
+            try:
+                found = tuning.train(looks, meter)
+            except ObjectiveError as error:  # the outputs of the model are not finite any more
+                problem, dev = error, None
+            else:
+                dev = looks.dev
+                if best is None or dev > best.dev:
+                    best, result = looks, {**found, **meter.measured, "step": looks.step, "curve": looks.curve}
+            if rate is not None:
+                tried.append((rate, dev))
+        if best is None:
+            assert problem is not None
+            raise problem
+        if result["rate"] != rates[-1] is not None:
+            stack.close()
+            tuning = stack.enter_context(prepared(run, plan, result["rate"], folder))
+        best.put_back(tuning.weights)
+        test = _scorer(tuning, plan, plan.rows.test, run.seed)()
+    return {"dev": best.dev, "test": test, "tried": tried, **result}
+
+
+def _scorer(tuning: _Tuning, plan: Plan, rows: Rows, seed: int) -> Any:
+    return lambda: _score(tuning.model, tuning.tokenizer, plan, rows, seed).score
+
+
+@contextmanager
+def _zo(run: Run, plan: Plan, rate: float | None, folder: Path) -> Iterator[_Tuning]:
+    from zoreward.trainer import ZOTrainer
+
+    method = METHODS[run.method]
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off, or the rate before
+    metric, smooth = objectives_of(plan.task)
+    objective = metric if method.metric or smooth is None else smooth
+    args = _config(run, plan, rate, folder)
+    trainer = ZOTrainer(_loaded(plan), objective=objective, args=args, train_dataset=plan.rows.train)
+    silence_(trainer)
+    trainer.keeper.judges_silence = False  # a table shows such a run as what it is
+
+    def train(best: Best, meter: Meter) -> Result:
+        trainer.add_callback(Looking(best, meter, plan.settings.eval_every, trainer))
+        meter.start()
+        try:
+            trainer.train()
+        except InputError as error:
+            if args.max_forwards is None:
+                raise
+            dev = f"; of --max-forwards {plan.settings.forwards} the others are for dev scores"
+            raise InputError(f"{error}{dev}", hint=error.hint) from error
+        meter.stop()
+        state, taken, found = trainer.method_state, trainer.args, trainer.found
+        meter.shown += found.rows if found else 0
+        told: Result = {"rate": taken.learning_rate, "eps": taken.eps, "found": found is not None}
+        told |= {"guess": True} if found is not None and not found.converged else {}
+        return {**told, "steps": state.step, "silent": state.silent / max(1, state.step)}
+
+    try:
+        yield _Tuning(trainer.model, trainer.processing_class, trainer.scorer.reader.tuned.weights, train)
+    finally:
+        if method.tune == "lora":
+            trainer.model.unload()  # which leaves the base as it was
+
+
+def _config(run: Run, plan: Plan, rate: float | None, folder: Path) -> Any:
+    """The options of a run: those of `zoreward tune` where nothing is said, or MeZO's."""
+    from zoreward.trainer import ZOConfig
 
     method, settings = METHODS[run.method], plan.settings
-    defaults = DEFAULTS["answers", method.tune]  # MeZO's, whatever the objective needs
-    metric, smooth = objectives_of(plan.task)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
-    args = ZOConfig(
+    options: Result = {"method": method.method}
+    if method.method is None:  # MeZO, whatever the objective needs
+        mezo = DEFAULTS["answers", method.tune]
+        options = {"method": "spsa", **{name: mezo[name] for name in ("noise", "num_directions")}}
+        options |= {} if rate is None else {"normalize": mezo["normalize"], "eps": mezo["eps"]}
+    if run.method in settings.eps:
+        options["eps"] = settings.eps[run.method]
+    return ZOConfig(
         str(folder),
-        max_steps=settings.steps,
-        learning_rate=run.rate,
-        eps=settings.eps.get(run.method, method.eps or defaults["eps"]),
-        noise=defaults["noise"],
-        num_directions=defaults["num_directions"],
-        normalize=defaults["normalize"],
+        **options,
+        max_steps=settings.steps or -1,
+        max_forwards=_for_steps(plan),
+        learning_rate=rate,
         tune=method.tune,
         per_device_train_batch_size=settings.batch_size,
         seed=run.seed,
@@ -158,23 +290,31 @@ def _mezo(run: Run, plan: Plan, folder: Path) -> Result:
         **vars(plan.task.writing),
         **vars(plan.prompting),
     )
-    objective = metric if method.metric or smooth is None else smooth
-    trainer = ZOTrainer(plan.model, objective=objective, args=args, train_dataset=plan.rows.train)
-    silence_(trainer)
-    trainer.keeper.judges_silence = False  # a table shows such a run as what it is
-    model, tokenizer, meter = trainer.model, trainer.processing_class, Meter(args.device)
-    best = Best(
-        trainer.scorer.reader.tuned.weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score
-    )
-    trainer.add_callback(Looking(best, meter, settings.eval_every))
-    trainer.train()
-    steps = trainer.method_state
-    forward_rows = 2 * sum(map(len, batches(len(plan.rows.train), settings.batch_size, settings.steps, run.seed)))
-    result = {"shown": forward_rows, "silent": steps.silent / max(1, steps.step)}
-    return {**_ended(run, plan, model, tokenizer, best, meter), **result}
 
 
-def _adamw(run: Run, plan: Plan) -> Result:
+def _for_steps(plan: Plan) -> int | None:
+    """The forward passes of a run that its dev scores leave: four, or as often as is asked for.
+
+    Raises:
+        InputError: they leave none.
+    """
+    settings = plan.settings
+    if settings.forwards is None:
+        return None
+    looks = -(-settings.steps // settings.eval_every) if settings.steps and settings.eval_every else 4
+    for_looks = looks * -(-len(plan.rows.dev) // settings.batch_size)
+    if for_looks >= settings.forwards:
+        hint = f"{looks} dev scores alone take {for_looks}; or score fewer dev rows: --dev-rows"
+        raise InputError(f"--max-forwards {settings.forwards} does not pay for one step", hint=hint)
+    return settings.forwards - for_looks
+
+
+# What a step of AdamW takes: once forwards, and backwards, which costs twice as much.
+_ADAMW_FORWARDS = 3
+
+
+@contextmanager
+def _adamw(run: Run, plan: Plan, rate: float | None, folder: Path) -> Iterator[_Tuning]:
     settings = plan.settings
     _, smooth = objectives_of(plan.task)
     needs = "choices" if smooth is None else smooth.needs
@@ -183,29 +323,25 @@ def _adamw(run: Run, plan: Plan) -> Result:
     examples = _examples(plan, plan.rows.train, "smooth")
     reader = engine_of(model, tokenizer.pad_token_id)
     weights = dict(reader.tuned.weights)
-    optimizer = torch.optim.AdamW(weights.values(), lr=run.rate or 0.0, weight_decay=0.0)
-    best = Best(weights, lambda: _score(model, tokenizer, plan, plan.rows.dev, run.seed).score)
-    meter = Meter(next(model.parameters()).device)
-    forward_rows = 0
-    meter.start()
-    for step, rows in enumerate(batches(len(examples), settings.batch_size, settings.steps, run.seed), start=1):
-        adamw_step(optimizer, reader, [examples[n] for n in rows], needs)
-        forward_rows += len(rows)
-        if is_due(step, settings.eval_every, settings.steps):
-            meter.stop()
-            best.look(step)
-            meter.start()
-    meter.stop()
-    return {**_ended(run, plan, model, tokenizer, best, meter), "shown": forward_rows, "backward": forward_rows}
+    paid = _for_steps(plan)
+    steps = min(settings.steps or paid, paid // _ADAMW_FORWARDS) if paid else settings.steps
+    if not steps:
+        raise InputError(f"--max-forwards {settings.forwards} does not pay for one step", hint="give more of them")
 
+    def train(best: Best, meter: Meter) -> Result:
+        for weight in weights.values():
+            weight.requires_grad_(True)  # a run along directions leaves it off
+        optimizer = torch.optim.AdamW(weights.values(), lr=rate or 0.0, weight_decay=0.0)
+        meter.start()
+        for step, rows in enumerate(batches(len(examples), settings.batch_size, steps, run.seed), start=1):
+            adamw_step(optimizer, reader, [examples[n] for n in rows], needs)
+            meter.shown += len(rows)
+            meter.backward += len(rows)
+            best.look_if_due(step, settings.eval_every, steps, meter)
+        meter.stop()
+        return {"rate": rate, "steps": steps}
 
-def _ended(run: Run, plan: Plan, model: Any, tokenizer: Any, best: Best, meter: Meter) -> Result:
-    """What is told of a tuned model; the test rows are scored with the weights that the dev rows chose."""
-    result = {"dev": best.dev, "step": best.step, "curve": best.curve, "seconds": meter.seconds, "peak": meter.peak}
-    if not run.chooses:
-        best.put_back()
-        result["test"] = _score(model, tokenizer, plan, plan.rows.test, run.seed).score
-    return result
+    yield _Tuning(model, tokenizer, weights, train)
 
 
 def _score(model: Any, tokenizer: Any, plan: Plan, rows: Rows, seed: int, **options: Any) -> Evaluation:
@@ -230,16 +366,6 @@ def _examples(plan: Plan, rows: Rows, what: str, shots: int = 0, seed: int = 0) 
     prompting = replace(prompting, max_length=limit, shots=shots)
     new = plan.task.writing.max_completion_length
     return examples_of(rows, _tokenizer(plan), objective.needs, prompting, max_new_tokens=new, seed=seed)
-
-
-def _loaded(plan: Plan, dtype: str | None = None) -> PreTrainedModel:
-    settings = plan.settings
-    return load_model(
-        plan.model,
-        dtype=dtype or settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
 
 
 def _tokenizer(plan: Plan) -> Any:

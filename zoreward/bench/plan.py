@@ -7,10 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from zoreward.config import (
     DATA,
+    METHOD_DEFAULTS,
     RUN,
     TUNING,
     Command,
@@ -18,8 +20,11 @@ from zoreward.config import (
     Held,
     Loading,
     Prompting,
+    Running,
     Splits,
     Steps,
+    defaults_of,
+    finds_rate,
     options,
     same_as,
     setting,
@@ -36,41 +41,52 @@ class BenchMethod:
 
     Args:
         about: what it does.
-        kind: `score` changes nothing, `majority` needs no model, `probe` fits a regression, `mezo` and `adamw` tune.
-        rates: the learning rates that are tried by default; none where there is nothing to tune.
-        eps: ε of MeZO; None: that of `zoreward.config.DEFAULTS`.
+        kind: `score` changes nothing, `majority` needs no model, `probe` fits a regression, `zo` and `adamw` tune.
+        method: of `zo`, as `zoreward tune --method`; None: MeZO, whatever the objective needs.
         metric: whether it is tuned on the task's own metric, not on what the task tunes on.
         tune: what is tuned, as `--tune`.
         seeded: whether a seed changes anything.
     """
 
     about: str
-    kind: Literal["majority", "score", "probe", "mezo", "adamw"] = "score"
-    rates: tuple[float, ...] = ()
-    eps: float | None = None
+    kind: Literal["majority", "score", "probe", "zo", "adamw"] = "score"
+    method: str | None = None
     metric: bool = False
     tune: str = "full"
     seeded: bool = True
 
+    @property
+    def tunes(self) -> bool:
+        """Whether it has a learning rate."""
+        return self.kind in ("zo", "adamw")
 
-# Three rates each. MeZO's are those of its paper: RoBERTa's, F1's on OPT, RoBERTa's with LoRA. With ε 1e-3 a third of
-# the steps on accuracy had no signal, with 5e-3 a tenth.
+
 METHODS = {
     "majority": BenchMethod(about="always the most frequent answer", kind="majority", seeded=False),
     "zero-shot": BenchMethod(about="the model as it is", seeded=False),
     "shots": BenchMethod(about="demonstrations in front of each row"),
     "calibrated": BenchMethod(about="answers less what a prompt without content gives them", seeded=False),
     "linear-probe": BenchMethod(about="logistic regression on last hidden states", kind="probe", seeded=False),
-    "mezo": BenchMethod(about="MeZO on what the task tunes on, all weights", kind="mezo", rates=(1e-7, 1e-6, 1e-5)),
-    "mezo-metric": BenchMethod(
-        about="MeZO on the task's metric itself", kind="mezo", rates=(1e-6, 5e-6, 1e-5), eps=5e-3, metric=True
-    ),
-    "mezo-lora": BenchMethod(
-        about="MeZO on what the task tunes on, LoRA", kind="mezo", rates=(1e-5, 5e-5, 1e-4), tune="lora"
-    ),
-    "adamw": BenchMethod(about="AdamW with gradients, all weights", kind="adamw", rates=(1e-5, 3e-5, 1e-4)),
+    **{
+        name + on + through: BenchMethod(
+            about=f"{name} on {'its metric' if on else 'what it tunes on'}, {'LoRA' if through else 'all weights'}",
+            kind="zo",
+            method=None if name == "mezo" else name,
+            metric=bool(on),
+            tune="lora" if through else "full",
+        )
+        for name in ("mezo", *METHOD_DEFAULTS)
+        for through in ("", "-lora")
+        for on in ("", "-metric")
+    },
+    "adamw": BenchMethod(about="AdamW with gradients, all weights", kind="adamw"),
 }
 """Every method, by name, in the order of the table. The first is a column of it."""
+BY_DEFAULT = ("zero-shot", "shots", "calibrated", "linear-probe", "mezo", "mezo-metric", "mezo-lora", "adamw")
+_LISTED = f"{', '.join(BY_DEFAULT)}; or another of `zoreward tune --method`, as lozo, lozo-metric or lozo-lora"
+
+# What AdamW tries; and what others try of their default, where a rate cannot be found.
+_ADAMW, _TIMES = (1e-5, 3e-5, 1e-4), (0.1, 1.0, 10.0)
 
 
 @options(TUNING)
@@ -92,18 +108,28 @@ class BenchOptions:
     dev_rows: int | None = same_as(Held, "dev_rows", help="Rows that choose. Default: the task's.")
     test_rows: int | None = same_as(Splits, "test_rows", help="Rows that are reported. Default: the task's.")
     split_seed: int = same_as(Splits, "split_seed")
-    methods: str | None = setting(
+    methods: list[str] | None = setting(
         default=None,
-        help=f"Methods, with commas between: {', '.join(list(METHODS)[1:])}. Default: all that a task has.",
+        help=f"Rows of the table, with commas between: {_LISTED}. Default: all of the former that a task has.",
+        flag="--methods --method",
     )
     seeds: str = setting(
         default="5", help="How many seeds, from 0 on; or a list, 13,21,42. The first chooses the settings."
     )
-    max_steps: int = same_as(Steps, "max_steps", help="Steps of every tuning run.")
+    max_steps: int | None = same_as(
+        Steps, "max_steps", help="Steps of every tuning run. Default: 1000; with --max-forwards as many as these pay."
+    )
+    max_forwards: int | None = same_as(
+        Running,
+        "max_forwards",
+        help="Forward passes of every tuning run, with its dev scores and its search for a rate; a step of AdamW "
+        "counts as 3.",
+    )
     per_device_train_batch_size: int = same_as(Steps, "per_device_train_batch_size", help="Rows a step.")
     learning_rate: list[str] | None = setting(
         default=None,
-        help="Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all.",
+        help="Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all. "
+        "Default: each finds its own; AdamW, log-likelihoods and svrg try three.",
         flag="--lr",
     )
     eps: list[str] | None = setting(default=None, help="ε of a method, METHOD=5e-3. Give it once for each.")
@@ -130,6 +156,12 @@ class BenchOptions:
         "kept.",
         panel=RUN,
     )
+    max_seconds: float | None = same_as(
+        Running,
+        "max_seconds",
+        help="End after so many seconds of runs, with the table so far; the same command goes on.",
+        least=0.001,
+    )
     json: bool = same_as(Command, "json")
 
 
@@ -138,11 +170,12 @@ class Settings:
     """What all methods share.
 
     Args:
-        steps: of every tuning run.
+        steps: of every tuning run; None: as many as `forwards` pay.
+        forwards: forward passes of every tuning run, its dev scores among them; None: as many as it takes.
         batch_size: rows of a step.
-        eval_every: steps between two dev scores.
+        eval_every: steps between two dev scores; None: four in a run.
         shots: demonstrations, for the method of that name.
-        eps: ε by method, instead of its own.
+        eps: ε by method, instead of what is found, or else its own.
         dtype: of the weights; AdamW's are float32.
         device: where; by default the GPU if there is one.
         max_length: tokens of prompt and answer.
@@ -150,9 +183,10 @@ class Settings:
         trust_remote_code: run the code that comes with the model.
     """
 
-    steps: int = 1000
+    steps: int | None = 1000
+    forwards: int | None = None
     batch_size: int = 16
-    eval_every: int = 250
+    eval_every: int | None = None
     shots: int = 32
     eps: Mapping[str, float] = field(default_factory=dict)
     dtype: str | None = None
@@ -171,7 +205,7 @@ class Plan:
     Args:
         task: the task.
         model: a folder or a Hub id.
-        rows: to tune on, to choose by, to report. A run that chooses has no test rows.
+        rows: to tune on, to choose by, to report.
         settings: what all methods share.
     """
 
@@ -212,20 +246,47 @@ class Run:
     Args:
         task: its name.
         method: its name.
-        rate: the learning rate; None where there is none.
+        rates: the learning rates that it tries, of which the dev rows choose one, the smallest first; none where the
+            method finds its own, or has none.
         seed: of directions and batches, or of demonstrations.
-        chooses: whether it only chooses the rate: then it is not given the test rows.
     """
 
     task: str
     method: str
-    rate: float | None
+    rates: tuple[float, ...]
     seed: int
-    chooses: bool
 
     def __str__(self) -> str:
-        rate = "" if self.rate is None else f" lr {self.rate:g}"
-        return f"{self.task} {self.method}{rate} seed {self.seed}{' (chooses)' if self.chooses else ''}"
+        rates = f" lr {', '.join(f'{rate:g}' for rate in self.rates)}" if self.rates else ""
+        return f"{self.task} {self.method}{rates} seed {self.seed}"
+
+
+def runs_of(
+    task: str, name: str, rates: Sequence[float], seeds: Sequence[int], results: Mapping[Run, Mapping[str, Any]]
+) -> list[Run]:
+    """Return the runs of a row of the table, as far as they are known.
+
+    Where there are rates to choose from, the first seed tries them all, and the others take the one that it chose.
+
+    Args:
+        task: the name of the task.
+        name: of the method.
+        rates: that it tries.
+        seeds: of the table.
+        results: what is done so far.
+
+    >>> first = Run("t", "adamw", (1e-5, 1e-4), 0)
+    >>> [str(run) for run in runs_of("t", "adamw", (1e-5, 1e-4), [0, 1], {})]
+    ['t adamw lr 1e-05, 0.0001 seed 0']
+    >>> [str(run) for run in runs_of("t", "adamw", (1e-5, 1e-4), [0, 1], {first: {"rate": 1e-4}})]
+    ['t adamw lr 1e-05, 0.0001 seed 0', 't adamw lr 0.0001 seed 1']
+    """
+    first, *others = seeds if METHODS[name].seeded else seeds[:1]
+    run = Run(task, name, tuple(rates), first)
+    if len(rates) < 2:
+        return [run, *(replace(run, seed=seed) for seed in others)]
+    rate = results.get(run, {}).get("rate")
+    return [run, *(Run(task, name, (rate,), seed) for seed in others if rate is not None)]
 
 
 def options_of_task(task: Task) -> dict[str, Any]:
@@ -258,50 +319,63 @@ def problem_of(task: Task, name: str) -> str | None:
             return "what is written takes no demonstrations yet"
     if method.kind == "probe" and task.choice_column is not None:
         return "its rows have answers of their own, and a probe needs classes"
-    if method.rates and not method.metric and smooth is None:
+    if method.tunes and not method.metric and smooth is None:
         return "it has no train_on"
     if method.metric and task.train_on == task.objective:
         return "its metric is what it tunes on"
     return None
 
 
-def rates_of(given: Mapping[str, Sequence[float]], methods: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return the learning rates that each method tries: as many for all that have one, smallest first.
+def rates_of(task: Task, name: str, given: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+    """Return the learning rates that a method tries, the smallest first; none where it finds its own, or has none.
 
     Args:
-        given: those that are not the method's own.
-        methods: the methods of the table.
+        task: what it is tuned on depends on it.
+        name: of the method.
+        given: those that are not the method's own, by method.
+
+    >>> from zoreward.data import load_task
+    >>> rates_of(load_task("squad"), "mezo", {}), rates_of(load_task("sst2"), "mezo", {})
+    ((1e-07, 1e-06, 1e-05), ())
+    """
+    method = METHODS[name]
+    if not method.tunes or name in given:
+        return tuple(sorted(given.get(name, ())))
+    if method.kind == "adamw":
+        return _ADAMW
+    metric, smooth = objectives_of(task)
+    objective, of_tune = metric if method.metric or smooth is None else smooth, method.method or "spsa"
+    ungiven = SimpleNamespace(learning_rate=None, normalize=None, method=of_tune)
+    if finds_rate(ungiven, objective.needs, compares_with_base=objective.compares_with_base):
+        return ()
+    default = defaults_of(of_tune, "text" if objective.needs == "completions" else "answers", method.tune)
+    return tuple(float(f"{times * default['learning_rate']:.12g}") for times in _TIMES)
+
+
+def check_rates(given: Mapping[str, Sequence[float]], methods: Sequence[str]) -> None:
+    """Refuse learning rates that are given for what has none, or is not in the table; twice; or more for some.
 
     Raises:
-        InputError: one tries more than another, or a rate twice; or a method is given rates and has none.
+        InputError: says what is wrong.
 
-    >>> rates_of({"mezo": [1e-5, 1e-6, 1e-4]}, ["zero-shot", "mezo", "adamw"])
-    {'mezo': (1e-06, 1e-05, 0.0001), 'adamw': (1e-05, 3e-05, 0.0001)}
+    >>> check_rates({"mezo": [1e-5, 1e-6], "adamw": [1e-5, 1e-4]}, ["zero-shot", "mezo", "adamw"])
     """
-    for name in given:
-        if not METHODS[name].rates:
-            raise InputError(f"{name} has no learning rate", hint=f"those of {listed_with_rates()} can be given")
+    for name, rates in given.items():
+        if not METHODS[name].tunes:
+            raise InputError(f"{name} has no learning rate", hint="those of mezo, adamw and their like can be given")
         if name not in methods:
             raise InputError(f"--lr is about {name}, which is not in the table", hint=f"--methods {name},…")
-    by_method = {name: tuple(sorted(given.get(name, METHODS[name].rates))) for name in methods if METHODS[name].rates}
-    for name, rates in by_method.items():
-        if len(set(rates)) < len(rates) or min(rates) <= 0:
-            raise InputError(
-                f"{name} has the learning rates {', '.join(f'{rate:g}' for rate in rates)}",
-                hint="each is above 0, and stands once",
-            )
-    counts = {name: len(rates) for name, rates in by_method.items()}
-    if len(set(counts.values())) > 1:
+        if len(set(rates)) < len(rates):
+            listed = ", ".join(f"{rate:g}" for rate in rates)
+            raise InputError(f"{name} has the learning rates {listed}", hint="each stands once")
+    counts = {name: len(rates) for name, rates in given.items()}
+    if "adamw" in methods:
+        counts.setdefault("adamw", len(_ADAMW))
+    if given and len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(
             f"the numbers of learning rates differ: {listed}", hint="give --lr METHOD=… for all, as many each"
         )
-    return by_method
-
-
-def listed_with_rates() -> str:
-    """Return the names of the methods that have a learning rate."""
-    return ", ".join(name for name, method in METHODS.items() if method.rates)
 
 
 def checked_methods(names: Sequence[str]) -> list[str]:
@@ -317,7 +391,7 @@ def checked_methods(names: Sequence[str]) -> list[str]:
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            hint += f"the methods are {', '.join(METHODS)}"
+            hint += f"the methods are {_LISTED}"
             raise UnknownNameError(f"there is no method {name!r}", hint=hint)
     return [name for name in METHODS if name in names]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from zoreward.bench.plan import Run, Settings
 from zoreward.records import InputError, StorageError
 
+Result = dict[str, Any]
 _NAMES = tuple(Run.__dataclass_fields__)
 # Of which the value itself says what changed; of others only a digest is kept.
 _SHOWN = ("model", "rows", *Settings.__dataclass_fields__)
@@ -28,12 +29,12 @@ class Results:
         InputError: the folder is a file, or its results cannot be read.
 
     Attributes:
-        runs: the result of each run that is done.
+        runs: the result of each run that is done, or failed.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "results.jsonl"
-        self.runs: dict[Run, dict[str, Any]] = {}
+        self.runs: dict[Run, Result] = {}
         self._configurations: dict[str, dict[str, Any]] = {}
         self._whole = self._size = 0  # bytes of whole lines, and with the torn one
         if folder.exists() and not folder.is_dir():
@@ -43,7 +44,7 @@ class Results:
                 self._configurations[fields["task"]] = fields
             else:
                 run = Run(**{name: fields.pop(name) for name in _NAMES})
-                self.runs[run] = fields
+                self.runs[replace(run, rates=tuple(run.rates))] = fields
 
     def check(self, configuration: dict[str, Any]) -> None:
         """Refuse a task whose runs so far were done with something else.
@@ -69,13 +70,14 @@ class Results:
             self._append({"kind": "task", **configuration})
             self._configurations[configuration["task"]] = configuration
 
-    def add(self, run: Run, result: dict[str, Any]) -> None:
-        """Write down what came of a run.
+    def add(self, run: Run, result: Result) -> None:
+        """Write down what came of a run; not if it failed, so that the same command tries it again.
 
         Raises:
             StorageError: it cannot be written.
         """
-        self._append({"kind": "run", **asdict(run), **result})
+        if not result.get("failed"):
+            self._append({"kind": "run", **asdict(run), **result})
         self.runs[run] = result
 
     def _append(self, fields: dict[str, Any]) -> None:

@@ -26,67 +26,87 @@ COLUMNS = (
 )
 
 
-def lines_of(plan: Plan, methods: Sequence[str], runs: Sequence[Run], results: Mapping[Run, Result]) -> list[Line]:
+def lines_of(plan: Plan, runs: Mapping[str, Sequence[Run]], seeds: int, results: Mapping[Run, Result]) -> list[Line]:
     """Return a line for each method of a task, in their order.
 
     Args:
         plan: the task and its rows.
-        methods: of the table.
-        runs: those that are reported; a method without any did not fit the memory.
-        results: results by run.
+        runs: of each method, as far as they are known.
+        seeds: how many there are to be.
+        results: results by run, of those that are done or failed.
 
     Returns:
         `test` and `dev` are means over seeds; `deviation` is the standard deviation of the test scores over seeds (of a
         sample, n − 1), None with one run; `shown` are rows that went through the model forwards to tune it, `backward`
-        those that went backwards too; `seconds` of tuning, the mean, and `peak` in bytes, the greatest.
+        those that went backwards too; `seconds` of tuning, the mean, and `peak` in bytes, the greatest. Of a method
+        without a run that ended well, only `setting`, which says why.
     """
-    task = plan.task.name
-    [majority] = [results[run]["test"] for run in runs if run.method == "majority"] or [None]
+    majority = [results[run].get("test") for run in runs.get("majority", ()) if run in results] or [None]
     counts = {f"{part}_rows": len(getattr(plan.rows, part)) for part in ("train", "dev", "test")}
     lines = []
-    for name in methods:
+    for name, of_method in runs.items():
         if name == "majority":
             continue
-        runs_of_method = [run for run in runs if run.method == name]
-        line: Line = {"task": task, "metric": plan.task.objective, "method": name, "about": METHODS[name].about}
-        done = [results[run] for run in runs_of_method if "test" in results[run]]
-        if not done or len(done) < len(runs_of_method):
-            lines.append({**line, "setting": "out of memory", "majority": majority, **counts})
-            continue
-        lines.append({**line, **_numbers(name, runs_of_method, done, plan), "majority": majority, **counts})
+        line: Line = {"task": plan.task.name, "metric": plan.task.objective, "method": name}
+        line["about"] = METHODS[name].about
+        done = {run: results[run] for run in of_method if "test" in results.get(run, {})}
+        notes = list(dict.fromkeys(results[run]["error"] for run in of_method if "error" in results.get(run, {})))
+        wanted = seeds if METHODS[name].seeded else 1
+        if len(done) < wanted:
+            notes.insert(0, f"{len(done)} of {wanted} seeds" if done else "failed" if notes else "not run")
+        if done:
+            line |= _numbers(name, done, plan)
+            notes.insert(0, line["setting"])
+        line["setting"] = "; ".join(filter(None, notes))
+        lines.append({**line, "majority": majority[0], **counts})
     return lines
 
 
-def _numbers(name: str, runs: Sequence[Run], done: Sequence[Result], plan: Plan) -> Line:
+def _numbers(name: str, done: Mapping[Run, Result], plan: Plan) -> Line:
     import statistics
 
-    test = [result["test"] for result in done]
-    peaks = [result["peak"] for result in done if result["peak"] is not None]
+    results = list(done.values())
+    test = [result["test"] for result in results]
+    peaks = [result["peak"] for result in results if result["peak"] is not None]
     return {
-        "setting": _setting(name, runs[0], done, plan),
-        "rate": runs[0].rate,
-        "seeds": [run.seed for run in runs] if METHODS[name].seeded else [],
+        "setting": _setting(name, results, plan),
+        "rate": results[0].get("rate"),
+        "found": results[0].get("found", False),
+        "seeds": [run.seed for run in done] if METHODS[name].seeded else [],
         "test": statistics.mean(test),
         "tests": test,
         "deviation": statistics.stdev(test) if len(test) > 1 else None,
-        "dev": statistics.mean(result["dev"] for result in done),
-        "shown": max(result["shown"] for result in done),
-        "backward": max(result.get("backward", 0) for result in done),
-        "seconds": statistics.mean(result["seconds"] for result in done),
+        "dev": statistics.mean(result["dev"] for result in results),
+        "shown": max(result["shown"] for result in results),
+        "backward": max(result.get("backward", 0) for result in results),
+        "seconds": statistics.mean(result["seconds"] for result in results),
         "peak": max(peaks, default=None),
     }
 
 
-def _setting(name: str, run: Run, done: Sequence[Result], plan: Plan) -> str:
+def _setting(name: str, done: Sequence[Result], plan: Plan) -> str:
     if name == "shots":
         fit = sum(result["shots"] for result in done) / len(done)
         wanted = plan.settings.shots
         return f"{wanted} shots" + ("" if fit == wanted else f", {fit:.1f} fit")
-    if run.rate is None:
+    if not METHODS[name].tunes:
         return ""
-    steps = sorted({result["step"] for result in done})
-    kept_step = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    return f"lr {run.rate:g}, step {kept_step}"
+    how = f" (best of {len(done[0]['tried'])})" if len(done[0]["tried"]) > 1 else ""
+    how = " (found)" if done[0].get("found") else how
+    how = " (a guess)" if any(result.get("guess") for result in done) else how
+    parts = [f"lr {_span(done, 'rate')}{how}"]
+    parts += [f"eps {_span(done, 'eps')}"] if "eps" in done[0] else []
+    return ", ".join([*parts, f"step {_span(done, 'step', ',')} of {_span(done, 'steps', ',')}"])
+
+
+def _span(results: Sequence[Result], name: str, how: str = ".3g") -> str:
+    """One value, or the least and the greatest.
+
+    >>> _span([{"step": 250}, {"step": 1000}], "step", ",")
+    '250 to 1,000'
+    """
+    values = sorted({result[name] for result in results})
+    return " to ".join(f"{value:{how}}" for value in dict.fromkeys((values[0], values[-1])))
 
 
 def as_markdown(lines: Sequence[Line]) -> str:
@@ -105,7 +125,7 @@ def _cells(line: Line) -> list[str]:
     peak, seconds = line.get("peak"), line.get("seconds")
     return [
         line["method"],
-        line["setting"] or "–",
+        line["setting"].replace("|", "\\|") or "–",
         _score(line.get("test")),
         _score(line.get("deviation")),
         _score(line.get("dev")),

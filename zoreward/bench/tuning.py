@@ -101,11 +101,12 @@ def adamw_step(optimizer: torch.optim.Optimizer, reader: Reader, examples: Seque
 
 
 class Meter:
-    """Seconds and peak memory of what is between `start` and `stop`, all of it together.
+    """Seconds and peak memory of what is between `start` and `stop`, all of it together; and rows.
 
     Attributes:
         seconds: so far.
         peak: bytes of GPU memory that were allocated at once; None without a GPU.
+        shown: rows that went forwards, and `backward`, those that went backwards too, as whoever shows them counts.
     """
 
     def __init__(self, device: torch.device):
@@ -113,6 +114,12 @@ class Meter:
         self._begun = 0.0
         self.seconds = 0.0
         self.peak: int | None = None
+        self.shown = self.backward = 0
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return {name: getattr(self, name) for name in ("seconds", "peak", "shown", "backward")}
 
     def start(self) -> None:
         """Start the clock."""
@@ -135,14 +142,15 @@ class Best:
     Args:
         weights: those that are tuned, by name.
         score: of the model as it is, on the dev rows.
+        above: weights that score no better are not copied, as others do; None: there are no others.
 
     Attributes:
         curve: (step, dev score) of each look.
         step: after which step the best was seen, the first of equals; `dev` is its score.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], score: Callable[[], float]):
-        self._weights, self._score = weights, score
+    def __init__(self, weights: Mapping[str, torch.Tensor], score: Callable[[], float], above: float | None = None):
+        self._weights, self._score, self._above = weights, score, above
         self._copies: dict[str, torch.Tensor] = {}
         self.curve: list[tuple[int, float]] = []
         self.step, self.dev = 0, float("-inf")
@@ -153,41 +161,37 @@ class Best:
         self.curve.append((step, score))
         if score > self.dev:
             self.step, self.dev = step, score
-            self._copies = {name: weight.detach().cpu().clone() for name, weight in self._weights.items()}
+            if self._above is None or score > self._above:
+                self._copies = {name: weight.detach().to("cpu", copy=True) for name, weight in self._weights.items()}
+
+    def look_if_due(self, step: int, every: int | None, steps: int, meter: Meter) -> None:
+        """Look after every so many steps, by default four times, and after the last; the clock stands still meanwhile.
+
+        Args:
+            step: how many are done.
+            every: so many.
+            steps: of the run.
+            meter: with the clock.
+        """
+        if step % (every or -(-steps // 4)) == 0 or step == steps:
+            meter.stop()
+            self.look(step)
+            meter.start()
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """Give the model the weights of the best look."""
-        for name, weight in self._weights.items():
+    def put_back(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give these weights the values of the best look."""
+        for name, weight in weights.items():
             weight.copy_(self._copies[name])
 
 
 class Looking(TrainerCallback):
-    """Looks between the steps of a trainer, every so many and after the last; the clock stands still meanwhile."""
+    """Counts the rows that the members of a trainer read, and looks between its steps."""
 
-    def __init__(self, best: Best, meter: Meter, every: int):
-        self._best, self._meter, self._every = best, meter, every
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._meter.start()
+    def __init__(self, best: Best, meter: Meter, every: int | None, trainer: Any):
+        self._best, self._meter, self._every, self._trainer = best, meter, every, trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look, where a look is due."""
-        if is_due(state.global_step, self._every, state.max_steps):
-            self._meter.stop()
-            self._best.look(state.global_step)
-            self._meter.start()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self._meter.stop()
-
-
-def is_due(step: int, every: int, steps: int) -> bool:
-    """Return whether the dev rows are scored after this step.
-
-    >>> [step for step in range(1, 8) if is_due(step, 3, 7)]
-    [3, 6, 7]
-    """
-    return step % every == 0 or step == steps
+        """Count, and look where a look is due."""
+        self._meter.shown += len(self._trainer.last_rows) * len(self._trainer.last_scored)
+        self._best.look_if_due(state.global_step, self._every, state.max_steps, self._meter)

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from zoreward.bench import (
+    BY_DEFAULT,
     METHODS,
     BenchOptions,
     Plan,
     Results,
-    Run,
     Settings,
     as_csv,
     as_markdown,
     bench_rows,
     check_plan,
+    check_rates,
     check_shots,
+    checked_methods,
     draw,
-    finals,
     lines_of,
     problem_of,
     rates_of,
     run_all,
-    tries,
+    runs_of,
 )
-from zoreward.bench.plan import checked_methods
+from zoreward.cli.ending import SIGNALS
 from zoreward.cli.flags import LARGEST, SMALLEST, command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report_failure
@@ -42,7 +46,10 @@ from zoreward.data.tasks import Counts
 from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
 
-_MOST_SEEDS = 1000
+Tables = dict[str, dict[str, tuple[float, ...]]]
+"""Of each task the methods, and the learning rates that each tries."""
+
+_MOST_SEEDS, _STEPS = 1000, 1000
 
 
 def make_command() -> Callable[..., int]:
@@ -50,15 +57,20 @@ def make_command() -> Callable[..., int]:
     return command(_bench, BenchOptions)
 
 
-def _bench(context: typer.Context, options: BenchOptions) -> Outcome | int:
+def _bench(context: typer.Context, options: BenchOptions) -> Outcome:
     check_folder(options.output)
-    methods = checked_methods(list(METHODS) if options.methods is None else _listed(options.methods))
+    given = None if options.methods is None else _listed(",".join(options.methods))
+    methods = checked_methods(BY_DEFAULT if given is None else given)
     if not methods:
-        raise InputError("--methods names none", hint=f"the methods are {', '.join(METHODS)}")
+        raise InputError("--methods names none", hint=f"for example {', '.join(BY_DEFAULT)}")
     seeds = _seeds(options.seeds)
-    rates = rates_of(_by_method(options.learning_rate, "--lr"), methods)
+    rates = _by_method(options.learning_rate, "--lr")
+    check_rates(rates, methods)
     plans = _plans(options)
-    tables = {name: _methods_of(plan, methods, is_all=options.methods is None) for name, plan in plans.items()}
+    tables = {}
+    for name, plan in plans.items():
+        names = _methods_of(plan, methods, is_all=given is None)
+        tables[name] = {method: rates_of(plan.task, method, rates) for method in names}
     results = Results(Path(options.output))
     for plan in plans.values():
         results.check(plan.configuration())
@@ -70,28 +82,27 @@ def _bench(context: typer.Context, options: BenchOptions) -> Outcome | int:
         train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
         print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
         results.begin(plan.configuration())
-    again = shlex.join(["zoreward", *words_of(context)])
-    try:
-        reported = _run(plans, tables, rates, seeds, results, options.jobs)
-    except KeyboardInterrupt:
-        print(printable(f"\ninterrupted; what is done is kept: {again}"), file=sys.stderr)
-        return 130
-    except (Exception, SystemExit) as error:  # the latter from a model's own code
-        return report_failure(error, f"what is done is kept; go on: {again}")
-    lines = [
-        line for name, plan in plans.items() for line in lines_of(plan, tables[name], reported[name], results.runs)
-    ]
+    code = _run(plans, tables, seeds, results, options, shlex.join(["zoreward", *words_of(context)]))
+    lines = []
+    for name, plan in plans.items():
+        runs = _runs_of(name, tables[name], seeds, results)
+        lines += lines_of(plan, runs, len(seeds), results.runs)
     _write(lines, Path(options.output))
-    return Outcome({"model": options.model, "lines": lines, "output": options.output}, as_markdown(lines))
+    return Outcome({"model": options.model, "lines": lines, "output": options.output}, as_markdown(lines), code)
 
 
 def _plans(options: BenchOptions) -> dict[str, Plan]:
     """Every task with its rows, checked."""
     counts = Counts(train=options.train_rows, dev=options.dev_rows, test=options.test_rows)
+    steps = options.max_steps or (None if options.max_forwards else _STEPS)
+    if steps is None and options.eval_steps:
+        message = "--eval-every counts steps, and --max-forwards says how many there are"
+        raise InputError(message, hint="leave --eval-every out, for four dev scores; or give --steps")
     settings = Settings(
-        steps=options.max_steps,
+        steps=steps,
+        forwards=options.max_forwards,
         batch_size=options.per_device_train_batch_size,
-        eval_every=options.eval_steps or -(-options.max_steps // 4),
+        eval_every=options.eval_steps,
         shots=options.shots,
         eps={name: values[0] for name, values in _by_method(options.eps, "--eps").items()},
         dtype=options.dtype,
@@ -134,7 +145,7 @@ def _methods_of(plan: Plan, methods: Sequence[str], *, is_all: bool) -> list[str
     return names
 
 
-def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
+def _check_model(plans: dict[str, Plan], tables: Tables) -> None:
     """Find out what is wrong with model, dtype and device before the first run."""
     import torch
 
@@ -146,7 +157,7 @@ def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
     plan = next(iter(plans.values()))
     device = checked_device(first_device() if plan.settings.device is None else plan.settings.device)
     checked_dtype(plan.settings.dtype, device)
-    if device.type == "cuda" and any(METHODS[name].kind == "mezo" for table in tables.values() for name in table):
+    if device.type == "cuda" and any(METHODS[name].kind == "zo" for table in tables.values() for name in table):
         hint = "set CUDA_VISIBLE_DEVICES to one of them, or where it is not set, give --device cuda:0"
         check_one_gpu(torch.cuda.device_count(), hint=hint)
     check_model_name(plan.model)
@@ -159,22 +170,59 @@ def _check_model(plans: dict[str, Plan], tables: dict[str, list[str]]) -> None:
 
 
 def _run(
-    plans: dict[str, Plan],
-    tables: dict[str, list[str]],
-    rates: dict[str, tuple[float, ...]],
-    seeds: list[int],
-    results: Results,
-    jobs: int,
-) -> dict[str, list[Run]]:
-    """Choose on the dev rows, then do the runs that are reported; returns these, by task."""
-    tried = {
-        name: tries(name, {method: rates[method] for method in table if method in rates}, seeds[0])
-        for name, table in tables.items()
-    }
-    run_all([run for runs in tried.values() for run in runs], plans, results, jobs=jobs, tell=_tell)
-    reported = {name: finals(name, table, tried[name], results.runs, seeds) for name, table in tables.items()}
-    run_all([run for runs in reported.values() for run in runs], plans, results, jobs=jobs, tell=_tell)
-    return reported
+    plans: dict[str, Plan], tables: Tables, seeds: list[int], results: Results, options: BenchOptions, again: str
+) -> int:
+    """Do the runs: first those that need no other's rate. Says why not all of them are done; returns the exit code."""
+    from zoreward.bench.measuring import forget_model
+
+    late = threading.Event()
+    try:
+        with _ending_after(options.max_seconds, late):
+            for _ in range(2):  # the second time it is known which rates first seeds have chosen
+                runs = [_runs_of(name, table, seeds, results) for name, table in tables.items()]
+                every = [run for table in runs for of_method in table.values() for run in of_method]
+                run_all(every, plans, results, jobs=options.jobs, tell=_tell)
+    except KeyboardInterrupt:
+        why = f"{options.max_seconds:g} seconds had passed (--max-seconds)" if late.is_set() else "interrupted"
+        print(printable(f"\n{why}; what is done is kept: {again}"), file=sys.stderr)
+        return 0 if late.is_set() else 130
+    except (Exception, SystemExit) as error:
+        return report_failure(error, f"what is done is kept; go on: {again}")
+    finally:
+        forget_model()
+    failed = [run for run, result in results.runs.items() if result.get("failed")]
+    if failed:
+        what = str(failed[0]) if len(failed) == 1 else f"{len(failed)} runs"
+        print(printable(f"{what} failed; the same command tries again: {again}"), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _runs_of(task: str, table: Mapping[str, tuple[float, ...]], seeds: list[int], results: Results) -> dict[str, Any]:
+    return {method: runs_of(task, method, rates, seeds, results.runs) for method, rates in table.items()}
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float | None, late: threading.Event) -> Iterator[None]:
+    """Have SIGTERM end what is done inside as Ctrl-C does, and so many seconds too; `late` tells if it was these."""
+
+    def end() -> None:
+        late.set()
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]  # a shell may have them ignored
+    timer = threading.Timer(min(threading.TIMEOUT_MAX if seconds is None else seconds, threading.TIMEOUT_MAX), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _tell(line: str) -> None:
@@ -190,8 +238,8 @@ def _write(lines: list[dict[str, Any]], folder: Path) -> None:
         print(one_line(f"{error}: {error.hint}"))
 
 
-def _listed(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _seeds(text: str) -> list[int]:
@@ -226,7 +274,7 @@ def _by_method(given: list[str] | None, flag: str) -> dict[str, list[float]]:
             hint = f"{flag} {example}; float32 must hold it"
             raise InputError(f"{flag} {word}: there is no value above 0", hint=hint)
         checked_methods([name])
-        if flag == "--eps" and (METHODS[name].kind != "mezo" or len(numbers) > 1):
+        if flag == "--eps" and (METHODS[name].kind != "zo" or len(numbers) > 1):
             raise InputError(f"{flag} {word}: it is one number for a method of MeZO's", hint=f"{flag} {example}")
         if name in by_name:
             raise InputError(f"{flag} is given twice for {name}", hint=f"{flag} {example}")

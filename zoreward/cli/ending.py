@@ -94,6 +94,8 @@ def found_in(trainer: ZOTrainer, run: StoredRun) -> dict[str, Any]:
 def _why_stopped(trainer: ZOTrainer) -> str | None:
     if trainer.keeper.stopped_by is not None:
         return trainer.keeper.stopped_by
+    if trainer.keeper.budget is not None and trainer.method_state.step >= trainer.args.max_steps:
+        return "max_forwards"
     over = is_out_of_patience(trainer.callback_handler.callbacks)
     return "patience" if over and trainer.method_state.step < trainer.args.max_steps else None
 

@@ -66,7 +66,7 @@ def option(name: str, kind: Any, default: Any, about: Mapping[str, Any]) -> insp
     is_bounded = most is not None and _without_none(kind) in (int, float)
     shown_default = printable(str(default))
     info = typer.Option(
-        flag,
+        *flag.split(),
         help=escape(text),
         rich_help_panel=about["panel"],
         callback=_within(about.get("least"), most) if is_bounded else None,
@@ -156,7 +156,7 @@ def _for_typer(
             return 130
         if isinstance(outcome, Outcome):
             outcome.print(as_json=values["json"])
-            return 0
+            return outcome.code
         return outcome
 
     callback.__signature__ = signature  # type: ignore[attr-defined]

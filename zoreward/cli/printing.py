@@ -54,10 +54,12 @@ class Outcome:
     Args:
         data: with --json, one object.
         show: without, a text; or what prints one.
+        code: the exit code.
     """
 
     data: dict[str, Any]
     show: str | Callable[[], None]
+    code: int = 0
 
     def print(self, *, as_json: bool) -> None:
         """Print it."""

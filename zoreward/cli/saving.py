@@ -236,9 +236,9 @@ def _is_done(run: StoredRun, output: Path, options: dict[str, Any]) -> bool:
             then = yaml.safe_load(file.read(_MAX_RECORD).decode("utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return False
-    if not isinstance(then, dict) or run.n_steps < options["max_steps"]:
+    if not isinstance(then, dict) or run.n_steps < (options["max_steps"] or then.get("max_steps", 0)):
         return False
-    chosen = {name for name in DEFAULTED if options.get(name) is None}
+    chosen = {name for name in (*DEFAULTED, "max_steps") if options.get(name) is None}
     names = (options.keys() | then.keys()) - chosen
     evaluated = [step for step, _ in run.evaluations] or [run.n_steps]
     return all(options.get(name) == then.get(name) for name in names) and run.n_steps in evaluated

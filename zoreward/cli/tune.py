@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import sys
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
     from zoreward.trainer import ZOConfig, ZOTrainer
 
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
-# How often dev rows are scored between the steps that choose by them, where nobody says it.
-_DEV_SCORES = 10
+# How many steps there are where nobody says it, and how often dev rows are scored that choose between them.
+_STEPS, _DEV_SCORES = 1000, 10
 
 
 def make_command(source: str, objective: Objective) -> Callable[..., int]:
@@ -88,7 +89,8 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
-    options = dataclasses.replace(options, keep=options.keep or ("best" if rows.dev else "last"))
+    steps = options.max_steps or (None if options.max_forwards else _STEPS)
+    options = dataclasses.replace(options, keep=options.keep or ("best" if rows.dev else "last"), max_steps=steps)
     output, start = Path(options.output), time.perf_counter()
     findings, problem = None, ""
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
@@ -106,7 +108,10 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
                 held.enter_context(trainer.holding_run())
                 if trainer.found is not None and trainer.found.converged:
                     print(trainer.found)
-                chosen = {n: getattr(trainer.args, n) for n in DEFAULTED if getattr(options, n) is None}
+                if trainer.keeper.budget is not None:
+                    print(trainer.keeper.budget)
+                names = [name for name in (*DEFAULTED, "max_steps") if getattr(options, name) is None]
+                chosen = {name: getattr(trainer.args, name) for name in names}
                 try:
                     write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
                 except InputError:
@@ -187,6 +192,7 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
     settings = vars(part_of(ZOArguments, options)) | vars(part_of(Steps, options))
     settings |= {
         "output_dir": options.output,
+        "max_steps": options.max_steps or -1,
         "eval_strategy": "steps" if rows.dev else "no",
         "eval_steps": options.eval_steps or (_steps_between_dev_scores(options) if rows.dev else None),
         "load_best_model_at_end": options.keep == "best",
@@ -211,15 +217,18 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
         raise InputError(one_line(message), hint=hint) from error
 
 
-def _steps_between_dev_scores(options: TuneOptions) -> int:
+def _steps_between_dev_scores(options: TuneOptions) -> float:
     """Where nobody says it: some ten scores where the scores between the steps decide something, else one at the end.
+
+    Of steps that are not known yet, a share.
 
     >>> from types import SimpleNamespace
     >>> _steps_between_dev_scores(SimpleNamespace(max_steps=250, keep="best", patience=None))
     25
     """
-    decide = options.keep == "best" or options.patience
-    return max(1, options.max_steps // _DEV_SCORES) if decide else options.max_steps
+    if options.keep == "best" or options.patience:
+        return 1 / _DEV_SCORES if options.max_steps is None else max(1, options.max_steps // _DEV_SCORES)
+    return options.max_steps or sys.maxsize
 
 
 def _check_logger(name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from zoreward.config import Prompting, Rewarding, part_of
+from zoreward.config import Prompting, Rewarding, finds_rate, part_of
 from zoreward.data import rows_of
 from zoreward.data.preferences import are_preferences
 from zoreward.members import (
@@ -42,7 +42,7 @@ from zoreward.scoring import (
     with_base,
 )
 from zoreward.trainer.drift import check_drift, keeps_base
-from zoreward.trainer.options import completed, finds_rate, method_of
+from zoreward.trainer.options import completed, method_of
 from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:

@@ -2,17 +2,110 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
+
+from zoreward.records import InputError
+
+if TYPE_CHECKING:
+    from zoreward.methods import Method
+    from zoreward.trainer.options import ZOConfig
 
 # A snapshot is due after so many seconds of steps: a resume replays at most that, without the forward passes …
 SECONDS = 60.0
 # … or, where writing it takes long, when it has become this share of the time.
 SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run spends forward passes on, each of one member on one batch of rows.
+
+    Args:
+        forwards: how many there may be.
+        search: those that look for ε and the rate.
+        scores: how often the dev rows are scored, before step 1 too, and `score`, what each time takes.
+        steps: how many are done, and `in_steps`, what they take together.
+    """
+
+    forwards: int
+    search: int
+    scores: int
+    score: int
+    steps: int
+    in_steps: int
+
+    @property
+    def spent(self) -> int:
+        """All of them together."""
+        return self.search + self.scores * self.score + self.in_steps
+
+    def __str__(self) -> str:
+        return f"of {self.forwards:,} forward passes {self.parts}"
+
+    @property
+    def parts(self) -> str:
+        """What they are spent on, in words."""
+        parts = [f"{self.in_steps:,} are for {self.steps:,} step{'s' if self.steps > 1 else ''}"]
+        parts += [f"{self.scores * self.score:,} for {self.scores} scores of the dev rows"] if self.score else []
+        parts += [f"{self.search:,} for the search for a rate"] if self.search else []
+        return ", ".join(parts)
+
+
+def budget_of(
+    args: ZOConfig,
+    method: Method,
+    rows: int,
+    dev_rows: int,
+    *,
+    searched: int,
+    most: int,
+    scored: Sequence[int],
+    done: int,
+) -> Budget:
+    """Return how a run spends `max_forwards`, with as many steps as these pay.
+
+    Args:
+        args: the options.
+        method: says which members a step has, and whether they read all rows.
+        rows: how many are tuned on.
+        dev_rows: how many are scored between the steps; 0: none.
+        searched: how many rows were read to find the rate.
+        most: steps, however many are paid.
+        scored: after which steps the dev rows were scored, and `done`, how many steps there are, in a run that goes on.
+
+    Raises:
+        InputError: they do not pay for one step.
+    """
+    assert args.max_forwards is not None
+    batch = args.rows_a_step
+    epoch = -(-rows // batch)
+    every = {"epoch": epoch, "steps": args.eval_steps}.get(args.eval_strategy.value) or 0
+    score = -(-dev_rows // batch) if every else 0
+    known = done if done in scored else done - 1  # up to which step nothing is scored any more
+    in_steps, paid = 0, None
+    for step in itertools.count(1):
+        query = method.ask(replace(method.init(), step=step - 1))
+        in_steps += len(query.members) * (epoch if query.rows == "all" else 1)
+        scores = len(scored)
+        if score and step > known:
+            between = every if every >= 1 else math.ceil(step * every)
+            scores += -(-step // between) - known // between
+        taken = Budget(args.max_forwards, -(-searched // batch), scores, score, step, in_steps)
+        paid = taken if taken.spent <= args.max_forwards else paid
+        if step >= most or taken.search + in_steps > args.max_forwards:
+            break
+    if paid is None:
+        message = f"max_forwards={args.max_forwards} does not pay for one step"
+        raise InputError(message, hint=f"It is at least {taken.spent}: {taken.parts}.")
+    return paid
 
 
 class Keeper(TrainerCallback):
@@ -27,6 +120,7 @@ class Keeper(TrainerCallback):
         scores_where_seconds_end: whether the dev rows are scored where `max_seconds` ends the run. Without it only if
             they would be scored after the last step alone: else the scores would be others than those of a run that
             goes on.
+        budget: how `max_forwards` is spent, where that decides how many steps there are.
         first_score: of the dev rows before step 1, where it is known, or what else the best step goes by: the first
             best one. transformers' loop, which begins with a new state, would take the first after a step for that,
             however low it is.
@@ -37,6 +131,7 @@ class Keeper(TrainerCallback):
         self.stopped_by: str | None = None
         self.judges_silence = True
         self.scores_where_seconds_end = False
+        self.budget: Budget | None = None
         self.first_score: float | None = None
         self._began = math.inf
         self._last = 0.0

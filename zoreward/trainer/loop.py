@@ -42,7 +42,7 @@ from zoreward.trainer.inputs import (
     refuse_what_is_missing,
     warn_about_one_class,
 )
-from zoreward.trainer.keeper import Keeper
+from zoreward.trainer.keeper import Keeper, budget_of
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
 from zoreward.trainer.options import FIRST_EPS, ZOConfig, family_of_run, method_of, part_that_is_tuned
 from zoreward.trainer.radius import Found, found_rate
@@ -60,7 +60,15 @@ from zoreward.trainer.resuming import (
     told_where,
 )
 from zoreward.trainer.run import Run, Step
-from zoreward.trainer.silence import LEAST_STEPS, MUCH, expected_share, steps_before_end, steps_before_look, why_silent
+from zoreward.trainer.silence import (
+    LEAST_STEPS,
+    MUCH,
+    expected_share,
+    steps_before_end,
+    steps_before_look,
+    trial_rows,
+    why_silent,
+)
 from zoreward.trainer.window import Window, save_completions
 
 if TYPE_CHECKING:
@@ -597,13 +605,13 @@ class ZOTrainer(Trainer):
         """Find the learning rate, and ε, where nobody gave the rate; the method is made anew."""
         given = self.given
         if not given.finds_rate:
+            self._steps_after(0)
             return
-        steps = new_state(self.args, len(self.get_train_dataloader()))[0].max_steps
         found = found_rate(
             self.scorer.engine,
             self.method,
             self.run.rows,
-            steps=steps,
+            steps_after=self._steps_after,
             first=FIRST_EPS[part_that_is_tuned(self.args, adapter=given.adapter)],
             eps=self.args.eps if given.eps_given else None,
             generation=given.generation if self.objective.needs == "completions" else None,
@@ -613,8 +621,24 @@ class ZOTrainer(Trainer):
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
-        if steps >= LEAST_STEPS:
+        if self._steps_after(found.rows) >= LEAST_STEPS:
             self._tell_of_silent_steps()
+
+    def _steps_after(self, rows: int, scored: Sequence[int] = (), done: int = 0) -> int:
+        """Return how many steps there are when so many rows were read to find the rate; see `budget_of`."""
+        args = self.args
+        most = new_state(args, len(self.get_train_dataloader()))[0].max_steps
+        if args.max_forwards is None:
+            return most
+        counts = (len(self.run.rows), len(self.eval_dataset or ()))
+        how: dict[str, Any] = {"most": most, "scored": scored, "done": done}
+        budget = budget_of(args, self.method, *counts, searched=rows, **how)
+        if rows and budget.steps >= LEAST_STEPS:  # then some steps are tried before the first
+            rows += trial_rows(self.method, self.objective, len(self.run.rows), args.rows_a_step)
+            budget = budget_of(args, self.method, *counts, searched=rows, **how)
+        if budget.steps < most or self.keeper.budget is not None:
+            self.keeper.budget, args.max_steps = budget, budget.steps
+        return budget.steps
 
     def _tell_of_silent_steps(self) -> None:
         """Say before step 1 where many steps are to be expected to move nothing."""
@@ -633,8 +657,10 @@ class ZOTrainer(Trainer):
         blocks = len(set(self.ready.tuned.blocks.values()))
         self.run.method = method_of(self.args, rows=len(self.run.rows), blocks=blocks)
 
-    def _take_rate_of(self, header: dict[str, Any]) -> None:
+    def _take_rate_of(self, run: StoredRun) -> None:
         """Go on with what a run with the same method found, or began with, whichever machine this is."""
+        header, scored = run.header, [step for step, _ in run.evaluations]
+        self._steps_after(header.get("searched", 0), scored, run.n_steps)
         then, same = header["config"], header["method"].get("name") == self.args.method
         if self.given.finds_rate and same and {"eps", "learning_rate"} <= then.keys():
             eps = self.args.eps if self.given.eps_given else then["eps"]
@@ -657,7 +683,8 @@ class ZOTrainer(Trainer):
     def _header(self) -> dict[str, Any]:
         rows = (self.train_dataset, self.eval_dataset)
         header = header_of(self.ready, self.objective, self.method, self.args, *rows)  # type: ignore[arg-type]
-        return {**header, "unit": self.scorer.engine.unit}
+        searched = {"searched": self.found.rows} if self.found and self.args.max_forwards else {}
+        return {**header, **searched, "unit": self.scorer.engine.unit}
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -684,7 +711,7 @@ class ZOTrainer(Trainer):
         before = (self.args.eps, self.args.learning_rate, self.args.normalize)
         try:
             if stored is not None:
-                self._take_rate_of(stored.header)
+                self._take_rate_of(stored)
             if stored is not None and "rows" not in stored.header["method"]:  # then divided by less than half a row
                 self.run.method = replace(self.method, rows=0)
             self.header = self._header()

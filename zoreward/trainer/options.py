@@ -25,12 +25,12 @@ class ZOConfig(ZOArguments, TrainingArguments):
     """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
 
     Some defaults are not those of TrainingArguments: 1,000 steps of 16 rows (unless max_steps or num_train_epochs is
-    given), a constant learning rate, no clipping; for objectives of text 16 low-rank directions, differences over their
-    rms. Where no learning rate is given, ε and the rate are found before step 1, for objectives of choices and of text
-    (see `zoreward.trainer.radius`); for others they are MeZO's, ε 1e-3 and 1e-6. Each step scores all rows
-    of all its accumulated batches together. The journal is the checkpoint: what is saved besides is one snapshot of the
-    weights, for a quick resume. By default it is written when it costs little; every `save_steps` steps; with each new
-    best score (`save_strategy="best"`); or never (`"no"`).
+    given; with max_forwards alone, as many as these pay), a constant learning rate, no clipping; for objectives of text
+    16 low-rank directions, differences over their rms. Where no learning rate is given, ε and the rate are found before
+    step 1, for objectives of choices and of text (see `zoreward.trainer.radius`); for others they are MeZO's, ε 1e-3
+    and 1e-6. Each step scores all rows of all its accumulated batches together. The journal is the checkpoint: what is
+    saved besides is one snapshot of the weights, for a quick resume. By default it is written when it costs little;
+    every `save_steps` steps; with each new best score (`save_strategy="best"`); or never (`"no"`).
 
     Raises:
         InputError: an option that makes no sense without gradients.
@@ -74,7 +74,7 @@ class ZOConfig(ZOArguments, TrainingArguments):
                 message = f"{option}={getattr(self, option)} is more than any run does"
                 raise InputError(message, hint=f"It is at most {MAX_STEPS:,}.")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            self.max_steps = 1000
+            self.max_steps = MAX_STEPS if self.max_forwards else 1000
         # transformers demands checkpoints where there are evaluations; the journal has every step.
         best: bool = self.load_best_model_at_end
         self.load_best_model_at_end = False
@@ -147,18 +147,6 @@ def part_that_is_tuned(args: ZOConfig, *, adapter: bool) -> str:
     return "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
 
 
-def finds_rate(args: ZOConfig, needs: str, *, compares_with_base: bool = False) -> bool:
-    """Whether the learning rate of a run, and ε, are found before step 1, as nobody gave the rate.
-
-    Not for raw slopes, whose size a rate depends on; nor where answers are whole texts that were given.
-
-    >>> finds_rate(ZOConfig("run", use_cpu=True), "choices"), finds_rate(ZOConfig("run", use_cpu=True), "likelihood")
-    (True, False)
-    """
-    alike = needs in ("choices", "completions") and not compares_with_base
-    return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
-
-
 def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool = False) -> ZOConfig:
     """Return the options with the defaults of their method, and else those that fit what the objective needs and what
     is tuned.
@@ -167,7 +155,8 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool 
         args: the options.
         needs: what the objective needs.
         adapter: whether an adapter is tuned.
-        finds: see `finds_rate`: ε is then where the first look stands, and slopes are divided by their running rms.
+        finds: see `zoreward.config.finds_rate`: ε is then where the first look stands, and slopes are divided by their
+            running rms.
 
     Raises:
         InputError: there is no such method, or directions of every weight are to have a rank.

@@ -47,6 +47,7 @@ class Found:
             log-probability.
         looks: (ε, change) of each look; the change is infinite where outputs were not finite.
         converged: whether the last look was near the radius; else ε and the rate are guesses.
+        rows: that members read, or wrote behind, in all looks.
     """
 
     radius: float
@@ -55,6 +56,7 @@ class Found:
     nats: float
     looks: tuple[tuple[float, float], ...]
     converged: bool
+    rows: int
 
     def __str__(self) -> str:
         what = "a token of a text" if self.nats == TEXT_NATS else "a choice"
@@ -75,7 +77,7 @@ def found_rate(
     method: Method,
     examples: Sequence[Example],
     *,
-    steps: int,
+    steps_after: Callable[[int], int],
     first: float,
     eps: float | None = None,
     generation: Generation | None = None,
@@ -94,16 +96,18 @@ def found_rate(
         engine: the model, which stands at the weights that the run begins with.
         method: of the run: its directions are looked along, with seeds of their own.
         examples: the rows to tune on; the first ones are looked at.
-        steps: T.
+        steps_after: gives T, when so many rows were read to find r: of a budget they are a part.
         first: the distance of the first look.
         eps: ε where it was given.
         generation: how texts are written, for an objective of texts; None for one of choices.
     """
+    reads_base = 1 if generation is None else 2  # after it has written
+    rows, terms = len(examples[: ROWS if generation is None else TEXTS]), _directions_of(method)
+    steps_after(rows * (len(terms) + reads_base))  # a budget that does not pay for one look is refused before it
     if generation is None:
         change, nats = _change_of_choices(engine, examples[:ROWS]), ANSWER_NATS
     else:
         change, nats = _change_of_texts(engine, examples[:TEXTS], generation), TEXT_NATS
-    terms = _directions_of(method)
 
     def moved_at(distance: float) -> float:
         try:
@@ -113,8 +117,10 @@ def found_rate(
         return math.inf if math.isnan(moved) else moved if moved > LEAST_CHANGE else 0.0
 
     radius, looks, converged = _radius(moved_at, nats, first)
+    rows *= len(looks) * len(terms) + reads_base
+    steps = steps_after(rows)
     rate = RADII * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
-    return Found(radius, eps or radius, _rounded(rate), nats, looks, converged)
+    return Found(radius, eps or radius, _rounded(rate), nats, looks, converged, rows)
 
 
 def _radius(

@@ -87,6 +87,16 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
     return Advice(why, f"Take a larger --batch-size or --eps, or {_SMOOTH}")
 
 
+def trial_rows(method: Method, objective: Objective, examples: int, rows: int) -> int:
+    """Return how many rows members read in `expected_share`; 0 where it returns None."""
+    parts = [set(signature(part.function).parameters) for _, part in objective.parts or ((1.0, objective),)]
+    counts = all("predictions" in names and names.isdisjoint(("logprobs", "logprob_sums")) for names in parts)
+    drawn, rows = min(ROWS, examples), min(rows, examples)
+    if not counts or objective.needs != "choices" or rows > ROWS:
+        return 0
+    return -(-SAMPLES // (drawn // rows)) * drawn * len(method.ask(method.init()).members)
+
+
 def expected_share(
     engine: Engine, method: Method, objective: Objective, examples: Sequence[Example], rows: int
 ) -> float | None:
@@ -99,10 +109,8 @@ def expected_share(
         examples: the rows to tune on; some are drawn.
         rows: of a batch; None is returned where there are more than are looked at.
     """
-    parts = [set(signature(part.function).parameters) for _, part in objective.parts or ((1.0, objective),)]
-    counts = all("predictions" in names and names.isdisjoint(("logprobs", "logprob_sums")) for names in parts)
     rows = min(rows, len(examples))
-    if not counts or objective.needs != "choices" or rows > ROWS:
+    if not trial_rows(method, objective, len(examples), rows):
         return None
     other = replace(method, seed=derive_seed(method.seed, 0, SeedIndex.SILENCE))
     draw = np.random.default_rng(other.seed)  # files are often sorted, and a run's batches are not
