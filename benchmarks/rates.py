@@ -5,7 +5,8 @@
 MODEL is a causal model, SST2 a folder with train.jsonl and dev.jsonl (sentence, label). For each objective and what is
 tuned: nine pairs of (ε, learning rate) with raw slopes, as published, and more of them until the best one is not at the
 edge; one seed; chosen on the first `--choosing` dev rows by what is tuned on. Then that pair and the default (ε and the
-rate are found before step 1), each with `--seeds` other seeds, on the dev rows that chose nothing. Each setting has a
+rate are found before step 1), each with `--seeds` other seeds, on the dev rows that chose nothing. All runs keep the
+step that is best on the choosing rows, as `zoreward tune` does where it is given dev rows. Each setting has a
 process of its own, and `--jobs` of them share the GPU. Printed at the end, and written down with every run: the table.
 """
 
@@ -66,6 +67,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--choosing", type=int, default=300, help="dev rows that choose the pair")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--pair", nargs=2, type=float, help="ε and rate, in place of the search by hand")
     parser.add_argument("--setting", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -95,7 +97,7 @@ def one_setting(options: argparse.Namespace) -> None:
             return result
 
         found: dict[tuple[float, float], float] = {}
-        waiting = list(product(*PAIRS[tune]))
+        best, waiting = options.pair, [] if options.pair else list(product(*PAIRS[tune]))
         while waiting:
             for eps, rate in waiting:
                 result = run("pair", 0, eps=eps, learning_rate=rate, normalize="none")
@@ -133,13 +135,14 @@ def run_of(options: argparse.Namespace, tune: str, objective: str, seed: int, **
     args = ZOConfig(
         f"{options.output}/runs/{tune}-{objective}-{seed}-{'-'.join(map(str, values.values()))}",
         per_device_train_batch_size=options.rows, max_steps=options.steps, save_strategy="no", disable_tqdm=True,
-        logging_strategy="no", tune=tune, dtype=options.dtype, seed=seed, **ANSWERS, **values,
+        logging_strategy="no", tune=tune, dtype=options.dtype, seed=seed, eval_strategy="steps",
+        eval_steps=max(1, options.steps // 10), load_best_model_at_end=True, **ANSWERS, **values,
     )  # fmt: skip
     start = time.perf_counter()
+    train, dev = (load_rows(f"{options.sst2}/{name}.jsonl") for name in ("train", "dev"))
     trainer = ZOTrainer(
-        options.model, objective=objective, args=args, train_dataset=load_rows(f"{options.sst2}/train.jsonl")
+        options.model, objective=objective, args=args, train_dataset=train, eval_dataset=dev[: options.choosing]
     )
-    dev = load_rows(f"{options.sst2}/dev.jsonl")
     before = measured(trainer, dev, options.choosing)
     try:
         trainer.train()

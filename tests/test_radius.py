@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,20 @@ def test_max_forwards_pay_for_the_search_the_scores_and_so_many_steps(
     more = begun(110)
     more.train(resume_from_checkpoint=True)
     assert more.method_state.step > steps and budget.spent + sum(read) / 4 <= 110
+
+
+def test_seconds_say_how_many_steps_the_rate_is_for(tmp_path: Path, tokenizer: Any) -> None:
+    def slow(logprobs: np.ndarray, references: list[int]) -> float:
+        time.sleep(0.05)
+        return float(np.mean([row[reference] for row, reference in zip(logprobs, references, strict=True)]))
+
+    rates = []
+    for name, seconds in (("all", None), ("few", 1.0)):
+        trainer = made(tmp_path / name, tokenizer, slow, max_steps=1000, max_seconds=seconds)
+        with trainer.holding_run():
+            rates.append(trainer.args.learning_rate)
+    # Two members sleep in each step: a second pays for ten steps at most, and the rate goes as 1/√T.
+    assert rates[1] >= 0.99 * rates[0] * math.sqrt(1000 / 10)
 
 
 def test_max_forwards_that_pay_for_no_step_are_refused(

@@ -471,7 +471,8 @@ class Running:
     )
     max_seconds: float | None = setting(
         default=None,
-        help="Stop after the step in which so many seconds have passed since the first began. A resume counts anew.",
+        help="Stop after the step in which so many seconds have passed since the first began; a rate that is found is "
+        "one for as many steps as these pay. A resume counts anew.",
         above=0,
         unit="seconds",
         recorded=False,

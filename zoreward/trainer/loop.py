@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +83,8 @@ logger = logging.get_logger(__name__)
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
 TRIAL_ROWS = 8
+# The first steps make graphs and caches; the third one takes what those after it take.
+STEPS_TO_TIME = 3
 
 
 class ZOTrainer(Trainer):
@@ -629,7 +633,7 @@ class ZOTrainer(Trainer):
         args = self.args
         most = new_state(args, len(self.get_train_dataloader()))[0].max_steps
         if args.max_forwards is None:
-            return most
+            return min(most, self._steps_in_seconds) if rows else most
         counts = (len(self.run.rows), len(self.eval_dataset or ()))
         how: dict[str, Any] = {"most": most, "scored": scored, "done": done}
         budget = budget_of(args, self.method, *counts, searched=rows, **how)
@@ -639,6 +643,16 @@ class ZOTrainer(Trainer):
         if budget.steps < most or self.keeper.budget is not None:
             self.keeper.budget, args.max_steps = budget, budget.steps
         return budget.steps
+
+    @cached_property
+    def _steps_in_seconds(self) -> int:
+        """About how many steps `max_seconds` pay, by the last of a few that are done for nothing."""
+        if self.args.max_seconds is None:
+            return sys.maxsize
+        for _ in range(STEPS_TO_TIME):
+            start = time.perf_counter()
+            self.run.ask_score_tell(self.run.rows[: self.args.rows_a_step])
+        return max(1, int(self.args.max_seconds / (time.perf_counter() - start)))
 
     def _tell_of_silent_steps(self) -> None:
         """Say before step 1 where many steps are to be expected to move nothing."""
