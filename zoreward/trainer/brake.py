@@ -129,7 +129,7 @@ def values_of_groups(objective: Objective, examples: Sequence[Example], scored: 
     """
     count = min(GROUPS, len(examples))
     kept = [[n for n in range(len(examples)) if n % count != group] for group in range(count)]
-    if count < 2:
+    if count < 2 or not scored.returned:
         return ()
     if all(isinstance(found, list) for found in scored.returned.values()):
         lists = scored.returned.items()
