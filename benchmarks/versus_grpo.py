@@ -147,8 +147,8 @@ def trained(options: argparse.Namespace, name: str, seed: int, rows: list[Row], 
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16 if half else torch.float32)
     if method == "zo":
         few = {"num_directions": 2, "per_device_train_batch_size": count // 4} if (count := options.completions) else {}
-        make, given = ZOTrainer, {"args": ZOConfig(**args, tune=tune, **few)}
-        given |= {"objective": objective("reward", rowwise=True)(counted)}  # those of all members in one call
+        all_at_once = objective("reward", rowwise=True)(counted)  # those of all members in one call
+        make, given = ZOTrainer, dict[str, Any](args=ZOConfig(**args, tune=tune, **few), objective=all_at_once)
     else:
         make, given = of_grpo(counted, args, tune, options.completions)
     given |= {"model": model.to(DEVICE), "processing_class": tokenizer_of(options.model)}
@@ -157,7 +157,7 @@ def trained(options: argparse.Namespace, name: str, seed: int, rows: list[Row], 
     clock = Clock(options.seconds)
     trainer = make(**given, train_dataset=Dataset.from_list(rows), callbacks=[clock])
     if method == "zo":
-        trainer.args.max_steps = steps_that_fit(trainer, clock)
+        trainer.args.max_steps = 1_000_000 if rate else steps_that_fit(trainer, clock)
     trainer.train()
     result = {"before_step_1": clock.before_step_1, "took": clock.took, "steps": trainer.state.global_step}
     result |= {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE == "cuda" else {}
@@ -201,11 +201,11 @@ def evaluated(options: argparse.Namespace, folder: str, rows: list[Row], reward:
         model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).merge_and_unload()
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer, result = tokenizer_of(options.model), {}
-    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": SAMPLES}
-    for name, how in (("greedy", {"do_sample": False}), ("sampled", drawn)):
+    tokenizer, result = tokenizer_of(options.model), dict[str, Any]()
+    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": SAMPLES}
+    for name, draws in (("greedy", False), ("sampled", True)):
         set_seed(1234)
-        how["max_new_tokens"] = NEW_TOKENS[options.task]
+        how = {"max_new_tokens": NEW_TOKENS[options.task], "do_sample": draws, **(drawn if draws else {})}
         texts = written_by(model.to(DEVICE).eval(), tokenizer, [row["prompt"] for row in rows], how)
         chat, many = not isinstance(rows[0]["prompt"], str), len(texts) // len(rows)
         columns = {key: [row[key] for row in rows for _ in range(many)] for key in rows[0]}
@@ -233,7 +233,7 @@ def written_by(model: Any, tokenizer: Any, prompts: list[Any], how: dict[str, An
     inputs = tokenizer(prompts, add_special_tokens=not chat, padding=True, return_tensors="pt").to(model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     written = model.generate(input_ids=ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **how)
-    return tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)  # type: ignore[no-any-return]
+    return tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def print_table(results: Sequence[Result]) -> None:
