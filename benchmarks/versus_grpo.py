@@ -9,9 +9,9 @@ OUTPUT/versus.jsonl is not done again. The clock starts with the making of the t
 the same callback ends both after the first step that passes `--seconds`: compiling, the self-check and the search for a
 rate count. Then what was saved is read in float32 and writes by `generate` of transformers, the same for all.
 
-zoreward finds a rate for a number of steps, which a budget of seconds does not tell it. So two steps are tried and
-thrown away, within the clock; the second says how many fit. A forward pass is one row that is written, or read; GRPO
-reads each row that it wrote, and goes back through it. Of zoreward the self-check, of a few rows, is left out.
+zoreward is given the seconds (`max_seconds`), and times a few steps to know for how many its rate must do. A forward
+pass is one row that is written, or read; GRPO reads each row that it wrote, and goes back through it. Of zoreward the
+self-check, of a few rows, is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 
 from zoreward import ZOConfig, ZOTrainer, objective
 from zoreward.data import load_rows
-from zoreward.trainer.radius import DIRECTIONS, TEXTS
 from zoreward_objectives.reward_model import RewardModel
 
 Reward = Callable[..., list[float]]
@@ -146,6 +145,7 @@ def trained(options: argparse.Namespace, name: str, seed: int, rows: list[Row], 
     half = DEVICE == "cuda" and (method, tune) != ("grpo", "full")  # whose weights are float32 under autocast
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16 if half else torch.float32)
     if method == "zo":
+        args |= {"max_seconds": options.seconds, "max_steps": 1_000_000}
         few = {"num_directions": 2, "per_device_train_batch_size": count // 4} if (count := options.completions) else {}
         all_at_once = objective("reward", rowwise=True)(counted)  # those of all members in one call
         make, given = ZOTrainer, dict[str, Any](args=ZOConfig(**args, tune=tune, **few), objective=all_at_once)
@@ -156,29 +156,16 @@ def trained(options: argparse.Namespace, name: str, seed: int, rows: list[Row], 
         torch.cuda.reset_peak_memory_stats()
     clock = Clock(options.seconds)
     trainer = make(**given, train_dataset=Dataset.from_list(rows), callbacks=[clock])
-    if method == "zo":
-        trainer.args.max_steps = 1_000_000 if rate else steps_that_fit(trainer, clock)
     trainer.train()
     result = {"before_step_1": clock.before_step_1, "took": clock.took, "steps": trainer.state.global_step}
     result |= {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE == "cuda" else {}
     trainer.save_model(folder)
     forwards, backwards = 2 * sum(written), sum(written)
     if method == "zo":
-        looked = TEXTS * (DIRECTIONS * len(trainer.found.looks) + 2) if trainer.found else 0  # see radius.py
-        forwards, backwards = sum(written) + looked, 0
+        forwards, backwards = sum(written) + (trainer.found.rows if trainer.found else 0), 0
         result |= {"eps": trainer.args.eps, "learning_rate": trainer.args.learning_rate}
-        result |= {"for_steps": trainer.args.max_steps, "one_at_a_time": trainer.scorer.problem}
+        result |= {"one_at_a_time": trainer.scorer.problem}
     return {**result, "completions": sum(written), "forwards": forwards, "backwards": backwards}
-
-
-def steps_that_fit(trainer: ZOTrainer, clock: Clock) -> int:
-    """Return in how many steps the seconds will have passed, by one that is tried, and moves nothing."""
-    rows, start = trainer.run.rows[: trainer.args.rows_a_step], 0.0
-    for _ in range(2):  # the first one compiles
-        start = clock.now()
-        trainer.run.ask_score_tell(rows)
-    end = clock.now()
-    return max(1, math.ceil((clock.limit - end) / (end - start)))
 
 
 def of_grpo(reward: Reward, args: dict[str, Any], tune: str, completions: int | None) -> Any:
