@@ -121,12 +121,12 @@ def commands() -> Callable[[list[str]], Any]:
     """Builds the options of each command and objective once: for each line anew, that takes most of its time."""
     from zoreward.cli import command_for
 
-    kept: dict[tuple[str, ...], Any] = {}
+    kept: dict[tuple[str | bytes, ...], Any] = {}
 
     def command_of(words: list[str]) -> Any:
-        first = tuple(words[:2]) if words[0] in ("tune", "eval") else (words[0],)
-        own = Path(words[1].rpartition(":")[0]) if len(first) > 1 else Path()
-        first += (own.read_text(encoding="utf-8"),) if own.is_file() else ()
+        first: tuple[str | bytes, ...] = tuple(words[:2]) if words[0] in ("tune", "eval") else (words[0],)
+        own = words[1].rpartition(":")[0] if len(first) > 1 else ""
+        first += (Path(own).read_bytes(),) if os.path.isfile(own) else ()
         if first not in kept:
             kept[first] = command_for(words)
         return kept[first]
