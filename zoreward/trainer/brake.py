@@ -43,8 +43,11 @@ class Fall:
     Args:
         step: where it was scored.
         score: what it is there.
-        best_step: where it was best, and `best`, what it was there.
+        best_step: where it was best on the way there, and `best`, what it was there.
         error: the standard error of their difference.
+        to: which step to go back to: the best one; or the first weights, where the score is below theirs and that of
+            the best step was not above it by more than noise. On imdb-lm-12m such a step was better than the base by
+            the prior of the answers, and broken otherwise.
     """
 
     step: int
@@ -52,10 +55,12 @@ class Fall:
     best_step: int
     best: float
     error: float
+    to: int
 
     def __str__(self) -> str:
         fallen = f"the dev score fell from {self.best:.4f} after step {self.best_step} to {self.score:.4f}"
-        return f"step {self.step}: {fallen}, more than {ERRORS:g} standard errors of {self.error:.2g}"
+        below = ", below that of step 0" if self.to < self.best_step else ""
+        return f"step {self.step}: {fallen}, more than {ERRORS:g} standard errors of {self.error:.2g}{below}"
 
 
 @dataclass(slots=True)
@@ -67,9 +72,9 @@ class Brake:
 
     >>> brake = Brake(most=4)
     >>> brake.take(0, 0.5, (0.4, 0.5, 0.6))
-    >>> brake.take(10, 0.45, (0.45, 0.4, 0.5)); brake.fall() is None  # within the noise
+    >>> brake.take(10, 0.45, (0.45, 0.4, 0.5)); brake.fall([]) is None  # within the noise
     True
-    >>> brake.take(20, 0.3, (0.25, 0.3, 0.35)); str(brake.fall())
+    >>> brake.take(20, 0.3, (0.25, 0.3, 0.35)); str(brake.fall([]))
     'step 20: the dev score fell from 0.5000 after step 0 to 0.3000, more than 2 standard errors of 0.029'
     """
 
@@ -84,27 +89,41 @@ class Brake:
         """Return what the groups said at the last evaluation after so many steps; nothing where that is not known."""
         return next((groups for at, _, groups in reversed(self._evaluations) if at == step), ())
 
-    def fall(self) -> Fall | None:
-        """Return how far the score has fallen from the best so far; None within the noise, or where none is known."""
+    def fall(self, rewinds: Sequence[Rewind]) -> Fall | None:
+        """Return how far the score has fallen; None within the noise, or where none is known.
+
+        It is held against the best score on the way to where the run stands, which is not that of a step taken back.
+
+        Args:
+            rewinds: where the run has gone back.
+        """
         if not self.most or not self._evaluations:
             return None
-        best_step, best, before = max(self._evaluations, key=lambda one: one[1])
-        step, score, now = self._evaluations[-1]
-        if len(now) != len(before) or len(now) < 2:
+        way = [one for one in self._evaluations if all(one[0] <= back.to or one[0] > back.step for back in rewinds)]
+        if not way:
             return None
-        error = stdev(b - n for b, n in zip(before, now, strict=True)) / math.sqrt(len(now))
-        return Fall(step, score, best_step, best, error) if best - score > ERRORS * error else None
+        (first_step, first, start), (best_step, best, before) = way[0], max(way, key=lambda one: one[1])
+        step, score, now = self._evaluations[-1]
+        if not len(now) == len(before) > 1 or best - score <= ERRORS * (error := _error(before, now)):
+            return None
+        lost = score < first and len(start) == len(before) and best - first <= ERRORS * _error(before, start)
+        return Fall(step, score, best_step, best, error, 0 if first_step == 0 and lost else best_step)
+
+
+def _error(before: Sequence[float], now: Sequence[float]) -> float:
+    """The standard error of the difference of two scores, from what the same groups say of them."""
+    return stdev(b - n for b, n in zip(before, now, strict=True)) / math.sqrt(len(now))
 
 
 def rewind_after(fall: Fall, rewinds: Sequence[Rewind]) -> Rewind:
     """Return how a run goes back that has gone back so before.
 
-    >>> fall = Fall(step=20, score=0.3, best_step=0, best=0.5, error=0.03)
-    >>> [round(rewind_after(fall, before).rate, 4) for before in ([], [Rewind(10, 0, 1 / 3)], [Rewind(10, 5, 1 / 3)])]
-    [0.3333, 0.0333, 0.1111]
+    >>> fall = Fall(step=20, score=0.3, best_step=0, best=0.5, error=0.03, to=0)
+    >>> rewind_after(fall, []).rate * 3, round(rewind_after(fall, [Rewind(10, 0, 1 / 3)]).rate * 30, 6)
+    (1.0, 1.0)
     """
     rate, to = (rewinds[-1].rate, rewinds[-1].to) if rewinds else (1.0, None)
-    return Rewind(fall.step, fall.best_step, rate / (AGAIN if to == fall.best_step else DIVISOR))
+    return Rewind(fall.step, fall.to, rate / (AGAIN if to == fall.best_step else DIVISOR))
 
 
 def rewinds_of(args: ZOConfig, model: str) -> int:

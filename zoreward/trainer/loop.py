@@ -417,7 +417,7 @@ class ZOTrainer(Trainer):
         run, step = self.run, self.state.global_step
         back = run.rewinds and run.rewinds[-1].step == step  # a kill came behind it
         over = self.control.should_training_stop or step >= self.state.max_steps
-        if back or over or (fall := self._brake.fall()) is None or fall.step != step:
+        if back or over or (fall := self._brake.fall(run.rewinds)) is None or fall.step != step:
             return
         if len(run.rewinds) >= self._brake.most:
             logger.warning("%s: the run ends, after %d rewinds.", fall, len(run.rewinds))
