@@ -53,11 +53,14 @@ def main() -> None:
             if line := one.stdout.readline():
                 name, value = json.loads(line)
                 seconds[number][name].append(value)
+    failed = [tree for tree, one, runs in zip(trees, children, running, strict=True) if not runs and one.wait()]
     for one in children:
         one.kill()
     for name in seconds[0]:
         pairs = list(zip(seconds[0][name], seconds[1][name], strict=False))[options.skip :]
         print(line_of(name, [ours / theirs for ours, theirs in pairs], [pair[0] for pair in pairs]), flush=True)
+    if failed:
+        sys.exit(f"the benchmark failed in {failed[0]}")
 
 
 def begun(tree: Path, words: list[str], only: str | None) -> subprocess.Popen[str]:

@@ -43,6 +43,7 @@ from zoreward.neighbours.of_transformers import (
     attention_by,
     cache_of,
     checkpoint_of,
+    counts_from_last_key,
     is_out_of_patience,
     is_plain_attention,
     keys_and_values,
@@ -208,6 +209,13 @@ def test_layers_attend_by_a_function_of_ours(family: str) -> None:
     told = f"{family} does not call its attention with (rows, heads, queries, width) and scaling: {calls[0]}"
     holds(calls[0][0] == (2, 4, 8) and "scaling" in calls[0][1], f"{told} (scoring/stepping.py)")
     holds(model.config._attn_implementation == "sdpa", "the config is not as it was (neighbours/of_transformers.py)")
+
+
+def test_local_attention_is_known_by_its_config() -> None:
+    kinds = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "hidden_size": 8, "num_heads": 2}
+    model = hf.GPTNeoForCausalLM(hf.GPTNeoConfig(vocab_size=32, **kinds))
+    told = "GPT-Neo's config does not name the kinds of its layers in attention_layers (neighbours/of_transformers.py)"
+    holds(counts_from_last_key(model) and not counts_from_last_key(random_model("llama")), told)
 
 
 # --- transformers: modules -------------------------------------------------------------------------------------------

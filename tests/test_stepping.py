@@ -9,7 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MiniCPM3Config,
+    MiniCPM3ForCausalLM,
+)
 
 from conftest import random_model
 from families import with_logit
@@ -201,6 +208,47 @@ def test_a_model_without_positions_is_left_to_generate() -> None:
     config = BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1)
     stepper = Stepper(engine_of(BloomForCausalLM(config).eval(), 0))
     assert stepper.problem and not stepper.suits(POPULATION)
+
+
+def test_a_model_whose_local_attention_counts_from_the_end_of_the_cache_is_left_to_generate(tokenizer, calls) -> None:
+    """Texts of four tokens, on which steps are tried, are too short to tell."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "bos_token_id": 1, "eos_token_id": 1}
+    model = GPTNeoForCausalLM(GPTNeoConfig(**sizes, attention_types=[[["global", "local"], 1]], window_size=24)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(6 if weight.ndim == 2 else 1)
+    reader = engine_of(model, 0)
+    stepper = Stepper(reader, replays=False)
+    generator = checked_generator(reader, tokenizer, examples_of(PROMPTS), POPULATION[:2], stepper=stepper)
+    calls.clear()
+    found = written(generator, POPULATION[:2], max_new_tokens=40)
+    assert max(len(tokens) for texts in found for tokens in texts) > 24, "texts must be longer than the window"
+    assert found == written(HFGenerator(reader, tokenizer, stepper=Plain()), POPULATION[:2], max_new_tokens=40)
+    assert not calls and "local attention" in stepper.problem
+
+
+def test_keys_and_values_may_have_other_widths(tokenizer, calls) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "intermediate_size": 64, "q_lora_rank": 8, "kv_lora_rank": 8}
+    sizes |= {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    tokens = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    by_steps, plain = generators(MiniCPM3ForCausalLM(MiniCPM3Config(**sizes, **tokens)).eval(), tokenizer)
+    assert written(by_steps, max_new_tokens=8) == written(plain, max_new_tokens=8)
+    assert calls == [True] and by_steps.stepper.problem is None
+
+
+def test_prompts_of_one_token_in_many_rows(tokenizer, calls, monkeypatch) -> None:
+    """They are not padded to the length of a graph, and a desk has read others before."""
+    from zoreward.scoring import stepping
+
+    monkeypatch.setattr(stepping, "CAPTURED_TOKENS", 16)
+    by_steps, plain = generators(random_model("llama"), tokenizer)
+    for prompts in ([(5,), (9,), (12,), (20,)], [(6,), (7,), (8,), (10,)]):
+        expected = written(plain, prompts=prompts, max_new_tokens=6)
+        assert written(by_steps, prompts=prompts, max_new_tokens=6) == expected
+    assert calls == [True] * 2
 
 
 def test_an_error_inside_leaves_the_batch_to_generate_and_a_lack_of_memory_goes_on(tokenizer) -> None:

@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import sys
+import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
@@ -18,7 +20,7 @@ from transformers import TrainerCallback
 from conftest import random_model
 from zoreward.cli import main
 from zoreward.cli.progress import ProgressCallback
-from zoreward.records import Completion, Example, InputError, Writing
+from zoreward.records import Completion, Example, InputError, Scored, Writing
 from zoreward.registry import get_objective
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer.window import Window, completion_rows, save_completions
@@ -229,6 +231,14 @@ def test_a_score_that_rises_while_texts_repeat_is_warned_about(caplog):
         window.add(step(0.9, same))
         window.means()
     assert "repeat themselves" in caplog.text
+
+
+def test_what_members_answered_is_not_kept_until_it_is_logged():
+    window, logprobs_NC = Window(), np.zeros((4, 2))
+    kept = weakref.ref(logprobs_NC)
+    window.add([Scored(0.5, {"x": 0.5}, returned={"x": [0.5] * 4}, logprobs_NC=logprobs_NC)])
+    del logprobs_NC
+    assert kept() is None and window.means()["score"] == 0.5
 
 
 def test_sampled_texts_differ_from_step_to_step_and_are_the_same_again(tmp_path, tokenizer):

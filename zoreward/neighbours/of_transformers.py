@@ -101,6 +101,14 @@ def plain_attention() -> Callable[..., Any]:
     return sdpa_attention_forward  # type: ignore[no-any-return]
 
 
+def counts_from_last_key(model: Any) -> bool:
+    """Return whether layers see the tokens next to the last key, whatever their mask says, as GPT-Neo's local ones do.
+
+    Private: the field of its config that names the layers' kinds.
+    """
+    return "local" in str(getattr(model.config, "attention_layers", ""))
+
+
 def masked_class_name(model_type: str) -> str:
     """Return the name of the class that fills masks in models of a type; "" where there is none.
 

@@ -23,6 +23,7 @@ from zoreward.neighbours.of_transformers import (
     attention_by,
     cache_argument,
     cache_of,
+    counts_from_last_key,
     keys_and_values,
     plain_attention,
 )
@@ -68,6 +69,8 @@ class Stepper:
             self.problem = "its cache is not plain attention"
         elif not {"attention_mask", "position_ids"} <= reader.accepts:
             self.problem = "it takes no position_ids"
+        elif counts_from_last_key(reader.model):
+            self.problem = "its local attention would count from the end of the cache"
         elif has_prefix(reader.model):
             self.problem = "it has a prefix, which would have to be in the cache"
 
@@ -196,7 +199,7 @@ def _attend(
     """
     rows, heads, queries, width = query.shape
     ours = queries == 1 and not dropout and not any(others.get(name) is not None for name in ("softcap", "s_aux"))
-    ours = ours and others.get("position_bias") is None and attention_mask is not None
+    ours = ours and others.get("position_bias") is None and attention_mask is not None and key.shape == value.shape
     ours = ours and attention_mask.shape == (rows, 1, 1, key.shape[2])  # type: ignore[union-attr]
     half = query.dtype in (torch.bfloat16, torch.float16) and query.is_cuda and has_triton()
     if not ours or attention_mask is None or not (half or query.dtype == torch.float32):
@@ -300,7 +303,7 @@ class _Desk:
         self._bias[:, 0, 0, :width].masked_fill_(mask.bool(), 0.0)
         self.done.zero_()
         self.lost.zero_()
-        if read is None and ids.numel() <= CAPTURED_TOKENS:
+        if read is None and width > 1 and ids.numel() <= CAPTURED_TOKENS:  # the cache takes one token for a new one
             self.graphs.do(partial(self._read_prompts, width), f"prompts of {width}")
             return
         read = read or self._model(ids, mask, places)

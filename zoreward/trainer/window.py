@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Window:
 
     def add(self, scored: Sequence[Scored]) -> None:
         """Take in the members of one step."""
-        self._scored.append(list(scored))
+        self._scored.append([replace(member, returned={}, logprobs_NC=None) for member in scored])  # they may be large
         if not any(math.isnan(member.score) for member in scored):
             self._total += _mean([member.score for member in scored])
             self._count += 1
