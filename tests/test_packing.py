@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from conftest import random_model
-from families import with_logit
+from families import HEADS, with_logit
 from terms import term_of
 from zoreward.members import HeldCopies, by_layer, in_blocks, limited, smallest, tuned_weights, update_
 from zoreward.records import Example, ObjectiveError, Term, Update
@@ -121,6 +122,18 @@ def test_what_does_not_suit(examples, members, rows) -> None:
     packer, _ = packer_for(random_model("llama"), "cpu")
     assert packer.suits([row.requests for row in examples_of(4)], MEMBERS, None)
     assert not packer.suits([row.requests for row in examples], members, rows)
+
+
+def test_rows_longer_than_a_sliding_window_do_not_suit() -> None:
+    """Those that packing is tried on may be shorter."""
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**HEADS, sliding_window=16)).eval()
+    packer, reader = packer_for(model, "cpu")
+    for example in (Example({}, "", tuple("ab"), 0, tuple(range(3, 3 + n)), ((7,), (9,))) for n in (16, 17)):
+        expected = candidate_logprobs(reader, [example] * 2, MEMBERS)
+        groups = [example.requests] * 2
+        differs = np.abs(packer.logprobs(groups, MEMBERS) - np.reshape(expected, (4, -1))).max() > 1e-4
+        assert packer.suits(groups, MEMBERS, None) != differs
 
 
 def test_a_model_that_reads_packed_rows_otherwise_is_found_out() -> None:

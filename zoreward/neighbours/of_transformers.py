@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -107,6 +108,14 @@ def counts_from_last_key(model: Any) -> bool:
     Private: the field of its config that names the layers' kinds.
     """
     return "local" in str(getattr(model.config, "attention_layers", ""))
+
+
+def attention_window(model: Any) -> int:
+    """Return up to how many tokens all layers of a model see all of a text, so that one mask does for all of them.
+
+    Private: the field of a config that says how far layers with a sliding window see; None or 0 is no window.
+    """
+    return getattr(model.config.get_text_config(), "sliding_window", None) or sys.maxsize
 
 
 def masked_class_name(model_type: str) -> str:

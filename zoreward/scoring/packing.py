@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
+from zoreward.neighbours.of_transformers import attention_window
 from zoreward.records import Member, Request
 from zoreward.scoring.devices import is_spread
 from zoreward.scoring.stepping import Replays, addresses, is_lost
@@ -70,9 +71,10 @@ class Packer:
         if any(len(request.target) > 1 for group in groups for request in group):
             return False
         copies = bytes_of(self._reader.tuned.weights.values()) * len(members)
-        return (
-            max(copies, self._bytes) <= KEEP_BYTES and sum(len(group[0].prompt) for group in groups) <= MOST_TOKENS // 2
-        )
+        lengths = [len(group[0].prompt) for group in groups]
+        # The mask that keeps rows apart is that of all layers, also of those with a sliding window.
+        few = sum(lengths) <= MOST_TOKENS // 2 and max(lengths, default=0) <= attention_window(self._reader.model)
+        return few and max(copies, self._bytes) <= KEEP_BYTES
 
     @torch.no_grad()
     def logprobs(self, groups: Sequence[Sequence[Request]], members: Sequence[Member]) -> NDArray[np.float64] | None:
