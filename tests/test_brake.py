@@ -370,8 +370,14 @@ def test_a_rate_a_hundred_times_too_large_reaches_four_fifths_of_the_gain(
     assert good > 0.01 and braked >= 0.8 * good and free < 0.5 * good and times
 
 
-def test_the_command_goes_back_says_so_and_replays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_goes_back_says_so_and_replays(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["tune", "./rewards.py:wave", *TUNE, "--eval-data", "dev.jsonl", "--eval-every", "2", "--steps", "8"]
+    (folder / "scores.json").write_text(json.dumps([0.1, 0.5, 0.2, 0.6, 0.3]))
+    assert main([*words, "--output", "few"]) == 0
+    assert "the dev score fell" not in capsys.readouterr().err, "five rows say little of their noise"
+    monkeypatch.setattr("zoreward.trainer.brake.LEAST_GROUPS", 5)
     (folder / "scores.json").write_text(json.dumps([0.1, 0.5, 0.2, 0.6, 0.3]))
     assert main([*words, "--output", "run", "--json"]) == 0
     out, err = capsys.readouterr()

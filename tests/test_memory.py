@@ -231,7 +231,7 @@ def test_what_may_be_cut_is_no_reason_to_refuse() -> None:
 def test_the_peak_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = SimpleNamespace(args=SimpleNamespace(device=CPU), state=SimpleNamespace(log_history=[]))
     trainer.kept_step, trainer.callback_handler = 3, SimpleNamespace(callbacks=[])
-    trainer.keeper = SimpleNamespace(stopped_by=None)
+    trainer.keeper = SimpleNamespace(stopped_by=None, budget=None)
     summary = {"score": None, "steps": 3, "seconds": 1.0, "output": "run"}
     run = SimpleNamespace(metrics=(), evaluations=(), rewinds=(), has_moved_by=lambda steps: True)
     monkeypatch.setattr("zoreward.journal.load_run", lambda folder: run)

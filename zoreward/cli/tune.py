@@ -89,7 +89,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
-    steps = options.max_steps or (None if options.max_forwards else _STEPS)
+    steps = options.max_steps or (None if options.max_forwards or options.max_seconds else _STEPS)
     options = dataclasses.replace(options, keep=options.keep or ("best" if rows.dev else "last"), max_steps=steps)
     output, start = Path(options.output), time.perf_counter()
     findings, problem = None, ""

@@ -28,8 +28,9 @@ from zoreward.scoring import scores_of
 if TYPE_CHECKING:
     from zoreward.trainer.options import ZOConfig
 
-# G: a prime, so that rows in which classes take turns spread over all groups.
-GROUPS = 17
+# G: a prime, so that rows in which classes take turns spread over all groups; with fewer rows than that, one each. Of
+# fewer than the second number the error says little: it is 0 where two rows fall alike.
+GROUPS, LEAST_GROUPS = 17, 8
 ERRORS = 2.0
 # What learning rates are divided by where a run goes back; where it goes back to the same step once more, having gained
 # nothing in between; and how often it goes back.
@@ -148,7 +149,7 @@ def values_of_groups(objective: Objective, examples: Sequence[Example], scored: 
     """
     count = min(GROUPS, len(examples))
     kept = [[n for n in range(len(examples)) if n % count != group] for group in range(count)]
-    if count < 2 or not scored.returned:
+    if count < LEAST_GROUPS or not scored.returned:
         return ()
     if all(isinstance(found, list) for found in scored.returned.values()):
         lists = scored.returned.items()

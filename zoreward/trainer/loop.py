@@ -83,8 +83,8 @@ logger = logging.get_logger(__name__)
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
 TRIAL_ROWS = 8
-# The first steps make graphs and caches; the third one takes what those after it take.
-STEPS_TO_TIME = 3
+# The first steps make graphs and caches, that of the prompts in the third; the fourth takes what those after it take.
+STEPS_TO_TIME = 4
 
 
 class ZOTrainer(Trainer):
@@ -625,6 +625,8 @@ class ZOTrainer(Trainer):
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
+        if self.args.max_seconds is not None and 0 < (self.args.eval_steps or 0) < 1:  # a share of the steps to come
+            self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_after(found.rows)))
         if self._steps_after(found.rows) >= LEAST_STEPS:
             self._tell_of_silent_steps()
 
@@ -679,6 +681,8 @@ class ZOTrainer(Trainer):
         if self.given.finds_rate and same and {"eps", "learning_rate"} <= then.keys():
             eps = self.args.eps if self.given.eps_given else then["eps"]
             self._take_rate(eps, then["learning_rate"], then.get("normalize"))
+            if self.args.max_seconds is not None and 0 < (self.args.eval_steps or 0) < 1:
+                self.args.eval_steps = then.get("eval_steps", self.args.eval_steps)
 
     def _keep_start(self) -> None:
         """Save the prefix that the run begins with, where it is one that the run made."""
