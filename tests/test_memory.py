@@ -273,3 +273,13 @@ def test_where_a_copy_does_not_fit_texts_are_written_a_module_at_a_time(
     monkeypatch.setattr(decoding, "bytes_to_keep", lambda device, free, members: 0)
     assert list(generator.generate(prompts, ((),), settings)) == whole
     assert 0 < max(made) < bytes_of(model.parameters()) / 3
+
+
+def test_the_cache_of_a_gpu_has_places_that_graphs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoreward.scoring.memory.free_bytes", lambda device: 10 * GB)
+    model = random_model("llama")
+    rows = [Example({}, "", (), 0, tuple(range(length)), ()) for length in (5, 3)]
+    needed = needed_memory(
+        model, None, ((), ()), rows, rows=2, new_tokens=20, copied=0, device=torch.device("cuda")
+    )  # prompts padded to 16, 16 + 20 tokens in 48 places
+    assert needed is not None and needed.cache == 2 * 2 * 48 * 2 * 2 * 2 * 8 * 4  # layers, heads, width, float32
