@@ -10,6 +10,7 @@ import torch
 
 from zoreward.kernels import cpu, portable
 from zoreward.kernels.philox import entries_of_many
+from zoreward.noise import Purpose
 from zoreward.noise import definition as noise
 from zoreward.records import Term, Update
 
@@ -132,7 +133,9 @@ def test_an_anchor_alone_halves_the_way_with_each_step_and_spares_no_vector():
 @pytest.mark.parametrize("distribution", ["normal", "gaussian", "rademacher"])
 def test_small_tensors_that_are_drawn_together_have_the_entries_of_each(distribution):
     draws = [
-        (seed, stream, count) for seed in (0, 5, 2**64 - 1) for stream, count in ((0, 1), (7, 6), (2**32 - 1, 129))
+        (seed, stream, purpose, count)
+        for seed in (0, 5, 2**64 - 1)
+        for stream, purpose, count in ((0, Purpose.DIRECTION, 1), (7, Purpose.FACTOR_A, 6), (2**32 - 1, 2, 129))
     ]
-    for (seed, stream, count), z in zip(draws, entries_of_many(draws, distribution), strict=True):
-        np.testing.assert_array_equal(z, noise.entries(seed, stream, 0, count, distribution=distribution))
+    for (seed, stream, purpose, count), z in zip(draws, entries_of_many(draws, distribution), strict=True):
+        np.testing.assert_array_equal(z, noise.entries(seed, stream, 0, count, purpose, distribution))

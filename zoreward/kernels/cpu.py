@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 
 from zoreward.kernels.philox import Workspace, entries_of_many
 from zoreward.kernels.subspaces import Factors, Subspaces, Weight, holding
-from zoreward.noise import Dense, Distribution
+from zoreward.noise import Dense, Distribution, Purpose
 from zoreward.noise import definition as noise
 from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
 # Entries of tensors up to SMALL are drawn together, up to TOGETHER in a call: 1 MB, and one thread's work in any case.
-SMALL, TOGETHER = 1 << 13, 1 << 18
+# So are factors up to FACTOR: alone a draw takes some 100 µs to begin, together an entry takes twice as long, 40 ns.
+SMALL, FACTOR, TOGETHER = 1 << 13, 1 << 11, 1 << 18
 
-Drawn = Mapping[tuple[int, int, Distribution], NDArray[np.float32]]
+# By seed, stream, purpose, number and distribution.
+Drawn = Mapping[tuple[int, int, int, int, Distribution], NDArray[np.float32]]
 
 _LARGEST_BF16 = 0x7F7F0000
 _DEVICE = torch.device("cpu")
@@ -48,13 +50,13 @@ class Directions:
     def __init__(
         self, shape: tuple[int, ...], stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
     ) -> None:
-        self.stream, self._shape, self._drawn = stream, shape, drawn
+        self.stream, self._shape, self._numel, self._drawn = stream, shape, math.prod(shape), drawn
         made = {term.direction: term for term in terms if not isinstance(term.family, Dense) and term.moves(len(shape))}
         self._parts = {
             # A column of a factor at a time is multiplied, and lies in one piece.
             direction: [part.copy(order="F" if term.family.rank else "C") for part in own]
             for direction, term in made.items()
-            for own in [parts(shape, stream, term, subspaces)]
+            for own in [parts(shape, stream, term, subspaces, drawn)]
         }
 
     def add(self, acc: NDArray[Any], terms: Iterable[Term], start: int, workspace: Workspace) -> NDArray[Any]:
@@ -63,7 +65,7 @@ class Directions:
             for term in terms:
                 if isinstance(term.family, Dense):
                     distribution = term.family.distribution
-                    z = self._drawn.get((term.seed, self.stream, distribution))
+                    z = self._drawn.get((term.seed, self.stream, Purpose.DIRECTION, self._numel, distribution))
                     if z is None:
                         z = workspace.entries(term.seed, self.stream, start, len(acc), distribution=distribution)
                 elif term.direction in self._parts:
@@ -78,33 +80,58 @@ class Directions:
         return acc
 
 
-def drawn_together(weights: Iterable[Weight], terms: Iterable[Term]) -> Drawn:
-    """Return small tensors' dense directions by seed, stream and distribution; {} where they are too many."""
-    small = {stream: weight.numel() for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)}
-    seeds: dict[Distribution, dict[int, None]] = {}
-    for term in terms:
-        if isinstance(term.family, Dense):
-            seeds.setdefault(term.family.distribution, {})[term.seed] = None
-    if not small or sum(map(len, seeds.values())) * sum(small.values()) > TOGETHER:
-        return {}
-    drawn: dict[tuple[int, int, Distribution], NDArray[np.float32]] = {}
-    for distribution, own in seeds.items():
-        draws = [(seed, stream, count) for seed in own for stream, count in small.items()]
-        for (seed, stream, _), z in zip(draws, entries_of_many(draws, distribution), strict=True):
-            drawn[seed, stream, distribution] = z
+def drawn_together(weights: Sequence[Weight], terms: Iterable[Term]) -> Drawn:
+    """Return what is drawn for many tensors in few calls: small factors; small dense directions, if they are few."""
+    wanted: dict[Distribution, dict[tuple[int, int, int, int], None]] = {}
+    small = [(stream, weight.numel()) for weight, stream in weights if 0 < weight.numel() <= min(SMALL, CHUNK)]
+    directions = {term.direction: term for term in terms}.values()
+    dense = [term for term in directions if isinstance(term.family, Dense)]
+    for term in dense if len(dense) * sum(count for _, count in small) <= TOGETHER else ():
+        own = wanted.setdefault(term.family.distribution, {})
+        own |= {(term.seed, stream, Purpose.DIRECTION, count): None for stream, count in small}
+    for term in directions:
+        if isinstance(term.family, Dense) or term.family.has_bases:
+            continue
+        own = wanted.setdefault(term.family.distribution, {})
+        for weight, stream in weights:
+            for draw in term.family.draws(term.seed, tuple(weight.shape)) if term.moves(weight.ndim) else ():
+                if 0 < (count := math.prod(draw.shape)) <= FACTOR:
+                    own[draw.seed, stream, draw.purpose, count] = None
+    drawn: dict[tuple[int, int, int, int, Distribution], NDArray[np.float32]] = {}
+    for distribution, own in wanted.items():
+        for draws in _in_calls(list(own)):
+            entries = entries_of_many(draws, distribution)
+            drawn.update(((*draw, distribution), z) for draw, z in zip(draws, entries, strict=True))
     return drawn
 
 
-def parts(shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces) -> list[NDArray[np.float32]]:
+def _in_calls(draws: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Cut draws into lists of up to TOGETHER entries."""
+    first, entries = 0, 0
+    for number, (*_, count) in enumerate(draws):
+        if entries + count > TOGETHER:
+            yield draws[first:number]
+            first, entries = number, 0
+        entries += count
+    if draws[first:]:
+        yield draws[first:]
+
+
+def parts(
+    shape: tuple[int, ...], stream: int, term: Term, subspaces: Subspaces, drawn: Drawn
+) -> list[NDArray[np.float32]]:
     """Return `Family.parts` of a direction for a tensor."""
-    family = term.family
+    family, made = term.family, []
     if family.has_bases:
         [pair] = subspaces.factors([(shape, stream)], term, _DEVICE)
         return [part.numpy() for part in pair]
-    return [
-        _whole(draw.seed, stream, math.prod(draw.shape), draw.purpose, family.distribution).reshape(draw.shape)
-        for draw in family.draws(term.seed, shape)
-    ]
+    for draw in family.draws(term.seed, shape):
+        count = math.prod(draw.shape)
+        part = drawn.get((draw.seed, stream, draw.purpose, count, family.distribution))
+        if part is None:
+            part = _whole(draw.seed, stream, count, draw.purpose, family.distribution)
+        made.append(part.reshape(draw.shape))
+    return made
 
 
 def factors_all(
@@ -117,11 +144,11 @@ def factors_all(
         terms: the low-rank terms.
         subspaces: where those that terms lie in are kept; None: made for this call.
     """
-    held = holding(subspaces, normals, weights, terms)
+    held, drawn = holding(subspaces, normals, weights, terms), drawn_together(weights, terms)
     return [
         [
             (torch.from_numpy(a), torch.from_numpy(b))
-            for a, b in (parts(tuple(weight.shape), stream, term, held) for term in terms)
+            for a, b in (parts(tuple(weight.shape), stream, term, held, drawn) for term in terms)
         ]
         for weight, stream in weights
     ]

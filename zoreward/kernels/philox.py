@@ -145,21 +145,23 @@ class Workspace:
         return products
 
 
-def entries_of_many(draws: Sequence[tuple[int, int, int]], distribution: Distribution) -> list[NDArray[np.float32]]:
-    """Return `noise.entries` of many small tensors, each from its seed, its stream and how many they are, from 0 on.
+def entries_of_many(
+    draws: Sequence[tuple[int, int, int, int]], distribution: Distribution
+) -> list[NDArray[np.float32]]:
+    """Return `noise.entries` of many small tensors: each from its seed, stream, purpose, and how many, from 0 on.
 
     One call of NumPy works on all of them: tensor by tensor a call takes longer to begin than to do its work.
     """
-    blocks = [(count + 3) // 4 for _, _, count in draws]
+    blocks = [(count + 3) // 4 for *_, count in draws]
     ends = np.cumsum(blocks)
     x0 = np.arange(ends[-1], dtype=np.uint64) - np.repeat((ends - blocks).astype(np.uint64), blocks)
-    x1, x3 = np.zeros_like(x0), np.full_like(x0, Purpose.DIRECTION)
-    seeds, streams = (np.array([draw[i] for draw in draws], np.uint64) for i in (0, 1))
-    x2 = np.repeat(streams, blocks)
+    x1 = np.zeros_like(x0)
+    seeds, streams, purposes = (np.array([draw[i] for draw in draws], np.uint64) for i in (0, 1, 2))
+    x2, x3 = np.repeat(streams, blocks), np.repeat(purposes, blocks)
     k0, k1 = np.repeat(seeds & _LOW, blocks), np.repeat(seeds >> _HALF, blocks)
     words = np.stack(noise.philox((x0, x1, x2, x3), k0, k1), axis=1).astype(np.uint32).reshape(-1)
     z = noise.entries_of_words(words, distribution)
-    return [z[4 * (end - own) :][:count] for end, own, (_, _, count) in zip(ends, blocks, draws, strict=True)]
+    return [z[4 * (end - own) :][:count] for end, own, (*_, count) in zip(ends, blocks, draws, strict=True)]
 
 
 def _halves(seed: int) -> tuple[tuple[int, int], tuple[int, int]]:
