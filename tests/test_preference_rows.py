@@ -327,6 +327,22 @@ def test_log_ratios_are_those_of_trl_with_the_end_of_the_answers(rows, tmp_path)
     assert margins == pytest.approx(expected, abs=1e-4) and min(map(abs, expected)) > 1e-2
 
 
+def test_ipo_is_minus_the_loss_of_dpo_trainer(tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    rows, base, model = few(hh_conversations), made_model(), made_model()
+    update_(model, Update(0.0, (Term(3, 0.05),), 0))
+    how = {"use_cpu": True, "bf16": False, "report_to": [], "max_length": None}
+    args = trl.DPOConfig(str(tmp_path), **how, beta=0.5, loss_type=["ipo"])
+    data = datasets.Dataset.from_list(rows)
+    trainer = trl.DPOTrainer(model, base, args, train_dataset=data, processing_class=chat_tokenizer())
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(list(trainer.train_dataset)))
+    options = {"tokenizer": chat_tokenizer(), "base": base, "options": {"form": "ipo"}}
+    found = evaluate(model, "preference", rows, **options)
+    assert found.score == pytest.approx(-float(loss), abs=1e-5)
+    assert found.score != pytest.approx(-1.0, abs=1e-3)  # the base's
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_single_answers_have_the_tokens_of_trl(chat, tmp_path):
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
