@@ -191,6 +191,32 @@ def test_single_answers_are_taken_without_what_is_of_no_use(chat, caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("column", "rates"), [("scores", [3.5, 1, 9.0, None]), ("ratings", [2, 1, 5, None]), ("ranks", [2, 4, 1, None])]
+)
+@pytest.mark.parametrize("chat", [False, True])
+def test_of_rated_answers_the_best_and_the_worst_are_a_pair(column, rates, chat, caplog):
+    answers = [" So so.", " No.", " Yes.", " Who knows?"]
+    prompt = [user("Q?")] if chat else "Q?"
+    given = [[said(answer)] for answer in answers] if chat else answers
+    good = {"prompt": prompt, "completions": given, column: rates}
+    rows = [good, {**good, column: [1, 1, 1, 1]}, {**good, "completions": [], column: []}]
+    [one] = render(rows, chat_tokenizer(), needs="choices")
+    pair = {"prompt": prompt, "chosen": given[2], "rejected": given[1]}
+    [other] = render([pair], chat_tokenizer(), needs="choices")
+    assert one.row == good
+    assert (one.prompt_tokens, one.candidate_tokens) == (other.prompt_tokens, other.candidate_tokens)
+    left_out = "Of 3 preferences zoreward leaves out 2: 1 with an empty answer, 1 with answers that are alike."
+    assert lines_about_rows(caplog)[0] == left_out
+
+
+@pytest.mark.parametrize("completions", ["Yes.", ["Yes."]])
+def test_lists_of_rated_answers_that_do_not_fit_are_refused(completions):
+    rows = [{"prompt": "Q?", "completions": completions, "scores": [1, 2]}]
+    with pytest.raises(InputError, match="row 1: 'completions' and 'scores' are no lists of the same length"):
+        check_columns(rows, needs="choices")
+
+
 @pytest.mark.parametrize("label", [str, int, lambda good: str(int(good)), lambda good: str(good).lower()])
 def test_a_label_may_be_written_as_a_csv_has_it(label):
     made = [render(kto(False, spelled), chat_tokenizer(), needs="choices") for spelled in (bool, label)]

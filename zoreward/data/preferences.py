@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from zoreward.config import Prompting
@@ -15,6 +15,8 @@ from zoreward.records import InputError, UnknownNameError
 PAIR = ("chosen", "rejected")
 _FORMAT = "rows hold prompt, chosen and rejected; or prompt, completion and label"
 _PLAIN_OR_CHAT = "texts, or lists of messages"
+# Columns beside `completions`, and whether more is better there, or less.
+_RATES = {"scores": 1, "ratings": 1, "ranks": -1}
 # Labels as they are written, in a CSV too.
 _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -27,13 +29,15 @@ def are_preferences(rows: Sequence[dict[str, Any]], needs: str, prompting: Promp
     """
     if needs != "choices" or prompting.choices is not None or prompting.choice_column is not None:
         return False
-    return not {*PAIR, "completion"}.isdisjoint(columns_of(rows))
+    columns = set(columns_of(rows))
+    return not columns.isdisjoint({*PAIR, "completion"}) or _rates_in(columns) is not None
 
 
 def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> tuple[list[Text], Counter[str]]:
     """Every row's prompt and answers: all are texts, or all are lists of messages. Also why rows are left out.
 
-    Pairs have the columns `chosen` and `rejected`, single answers `completion` and a label, true or false. The prompt
+    Pairs have the columns `chosen` and `rejected`, single answers `completion` and a label, true or false. Of lists of
+    answers, `completions` with `scores`, `ratings` or `ranks`, the best and the worst are a pair. The prompt
     is the template's; else the column's; else, for pairs, what chosen and rejected begin with alike. Rows with answers
     that are empty or alike are left out.
 
@@ -52,6 +56,7 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> tuple[
     """
     if prompting.shots:
         raise InputError("preferences take no demonstrations", hint="leave --shots out")
+    rows = _best_and_worst(rows)
     column, columns = prompting.prompt, columns_of(rows)
     paired = any(name in columns for name in PAIR)
     names = PAIR if paired else ("completion",)
@@ -67,7 +72,7 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> tuple[
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
     if filled is None and not paired:
         values_of(rows, column, "prompt", "--prompt")
-    chat = not isinstance(answers[0][0], str)
+    chat = not isinstance(next((answer for pair in answers for answer in pair if answer), ""), str)
     texts, left_out = [], Counter[str]()
     for number, (row, pair, label) in enumerate(zip(rows, answers, labels, strict=True), 1):
         _check_answers(number, names, pair, chat)
@@ -90,6 +95,35 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> tuple[
         texts.append(Text(number, prompt, tuple(own), 0 if label else -1))
     refuse_none(len(texts), left_out)
     return texts, left_out
+
+
+def _rates_in(columns: Collection[str]) -> str | None:
+    """The column that rates the answers in `completions`, where there are such."""
+    return next((name for name in _RATES if name in columns), None) if "completions" in columns else None
+
+
+def _best_and_worst(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with rated answers as pairs: the best and the worst, of equal ones the first. Other rows as they are.
+
+    >>> [row] = _best_and_worst([{"prompt": "?", "completions": ["a", "b", "c"], "scores": [2, None, 7.5]}])
+    >>> row["chosen"], row["rejected"]
+    ('c', 'a')
+    """
+    columns = columns_of(rows)
+    rates = _rates_in(columns)
+    if rates is None or not set(columns).isdisjoint({*PAIR, "completion"}):
+        return rows
+    pairs = []
+    lists = zip(rows, *(values_of(rows, name, "list", name) for name in ("completions", rates)), strict=True)
+    for number, (row, answers, of_row) in enumerate(lists, 1):
+        if not (isinstance(answers, list) and isinstance(of_row, list) and len(answers) == len(of_row)):
+            message = f"row {number}: 'completions' and {rates!r} are no lists of the same length"
+            raise InputError(message, hint="each answer has its number")
+        rated = [pair for pair in zip(of_row, answers, strict=True) if isinstance(pair[0], int | float)]
+        rated.sort(key=lambda pair: pair[0] * -_RATES[rates])
+        best, worst = (rated[0], next(pair for pair in rated if pair[0] == rated[-1][0])) if rated else ((0, ""),) * 2
+        pairs.append({**row, "chosen": best[1], "rejected": worst[1]})
+    return pairs
 
 
 def refuse_none(left: int, left_out: Mapping[str, int]) -> None:
@@ -135,7 +169,7 @@ def _by_reason(left_out: Mapping[str, int]) -> str:
 
 def _check_answers(number: int, names: Sequence[str], answers: Sequence[Any], chat: bool) -> None:
     for name, answer in zip(names, answers, strict=True):
-        if not (answer == [] or is_conversation(answer) if chat else isinstance(answer, str)):
+        if answer not in ("", []) and not (is_conversation(answer) if chat else isinstance(answer, str)):
             what = "conversation" if chat else "text"
             hint = f"{' and '.join(names)} are {_PLAIN_OR_CHAT}, in all rows alike"
             raise InputError(f"row {number}: {answer!r:.60} in the column {name!r} is no {what}", hint=hint)
