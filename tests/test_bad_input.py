@@ -146,8 +146,8 @@ CASES = {
     "preference: alike": (
         "preference",
         {"--data": "alike.jsonl", "--template": None, "--choice": None},
-        "row 2: chosen and rejected are the same",
-        "drop such rows",
+        "none of the 1 preferences is of use: 1 with answers that are alike",
+        "two different answers",
     ),
     "preference: half a pair": (
         "preference",
@@ -404,7 +404,7 @@ def home(
     write_rows(home / "same.jsonl", [{**row, "label": "good"} for row in rows])
     pair = {"prompt": "a film was", "chosen": " good", "rejected": " bad"}
     write_rows(home / "pairs.jsonl", [pair])
-    write_rows(home / "alike.jsonl", [pair, {**pair, "rejected": " good"}])
+    write_rows(home / "alike.jsonl", [{**pair, "rejected": " good"}])
     write_rows(home / "chosen.jsonl", [{"prompt": "a film was", "chosen": " good"}])
     for name in ("rows", "wrong", "odd"):
         (home / name).mkdir()

@@ -87,7 +87,8 @@ def test_preferences_are_scored_as_they_are_read(tokenizer):
         for (end, answer), example in zip(some, render(rows, tokenizer, needs="choices", template=None), strict=True):
             begun = () if example.prompt_tokens == (0,) else example.prompt_tokens[len(front) :]
             for text, tokens in zip((answer, OTHER), example.candidate_tokens, strict=True):
-                assert begun + tokens == ids(tokenizer, end + text)
+                last = () if tokenizer.eos_token is None else (tokenizer.eos_token_id,)
+                assert begun + tokens == ids(tokenizer, end + text) + last
 
 
 @pytest.mark.parametrize("sign", ["-", "+"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,41 @@ def test_the_formula(options, expected):
     score = found.score(3, **outputs(SUMS, BASE), log_metric=logged.__setitem__)
     assert score == pytest.approx(sum(expected) / 3, abs=1e-12)
     assert logged == pytest.approx({"share": 1 / 3, "margin": -1 / 3, "chosen_logprob": -1.5}, abs=1e-12)
+
+
+# Log-probabilities per token, as SUMS and BASE would have them with 2 and 4 tokens an answer.
+COUNTS = np.array([2.0, 4.0])
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
+def test_ipo_and_simpo_are_minus_the_losses_of_trl(beta, tmp_path):
+    import torch
+
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    sums, base, references = np.array(SUMS), np.array(BASE), [0, 1, 0]
+    given = outputs(sums, base, references, COUNTS) | {"base_logprobs": base / COUNTS}
+    scores = {form: get_objective("preference", form=form, beta=beta).score(3, **given) for form in ("ipo", "simpo")}
+    stub = SimpleNamespace(
+        loss_type="simpo", beta=beta, simpo_gamma=0.5, label_smoothing=0.0, alpha=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )  # fmt: skip
+
+    def parted(values):
+        means = torch.tensor(values / COUNTS)
+        return means[range(3), references], means[range(3), [1 - place for place in references]]
+
+    losses = cpo.CPOTrainer.cpo_loss(stub, *parted(sums))[0]
+    assert scores["simpo"] == pytest.approx(-float(losses.mean()), abs=1e-5)
+    # Its IPO knows no reference; DPOTrainer's is that of ratios.
+    losses = cpo.CPOTrainer.cpo_loss(SimpleNamespace(**vars(stub) | {"loss_type": "ipo"}), *parted(sums - base))[0]
+    assert scores["ipo"] == pytest.approx(-float(losses.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["ipo", "simpo"])
+def test_forms_of_pairs_take_no_single_answers(form):
+    given = outputs([[-1.0]], [[-1.0]]) | {"base_logprobs": np.array([[-1.0]])}
+    with pytest.raises(ZorewardError, match=f"{form} is of pairs"):
+        get_objective("preference", form=form).score(1, **given)
 
 
 def test_the_chosen_answer_is_the_reference_wherever_it_stands():
@@ -256,9 +292,9 @@ def test_a_prompt_beside_whole_conversations_is_a_copy_of_their_beginning():
     assert beside.prompt_tokens == alone.prompt_tokens and beside.candidates == ("Yes\n", "No\n")
 
 
-def test_an_answer_without_text_has_ended(tokenizer):
-    [one] = rendered([{"prompt": "the film was", "chosen": " good", "rejected": ""}], tokenizer)
-    assert one.candidate_tokens == ((tokenizer.vocab["good"],), (tokenizer.eos_token_id,))
+def test_an_answer_that_is_a_text_has_its_end_once(tokenizer):
+    [one] = rendered([{"prompt": "the film was", "chosen": " good", "rejected": " bad<end>"}], tokenizer)
+    assert one.candidate_tokens == tuple((tokenizer.vocab[word], tokenizer.eos_token_id) for word in ("good", "bad"))
 
 
 def test_labels_of_single_answers(tokenizer):
@@ -274,7 +310,6 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 @pytest.mark.parametrize(
     ("rows", "options", "error"),
     [
-        ([PAIR, {**PAIR, "rejected": "b"}], {}, "row 2: chosen and rejected are the same"),
         ([{"prompt": "a", "chosen": "b"}], {}, "no row has the column 'rejected'"),
         ([PAIR, {"prompt": "a", "chosen": "b"}], {}, "row 2 has no answer in column 'rejected'"),
         ([{**PAIR, "chosen": ["b"]}], {}, "row 1: \\['b'\\] in the column 'chosen' is no conversation"),

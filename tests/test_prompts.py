@@ -192,13 +192,13 @@ def test_two_answers_of_equal_tokens_are_refused(tokenizer):
         assert unit in str(caught.value) and caught.value.hint
 
 
-def test_a_preference_between_equal_tokens_is_refused(tokenizer):
+def test_a_preference_between_equal_tokens_is_left_out(tokenizer):
     rows = [
         {"prompt": "the film was", "chosen": " good", "rejected": " bad"},
         {"prompt": "the film was", "chosen": " 好", "rejected": " 坏"},
     ]
-    with pytest.raises(InputError, match="row 2: the answers ' 好' and ' 坏' are the same tokens"):
-        render(rows, tokenizer, needs="choices", template=None)
+    [one] = render(rows, tokenizer, needs="choices", template=None)
+    assert one.row == rows[0]
 
 
 def test_an_answer_without_a_token_of_its_own_is_said_once(tokenizer, caplog):
@@ -217,8 +217,7 @@ def test_an_answer_without_a_token_of_its_own_is_said_once(tokenizer, caplog):
     ("prompt", "answer", "end"),
     [("it was xyz", "good", "xyz"), ("it was q-", "bad", "q-"), ("日本", "語", "日本"), ("it was\n(", "7;", "(")],
 )
-@pytest.mark.parametrize("preference", [False, True])
-def test_an_answer_that_is_one_unknown_token_with_its_prompt_is_refused(preference, prompt, answer, end):
+def test_an_answer_that_is_one_unknown_token_with_its_prompt_is_refused(prompt, answer, end):
     core = Tokenizer(
         models.WordLevel({"it": 0, "was": 1, "good": 2, "bad": 3, "<unk>": 4, "</s>": 5}, unk_token="<unk>")
     )
@@ -226,19 +225,19 @@ def test_an_answer_that_is_one_unknown_token_with_its_prompt_is_refused(preferen
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
     rows = [{"prompt": "it was", "chosen": " good", "rejected": " bad", "text": " good"}]
     rows += [{"prompt": prompt, "chosen": answer, "rejected": " was", "text": answer}]
-    how = {"needs": "choices", "template": None}
-    how = how if preference else {"needs": "likelihood", "template": "{prompt}", "answer": "{text}"}
     with pytest.raises(InputError, match=f"row 2: the answer {answer!r} has no tokens of its own") as refused:
-        render(rows, tokenizer, **how)
+        render(rows, tokenizer, needs="likelihood", template="{prompt}", answer="{text}")
     assert f"makes one, <unk>, of it and of the prompt's end {end!r}" in str(refused.value)
     assert "space in front of the answer" in refused.value.hint
+    [one] = render(rows, tokenizer, needs="choices", template=None)  # of preferences it is left out
+    assert one.row == rows[0]
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder-decoder"])
 def test_a_preferred_answer_that_the_tokenizer_drops_is_no_end_of_the_text(kind):
     tokenizer = letters([], eos_token="</s>")
     rows = [{"prompt": "ab", "chosen": "cd", "rejected": "zz"}]
-    with pytest.raises(InputError, match="row 1: the answer 'zz' has no tokens, as this tokenizer knows nothing of it"):
+    with pytest.raises(InputError, match="none of the 1 preferences is of use: 1 with an answer that has no tokens"):
         render(rows, tokenizer, needs="choices", template=None, kind=kind)
 
 
@@ -247,9 +246,6 @@ def test_an_answer_that_adds_nothing_to_its_prompt_has_no_tokens_whatever_the_ot
     # The other answer is joined with the prompt's last word, so what is scored begins in front of that word.
     with pytest.raises(InputError, match=f"(?m)row 1: the answer {re.escape(repr(blank))} has no tokens$"):
         choose(two_words(), [{"x": "it was", "label": 0}], "{x}", [blank, joined])
-    rows = [{"prompt": "it was", "chosen": joined, "rejected": blank}]
-    [one] = render(rows, two_words(), needs="choices", template=None)
-    assert [two_words().decode(ids) for ids in one.candidate_tokens] == ["<unk>", "was </s>"]
 
 
 def two_words() -> PreTrainedTokenizerFast:

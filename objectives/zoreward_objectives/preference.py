@@ -21,16 +21,20 @@ class Preference:
         h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
 
         sigmoid: σ(βh)    log-sigmoid: log σ(βh)    share: 1 where h > 0, ½ where h = 0, else 0
+        ipo: −(h' − 1/(2β))²    simpo: log σ(β(s_w − s_l) − γ)
 
     σ(βh) is the share made smooth: with β → ∞ they are the same. The base has 0.5 in both, log ½ in log-sigmoid,
     which is minus DPO's loss. Log-probabilities are sums over an answer's tokens. A row with one answer has
     h = log π(y|x)/π_ref(y|x) where it is said to be good, and minus that where it is said to be bad.
+    ipo and simpo are minus the losses of these names, of pairs: h' is h with log-probabilities that are means over an
+    answer's tokens, s such a mean under π alone.
 
     Logs `share` and `margin`, the means of share and h over the rows, and `chosen_logprob`, the mean log-probability
     per token of the answers that are chosen or said to be good.
 
     Source: Rafailov et al. 2023, arXiv 2305.18290; single answers: Ethayarajh et al. 2024, arXiv 2402.01306, without
-    the reference point.
+    the reference point; ipo: Azar et al. 2023, arXiv 2310.12036, by tokens as in TRL's DPOTrainer; simpo: Meng et al.
+    2024, arXiv 2405.14734.
 
     >>> import numpy as np
     >>> gained, lost = [-3.0, -5.0], [-6.0, -4.0]
@@ -39,19 +43,28 @@ class Preference:
     [0.7311, 0.2689]
     """
 
-    def __init__(self, *, beta: float = 0.5, form: Literal["sigmoid", "log-sigmoid", "share"] = "sigmoid"):
+    def __init__(
+        self,
+        *,
+        beta: float = 0.5,
+        form: Literal["sigmoid", "log-sigmoid", "share", "ipo", "simpo"] = "sigmoid",
+        gamma: float = 0.5,
+    ):
         """Set what is scored.
 
         Args:
             beta: β, how soon a row that has gained counts no more.
             form: what is scored; the share has steps where the others have a slope.
+            gamma: γ, of simpo alone: how far the chosen answer is to be ahead.
 
         Raises:
-            ValueError: β is not positive and finite.
+            ValueError: β is not positive and finite, or γ not finite.
         """
         if not 0 < beta < math.inf:
             raise ValueError(f"beta must be positive and finite, not {beta}")
-        self._beta, self._form = beta, form
+        if not math.isfinite(gamma):
+            raise ValueError(f"gamma must be finite, not {gamma}")
+        self._beta, self._form, self._gamma = beta, form, gamma
 
     def __call__(
         self,
@@ -60,6 +73,7 @@ class Preference:
         logprobs: np.ndarray,
         references: Sequence[int],
         log_metric: Callable[[str, float], None] | None = None,
+        base_logprobs: np.ndarray | None = None,
     ) -> list[float]:
         """Return one number for each row.
 
@@ -69,9 +83,10 @@ class Preference:
             logprobs: the same per token, of the member.
             references: N indices: which answer is the chosen one; −1 where the only one is said to be bad.
             log_metric: takes a name and a number.
+            base_logprobs: as `logprobs`, of the model before tuning; for ipo.
 
         Raises:
-            ValueError: a row has more than two answers.
+            ValueError: a row has more than two answers, or one where the form is of pairs.
         """
         import numpy as np
 
@@ -93,6 +108,14 @@ class Preference:
                 log_metric("chosen_logprob", float(logprobs[good, chosen[good]].mean()))
         if self._form == "share":
             return share.tolist()
+        if self._form in ("ipo", "simpo"):
+            if answers == 1 or (self._form == "ipo" and base_logprobs is None):
+                raise ValueError(f"{self._form} is of pairs, and asks for base_logprobs")
+            means = logprobs - base_logprobs if self._form == "ipo" else logprobs
+            ahead = means[np.arange(rows), chosen] - means[np.arange(rows), 1 - chosen]
+            if self._form == "ipo":
+                return (-((ahead - 1 / (2 * self._beta)) ** 2)).tolist()
+            return (-np.logaddexp(0.0, self._gamma - self._beta * ahead)).tolist()
         log_sigmoid = -np.logaddexp(0.0, -self._beta * h)
         return (log_sigmoid if self._form == "log-sigmoid" else np.exp(log_sigmoid)).tolist()
 

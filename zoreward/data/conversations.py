@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from zoreward.config import Prompting
-from zoreward.data.preferences import PAIR
+from zoreward.data.columns import is_missing
 from zoreward.data.tokens import PAIRS, Text
 from zoreward.records import InputError
 
@@ -53,7 +53,7 @@ def chat_prompt(
     # The arguments last: they may say how the prompt is to end.
     how = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
     how |= template_arguments(row, given, number)
-    return str(_filled(tokenizer, number, lambda: tokenizer.apply_chat_template(messages, tokenize=False, **how)))
+    return _spelled(messages, tokenizer, number, how)
 
 
 def chat_texts(
@@ -62,22 +62,25 @@ def chat_texts(
     tokenizer: PreTrainedTokenizerBase,
     given: Mapping[str, Any],
 ) -> list[Text]:
-    """Preferences that are conversations through the tokenizer's chat template; needs trl.
+    """Preferences that are conversations through the tokenizer's chat template.
+
+    An answer is what the whole conversation has behind what it, all others and the prompt begin with alike.
 
     Args and Raises are those of `chat_prompt`.
+
+    Source: `tokenize_fn` of DPOTrainer and of KTOTrainer in TRL 1.16.
     """
-    try:
-        from trl import apply_chat_template
-    except ImportError as error:
-        raise InputError("conversations as preferences need trl", hint="pip install trl") from error
     filled = []
     for text, row in zip(texts, rows, strict=True):
-        names = PAIR if len(text.candidates) == 2 else ("completion",)
-        messages = {"prompt": text.prompt, **dict(zip(names, text.candidates, strict=True))}
         how = template_arguments(row, given, text.number)
-        parts = _filled(tokenizer, text.number, partial(apply_chat_template, messages, tokenizer, **how))
-        answers = tuple(parts[name] for name in names)
-        filled.append(text._replace(prompt=parts["prompt"], candidates=answers, messages=tuple(text.prompt)))
+        wholes = [
+            _spelled([*text.prompt, *answer], tokenizer, text.number, {**how, "add_generation_prompt": False})
+            for answer in text.candidates
+        ]
+        asked = _spelled(text.prompt, tokenizer, text.number, {"add_generation_prompt": True, **how})
+        prompt = os.path.commonprefix([asked, *wholes])  # noqa: RUF071 (of characters, as it is)
+        answers = tuple(whole[len(prompt) :] for whole in wholes)
+        filled.append(text._replace(prompt=prompt, candidates=answers, messages=tuple(text.prompt)))
     return filled
 
 
@@ -236,6 +239,10 @@ def check_chat_template(prompting: Prompting, tokenizer: PreTrainedTokenizerBase
         logging.get_logger(__name__).warning_once(told)
 
 
+def _spelled(messages: Messages, tokenizer: PreTrainedTokenizerBase, number: int, how: Mapping[str, Any]) -> str:
+    return str(_filled(tokenizer, number, lambda: tokenizer.apply_chat_template(messages, tokenize=False, **how)))
+
+
 def _filled(tokenizer: PreTrainedTokenizerBase, number: int, fill: Callable[[], T]) -> T:
     if tokenizer.chat_template is None:
         hint = "take an instruction-tuned model, or write prompts and answers as text"
@@ -278,8 +285,8 @@ def template_arguments(row: Mapping[str, Any], given: Mapping[str, Any], number:
     """
     read = {}
     for column, kind in (("tools", list), ("chat_template_kwargs", dict)):
-        value = row.get(column)
-        read[column] = _from_json(value) if isinstance(value, str) and value else value or None
+        value = None if is_missing(row.get(column)) else row[column]
+        read[column] = (_from_json(value) if isinstance(value, str) and value else value) or None
         if read[column] is not None and not isinstance(read[column], kind):
             hint = f"it is a {kind.__name__} of what the chat template takes, or its JSON"
             raise InputError(f"row {number}: the column {column!r} holds {value!r:.60}", hint=hint)

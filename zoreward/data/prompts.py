@@ -6,6 +6,7 @@ Also prompts without content, by which answers are calibrated, and prompts as th
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,11 @@ from zoreward.data.conversations import (
     user_turn,
     with_system,
 )
-from zoreward.data.preferences import are_preferences, preference_texts
+from zoreward.data.preferences import are_preferences, preference_texts, refuse_none, tell_of_faults
 from zoreward.data.rows import rows_of
 from zoreward.data.templates import fields_of, fill, warn_of_empty
 from zoreward.data.texts import demonstrations, refuse_mask, texts_of, tokenize_with, whole_texts
-from zoreward.data.tokens import WHOLE, Text, prompt_tokens, tokens_of
+from zoreward.data.tokens import WHOLE, Ends, Text, prompt_tokens, tokens_of
 from zoreward.records import Example, InputError, UnknownNameError, ZorewardError
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def render(
     `completion` and a label, true or false (one candidate; −1 is the index of the right one where the label is
     false). They are read where no option says what the candidates are; their prompt is the template, or the column
     `prompt`, or what chosen and rejected begin with alike. All are texts, or all are conversations, which go through
-    the chat template. An answer without text is the end token. They take no demonstrations.
+    the chat template; it ends them. Behind an answer that is a text stands EOS. Rows with answers that are empty or
+    alike are left out, and answers that are too long for `max_length` are cut on their right, where they take more than
+    half of it; one line says how many. They take no demonstrations.
 
     A demonstration is another row's prompt and its right answer; a blank line stands behind it. All rows get the same
     ones in the same order, from one seeded draw. A row that asks what a demonstration asks (the same prompt, and the
@@ -134,18 +137,21 @@ def render(
     """
     rows = rows_of(rows)
     warn_of_empty(rows, prompting.template, prompting.prompt)
-    texts, shots, preferences = _texts_and_shots(rows, prompting, needs, shot_rows, seed, kind, classes)
+    texts, shots, left_out = _texts_and_shots(rows, prompting, needs, shot_rows, seed, kind, classes)
+    preferences, own_rows = left_out is not None, [rows[text.number - 1] for text in texts]
     plain = isinstance(texts[0].prompt, str)
     check_chat_template(prompting, tokenizer, kind, plain=plain)
     chat = not plain or prompting.chat == "on"
-    how: dict[str, Any] = {"classes": classes, "chat": chat, "end": tokenizer.eos_token_id if preferences else None}
+    how: dict[str, Any] = {"classes": classes, "chat": chat}
+    if preferences:  # what a chat template ends is ended, and a ranker reads what others have written
+        how["ends"] = Ends(None if chat or kind == "ranker" else tokenizer.eos_token_id)
     if preferences and chat:
         if plain:
-            pairs = zip(texts, rows, strict=True)
+            pairs = zip(texts, own_rows, strict=True)
             texts = [preference_in_turns(text, row, tokenizer, prompting) for text, row in pairs]
         else:
             texts = [text._replace(prompt=with_system(text.prompt, prompting.system_prompt)) for text in texts]
-        texts = chat_texts(texts, rows, tokenizer, read_template_kwargs(prompting.chat_template_kwargs))
+        texts = chat_texts(texts, own_rows, tokenizer, read_template_kwargs(prompting.chat_template_kwargs))
     elif chat:
 
         def turns(text: Text, shots: Sequence[Demonstration]) -> Text:
@@ -153,9 +159,15 @@ def render(
 
         how["put_behind"] = turns
     ready = tokenize_with(shots, texts, tokenizer, prompting.max_length, kind, **how)
+    if left_out is not None:
+        left_out.update(tokens.fault for _, tokens, _ in ready if tokens.fault)
+        ready = [one for one in ready if not one[1].fault]
+        refuse_none(len(ready), left_out)
+        shortened = sum(tokens.shortened for _, tokens, _ in ready)
+        tell_of_faults(len(rows), left_out, shortened, prompting.max_length)
     return [
         Example(
-            *(row, text.prompt, text.candidates, text.reference),
+            *(rows[text.number - 1], text.prompt, text.candidates, text.reference),
             *tokens[:3],
             shots=count,
             messages=text.messages,
@@ -163,7 +175,7 @@ def render(
             types=tokens.types,
             asked=tokens.asked,
         )
-        for row, (text, tokens, count) in zip(rows, ready, strict=True)
+        for text, tokens, count in ready
     ]
 
 
@@ -199,15 +211,17 @@ def _texts_and_shots(
     seed: int,
     kind: str,
     classes: Sequence[str],
-) -> tuple[list[Text], list[list[Demonstration]], bool]:
-    """Every row as text or as messages, the demonstrations for each, and whether these are preferences."""
-    preferences = False
+) -> tuple[list[Text], list[list[Demonstration]], Counter[str] | None]:
+    """Every row as text or as messages, the demonstrations for each, and why preferences are left out."""
+    left_out = None
     if kind in WHOLE:
         texts = whole_texts(rows, needs, prompting, kind, classes)
     else:
         refuse_mask(prompting.template, "a model that writes from left to right")
-        preferences = are_preferences(rows, needs, prompting)
-        texts = preference_texts(rows, prompting) if preferences else texts_of(rows, needs, prompting)
+        if are_preferences(rows, needs, prompting):
+            texts, left_out = preference_texts(rows, prompting)
+        else:
+            texts = texts_of(rows, needs, prompting)
     check_chat(prompting, kind, plain=isinstance(texts[0].prompt, str))
     pool = texts
     if prompting.shots > 0 and shot_rows is not None:
@@ -215,7 +229,7 @@ def _texts_and_shots(
             pool = texts_of(rows_of(shot_rows), needs, prompting)
         except ZorewardError as error:
             raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
-    return texts, demonstrations(texts, pool, prompting.shots, seed), preferences
+    return texts, demonstrations(texts, pool, prompting.shots, seed), left_out
 
 
 def render_prompts(

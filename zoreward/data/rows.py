@@ -94,7 +94,11 @@ def rows_of(dataset: Any) -> list[Row]:
         hint = "read them first: zoreward.data.load_rows(…)"
         raise InputError(f"{str(dataset)!r:.80} is the name of rows, not rows", hint=hint)
     if type(dataset).__name__ == "DataFrame" and hasattr(dataset, "to_dict"):
-        dataset = dataset.to_dict("records")
+        # Its cells are arrays where Parquet has lists, as messages are.
+        cells = (row.items() for row in dataset.to_dict("records"))
+        dataset = [
+            {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row} for row in cells
+        ]
     if names := class_names(getattr(dataset, "features", None)):
         dataset = with_class_names(dataset, names)
     rows = list(dataset)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MASK, BORDER = "[MASK]", "[SEP]"
 # Kinds of models: those that read a text as a whole; and an encoder for the prompt with a decoder for the answer.
 WHOLE, PAIRS = ("masked", "classifier"), "encoder-decoder"
+# Why a preference is left out.
+EMPTY, ALIKE = "with an empty answer", "with answers that are alike"
+UNREAD = "with an answer that has no tokens of its own"
 
 
 class Text(NamedTuple):
@@ -46,6 +49,8 @@ class Tokens(NamedTuple):
         place: see `zoreward.records.Request.position`.
         types: see `zoreward.records.Request`.
         asked: see `zoreward.records.Example`.
+        fault: of a preference that is left out: why; it has no tokens.
+        shortened: whether an answer of a preference is cut on its right.
     """
 
     prompt: tuple[int, ...]
@@ -54,6 +59,28 @@ class Tokens(NamedTuple):
     place: int = -1
     types: tuple[int, ...] = ()
     asked: tuple[Request, ...] = ()
+    fault: str = ""
+    shortened: bool = False
+
+
+class Ends(NamedTuple):
+    """How the answers of preferences end, as those of a file are that nobody has looked through.
+
+    Rows with answers that are alike or empty are left out, and answers that are too long are cut.
+
+    Args:
+        token: the end of a text; None: a chat template writes it, or there is none.
+    """
+
+    token: int | None = None
+
+    def put_behind(self, answer: tuple[int, ...]) -> tuple[int, ...]:
+        """The answer's tokens with the end, which is not doubled; an answer without tokens has none.
+
+        >>> Ends(9).put_behind((7,)), Ends(9).put_behind((7, 9)), Ends().put_behind((7,)), Ends(9).put_behind(())
+        ((7, 9), (7, 9), (7,), ())
+        """
+        return answer if not answer or self.token is None or answer[-1] == self.token else (*answer, self.token)
 
 
 def tokens_of(
@@ -64,7 +91,7 @@ def tokens_of(
     *,
     classes: Sequence[str] = (),
     chat: bool = False,
-    end: int | None = None,
+    ends: Ends | None = None,
 ) -> list[Tokens]:
     """The tokens of each text for a model of this kind.
 
@@ -80,7 +107,7 @@ def tokens_of(
         kind: of the model.
         classes: names of a classifier's classes, in the order of its outputs.
         chat: whether the texts are a chat template's.
-        end: the token of an answer without text.
+        ends: of preferences; None: all rows must be good.
 
     Raises:
         InputError: a prompt or a candidate without tokens, or no room for it; the tokenizer has no mask, a text has one
@@ -93,13 +120,15 @@ def tokens_of(
         read = [_read_whole(text, tokenizer, max_length) for text in texts]
         return [Tokens(own, numbers, cut, types=types) for own, types, cut in read]
     if kind == "ranker":
-        return _ranked(texts, tokenizer, max_length, chat=chat)
+        return _ranked(texts, tokenizer, max_length, chat=chat, ends=ends)
     if kind == PAIRS:
         sources = source_tokens([text.prompt.rstrip(" ") for text in texts], tokenizer, max_length, specials=not chat)
-        answers = _answer_tokens(texts, tokenizer, max_length, end=end)
-        tokens = [Tokens(prompt, own, cut) for (prompt, cut), own in zip(sources, answers, strict=True)]
+        answers = _answer_tokens(texts, tokenizer, max_length, ends=ends)
+        tokens = [
+            own._replace(prompt=prompt, truncated=cut) for (prompt, cut), own in zip(sources, answers, strict=True)
+        ]
     else:
-        tokens = tokenize(texts, tokenizer, max_length, chat=chat, end=end)
+        tokens = tokenize(texts, tokenizer, max_length, chat=chat, ends=ends)
     warn_of_unknown(texts, tokens, tokenizer)
     return tokens
 
@@ -110,7 +139,7 @@ def tokenize(
     max_length: int | None,
     *,
     chat: bool = False,
-    end: int | None = None,
+    ends: Ends | None = None,
 ) -> list[Tokens]:
     """The tokens of each text, the prompt cut on its left where it is too long; see `zoreward.data.render`.
 
@@ -118,8 +147,8 @@ def tokenize(
     tokens, or the prompt's own, differ from the others': a token that spans the border, such as `(-` of "(" and "-1",
     is the candidates'.
 
-    With `chat` the texts are a chat template's, which writes BOS itself. `end` is the token of an answer without text:
-    who says nothing has ended.
+    With `chat` the texts are a chat template's, which writes BOS itself. With `ends` a prompt keeps at least its last
+    half of the room, and answers that are too long for the rest lose tokens on their right.
 
     Raises:
         InputError: a candidate without tokens, two with the same, or one that leaves no room for the prompt.
@@ -136,34 +165,25 @@ def tokenize(
     for text, stem in zip(texts, stem_tokens, strict=True):
         wholes = [whole[text.prompt + candidate] for candidate in text.candidates]
         border = min(shared_length(stem, own) for own in wholes)
-        candidates = [
-            _behind(border, stem, own, None if candidate.strip() else end)
-            for own, candidate in zip(wholes, text.candidates, strict=True)
-        ]
-        check_candidates(text, candidates, tokenizer)
+        # One that adds no token to the prompt has none, though the border may stand further left, where another
+        # candidate is joined with the prompt's last word.
+        candidates = [tuple(own[border:]) if own != stem else () for own in wholes]
         head, tokens = _begun(stem[:border], front, tokenizer, text.number, empty=not stem)
+        room = None
+        if ends is not None and max_length is not None:
+            room = max_length - len(head)
+            room = max(1, room - min(len(tokens), room // 2))
+        good = checked_candidates(text, candidates, tokenizer, ends, room)
         longest = max(range(len(candidates)), key=lambda i: len(candidates[i]))
-        cut = _cut(len(head), len(tokens), len(candidates[longest]), max_length)
+        cut = 0 if good.fault else _cut(len(head), len(tokens), max(map(len, good.candidates)), max_length)
         if cut is None:
             raise InputError(
                 f"row {text.number}: the answer {text.candidates[longest]!r:.80} has {len(candidates[longest])} tokens "
                 f"and leaves no room for the prompt in {max_length}",
                 hint="raise --max-length, or shorten the answer",
             )
-        result.append(Tokens((*head, *tokens[cut:]), tuple(candidates), cut))
+        result.append(good._replace(prompt=(*head, *tokens[cut:]), truncated=cut))
     return result
-
-
-def _behind(border: int, stem: Sequence[int], whole: Sequence[int], end: int | None) -> tuple[int, ...]:
-    """A candidate's tokens. One that adds none to the prompt has none, or the end's: those before it are the prompt's,
-    though the border may stand further left, where another candidate is joined with the prompt's last word.
-
-    >>> _behind(1, [7, 8], [7, 9], None), _behind(1, [7, 8], [7, 8], None), _behind(1, [7, 8], [7, 8], 0)
-    ((9,), (), (8, 0))
-    """
-    if list(whole) != list(stem):
-        return tuple(whole[border:])
-    return () if end is None else (*whole[border:], end)
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
@@ -174,6 +194,27 @@ def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
     """
     shortest = min(len(one), len(other))
     return next((i for i in range(shortest) if one[i] != other[i]), shortest)
+
+
+def checked_candidates(
+    text: Text,
+    candidates: Sequence[tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Ends | None = None,
+    room: int | None = None,
+) -> Tokens:
+    """The candidates' tokens, without a prompt. Those of preferences end as `ends` says, and are cut to `room` tokens.
+
+    Raises:
+        InputError: one has no tokens, or two have the same. With `ends` that is a fault of the row.
+    """
+    if ends is not None:
+        whole = [ends.put_behind(candidate) for candidate in candidates]
+        candidates = [candidate[:room] for candidate in whole]
+        fault = UNREAD if not all(candidates) else ALIKE if len(set(candidates)) < len(candidates) else ""
+        return Tokens((), () if fault else tuple(candidates), 0, fault=fault, shortened=whole != candidates)
+    check_candidates(text, candidates, tokenizer)
+    return Tokens((), tuple(candidates), 0)
 
 
 def check_candidates(text: Text, candidates: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -217,7 +258,7 @@ def warn_of_unknown(texts: Sequence[Text], tokens: Sequence[Tokens], tokenizer: 
     answers = [
         candidate
         for text, of_text in zip(texts, tokens, strict=True)
-        for candidate, ids in zip(text.candidates, of_text.candidates, strict=True)
+        for candidate, ids in zip(text.candidates, of_text.candidates, strict=not of_text.fault)
         # Not where the token is written out; nor where it stands for the end, which some tokenizers give the same one.
         if unknown is not None and unknown in ids and candidate and str(name) not in candidate
     ]
@@ -345,15 +386,15 @@ def source_tokens(
 
 
 def _answer_tokens(
-    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, end: int | None = None
-) -> list[tuple[tuple[int, ...], ...]]:
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, ends: Ends | None = None
+) -> list[Tokens]:
     """The tokens of each text's candidates, without EOS. They begin a text, so spaces in front of them are dropped.
 
     Args:
         texts: with candidates.
         tokenizer: of the model.
         max_length: most tokens of one; None: no limit.
-        end: the token of an answer without text.
+        ends: of preferences.
 
     Raises:
         InputError: a candidate without tokens, with too many, or with those of another.
@@ -362,15 +403,13 @@ def _answer_tokens(
     tokens = dict(zip(spelled, encode(tokenizer, spelled), strict=True))
     result = []
     for text in texts:
-        answers = [
-            tuple(tokens[one.lstrip(" ")]) or (() if end is None or one.strip() else (end,)) for one in text.candidates
-        ]
-        check_candidates(text, answers, tokenizer)
-        for candidate, answer in zip(text.candidates, answers, strict=True):
+        answers = [tuple(tokens[one.lstrip(" ")]) for one in text.candidates]
+        good = checked_candidates(text, answers, tokenizer, ends, max_length)
+        for candidate, answer in zip(text.candidates, good.candidates, strict=not good.fault):
             if max_length is not None and len(answer) > max_length:
                 message = f"row {text.number}: the answer {candidate!r:.80} has {len(answer)} tokens, not {max_length}"
                 raise InputError(message, hint="raise --max-length, or shorten the answer")
-        result.append(tuple(answers))
+        result.append(good)
     return result
 
 
@@ -408,33 +447,46 @@ def _read_whole(
 
 
 def _ranked(
-    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, chat: bool
+    texts: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    *,
+    chat: bool,
+    ends: Ends | None = None,
 ) -> list[Tokens]:
     """What a head with one output reads: each candidate with its prompt, as two texts where the tokenizer parts them.
 
-    It is asked for its only output, number 0. A prompt that is too long loses tokens on its left.
+    It is asked for its only output, number 0. A prompt that is too long loses tokens on its left. Of preferences it
+    keeps its last half of the room at least, and answers that are too long for the rest lose tokens on their right.
     """
     parted = tokenizer.sep_token is not None and not chat
     found = []
     for text, own in zip(texts, encode(tokenizer, [text.prompt for text in texts]), strict=True):
         asked: list[Request] = []
-        ends, cuts = [], []  # of each candidate: where its prompt ends, and how many tokens that lost
+        borders, cuts, shortened = [], [], False  # of each candidate: where its prompt ends, how much that lost
         for candidate in text.candidates:
             parts = [text.prompt, candidate.lstrip(" ")] if parted else [text.prompt + candidate]
-            encoded = tokenizer(*parts, add_special_tokens=not chat, verbose=False)
+            how = {"add_special_tokens": not chat, "return_special_tokens_mask": True, "verbose": False}
+            encoded = tokenizer(*parts, **how)
             tokens, types = encoded["input_ids"], encoded.get("token_type_ids") or []
             front, cut = _place_in(tokens, own[:1]), max(0, len(tokens) - (max_length or len(tokens)))
+            if ends is not None and (over := cut - max(0, len(own) - (max_length or 0) // 2)) > 0:
+                specials = encoded["special_tokens_mask"][::-1]
+                end = len(tokens) - (specials.index(0) if 0 in specials else 0)
+                del tokens[end - over : end], types[end - over : end]
+                cut, shortened = cut - over, True
             if cut and cut >= len(own):
                 message = f"row {text.number}: the answer {candidate!r:.80} leaves no room for the prompt"
                 raise InputError(f"{message} in {max_length} tokens", hint="raise --max-length, or shorten the answer")
             del tokens[front : front + cut], types[front : front + cut]
             asked.append(Request(tuple(tokens), (0,), types=tuple(types) if any(types) else ()))
-            ends.append(front + len(own) - cut)
+            borders.append(front + len(own) - cut)
             cuts.append(cut)
-        border = min(*ends, *(shared_length(asked[0].prompt, other.prompt) for other in asked))
+        border = min(*borders, *(shared_length(asked[0].prompt, other.prompt) for other in asked))
         candidates = tuple(request.prompt[border:] for request in asked)
-        check_candidates(text, candidates, tokenizer)
-        found.append(Tokens(asked[0].prompt[:border], candidates, max(cuts), asked=tuple(asked)))
+        good = checked_candidates(text, candidates, tokenizer, ends)
+        made = good._replace(prompt=asked[0].prompt[:border], truncated=max(cuts))
+        found.append(made._replace(asked=tuple(asked), shortened=shortened))
     return found
 
 
