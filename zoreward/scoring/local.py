@@ -201,7 +201,7 @@ def checked_generator(
     if stepper is not None and stepper.suits(check.members):
         reader = generator.reader
         plain = logits_of(check.members)
-        for _ in range(3):  # prompts are read as they are, then as they will be captured, then by the graph
+        for _ in range(2):  # as it is, then replayed
             by_steps = forced_logits(reader, tokenizer, prompts, check.members, stepper)
             if stepper.problem is None and (problem := check.agree(by_steps, plain)):
                 stepper.give_up(problem)

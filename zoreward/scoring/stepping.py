@@ -287,10 +287,9 @@ class _Desk:
         """Read the prompts: fills the cache, and the logits of the first new token."""
         width = ids.shape[1]
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        read = None
         if self._length < width + new_tokens:
-            read = self._model(ids, mask, places)
-            self._make(read, -(-(width + new_tokens) // LENGTHS) * LENGTHS)
+            last = self._model(ids[:, -1:], mask[:, -1:], places[:, -1:])  # for the shapes alone
+            self._make(last, -(-(width + new_tokens) // LENGTHS) * LENGTHS)
         # A graph goes on reading these addresses.
         now = addresses(self._reader, self.held.moves)
         if now != self._read:
@@ -303,10 +302,12 @@ class _Desk:
         self._bias[:, 0, 0, :width].masked_fill_(mask.bool(), 0.0)
         self.done.zero_()
         self.lost.zero_()
-        if read is None and width > 1 and ids.numel() <= CAPTURED_TOKENS:  # the cache takes one token for a new one
+        # What is read must not depend on what was read before, or a run that goes on would part from one that did not
+        # end. A prompt of one token, which the cache takes for a new one, is padded to more where it is read so.
+        if width > 1 and ids.numel() <= CAPTURED_TOKENS:
             self.graphs.do(partial(self._read_prompts, width), f"prompts of {width}")
             return
-        read = read or self._model(ids, mask, places)
+        read = self._model(ids, mask, places)
         for layer, (keys, values) in zip(self._cache.layers, keys_and_values(cache_of(read)), strict=True):
             layer.keys[:, :, :width], layer.values[:, :, :width] = keys, values
         self.logits.copy_(read.logits[:, -1])

@@ -83,8 +83,8 @@ logger = logging.get_logger(__name__)
 # Rows on which objective and model are tried before step 1: enough for a set-level metric to be defined, and a
 # forward pass or two.
 TRIAL_ROWS = 8
-# The first steps make graphs and caches, that of the prompts in the third; the fourth takes what those after it take.
-STEPS_TO_TIME = 4
+# The first steps make graphs and caches; the third one takes what those after it take.
+STEPS_TO_TIME = 3
 
 
 class ZOTrainer(Trainer):
