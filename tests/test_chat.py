@@ -166,7 +166,6 @@ def test_calibration_takes_the_content_out_of_the_last_turn(model):
 
 
 def test_a_plain_preference_is_what_the_same_messages_are():
-    pytest.importorskip("trl")
     tokenizer = tokenizer_with(LINE)
     plain = [{"prompt": "weather?", "chosen": " Sunny.", "rejected": "No."}]
     messages = [{"prompt": asked("weather?"), "chosen": asked("", "Sunny.")[1:], "rejected": asked("", "No.")[1:]}]

@@ -42,7 +42,6 @@ def chat_tokenizer():
 
 @pytest.mark.parametrize(("columns", "begun"), BEGINNINGS)
 def test_the_columns_of_a_row_are_told_to_the_chat_template(chat_tokenizer, columns, begun):
-    pytest.importorskip("trl")
     rows = [{"prompt": ASKED, "chosen": SUNNY, "rejected": NO, **columns}]
     [pair] = render(rows, chat_tokenizer, needs="choices", template=None)
     [single] = render(
@@ -80,7 +79,6 @@ def test_an_option_tells_the_chat_template_of_every_row(chat_tokenizer, given):
     examples = render_prompts(rows, chat_tokenizer, chat_template_kwargs=given)
     assert [one.prompt.endswith("<no-think>") for one in examples] == [True, False]  # the row's own wins
     pairs = [{**row, "chosen": SUNNY, "rejected": NO} for row in rows]
-    pytest.importorskip("trl")
     # The whole conversation has no such mark, so the prompt ends where the two part: as in TRL.
     for one in render(pairs, chat_tokenizer, needs="choices", template=None, chat_template_kwargs=given):
         assert (one.prompt, one.candidates) == ("<user> weather?\n<assistant> ", ("Sunny.\n", "No.\n"))

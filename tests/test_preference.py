@@ -258,7 +258,6 @@ def conversation(*texts):
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_a_conversation_is_its_text_through_the_chat_template(explicit):
-    pytest.importorskip("trl")
     tokenizer = bpe()
     tokenizer.chat_template = CHAT
     prompt, chosen, rejected = conversation("Yes or No?"), "It was great", "It was terrible"
@@ -274,7 +273,6 @@ def test_a_conversation_is_its_text_through_the_chat_template(explicit):
 
 
 def test_a_chat_template_writes_bos_itself():
-    pytest.importorskip("trl")
     tokenizer = bpe(front="<s>", bos_token="<s>")
     tokenizer.chat_template = CHAT
     row = {"prompt": conversation("Yes"), "completion": conversation("", "No")[1:], "label": True}
@@ -284,7 +282,6 @@ def test_a_chat_template_writes_bos_itself():
 
 
 def test_a_prompt_beside_whole_conversations_is_a_copy_of_their_beginning():
-    pytest.importorskip("trl")
     tokenizer = bpe()
     tokenizer.chat_template = CHAT
     whole = {"chosen": conversation("Yes or No?", "Yes"), "rejected": conversation("Yes or No?", "No")}

@@ -295,6 +295,16 @@ def test_a_ranker_and_an_encoder_decoder_leave_out_and_cut_too(caplog):
     assert lines_about_rows(caplog) == [f"{left_out} It cuts answers of 1 on the right, to fit 10 tokens."] * 2
 
 
+def test_messages_that_the_template_does_not_take_are_left_out(caplog):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = CHAT.replace("message.content or ''", "message.content + ''")  # it knows of no calls
+    examples = render(with_tools(), tokenizer, needs="choices")
+    assert [one.row for one in examples] == [row for row in with_tools()[4:] if CALLED not in row["chosen"]]
+    assert "2 with messages that the chat template does not take" in lines_about_rows(caplog)[0]
+    with pytest.raises(InputError, match="row 1 does not fit the chat template"):
+        render([row for row in with_tools() if CALLED in row["chosen"]], tokenizer, needs="choices")
+
+
 # --- as TRL --------------------------------------------------------------------------------------------------------
 
 

@@ -64,23 +64,31 @@ def chat_texts(
 ) -> list[Text]:
     """Preferences that are conversations through the tokenizer's chat template.
 
-    An answer is what the whole conversation has behind what it, all others and the prompt begin with alike.
+    An answer is what the whole conversation has behind what it, all others and the prompt begin with alike. Those that
+    do not fit the template, as calls of tools that it does not know, are left out where others do.
 
     Args and Raises are those of `chat_prompt`.
 
     Source: `tokenize_fn` of DPOTrainer and of KTOTrainer in TRL 1.16.
     """
-    filled = []
+    filled: list[Text] = []
+    first: InputError | None = None
     for text, row in zip(texts, rows, strict=True):
         how = template_arguments(row, given, text.number)
-        wholes = [
-            _spelled([*text.prompt, *answer], tokenizer, text.number, {**how, "add_generation_prompt": False})
-            for answer in text.candidates
-        ]
-        asked = _spelled(text.prompt, tokenizer, text.number, {"add_generation_prompt": True, **how})
+        try:
+            wholes = [
+                _spelled([*text.prompt, *answer], tokenizer, text.number, {**how, "add_generation_prompt": False})
+                for answer in text.candidates
+            ]
+            asked = _spelled(text.prompt, tokenizer, text.number, {"add_generation_prompt": True, **how})
+        except InputError as error:
+            first = first or error
+            continue
         prompt = os.path.commonprefix([asked, *wholes])  # noqa: RUF071 (of characters, as it is)
         answers = tuple(whole[len(prompt) :] for whole in wholes)
         filled.append(text._replace(prompt=prompt, candidates=answers, messages=tuple(text.prompt)))
+    if first is not None and not filled:
+        raise first
     return filled
 
 

@@ -158,8 +158,9 @@ def render(
             return in_turns(text, shots, rows[text.number - 1], tokenizer, prompting)
 
         how["put_behind"] = turns
-    ready = tokenize_with(shots, texts, tokenizer, prompting.max_length, kind, **how)
+    ready = tokenize_with(shots[: len(texts)], texts, tokenizer, prompting.max_length, kind, **how)
     if left_out is not None:
+        left_out["with messages that the chat template does not take"] = len(own_rows) - len(texts)
         left_out.update(tokens.fault for _, tokens, _ in ready if tokens.fault)
         ready = [one for one in ready if not one[1].fault]
         refuse_none(len(ready), left_out)
