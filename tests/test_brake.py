@@ -23,7 +23,7 @@ from zoreward.cli import main
 from zoreward.journal import Journal, load_run, read_trajectory, replay
 from zoreward.records import InputError
 from zoreward.registry import get_objective
-from zoreward.scoring import Scorer
+from zoreward.scoring import Scorer, load_model
 from zoreward.trainer import ZOConfig, ZOTrainer
 from zoreward.trainer import loop as loop_module
 from zoreward.trainer.brake import Brake, values_of_groups
@@ -337,7 +337,7 @@ WORDS = "good bad great awful lovely dull fine poor rich flat warm cold bright d
 MANY = [{"text": f"{word} film {n}", "label": n % 2} for n in range(4) for n, word in enumerate(WORDS)]
 
 
-def gain(folder: Path, model: str, tokenizer: Any, **changes: Any) -> tuple[float, int]:
+def gain(folder: Path, model: Any, tokenizer: Any, **changes: Any) -> tuple[float, int]:
     """What a run of 80 steps with dev rows gains, and how often it went back."""
     settings = {"template": "{text} it was", "choices": [" not", " very"], "max_steps": 80, "eval_steps": 8}
     run = ZOTrainer(
@@ -368,6 +368,22 @@ def test_a_rate_a_hundred_times_too_large_reaches_four_fifths_of_the_gain(
     braked, times = gain(tmp_path / "braked", base, tokenizer, **same_but)
     free, _ = gain(tmp_path / "free", base, tokenizer, **same_but, max_rewinds=0)
     assert good > 0.01 and braked >= 0.8 * good and free < 0.5 * good and times
+
+
+def test_a_base_that_cannot_be_loaded_again_leaves_the_run_as_it_is(
+    base: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(base)
+    next(model.parameters()).data.mul_(1.5)  # no longer what its folder holds
+    settings = {"eps": 1e-2, "normalize": "running", "learning_rate": 1.0, "max_steps": 24}
+    with pytest.raises(InputError, match="base weights for the best step cannot be loaded again"):  # at the end
+        gain(tmp_path / "run", model, tokenizer, **settings)
+    [told] = [line for line in caplog.messages if "the dev score fell" in line]
+    stored = load_run(tmp_path / "run")
+    assert (stored.n_steps, stored.rewinds) == (
+        24,
+        (),
+    ) and "goes on as it is, since the base weights for the best step cannot be loaded again" in told
 
 
 def test_the_command_goes_back_says_so_and_replays(

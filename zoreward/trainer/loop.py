@@ -54,6 +54,7 @@ from zoreward.trainer.resuming import (
     due,
     move_to,
     new_state,
+    put_base_back_,
     rows_told,
     save_trajectory,
     state_after_run,
@@ -425,10 +426,16 @@ class ZOTrainer(Trainer):
             return
         assert run.journal is not None
         rewind = rewind_after(fall, run.rewinds)
+        try:
+            put_base_back_(self.ready, load_run(self.args.output_dir), self.args)
+        except InputError as error:  # nothing is written yet, and the weights are as they were
+            logger.warning("%s: the run goes on as it is, since %s.", fall, error)
+            self._brake.most = 0
+            return
         with told_where(self.args.output_dir):
             run.journal.append_rewind(rewind)
         stored = load_run(self.args.output_dir)
-        move_to(self.ready, stored, step, self.args, from_base=False)
+        move_to(self.ready, stored, step, self.args, from_base=True)
         run.rewinds, run.state = stored.rewinds, state_after(self.method, stored.records(), stored.rewinds)
         logger.warning("%s: back to step %d, and on with %.3g times the learning rate.", fall, rewind.to, rewind.rate)
 

@@ -95,16 +95,16 @@ def move_to(ready: Ready, run: StoredRun, step: int, args: ZOConfig, *, from_bas
         if from_base:  # else it may well be of a later step than the best one
             logging.get_logger(__name__).warning("The snapshot is not used: %s.", error)
     if not start and not from_base:
-        _put_base_back_(ready, run, args)
+        put_base_back_(ready, run, args)
     advance(run, ready.model, ready.tuned, start, step)
 
 
 @torch.no_grad()
-def _put_base_back_(ready: Ready, run: StoredRun, args: ZOConfig) -> None:
+def put_base_back_(ready: Ready, run: StoredRun, args: ZOConfig) -> None:
     """Load the weights that a run began with, again, and put them in the place of those of its model.
 
     Raises:
-        InputError: they cannot be loaded, or are others.
+        InputError: they cannot be loaded, or are others; the model is as it was.
     """
     place: dict[str, Any] = {
         "dtype": run.header["dtype"],
