@@ -72,7 +72,7 @@ KINDS = {
         for name in ("svrg", "momentum", "sign", "lozo", "subzero", "sparse", "bcd", "es", "fzoo")
     },
     "the best step": ["./objectives.py:right", *ANSWERS, "--keep", "best", "--set", "save_strategy=best"],
-    BACK: ["./objectives.py:right", *ANSWERS[:-1], "0.3", "--eval-every", "2"],
+    BACK: ["./objectives.py:right", *ANSWERS[:-1], "0.3", "--eval-every", "2", "--eval-limit", "12"],
     "test rows": ["./objectives.py:right", *ANSWERS, "--test-data", "train.jsonl", "--test-rows", "5"],
     "a sum": ["./objectives.py:right", *ANSWERS, "--also", "neg-cross-entropy=0.5"],
     "an encoder–decoder": ["./objectives.py:right", *ANSWERS, "--model", "t5"],
