@@ -15,7 +15,7 @@ from zoreward.scoring.decoding import CPU_TOKENS, GPU_TOKENS
 from zoreward.scoring.devices import bytes_to_keep, free_bytes
 from zoreward.scoring.forward import forward_tokens, vocabulary_size
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE
-from zoreward.scoring.stepping import LENGTHS
+from zoreward.scoring.stepping import aligned, padded_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def needed_memory(
     limit = (CPU_TOKENS if cpu else GPU_TOKENS) if new_tokens else forward_tokens(device, vocabulary_size(model))
     sequences = max(1, min(together, limit // most))
     if new_tokens and not cpu:  # as a `Stepper` makes it
-        most = -(-(lengths[0] + -lengths[0] % LENGTHS + new_tokens) // LENGTHS) * LENGTHS
+        most = aligned(padded_width(sequences, lengths[0]) + new_tokens)
     return Memory(
         weights=weights,
         scratch=scratch,

@@ -121,7 +121,7 @@ class Stepper:
             del self._desks[other]
         key = (0 if by_itself else len(members), *ids.shape[:1], tuple(end_tokens))
         desk = self._desks.pop(key, None) or _Desk(self._reader, end_tokens, self._replays)
-        padding = desk.padding_of(ids)
+        padding = padded_width(*ids.shape) - ids.shape[1]
         ids, mask = (functional.pad(tensor, (padding, 0)) for tensor in (ids, mask))
         try:
             with members_at(self._reader.model, members, tuned=self._reader.tuned, held=desk.held):
@@ -198,11 +198,16 @@ def _attend(
     scores would be rounded on their way, has a kernel of its own.
     """
     rows, heads, queries, width = query.shape
-    ours = queries == 1 and not dropout and not any(others.get(name) is not None for name in ("softcap", "s_aux"))
-    ours = ours and others.get("position_bias") is None and attention_mask is not None and key.shape == value.shape
-    ours = ours and attention_mask.shape == (rows, 1, 1, key.shape[2])  # type: ignore[union-attr]
     half = query.dtype in (torch.bfloat16, torch.float16) and query.is_cuda and has_triton()
-    if not ours or attention_mask is None or not (half or query.dtype == torch.float32):
+    if (
+        queries != 1
+        or dropout
+        or any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+        or attention_mask is None
+        or attention_mask.shape != (rows, 1, 1, key.shape[2])
+        or key.shape != value.shape
+        or not (half or query.dtype == torch.float32)
+    ):
         kept = {"scaling": scaling, "dropout": dropout, **others}
         return plain_attention()(module, query, key, value, attention_mask, **kept)  # type: ignore[no-any-return]
     scale = width**-0.5 if scaling is None else scaling
@@ -278,18 +283,13 @@ class _Desk:
         self.graphs = Replays(replays)
         self._read: tuple[Any, ...] = ()
 
-    def padding_of(self, ids: torch.Tensor) -> int:
-        """Return by how much more prompts are padded, so that those of many lengths share the graph that reads them."""
-        padding = -ids.shape[1] % LENGTHS
-        return padding if len(ids) * (ids.shape[1] + padding) <= CAPTURED_TOKENS else 0
-
     def begin(self, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int) -> None:
         """Read the prompts: fills the cache, and the logits of the first new token."""
         width = ids.shape[1]
         places = (mask.cumsum(1) - 1).clamp(min=0)
         if self._length < width + new_tokens:
             last = self._model(ids[:, -1:], mask[:, -1:], places[:, -1:])  # for the shapes alone
-            self._make(last, -(-(width + new_tokens) // LENGTHS) * LENGTHS)
+            self._make(last, aligned(width + new_tokens))
         # A graph goes on reading these addresses.
         now = addresses(self._reader, self.held.moves)
         if now != self._read:
@@ -416,6 +416,24 @@ class Replays:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 graph = self._graphs[name] = captured(what, self._pool)
             graph.replay()
+
+
+def aligned(places: int) -> int:
+    """Return a number of places that is not less, and that graphs share.
+
+    >>> aligned(16), aligned(17)
+    (16, 32)
+    """
+    return -(-places // LENGTHS) * LENGTHS
+
+
+def padded_width(rows: int, width: int) -> int:
+    """Return to how many tokens prompts are padded, so that those of many lengths share the graph that reads them.
+
+    >>> padded_width(32, 41), padded_width(512, 300)
+    (48, 300)
+    """
+    return aligned(width) if rows * aligned(width) <= CAPTURED_TOKENS else width
 
 
 def addresses(reader: Reader, moves: int) -> tuple[int, ...]:
