@@ -20,7 +20,7 @@ from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
 from zoreward.neighbours.of_transformers import attention_window
 from zoreward.records import Member, Request
 from zoreward.scoring.devices import is_spread
-from zoreward.scoring.stepping import Replays, addresses, is_lost
+from zoreward.scoring.stepping import Replays, additive_mask, addresses, is_lost
 
 if TYPE_CHECKING:
     from zoreward.scoring.forward import Reader
@@ -192,8 +192,7 @@ class _Pass:
     def _run(self) -> None:
         same_row = self._row.unsqueeze(2) == self._row.unsqueeze(1)
         dtype = next(self._reader.model.parameters()).dtype
-        bias = torch.zeros(same_row.shape, dtype=dtype, device=same_row.device)
-        bias = bias.masked_fill_(~same_row.tril_(), torch.finfo(dtype).min).unsqueeze(1)
+        bias = additive_mask(same_row.tril_(), dtype).unsqueeze(1)
         if self._table.device.type != "cuda":
             for member in range(len(self._table)):
                 self._run_member(member, bias)

@@ -323,7 +323,7 @@ class _Desk:
         """Read the prompts that lie at the beginning of `ids` into the cache; leaves the logits behind them."""
         earlier = self._seen.new_ones(width, width).tril_()
         seen = self._seen[:, None, None, :width] & earlier
-        bias = torch.zeros_like(seen, dtype=self._bias.dtype).masked_fill_(~seen, torch.finfo(self._bias.dtype).min)
+        bias = additive_mask(seen, self._bias.dtype)
         with _fused_norms(self._norms):
             read = self._model(self.ids[:, :width], bias, self._places[:, :width], **self._into_cache)
         self.logits.copy_(read.logits[:, -1])
@@ -416,6 +416,15 @@ class Replays:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 graph = self._graphs[name] = captured(what, self._pool)
             graph.replay()
+
+
+def additive_mask(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to scores of attention: 0 where a token may be seen, else the least number of a dtype.
+
+    >>> additive_mask(torch.tensor([True, False]), torch.float16)
+    tensor([     0., -65504.], dtype=torch.float16)
+    """
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def aligned(places: int) -> int:

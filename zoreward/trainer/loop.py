@@ -632,7 +632,7 @@ class ZOTrainer(Trainer):
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
-        if self.args.max_seconds is not None and 0 < (self.args.eval_steps or 0) < 1:  # a share of the steps to come
+        if self._scores_by_share_of_seconds:
             self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_after(found.rows)))
         if self._steps_after(found.rows) >= LEAST_STEPS:
             self._tell_of_silent_steps()
@@ -663,6 +663,11 @@ class ZOTrainer(Trainer):
             self.run.ask_score_tell(self.run.rows[: self.args.rows_a_step])
         return max(1, int(self.args.max_seconds / (time.perf_counter() - start)))
 
+    @property
+    def _scores_by_share_of_seconds(self) -> bool:
+        """Whether `eval_steps` is a share of the steps that `max_seconds` pay, whose number is not known yet."""
+        return self.args.max_seconds is not None and 0 < (self.args.eval_steps or 0) < 1
+
     def _tell_of_silent_steps(self) -> None:
         """Say before step 1 where many steps are to be expected to move nothing."""
         rows = self.args.rows_a_step
@@ -688,7 +693,7 @@ class ZOTrainer(Trainer):
         if self.given.finds_rate and same and {"eps", "learning_rate"} <= then.keys():
             eps = self.args.eps if self.given.eps_given else then["eps"]
             self._take_rate(eps, then["learning_rate"], then.get("normalize"))
-            if self.args.max_seconds is not None and 0 < (self.args.eval_steps or 0) < 1:
+            if self._scores_by_share_of_seconds:
                 self.args.eval_steps = then.get("eval_steps", self.args.eval_steps)
 
     def _keep_start(self) -> None:
