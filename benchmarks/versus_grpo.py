@@ -2,7 +2,8 @@
 
     python benchmarks/versus_grpo.py --model SMOLLM2 --output runs/versus --seconds 45 --seeds 0 1 2
 
-A run is called zo-TUNE, with no number given, or zo-TUNE-RATE; or grpo-TUNE-RATE: 256 completions a step, 8 a prompt,
+A run is called zo-TUNE, with no number given, zo-TUNE-RATE, or zo-TUNE-samples, whose members are scored by samples in
+the place of greedy texts; or grpo-TUNE-RATE: 256 completions a step, 8 a prompt,
 a constant rate, bfloat16 (autocast, where all weights are tuned), LoRA of rank 16 on all linear layers, no gradient
 checkpointing, which would save memory and take time; else TRL's defaults. Each has a process of its own; what stands in
 OUTPUT/versus.jsonl is not done again. The clock starts with the making of the trainer, the model being in memory, and
@@ -84,7 +85,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--completions", type=int, help="a step, to try it out: a multiple of 8. Default: see above")
     options = parser.parse_args()
     for name in options.runs:
-        if not re.fullmatch(r"zo-(full|lora)|(zo|grpo)-(full|lora)-\d[\d.]*(e-\d+)?", name):
+        if not re.fullmatch(r"zo-(full|lora)(-samples)?|(zo|grpo)-(full|lora)-\d[\d.]*(e-\d+)?", name):
             parser.error(f"{name!r} is no run: zo-full, zo-lora-1e-2 and grpo-full-1e-4 are some")
     if options.task == "reward-model" and not (options.reward_model and options.data):
         parser.error("--task reward-model needs --reward-model and --data")
@@ -140,12 +141,13 @@ def trained(options: argparse.Namespace, name: str, seed: int, rows: list[Row], 
     args: dict[str, Any] = {
         "output_dir": f"{folder}/run", "seed": seed, "max_completion_length": NEW_TOKENS[options.task],
         "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no", "report_to": "none",
-        **({"learning_rate": float(rate[0])} if rate else {}),
+        **({"learning_rate": float(rate[0])} if rate and rate != ["samples"] else {}),
     }  # fmt: skip
     half = DEVICE == "cuda" and (method, tune) != ("grpo", "full")  # whose weights are float32 under autocast
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16 if half else torch.float32)
     if method == "zo":
         args |= {"max_seconds": options.seconds, "max_steps": 1_000_000}
+        args |= {"temperature": 1.0} if rate == ["samples"] else {}
         few = {"num_directions": 2, "per_device_train_batch_size": count // 4} if (count := options.completions) else {}
         all_at_once = objective("reward", rowwise=True)(counted)  # those of all members in one call
         make, given = ZOTrainer, dict[str, Any](args=ZOConfig(**args, tune=tune, **few), objective=all_at_once)

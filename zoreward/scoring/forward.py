@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -173,14 +175,17 @@ def padded(
     >>> padded([(5, 6), (7,)], 0, 1, torch.device("cpu"), left=True)[0].tolist()
     [[5, 6], [0, 7]]
     """
-    width = max(map(len, sequences))
-
-    def lines(contents: Sequence[Sequence[int]], filling: int) -> torch.Tensor:
-        full = [(filling,) * (width - len(one)) for one in contents]
-        both = zip(full, contents, strict=True) if left else zip(contents, full, strict=True)
-        return torch.tensor([[*one, *other] for one, other in both]).to(device, non_blocking=True).repeat(members, 1)
-
-    return lines(sequences, filling), lines([(1,) * len(one) for one in sequences], 0)
+    lengths_N = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    width = int(lengths_N.max())
+    place_T = np.arange(width)
+    there_NT = place_T >= width - lengths_N[:, None] if left else place_T < lengths_N[:, None]
+    ids_NT = np.full(there_NT.shape, filling, np.int64)
+    ids_NT[there_NT] = np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths_N.sum()))
+    ids, mask = (
+        torch.from_numpy(one).to(device, non_blocking=True).repeat(members, 1)
+        for one in (ids_NT, there_NT.astype(np.int64))
+    )
+    return ids, mask
 
 
 def forward(
