@@ -410,6 +410,18 @@ def test_rows_whose_prompt_is_there_are_as_they_are(layout):
     assert with_prompts(rows, Prompting()) is rows
 
 
+@pytest.mark.parametrize("layout", [hh, hh_conversations, ultrafeedback_of_trl])
+def test_eval_and_tune_take_preferences_without_a_column_of_prompts(layout, model_dir, judges, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in layout()))
+    words = ["win-rate", "--judge", f"{judges}:longer_of_two", "--model", str(model_dir), "--device", "cpu", "--json"]
+    words += ["--data", str(tmp_path / "rows.jsonl"), "--max-new-tokens", "2"]
+    assert main(["eval", *words, "--base-model", str(model_dir)]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    assert (found["score"], found["rows"]) == (0.5, 46)
+    short = ["--steps", "1", "--batch-size", "2", "--num-directions", "1", "--lr", "1e-3"]
+    assert main(["tune", *words, *short, "--output", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+
+
 def test_completions_without_a_label_are_plain_rows():
     rows = [{"prompt": "?", "completion": "!"}]
     assert with_prompts(rows, Prompting()) is rows
@@ -444,6 +456,30 @@ def test_a_run_tunes_on_it_and_its_rate_is_found(home, capsys):
     assert main(["eval", "win-rate", "--judge", "judges.py:longer", "--model", "run/model", "--base-model", "base",
                  "--data", "rows.jsonl", "--max-new-tokens", "6", "--device", "cpu", "--json"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(found["best"], abs=1e-12)
+
+
+def test_a_run_that_is_resumed_compares_with_the_same_base(home, capsys):
+    words = ["win-rate", "--judge", "judges.py:better_by_length", "--model", "base", "--data", "rows.jsonl"]
+    words += ["--device", "cpu", "--max-new-tokens", "6", "--batch-size", "3", "--num-directions", "2", "--lr", "3e-2"]
+    (home / "judges.py").write_text(
+        JUDGES
+        + """
+def better_by_length(completions_a, completions_b):
+    return [0.5 + (len(a) - len(b)) / 1000 for a, b in zip(completions_a, completions_b)]
+"""
+    )
+    assert main(["tune", *words, "--steps", "4", "--output", "whole"]) == 0, capsys.readouterr().err
+    assert main(["tune", *words, "--steps", "2", "--output", "parts"]) == 0
+    assert main(["tune", *words, "--steps", "4", "--output", "parts", "--resume"]) == 0, capsys.readouterr().err
+    scores = [
+        [
+            line["scores"]
+            for line in map(json.loads, (home / run / "journal.jsonl").read_text().splitlines())
+            if "scores" in line
+        ]
+        for run in ("whole", "parts")
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 4 and len({str(one) for one in scores[0]}) > 1
 
 
 def test_members_are_scored_by_a_reward_model_in_one_call(home, monkeypatch):
