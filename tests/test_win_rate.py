@@ -496,6 +496,19 @@ def test_members_are_scored_by_a_reward_model_in_one_call(home, monkeypatch):
     assert 1 <= len(calls) <= 2  # of the step's four members; both models' completions at once
 
 
+def test_a_judge_that_compares_may_be_asked_row_by_row(home, capsys):
+    text = "from zoreward import objective\n\n@objective('pair', rowwise=True)\n"
+    text += "def pair(completions_a, completions_b):\n"
+    text += "    assert len(completions_a) == NUMBER\n"
+    text += "    return [len(a) > len(b) for a, b in zip(completions_a, completions_b)]\n"
+    found = []
+    for number, words in ((1, ["--reward-workers", "3"]), (None, [])):
+        Path("pair.py").write_text(text.replace("NUMBER", str(number or "len(completions_b)")))
+        found.append(told(["moved", *WORDS, "--judge", "pair.py:pair", *words], capsys))
+    assert {**found[0], "seconds": 0} == pytest.approx({**found[1], "seconds": 0}, abs=1e-12)
+    assert found[0]["agreed"] is not None and found[0]["ties"] < 1
+
+
 def test_the_cache_knows_an_edited_judge(home, capsys):
     text = "from zoreward import objective\n\n@objective('judge', rowwise=True)\ndef judge(completions):\n"
     Path("j.py").write_text(text + "    return [float(len(one)) for one in completions]\n")

@@ -59,11 +59,12 @@ def win_rate(*, judge: str) -> Objective:
             ValueError(f"the judge {found.name!r} needs {found.needs}, and a judge reads completions"),
             "take a reward of completions, or a function of completions_a and completions_b",
         )
+    alone = replace(found, rowwise=False)  # both sides in one call would be two rows where one is asked for
     own = inspect.signature(found.function).parameters
     compares = all(name in own for name in _PAIR)
 
     def call(**given: Any) -> list[float | None]:
-        return _wins(found, compares, given)
+        return _wins(alone, compares, given)
 
     # Its parameters are the judge's, so that it is given, and its scores are kept by, what the judge looks at.
     options = set() if found.stateful else {option.name for option in found.options}
