@@ -22,6 +22,7 @@ DEFAULTS: dict[str, dict[str, list[str]]] = {
     "bench": {**_MODEL, "--data-dir": ["rows"], "--dev-rows": ["1"], "--steps": ["2"], **_OUTPUT, "--device": ["cpu"]},
     "quickstart": {**_OUTPUT, "--steps": ["1"]},
     "replay": {**_MODEL, **_OUTPUT, "--device": ["cpu"]},
+    "win-rate": {"--against": ["model"], "--judge": ["trl:think_format_reward"], "--data": ["train.jsonl"]},
 }
 
 

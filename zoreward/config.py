@@ -105,7 +105,7 @@ def finds_rate(args: Any, needs: str, *, compares_with_base: bool = False) -> bo
     >>> finds_rate(args, "choices"), finds_rate(args, "likelihood")
     (True, False)
     """
-    alike = needs in ("choices", "completions") and not compares_with_base
+    alike = needs == "completions" or (needs == "choices" and not compares_with_base)
     return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
 
 
@@ -729,3 +729,39 @@ class ReplayOptions:
     )
     step: int | None = setting(default=None, help="How many steps. Default: all.", panel=RUN, least=0)
     json: bool = setting(default=False, help="Print the scores and slopes of each step, in one JSON object.", panel=RUN)
+
+
+@options(RUN)
+class WinRateOptions(Seeding, Rewarding, Writing, Loading):
+    """The options of `zoreward win-rate`."""
+
+    model: str = setting(help="A folder or a Hub id; of a run that is its model/.", argument="MODEL")
+    against: str = setting(help="The model that it is compared with: a folder or a Hub id.", panel=DATA)
+    judge: str = setting(
+        help="A reward model, a folder or a Hub id; or FILE.py:function, of completions, or of completions_a and "
+        "completions_b; or an objective that needs completions.",
+        panel=OBJECTIVE,
+    )
+    data: str = same_as(
+        Data,
+        "data",
+        default=MISSING,
+        help="Rows with prompts, or with preferences: a .jsonl, .json, .csv or .parquet file, or a Hub dataset.",
+    )
+    data_config: str | None = same_as(Data, "data_config")
+    split: str | None = same_as(Data, "split")
+    limit: int | None = same_as(Data, "limit")
+    revision: str | None = same_as(Data, "revision")
+    device: str | None = same_as(Data, "device")
+    template: str | None = same_as(Prompting, "template")
+    prompt: str = same_as(Prompting, "prompt", help="The column of the prompt, a text or messages.")
+    chat: Literal["auto", "on", "off"] = same_as(Prompting, "chat")
+    system_prompt: str | None = same_as(Prompting, "system_prompt")
+    chat_template_kwargs: dict[str, Any] | str | None = same_as(Prompting, "chat_template_kwargs")
+    max_length: int | None = same_as(Prompting, "max_length")
+    temperature: float = same_as(
+        Writing, "temperature", help="0: take the likeliest token. Above 0: draw tokens, independently for each model."
+    )
+    seed: int = same_as(Seeding, "seed", help="Seed of what is drawn: tokens, and prompts for the interval.")
+    eval_batch_size: int | None = same_as(Command, "eval_batch_size")
+    json: bool = same_as(Command, "json")

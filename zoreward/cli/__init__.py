@@ -29,6 +29,7 @@ _OTHERS = {
     "bench": "Compare ways to use a model on a task, tuned and not, in one table.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
     "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
+    "win-rate": "Let two models write, and a judge say how often one writes better.",
 }
 _HELP_FLAGS = ("-h", "--help")
 
@@ -122,7 +123,7 @@ def command_for(words: list[str]) -> Any:
     app.command("tasks")(show_tasks)
     app.command("doctor")(show_health)
     for name, text in _OTHERS.items():
-        run = import_module(f"zoreward.cli.{name}").make_command() if words[0] == name else _root
+        run = import_module(f"zoreward.cli.{name.replace('-', '_')}").make_command() if words[0] == name else _root
         app.command(name, help=text, context_settings=settings)(run)
     return typer.main.get_command(app)
 

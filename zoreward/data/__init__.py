@@ -5,6 +5,7 @@ from __future__ import annotations
 from zoreward.data.choices import classes_of
 from zoreward.data.conversations import check_chat_template
 from zoreward.data.hub import check_hub
+from zoreward.data.preferences import with_prompts
 from zoreward.data.prompts import (
     check_calibration,
     check_columns,
@@ -43,5 +44,6 @@ __all__ = [
     "rows_of",
     "sample_rows",
     "split_rows",
+    "with_prompts",
     "without_content",
 ]

@@ -97,6 +97,33 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> tuple[
     return texts, left_out
 
 
+def with_prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[str, Any]]:
+    """Rows of preferences with the prompt of `preference_texts` in the prompt's column, to be written on from.
+
+    Rows whose prompt stands there by itself, and all others, are as they are; so where there is a template.
+
+    Args:
+        rows: at least one.
+        prompting: the options about prompts.
+
+    Raises:
+        InputError: as `preference_texts`.
+
+    >>> with_prompts([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], Prompting())[0]["prompt"]
+    'The sky is'
+    """
+    columns, column = columns_of(rows), prompting.prompt
+    if prompting.template is not None or not set(PAIR) <= set(columns):
+        return rows
+    # A text beside conversations stands for a part of them.
+    beside = [row for row in rows if isinstance(row.get(column), str) and isinstance(row["chosen"], list)]
+    if column in columns and not beside and not any(is_missing(row.get(column)) for row in rows):
+        return rows
+    texts, left_out = preference_texts(rows, prompting)
+    tell_of_faults(len(rows), left_out, 0, None)
+    return [{**rows[text.number - 1], column: text.prompt} for text in texts]
+
+
 def _rates_in(columns: Collection[str]) -> str | None:
     """The column that rates the answers in `completions`, where there are such."""
     return next((name for name in _RATES if name in columns), None) if "completions" in columns else None

@@ -24,7 +24,7 @@ from zoreward.data.conversations import (
     user_turn,
     with_system,
 )
-from zoreward.data.preferences import are_preferences, preference_texts, refuse_none, tell_of_faults
+from zoreward.data.preferences import are_preferences, preference_texts, refuse_none, tell_of_faults, with_prompts
 from zoreward.data.rows import rows_of
 from zoreward.data.templates import fields_of, fill, warn_of_empty
 from zoreward.data.texts import demonstrations, refuse_mask, texts_of, tokenize_with, whole_texts
@@ -242,12 +242,13 @@ def render_prompts(
 ) -> list[Example]:
     """Every row as an `Example` without candidates: a prompt to write on from.
 
-    A prompt is a template filled with the row, or what the row's column `prompt` holds: a text, or a conversation, a
-    list of messages `{"role": …, "content": …}`. A conversation goes through the tokenizer's chat template and ends
-    where the assistant's turn begins; one whose last message is the assistant's goes on in that message. The columns
-    `tools` and `chat_template_kwargs` of such a row, as objects or JSON, are the template's too. With `chat` on a plain
-    prompt is a conversation of one message, the user's, also for reward functions. The tokens of another plain prompt
-    begin with what the tokenizer puts in front of a text (BOS); a chat template writes its own.
+    A prompt is a template filled with the row, or what the row's column `prompt` holds; where no row has one, what its
+    `chosen` and `rejected` begin with alike: a text, or a conversation, a list of messages `{"role": …, "content": …}`.
+    A conversation goes through the tokenizer's chat template and ends where the assistant's turn begins; one whose last
+    message is the assistant's goes on in that message. The columns `tools` and `chat_template_kwargs` of such a row, as
+    objects or JSON, are the template's too. With `chat` on a plain prompt is a conversation of one message, the user's,
+    also for reward functions. The tokens of another plain prompt begin with what the tokenizer puts in front of a text
+    (BOS); a chat template writes its own.
 
     Args:
         rows: at least one; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
@@ -279,7 +280,7 @@ def render_prompts(
     Source: rows and conversations as in TRL's "prompt-only" dataset formats; the last message as in its
     `apply_chat_template`.
     """
-    rows, max_length = rows_of(rows), prompting.max_length
+    rows, max_length = _with_prompts(rows_of(rows), prompting), prompting.max_length
     if max_length is not None and max_length < 1:
         hint = "write fewer new tokens, or take a model with a longer context"
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
@@ -308,7 +309,12 @@ def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
     hint: give --prompt or --template; the columns are text
     """
-    _prompts(rows_of(rows), prompting)
+    _prompts(_with_prompts(rows_of(rows), prompting), prompting)
+
+
+def _with_prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[str, Any]]:
+    """The rows; of preferences that have no column of prompts, with what both answers begin with."""
+    return rows if prompting.prompt in columns_of(rows) else with_prompts(rows, prompting)
 
 
 def _prompts(rows: list[dict[str, Any]], prompting: Prompting, kind: str = "causal") -> list[Any]:

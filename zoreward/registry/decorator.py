@@ -19,7 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SPEC = "__zoreward_objective__"
 # What an objective may be handed beside the dataset's columns, so never an option.
 _LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums")
-OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", "completions", "completion_ids")
+_TEXTS = ("completions", "completion_ids", "completions_a", "completions_b")  # of the latter two a judge has the better
+OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", *_TEXTS, "base_completions", "base_completion_ids")
 FROM_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -144,7 +145,7 @@ def _needs(name: str, function: Callable[..., Any], declared: str | None) -> Nee
             hint = neighbours(str(declared), typing.get_args(Needs), "It can need")
             raise InputError(f"objective {name!r} cannot need {declared!r}", hint=hint)
         return typing.cast(Needs, declared)
-    if "completions" in parameters or "completion_ids" in parameters:
+    if not parameters.keys().isdisjoint(_TEXTS):
         return "completions"
     if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"

@@ -93,7 +93,7 @@ class Objective:
 
     @property
     def compares_with_base(self) -> bool:
-        """Whether it names what only the model before tuning can tell: `base_logprobs`, `base_logprob_sums`.
+        """Whether it names what only the model before tuning can tell: `base_logprobs`, `base_completions` and so on.
 
         >>> from zoreward import get_objective
         >>> def gained(logprobs, base_logprobs):
@@ -103,7 +103,8 @@ class Objective:
         """
         parts = [part for _, part in self.parts] or [self]
         names = {name for part in parts for name in inspect.signature(part.function).parameters}
-        return not names.isdisjoint(("base_logprobs", "base_logprob_sums"))
+        of_base = ("base_logprobs", "base_logprob_sums", "base_completions", "base_completion_ids")
+        return not names.isdisjoint(of_base)
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.

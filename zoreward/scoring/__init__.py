@@ -15,6 +15,7 @@ from zoreward.scoring.checkpoints import (
     Head,
     adapter_base,
     check_model_name,
+    check_needs,
     config_of_model,
     head_of,
     model_kind,
@@ -58,6 +59,7 @@ from zoreward.scoring.requests import (
 )
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of
 from zoreward.scoring.stepping import Stepper
+from zoreward.scoring.wins import WinRate, win_rate
 
 __all__ = [
     "Base",
@@ -71,6 +73,7 @@ __all__ = [
     "Reader",
     "Scorer",
     "Stepper",
+    "WinRate",
     "Work",
     "adapter_base",
     "base_of",
@@ -81,6 +84,7 @@ __all__ = [
     "check_loaded",
     "check_memory",
     "check_model_name",
+    "check_needs",
     "check_one_gpu",
     "checked_device",
     "checked_engine",
@@ -119,5 +123,6 @@ __all__ = [
     "size",
     "statistics_of",
     "weights_moved",
+    "win_rate",
     "with_base",
 ]

@@ -14,9 +14,8 @@ from zoreward.scoring.baselines import calibrated_logprobs
 from zoreward.scoring.checkpoints import Head, config_of_model, head_of, prefix_length
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
-from zoreward.scoring.local import engine_of
 from zoreward.scoring.protocol import Generation
-from zoreward.scoring.requests import scores_of, statistics_of, with_base
+from zoreward.scoring.requests import scores_of, statistics_of
 from zoreward.scoring.scorer import Scorer, examples_of, running, scorer_of
 
 if TYPE_CHECKING:
@@ -123,8 +122,8 @@ def evaluate(
     place: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
     place["trust_remote_code"] = trust_remote_code
     if chosen.compares_with_base:
-        before = engine_of(_base_model(base, place, chosen.name), tokenizer.pad_token_id)
-        examples = with_base(before, examples, rows=batch_size)
+        before = scorer_of(_base_model(base, place, chosen.name), tokenizer, chosen, generation)
+        examples = before.with_base(examples, rows=batch_size)
         del before  # one model at a time in memory
     model = load_model(model, **place) if isinstance(model, str) else model
     with running(model):

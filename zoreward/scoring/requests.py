@@ -155,6 +155,16 @@ def with_base(engine: Engine, examples: Sequence[Example], *, rows: int | None =
     ]
 
 
+def written(engine: Engine, examples: Sequence[Example], how: Generation) -> list[Completion]:
+    """Return what the model as it is now writes behind the prompts.
+
+    Raises:
+        ObjectiveError: the model's outputs are not finite.
+    """
+    [[texts]] = engine.generate([((), prompts_of(examples))], how)
+    return texts
+
+
 def completion_scores(
     engine: Engine,
     objective: Objective,
@@ -259,17 +269,23 @@ def completion_outputs(examples: Sequence[Example], written: Sequence[Completion
 
     Returns:
         `prompts`: texts, or lists of messages · `completions`: texts, or lists of one message of the assistant's ·
-        `completion_ids`: lists of tokens, up to and with EOS · every column, but `prompt`, `completion` and
+        `completion_ids`: lists of tokens, up to and with EOS · `base_completions`, `base_completion_ids`: the same of
+        the model before tuning, where the examples know it · every column, but `prompt`, `completion` and
         `completion_ids`.
     """
     chat = examples[0].messages is not None
     columns = {name: values for name, values in columns_of(examples).items() if name not in _KEPT_BACK}
-    return {
-        **columns,
-        "prompts": [list(one.messages) if one.messages else one.prompt for one in examples],
-        "completions": [[{"role": "assistant", "content": one.text}] if chat else one.text for one in written],
-        "completion_ids": [list(one.tokens) for one in written],
-    }
+    of_base = [example.base_completion for example in examples if example.base_completion is not None]
+    sides = {"": written} | ({"base_": of_base} if len(of_base) == len(examples) else {})
+    outputs = {**columns, "prompts": [list(one.messages) if one.messages else one.prompt for one in examples]}
+    for side, texts in sides.items():
+        outputs[f"{side}completions"] = [_as_said(one.text) if chat else one.text for one in texts]
+        outputs[f"{side}completion_ids"] = [list(one.tokens) for one in texts]
+    return outputs
+
+
+def _as_said(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}]
 
 
 class Notes:

@@ -19,7 +19,7 @@ from zoreward.registry import Objective
 from zoreward.scoring.checkpoints import Head, check_needs
 from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
 from zoreward.scoring.protocol import Engine, Generation
-from zoreward.scoring.requests import candidate_logprobs, completion_scores, scores_of, with_base
+from zoreward.scoring.requests import candidate_logprobs, completion_scores, scores_of, with_base, written
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,6 +70,22 @@ class Scorer:
         how = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
         what = (self.engine, self.objective, examples, members, how)
         return [*completion_scores(*what, trainer_state=trainer_state)]
+
+    def with_base(self, examples: Sequence[Example], *, rows: int | None = None) -> list[Example]:
+        """Return the rows with what the model as it is now makes of them, for an objective that compares with it.
+
+        That is how likely it finds their candidates or, for an objective that needs `completions`, what it writes when
+        it always takes the likeliest token. Called before step 1, it makes the model the base.
+
+        Args:
+            examples: N rows.
+            rows: most rows of one forward pass.
+        """
+        if self.objective.needs != "completions":
+            return with_base(self.engine, examples, rows=rows)
+        greedy = replace(self.generation, temperature=0.0, rows=rows or self.generation.rows)
+        texts = written(self.engine, examples, greedy)
+        return [replace(one, base_completion=text) for one, text in zip(examples, texts, strict=True)]
 
     @property
     def reader(self) -> LocalEngine:
@@ -127,10 +143,11 @@ def checked_scorer(
         pad = tokenizer.pad_token_id
         engine = checked_engine(model, pad, examples, members[:2], tokenizer=tokenizer, tuned=tuned)
     scorer = Scorer(engine.cut_as({"members": together}), objective, generation)
-    trial = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
+    short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
+    trial = replace(scorer, generation=short)
     with running(model):
-        rows = with_base(engine, examples) if objective.compares_with_base else examples
-        _tell_of_no_score(objective, replace(scorer, generation=trial).score(rows), len(rows))
+        rows = replace(trial, engine=engine).with_base(examples) if objective.compares_with_base else examples
+        _tell_of_no_score(objective, trial.score(rows), len(rows))
     return scorer
 
 

@@ -32,7 +32,6 @@ from zoreward.scoring import (
     candidate_logprobs,
     checked_scorer,
     evaluated,
-    with_base,
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
 from zoreward.trainer.drift import drift_of
@@ -186,9 +185,9 @@ class ZOTrainer(Trainer):
         warn_about_one_class(scorer, examples, args)
         eval_examples = given.eval_examples
         if chosen.compares_with_base:  # which the model is now, and after step 1 no more
-            examples = with_base(scorer.reader, examples)
-            as_evaluated = replace(scorer.reader, rows=args.per_device_eval_batch_size or None)
-            eval_examples = eval_examples and with_base(as_evaluated, eval_examples)
+            examples = scorer.with_base(examples)
+            eval_rows = args.per_device_eval_batch_size or None
+            eval_examples = eval_examples and scorer.with_base(eval_examples, rows=eval_rows)
         self.drift = drift_of(self.ready.model, args, eval_examples or examples)
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
         self.found: Found | None = None
@@ -565,7 +564,7 @@ class ZOTrainer(Trainer):
         if self.method_state.step:
             hint = "Give them as eval_dataset when ZOTrainer is made; or evaluate(…, base=…)."
             raise InputError("the model has moved, so other rows have no base to compare with", hint=hint)
-        return with_base(replace(self.scorer.reader, rows=self.args.per_device_eval_batch_size or None), examples)
+        return self.scorer.with_base(examples, rows=self.args.per_device_eval_batch_size or None)
 
     # The run folder.
 
