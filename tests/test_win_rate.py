@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,20 @@ def test_a_model_against_itself_is_one_half_and_draws_are_its_own(home, capsys):
     assert drawn["equal"] < 6 and drawn["agreed"] is not None
     again = told(["base", *WORDS, "--judge", "judges.py:longer_of_two", "--temperature", "1.5"], capsys)
     assert {**again, "seconds": 0} == {**drawn, "seconds": 0}
+
+
+def test_one_model_is_in_memory_at_a_time(home, monkeypatch):
+    loaded = []
+
+    def load(*args, **options):
+        assert not any(one() for one in loaded)
+        model = load_model(*args, **options)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(wins, "load_model", load)
+    assert main(["win-rate", "moved", *WORDS, "--judge", "judges.py:longer"]) == 0
+    assert len(loaded) == 2
 
 
 def test_the_command_s_table(home, capsys):
