@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("trials_are_kept")
 
+COLLECT = gc.collect
 # Each function is a judge; of "+" there are more in a better answer.
 JUDGES = """
 def plus(completions):
@@ -339,6 +342,26 @@ def test_a_model_against_itself_is_one_half_and_draws_are_its_own(home, capsys):
     assert drawn["equal"] < 6 and drawn["agreed"] is not None
     again = told(["base", *WORDS, "--judge", "judges.py:longer_of_two", "--temperature", "1.5"], capsys)
     assert {**again, "seconds": 0} == {**drawn, "seconds": 0}
+
+
+def test_one_model_is_in_memory_at_a_time(home, monkeypatch):
+    loaded = []
+
+    def load(*args, **options):
+        assert not any(one() for one in loaded)
+        model = load_model(*args, **options)
+        model.__dict__["itself"] = model  # a circle, as the trials that these tests keep leave it
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(wins, "load_model", load)
+    monkeypatch.setattr(gc, "collect", COLLECT)  # which tests go without
+    gc.disable()  # else one may come at the right time by chance
+    try:
+        assert main(["win-rate", "moved", *WORDS, "--judge", "judges.py:longer"]) == 0
+    finally:
+        gc.enable()
+    assert len(loaded) == 2
 
 
 def test_the_command_s_table(home, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -98,10 +99,12 @@ def win_rate(
     """
     ready = [_made_ready(name, rows, prompting, generation, loading) for name in (model, against)]
     others = replace(generation, seed=derive_seed(generation.seed, 1, 0))
-    sides = zip((model, against), ready, (generation, others), strict=True)
-    texts, of_base = [_written(name, *made, how, loading, device) for name, made, how in sides]
-    examples = [replace(one, base_completion=text) for one, text in zip(ready[0][0], of_base, strict=True)]
-    [scored] = score_writings(judge, examples, [texts])
+    texts = []
+    for name, made, how in zip((model, against), ready, (generation, others), strict=True):
+        texts.append(_written(name, *made, how, loading, device))
+        gc.collect()  # a model and what it writes with hold each other: else both models may be there at once
+    examples = [replace(one, base_completion=text) for one, text in zip(ready[0][0], texts[1], strict=True)]
+    [scored] = score_writings(judge, examples, [texts[0]])
     truncated = sum(one.truncated > 0 or two.truncated > 0 for one, two in zip(ready[0][0], ready[1][0], strict=True))
     return replace(wins_of(judge, examples, scored, generation.seed), truncated=truncated)
 
