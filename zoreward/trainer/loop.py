@@ -190,6 +190,7 @@ class ZOTrainer(Trainer):
             as_evaluated = replace(scorer.reader, rows=args.per_device_eval_batch_size or None)
             eval_examples = eval_examples and with_base(as_evaluated, eval_examples)
         self.drift = drift_of(self.ready.model, args, eval_examples or examples)
+        scorer = replace(scorer, base=self.drift.base if self.drift else None)
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
         self.found: Found | None = None
         self.keeper, self._window = Keeper(), Window()
