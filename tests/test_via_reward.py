@@ -248,3 +248,38 @@ def test_it_is_for_tune_alone(folder, tiny_model_dir, capfd):
     assert "error: --via reward is for tune" in capfd.readouterr().err
     assert main(["eval", "preference", "--reward-model", "x", "--model", model, "--data", data]) == 2
     assert "reward_model is of via=reward" in capfd.readouterr().err
+
+
+def test_the_step_that_is_kept_has_not_moved_beyond_the_bound(words, tmp_path, capfd):
+    free, bound = words[: words.index("--output") + 1], words.index("--max-kl") + 1
+    rest = words[words.index("--output") + 2 :]
+    assert main([*free, str(tmp_path / "free"), *rest, "--steps", "6"]) == 0
+    run = load_run(tmp_path / "free")
+    kls = [metrics["kl"] for metrics in run.metrics]
+    over = next(n for n in range(2, 7) if kls[n] > 2 * max(kls[1:2]) and kls[n] == max(kls[: n + 1]))
+    limit = (kls[over] + max(kls[:over])) / 2
+    words[bound] = str(limit)
+    capfd.readouterr()
+    assert main([*words, "--steps", "6", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    held = load_run(tmp_path / "run")
+    assert held.n_steps == over and held.metrics[-1]["kl"] > limit  # it ends there
+    scores = [score for step, score in held.evaluations if held.metrics[step]["kl"] <= limit]
+    assert found["kept"] == found["best_step"] == scores.index(max(scores)) < over
+    assert found["best"] == max(scores)
+    assert "the best" in "".join(capfd.readouterr()) or found["kept"] == held.best_step
+
+
+def test_steps_are_shorter_where_the_kl_is_bounded(tokenizer):
+    from zoreward.methods import make_method
+    from zoreward.noise.families import family_options
+    from zoreward.trainer.radius import found_rate
+
+    model = random_model("llama").eval()
+    rows = examples_of([{"prompt": "this film was"}] * 4, tokenizer, "completions", Prompting(), max_new_tokens=4)
+    engine, method = engine_of(model, 0, tokenizer), make_method("spsa", **family_options("low-rank"), num_directions=2)
+    how = {"steps_after": lambda rows: 25, "first": 1e-2, "generation": Generation(4)}
+    free, held, wide = (found_rate(engine, method, rows, **how, max_kl=bound) for bound in (None, 0.05, 100.0))
+    # A walk of T steps with K directions goes lr √(T/K) far; so far a quarter of the bound is spent, by squares.
+    assert 25 / 2 * held.learning_rate**2 / held.radius**2 * held.nats == pytest.approx(0.05 / 4, rel=0.01)
+    assert free.learning_rate == wide.learning_rate > held.learning_rate and free.eps == held.eps

@@ -78,14 +78,11 @@ def via_reward(
     reward = head or given.function  # type: ignore[union-attr]
     rowwise = given is not None and given.rowwise
     prompting = part_of(Prompting, options)
-    prompts = {
-        name: own and prompts_of_preferences(own, prompting)
-        for name, own in (("train", rows.train), ("dev", rows.dev), ("test", rows.test))
-    }
+    train, dev, test = (own and prompts_of_preferences(own, prompting) for own in (rows.train, rows.dev, rows.test))
     made = dataclasses.replace(
         objective, needs="completions", function=reward, values=values, range=None, rowwise=rowwise
     )
-    return made, dataclasses.replace(rows, **prompts), head
+    return made, TuningRows(train or [], dev, rows.shots, test), head
 
 
 def _fitted(rows: TuningRows, options: TuneOptions, of: dict[str, Any]) -> RewardHead:
