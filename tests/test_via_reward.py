@@ -283,3 +283,52 @@ def test_steps_are_shorter_where_the_kl_is_bounded(tokenizer):
     # A walk of T steps with K directions goes lr √(T/K) far; so far a quarter of the bound is spent, by squares.
     assert 25 / 2 * held.learning_rate**2 / held.radius**2 * held.nats == pytest.approx(0.05 / 4, rel=0.01)
     assert free.learning_rate == wide.learning_rate > held.learning_rate and free.eps == held.eps
+
+
+@pytest.mark.parametrize("more", [["--tune", "full"], ["--temperature", "1"]])
+def test_whole_weights_and_samples_are_tuned_and_tested_too(more, words, folder, tmp_path, capfd):
+    assert main([*words, "--steps", "1", "--test-data", str(folder / "dev.jsonl"), "--json", *more]) == 0
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert told["test_rows"] == 4 and 0 < told["test"] < 1 and told["objective"] == "preference"
+    assert (tmp_path / "run" / "model" / "adapter_config.json").exists() == ("full" not in more)
+    assert main([*words, "--steps", "1", "--test-data", str(folder / "dev.jsonl"), *more, "--resume"]) == 0
+    assert "is finished" in "".join(capfd.readouterr())
+
+
+def test_a_reward_model_takes_the_place_of_a_head(words, tmp_path, tokenizer, capfd):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    judge = LlamaForSequenceClassification(
+        LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, **sizes)
+    )
+    judge.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    assert main([*words, "--steps", "2", "--reward-model", str(tmp_path / "judge")]) == 0
+    told = "".join(capfd.readouterr())
+    run = load_run(tmp_path / "run")
+    assert "reward head" not in told and not (tmp_path / "run" / "reward_head.json").exists()
+    assert run.header["options"] == {"via": "reward", "reward_model": str(tmp_path / "judge")}
+    completions = [{"prompt": pair["prompt"]} for pair in PAIRS[12:]]
+    reward = get_objective("reward-model", reward_model=str(tmp_path / "judge"))
+    from zoreward.scoring import evaluate
+
+    expected = evaluate(
+        random_model("llama").eval(), reward, completions, tokenizer=tokenizer, generation=Generation(4)
+    )
+    assert run.evaluations[0][1] == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_prompts_that_are_missing_are_found_and_single_answers_will_do(words, tmp_path, capfd):
+    for name, rows in (
+        ("whole", [{n: pair["prompt"] + pair[n] for n in ("chosen", "rejected")} for pair in PAIRS]),
+        ("single", SINGLE),
+    ):
+        (tmp_path / name).with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)))
+        words[words.index("--data") + 1] = words[words.index("--eval-data") + 1] = str(tmp_path / f"{name}.jsonl")
+        words[words.index("--output") + 1] = str(tmp_path / f"run-{name}")
+        assert main([*words, "--steps", "1"]) == 0
+        rows = load_run(tmp_path / f"run-{name}").n_steps
+    told = "".join(capfd.readouterr())
+    assert "of 16 dev pairs rightly" in told and "judges" in told and "of 32 dev answers rightly" in told
