@@ -429,7 +429,7 @@ class Tuning:
     )
     max_kl: float | None = setting(
         default=None,
-        help="Stop where the model's KL to the reference model, per token, exceeds this.",
+        help="Stop where the model's KL to the reference model, per token, exceeds this; such a step is not the best.",
         above=0,
         unit="nats per token",
         may_change=True,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from zoreward import objective
+from zoreward import get_objective, objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,8 @@ class Preference:
         beta: float = 0.5,
         form: Literal["sigmoid", "log-sigmoid", "share", "ipo", "simpo"] = "sigmoid",
         gamma: float = 0.5,
+        via: Literal["margin", "reward"] = "margin",
+        reward_model: str | None = None,
     ):
         """Set what is scored.
 
@@ -56,15 +58,27 @@ class Preference:
             beta: β, how soon a row that has gained counts no more.
             form: what is scored; the share has steps where the others have a slope.
             gamma: γ, of simpo alone: how far the chosen answer is to be ahead.
+            via: margin: the answers of the rows are scored. reward: a reward is fitted on them first, and what the
+                model itself writes is scored by it; by default with lora and max_kl 0.1. For `tune` alone.
+            reward_model: with reward: a folder or a Hub id of a reward model, instead of one that is fitted.
 
         Raises:
-            ValueError: β is not positive and finite, or γ not finite.
+            ValueError: β is not positive and finite, or γ not finite; or options say two things.
         """
+        if reward_model is not None and via != "reward":
+            raise ValueError("reward_model is of via=reward")
+        if via == "reward" and (beta, form, gamma) != (0.5, "sigmoid", 0.5):
+            raise ValueError("beta, form and gamma are of via=margin")
+        self.via, self.reward_model = via, reward_model
         if not 0 < beta < math.inf:
             raise ValueError(f"beta must be positive and finite, not {beta}")
         if not math.isfinite(gamma):
             raise ValueError(f"gamma must be finite, not {gamma}")
         self._beta, self._form, self._gamma = beta, form, gamma
+
+    def given_reward(self) -> Any:
+        """Return the reward that is given; None where one is to be fitted."""
+        return None if self.reward_model is None else get_objective("reward-model", reward_model=self.reward_model)
 
     def __call__(
         self,
@@ -90,6 +104,8 @@ class Preference:
         """
         import numpy as np
 
+        if self.via == "reward":
+            raise ValueError("via=reward is for `zoreward tune preference`: here a reward would have to be made first")
         rows, answers = logprob_sums.shape
         if answers > 2:
             raise ValueError(f"a preference is between two answers, not {answers}")

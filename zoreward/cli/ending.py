@@ -109,7 +109,7 @@ def summary_of(objective: str, output: Path, seconds: float, findings: dict[str,
     return {
         "objective": objective,
         "score": scores[-1] if scores else None,
-        "best": max(scores, default=None),
+        "best": max((score for _, score in run.within_bound), default=None),
         "best_step": run.best_step,
         "rewinds": len(run.rewinds),
         **findings,

@@ -43,6 +43,7 @@ from zoreward.cli.saving import (
     with_findings,
 )
 from zoreward.cli.task_rows import TuningRows, has_dev_rows, options_for, tuning_rows, with_task
+from zoreward.cli.via_reward import save_head, via_reward, with_reward_defaults
 from zoreward.config import (
     DEFAULTED,
     METHOD_DEFAULTS,
@@ -56,11 +57,12 @@ from zoreward.config import (
 from zoreward.data.reading import fitting, parse_yaml
 from zoreward.neighbours.of_transformers import silence_, start_logger
 from zoreward.neighbours.of_typer import words_of
-from zoreward.records import InputError, ZorewardError, one_line, printable
+from zoreward.records import InputError, StorageError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective, place_of
 
 if TYPE_CHECKING:
     from zoreward.cli.progress import ProgressCallback
+    from zoreward.scoring import RewardHead
     from zoreward.trainer import ZOConfig, ZOTrainer
 
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
@@ -85,6 +87,8 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if task is not None and task.objective != objective.name:
         reported = of_objective if task.objective == source else options_for(task.objective, task)
         at_end = get_objective(task.objective, **reported)
+    if objective.goes_via_reward:
+        options = with_reward_defaults(context, options)
     rows = tuning_rows(objective, at_end, options, task)
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
@@ -92,8 +96,11 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     steps = options.max_steps or (None if options.max_forwards or options.max_seconds else _STEPS)
     options = dataclasses.replace(options, keep=options.keep or ("best" if rows.dev else "last"), max_steps=steps)
     output, start = Path(options.output), time.perf_counter()
-    findings, problem = None, ""
+    findings, problem, reward_head = None, "", None
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
+    if objective.goes_via_reward:
+        objective, rows, reward_head = via_reward(objective, rows, options, digest)
+        at_end = objective if at_end.goes_via_reward else at_end
     if options.resume:
         findings, problem = finished_run(output, resolved(source, options, written), objective, digest)
     if findings is not None:
@@ -110,14 +117,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
                     print(trainer.found)
                 if trainer.keeper.budget is not None:
                     print(trainer.keeper.budget)
-                names = [name for name in (*DEFAULTED, "max_steps") if getattr(options, name) is None]
-                chosen = {name: getattr(trainer.args, name) for name in names}
-                try:
-                    write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
-                except InputError:
-                    if not options.resume:  # the journal is ours: nobody else holds the run
-                        Path(output, "journal.jsonl").unlink(missing_ok=True)
-                    raise
+                _write_down(source, trainer, options, written, reward_head)
             start = time.perf_counter()
             try:
                 with contextlib.chdir("."), finishing_steps(trainer), progress:
@@ -143,6 +143,23 @@ def _check(options: TuneOptions) -> None:
         if wanted and not has_dev_rows(options):
             raise InputError(f"{flag} goes by dev scores between the steps", hint="give --eval-data")
     _check_numbers(options)
+
+
+def _write_down(
+    source: str, trainer: ZOTrainer, options: TuneOptions, written: dict[str, Any], head: RewardHead | None
+) -> None:
+    """Write down what a run is made of, beside its journal, which is open."""
+    output = Path(options.output)
+    names = [name for name in (*DEFAULTED, "max_steps") if getattr(options, name) is None]
+    chosen = {name: getattr(trainer.args, name) for name in names}
+    try:
+        if head is not None:
+            save_head(head, output)
+        write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
+    except (InputError, StorageError):
+        if not options.resume:  # the journal is ours: nobody else holds the run
+            Path(output, "journal.jsonl").unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -313,6 +330,9 @@ def _test_score(trainer: ZOTrainer, objective: Objective, rows: TuningRows, opti
     """The score of the tuned model on the test rows, which nothing has seen until now."""
     from zoreward.scoring import evaluate, generation_of
 
+    if objective.reads_base:  # the trainer has the base
+        found = trainer.predict(rows.test or []).metrics
+        return {"test": found["test_score"], "test_objective": objective.name, "test_rows": len(rows.test or [])}
     result = evaluate(
         trainer.model,
         objective,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from zoreward.data.choices import classes_of
 from zoreward.data.conversations import check_chat_template
 from zoreward.data.hub import check_hub
-from zoreward.data.preferences import with_prompts
+from zoreward.data.preferences import prompts_of_preferences, with_prompts
 from zoreward.data.prompts import (
     check_calibration,
     check_columns,
@@ -39,6 +39,7 @@ __all__ = [
     "list_tasks",
     "load_rows",
     "load_task",
+    "prompts_of_preferences",
     "render",
     "render_prompts",
     "rows_of",

@@ -124,6 +124,23 @@ def with_prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[
     return [{**rows[text.number - 1], column: text.prompt} for text in texts]
 
 
+def prompts_of_preferences(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[str, Any]]:
+    """Return the rows for a model that writes answers of its own: their prompts, without those of no use.
+
+    Raises what `preference_texts` raises.
+
+    >>> prompts_of_preferences([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], Prompting())
+    [{'prompt': 'The sky is'}]
+    """
+    answers = {*PAIR, "completion", "completions", *_RATES}
+    found = []
+    for text in preference_texts(rows, prompting)[0]:
+        own = {} if prompting.template is not None else {prompting.prompt: text.prompt}
+        row = {name: value for name, value in rows[text.number - 1].items() if name not in answers}
+        found.append(row | own)
+    return found
+
+
 def _rates_in(columns: Collection[str]) -> str | None:
     """The column that rates the answers in `completions`, where there are such."""
     return next((name for name in _RATES if name in columns), None) if "completions" in columns else None

@@ -14,6 +14,9 @@ from zoreward.methods.directions import MAX_BLOCKS
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import InputError, Rewind, StepRecord, Update, to_float32
 
+OVER_MAX_KL = "over_max_kl"
+"""Stands beside the score of a model that has moved farther than was allowed: it is not the best step."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
@@ -51,8 +54,18 @@ class StoredRun:
 
     @property
     def best_step(self) -> int | None:
-        """After how many steps the score was best, the first such; None where nothing was evaluated."""
-        return max(self.evaluations, key=lambda one: one[1])[0] if self.evaluations else None
+        """After how many steps the score was best within the bound of the KL, the first such; None without scores."""
+        return max(self.within_bound, key=lambda one: one[1])[0] if self.evaluations else None
+
+    @property
+    def within_bound(self) -> tuple[tuple[int, float], ...]:
+        """The evaluations of a model that had not moved too far; all of them where every one had.
+
+        >>> StoredRun({}, 9, None, ((0, 0.5), (9, 0.7)), metrics=({}, {OVER_MAX_KL: 1.0})).best_step
+        0
+        """
+        pairs = zip(self.evaluations, self.metrics, strict=True)
+        return tuple(one for one, metrics in pairs if not metrics.get(OVER_MAX_KL)) or self.evaluations
 
     def has_moved_by(self, steps: int) -> bool:
         """Whether any of the first `steps` moved a weight: at a learning rate of 0, or where all tie, none does."""

@@ -101,10 +101,30 @@ class Objective:
         >>> get_objective(gained).compares_with_base
         True
         """
+        return self._names("base_logprobs", "base_logprob_sums", "base_completions", "base_completion_ids")
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether it names `base_states`: what the model before tuning holds of what was written.
+
+        >>> from zoreward import get_objective
+        >>> def first(base_states):
+        ...     return [states[0] for states in base_states]
+        >>> get_objective(first).reads_base
+        True
+        """
+        return self._names("base_states")
+
+    @property
+    def goes_via_reward(self) -> bool:
+        """Whether its option `via` says that a reward is made of its rows first, on which the run is."""
+        parts = [part for _, part in self.parts] or [self]
+        return any(getattr(part.function, "via", "") == "reward" for part in parts)
+
+    def _names(self, *outputs: str) -> bool:
         parts = [part for _, part in self.parts] or [self]
         names = {name for part in parts for name in inspect.signature(part.function).parameters}
-        of_base = ("base_logprobs", "base_logprob_sums", "base_completions", "base_completion_ids")
-        return not names.isdisjoint(of_base)
+        return not names.isdisjoint(outputs)
 
     def score(self, n_rows: int, /, **outputs: Any) -> float:
         """Return the value of the objective on `n_rows` rows; higher is better, always finite.

@@ -20,7 +20,7 @@ from zoreward.scoring.checkpoints import (
     head_of,
     model_kind,
 )
-from zoreward.scoring.decoding import HFGenerator
+from zoreward.scoring.decoding import HFGenerator, end_tokens_of
 from zoreward.scoring.devices import (
     check_device_map,
     check_loaded,
@@ -51,12 +51,14 @@ from zoreward.scoring.requests import (
     mean_length,
     member_scores,
     prompts_of,
+    repeated_4,
     score_writings,
     scores_of,
     share_that_differs,
     statistics_of,
     with_base,
 )
+from zoreward.scoring.reward_head import RewardHead, answer_states, fit_head, preference_states
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of
 from zoreward.scoring.stepping import Stepper
 from zoreward.scoring.wins import WinRate, win_rate
@@ -71,11 +73,13 @@ __all__ = [
     "Memory",
     "Packer",
     "Reader",
+    "RewardHead",
     "Scorer",
     "Stepper",
     "WinRate",
     "Work",
     "adapter_base",
+    "answer_states",
     "base_of",
     "blank_model",
     "calibrated_logprobs",
@@ -93,10 +97,12 @@ __all__ = [
     "completion_scores",
     "config_of_model",
     "distinct_2",
+    "end_tokens_of",
     "engine_of",
     "evaluate",
     "evaluated",
     "examples_of",
+    "fit_head",
     "free_bytes",
     "generation_of",
     "have_same_answers",
@@ -113,9 +119,11 @@ __all__ = [
     "model_kind",
     "needed_memory",
     "peak_bytes",
+    "preference_states",
     "prepare_tokenizer",
     "probe_scores",
     "prompts_of",
+    "repeated_4",
     "score_writings",
     "scorer_of",
     "scores_of",

@@ -173,7 +173,7 @@ def write(
         ObjectiveError: the model's outputs are not finite.
     """
     chosen = [prompts[n] for n in rows]
-    end_tokens = [] if forced else _end_tokens(reader.model, tokenizer)
+    end_tokens = [] if forced else end_tokens_of(reader.model, tokenizer)
     ids, seen = padded(chosen, reader.pad_token_id, len(members), reader.device, left=reader.kind != PAIRS)
     width = len(reader.start) or ids.shape[1]  # texts begin behind it
     processors = [forced] if forced else _draws(settings, rows, width, None if reader.kind == PAIRS else seen)
@@ -259,7 +259,7 @@ def _own_settings(model: Any) -> Iterator[None]:
         model.generation_config = before
 
 
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a completion: the tokenizer's EOS and those of the checkpoint's generation settings."""
     own = model.generation_config.eos_token_id
     own = [own] if isinstance(own, int) else list(own or [])

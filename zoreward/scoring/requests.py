@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from zoreward.records import Completion, Example, Member, Request, Scored, Writing
 from zoreward.registry import Objective, mean_score
 from zoreward.scoring.protocol import Engine, Generation
+
+States = Sequence[Sequence[NDArray[np.float32]]]
+"""For each member and text a vector."""
+StatesOf = Callable[[Sequence[Request], Sequence[Sequence[Completion]]], States]
+Chunk = TypeVar("Chunk")
 
 # What TRL keeps from a reward function because it says it in another way.
 _KEPT_BACK = ("prompt", "completion", "completion_ids")
@@ -173,6 +178,7 @@ def completion_scores(
     how: Generation | None = None,
     *,
     trainer_state: Any = None,
+    states_of: StatesOf | None = None,
 ) -> list[Writing]:
     """Let members write behind the same prompts, and score what they write.
 
@@ -186,6 +192,8 @@ def completion_scores(
         members: M members; by default the model itself.
         how: how to write; by default `Generation()`.
         trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
+        states_of: reads `base_states`, for an objective that names them; in the thread that writes, since both use the
+            model.
 
     Returns:
         one `Writing` for each member, in their order.
@@ -195,12 +203,13 @@ def completion_scores(
     """
     prompts = prompts_of(examples)
     writings: list[Writing] = []
-    for texts in _one_ahead(engine.generate([(member, prompts) for member in members], how or Generation())):
-        writings += score_writings(objective, examples, texts, trainer_state)
+    chunks = engine.generate([(member, prompts) for member in members], how or Generation())
+    for texts, states in _one_ahead((texts, states_of and states_of(prompts, texts)) for texts in chunks):
+        writings += score_writings(objective, examples, texts, trainer_state, states)
     return writings
 
 
-def _one_ahead(chunks: Iterable[list[list[Completion]]]) -> Iterator[list[list[Completion]]]:
+def _one_ahead(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Yield what `chunks` yields; while the caller is at work on one, a thread fetches the next.
 
     The first is fetched here: where there is only one, everything happens in the caller's thread.
@@ -219,6 +228,7 @@ def score_writings(
     examples: Sequence[Example],
     texts: Sequence[Sequence[Completion]],
     trainer_state: Any = None,
+    states_MN: States | None = None,
 ) -> list[Writing]:
     """Score what members wrote; async rewards of all of them run together.
 
@@ -227,6 +237,7 @@ def score_writings(
         examples: N rows.
         texts: for each member what it wrote for each row.
         trainer_state: handed to reward functions that ask for it; by default a fresh `transformers.TrainerState`.
+        states_MN: `base_states` of these texts, where they are known.
 
     Raises:
         ObjectiveError: the objective raised, or returned what is no score.
@@ -236,9 +247,13 @@ def score_writings(
 
         trainer_state = TrainerState()
     notes = [Notes() for _ in texts]
+    known = [{} if states_MN is None else {"base_states": own} for own in states_MN or texts]
     batches = [
-        (len(examples), {**completion_outputs(examples, written), "trainer_state": trainer_state, **note.loggers()})
-        for written, note in zip(texts, notes, strict=True)
+        (
+            len(examples),
+            {**completion_outputs(examples, written), **states, "trainer_state": trainer_state} | note.loggers(),
+        )
+        for written, states, note in zip(texts, known, notes, strict=True)
     ]
     return [
         Writing(
@@ -348,6 +363,17 @@ def distinct_2(completions: Iterable[Sequence[int]]) -> float:
     """
     pairs = [pair for tokens in completions for pair in pairwise(tokens)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def repeated_4(completions: Iterable[Sequence[int]]) -> float:
+    """Return the share of fours of neighbouring tokens that stood in the same text before; 0 where there is no four.
+
+    >>> repeated_4([[1, 2, 3, 4, 1, 2, 3, 4], [5, 6, 7, 8]])
+    0.16666666666666666
+    """
+    fours = [list(zip(*(tokens[n:] for n in range(4)), strict=False)) for tokens in completions]
+    count = sum(map(len, fours))
+    return 1 - sum(len(set(own)) for own in fours) / count if count else 0.0
 
 
 def mean_length(completions: Iterable[Sequence[int]]) -> float:

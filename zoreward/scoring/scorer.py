@@ -13,13 +13,16 @@ from transformers.utils import logging
 
 from zoreward.config import Prompting, part_of
 from zoreward.data import PAIRS, render, render_prompts
-from zoreward.members import Tuned, called_model
-from zoreward.records import Example, InputError, Member, Scored, ZorewardError, one_line
+from zoreward.members import Tuned, called_model, has_adapter
+from zoreward.records import Completion, Example, InputError, Member, Request, Scored, ZorewardError, one_line
 from zoreward.registry import Objective
 from zoreward.scoring.checkpoints import Head, check_needs
+from zoreward.scoring.decoding import end_tokens_of
+from zoreward.scoring.drift import Base
 from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
 from zoreward.scoring.protocol import Engine, Generation
-from zoreward.scoring.requests import candidate_logprobs, completion_scores, scores_of, with_base, written
+from zoreward.scoring.requests import States, candidate_logprobs, completion_scores, scores_of, with_base, written
+from zoreward.scoring.reward_head import answer_states
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,11 +40,13 @@ class Scorer:
         engine: who answers.
         objective: what members are scored by.
         generation: how they write, for an objective that needs `completions`.
+        base: the model before tuning, for an objective that reads what it holds of what was written.
     """
 
     engine: Engine
     objective: Objective
     generation: Generation
+    base: Base | None = None
 
     def score(
         self,
@@ -69,7 +74,16 @@ class Scorer:
             return scores_of(self.objective, examples, list(logprobs_MNC))
         how = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
         what = (self.engine, self.objective, examples, members, how)
-        return [*completion_scores(*what, trainer_state=trainer_state)]
+        states_of = self._states_of if self.base is not None and self.objective.reads_base else None
+        return [*completion_scores(*what, trainer_state=trainer_state, states_of=states_of)]
+
+    def _states_of(self, prompts: Sequence[Request], texts: Sequence[Sequence[Completion]]) -> States:
+        """What the base holds of what members wrote; see `answer_states`."""
+        assert self.base is not None and self.reader.generator is not None
+        ends = end_tokens_of(self.reader.model, self.reader.generator.tokenizer)
+        pairs = [(prompt.prompt, text.tokens) for own in texts for prompt, text in zip(prompts, own, strict=True)]
+        found = answer_states(self.reader, self.base, pairs, ends)
+        return [found[start : start + len(prompts)] for start in range(0, len(found), len(prompts))]
 
     def with_base(self, examples: Sequence[Example], *, rows: int | None = None) -> list[Example]:
         """Return the rows with what the model as it is now makes of them, for an objective that compares with it.
@@ -144,6 +158,8 @@ def checked_scorer(
         engine = checked_engine(model, pad, examples, members[:2], tokenizer=tokenizer, tuned=tuned)
     scorer = Scorer(engine.cut_as({"members": together}), objective, generation)
     short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
+    # A model that has not moved is its own base.
+    scorer = replace(scorer, base=Base(model, adapter=has_adapter(model)) if objective.reads_base else None)
     trial = replace(scorer, generation=short)
     with running(model):
         rows = replace(trial, engine=engine).with_base(examples) if objective.compares_with_base else examples

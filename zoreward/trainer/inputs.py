@@ -134,6 +134,7 @@ def all_given(
     eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
     method_of(args)  # what is wrong with its options is told before rows are read
     generation = generation_of(args, args.seed)
+    args.drift = args.drift or objective.reads_base  # `completed` has made a copy of the options
     check_drift(args)
     train, dev, shots = (None if dataset is None else rows_of(dataset) for dataset in datasets)
     head = checked_head(model, args, train or [])

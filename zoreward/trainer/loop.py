@@ -23,6 +23,7 @@ from transformers.utils import logging
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen, write_snapshot
 from zoreward.journal.card import CARD_NAME, Told, write_card
 from zoreward.journal.disk import remove, sync_all
+from zoreward.journal.stored import OVER_MAX_KL
 from zoreward.members import check_merged, has_adapter, in_all_blocks, merged_copy
 from zoreward.methods import Method, SPSAState, all_scored, state_after
 from zoreward.records import Example, InputError, Scored, SilentRunError, StepRecord, one_line
@@ -189,6 +190,7 @@ class ZOTrainer(Trainer):
             eval_rows = args.per_device_eval_batch_size or None
             eval_examples = eval_examples and scorer.with_base(eval_examples, rows=eval_rows)
         self.drift = drift_of(self.ready.model, args, eval_examples or examples)
+        scorer = replace(scorer, base=self.drift.base if self.drift else None)
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
         self.found: Found | None = None
         self.keeper, self._window = Keeper(), Window()
@@ -454,6 +456,8 @@ class ZOTrainer(Trainer):
         """Whether these are the best metrics so far; then they are remembered."""
         state, args = self.state, self.args
         state.best_model_checkpoint = args.output_dir
+        if metrics.get(f"eval_{OVER_MAX_KL}"):
+            return False
         if args.metric_for_best_model is None:
             return False
         if self._best_goes_by not in metrics:
@@ -504,6 +508,8 @@ class ZOTrainer(Trainer):
         if self.drift:
             values |= self.drift.measured(self.scorer, seed=self.args.seed, scored=scored, of=examples)
             self._bound_drift(values["kl"])
+            if self.drift.exceeds(values["kl"]):
+                values[OVER_MAX_KL] = 1.0
         values |= {f"score/{name}": value for name, value in found.parts.items()}
         values["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
@@ -625,6 +631,7 @@ class ZOTrainer(Trainer):
             first=FIRST_EPS[part_that_is_tuned(self.args, adapter=given.adapter)],
             eps=self.args.eps if given.eps_given else None,
             generation=given.generation if self.objective.needs == "completions" else None,
+            max_kl=self.args.max_kl,
         )
         self.args.eps = found.eps
         eps = eps_that_shows(self.ready.tuned, self.args, given=given.eps_given)

@@ -24,6 +24,9 @@ TEXT_NATS = 0.2
 # 1, 2 and 4 in all of those settings, and 4 was the worst.
 RADII = 1.5
 
+# What share of a bound of the KL such steps may take up, where there is one: the rest is for what the run learns.
+NOISE_SHARE = 0.25
+
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
 # tokens. Of 300 steps of 64 rows that is some 2 % of the forward passes.
 DIRECTIONS, ROWS, TEXTS, TOKENS = 8, 64, 16, 64
@@ -81,6 +84,7 @@ def found_rate(
     first: float,
     eps: float | None = None,
     generation: Generation | None = None,
+    max_kl: float | None = None,
 ) -> Found:
     """Return ε and the learning rate of a run from how far its weights may move at random.
 
@@ -89,7 +93,9 @@ def found_rate(
         lr = 1.5 · r · √(K B / T) / rms(w)
 
     With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
-    they learn comes on top, what they break is bounded. rms(w) is 1 by every way of normalising but that of ranks.
+    they learn comes on top, what they break is bounded. Where the KL of texts is bounded, they would take up a quarter
+    of the bound at most: min(1.5, √(max_kl / 4δ)) stands in the place of 1.5. rms(w) is 1 by every way of normalising
+    but that of ranks.
     Looks at ε z are repeated nearer to r until they agree within a factor of 2.
 
     Args:
@@ -100,6 +106,7 @@ def found_rate(
         first: the distance of the first look.
         eps: ε where it was given.
         generation: how texts are written, for an objective of texts; None for one of choices.
+        max_kl: the KL a token at which the run ends, or None.
     """
     reads_base = 1 if generation is None else 2  # after it has written
     rows, terms = len(examples[: ROWS if generation is None else TEXTS]), _directions_of(method)
@@ -119,7 +126,10 @@ def found_rate(
     radius, looks, converged = _radius(moved_at, nats, first)
     rows *= len(looks) * len(terms) + reads_base
     steps = steps_after(rows)
-    rate = RADII * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
+    radii = RADII
+    if max_kl is not None and generation is not None:
+        radii = min(RADII, math.sqrt(NOISE_SHARE * max_kl / nats))
+    rate = radii * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
     return Found(radius, eps or radius, _rounded(rate), nats, looks, converged, rows)
 
 

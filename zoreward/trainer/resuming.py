@@ -22,6 +22,7 @@ from zoreward.journal import (
     read_snapshot,
     write_trajectory,
 )
+from zoreward.journal.stored import OVER_MAX_KL
 from zoreward.neighbours.of_transformers import is_out_of_patience, recount_patience_
 from zoreward.records import InputError, StorageError, ZorewardError
 from zoreward.scoring import load_model, load_with_head
@@ -70,7 +71,7 @@ def state_after_run(args: ZOConfig, batches: int, run: StoredRun) -> tuple[Train
         if step or args.eval_on_start:  # what is scored before the loop begins, it does not know
             more = {f"eval_{name}": value for name, value in metrics.items() if value is not None}
             state.log_history.append({"eval_score": score, **more, "epoch": step / per_epoch, "step": step})
-        if state.best_metric is None or score > state.best_metric:
+        if not metrics.get(OVER_MAX_KL) and (state.best_metric is None or score > state.best_metric):
             state.best_metric, state.best_global_step = score, step
     return state, per_epoch
 
