@@ -19,7 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SPEC = "__zoreward_objective__"
 # What an objective may be handed beside the dataset's columns, so never an option.
 _LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums")
-OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", "completions", "completion_ids")
+_OF_TEXTS = ("completions", "completion_ids", "base_states")
+OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", *_OF_TEXTS)
 FROM_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -87,7 +88,7 @@ def assume_completions(function: Callable[..., Any]) -> Objective:
     except (TypeError, ValueError):
         return describe(function)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    says_it = not parameters.keys().isdisjoint(("completions", "completion_ids", "predictions", *_LOGPROBS))
+    says_it = not parameters.keys().isdisjoint((*_OF_TEXTS, "predictions", *_LOGPROBS))
     return describe(function, assumed=None if says_it or not (open_ended or "prompts" in parameters) else "completions")
 
 
@@ -144,7 +145,7 @@ def _needs(name: str, function: Callable[..., Any], declared: str | None) -> Nee
             hint = neighbours(str(declared), typing.get_args(Needs), "It can need")
             raise InputError(f"objective {name!r} cannot need {declared!r}", hint=hint)
         return typing.cast(Needs, declared)
-    if "completions" in parameters or "completion_ids" in parameters:
+    if not parameters.keys().isdisjoint(_OF_TEXTS):
         return "completions"
     if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"
