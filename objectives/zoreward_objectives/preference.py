@@ -59,7 +59,7 @@ class Preference:
             form: what is scored; the share has steps where the others have a slope.
             gamma: γ, of simpo alone: how far the chosen answer is to be ahead.
             via: margin: the answers of the rows are scored. reward: a reward is fitted on them first, and what the
-                model itself writes is scored by it; by default with lora and max_kl 0.1. For `tune` alone.
+                model itself writes is scored by it; by default lora, temperature 1, max_kl 0.1. For `tune` alone.
             reward_model: with reward: a folder or a Hub id of a reward model, instead of one that is fitted.
 
         Raises:

@@ -29,7 +29,7 @@ MAX_KL = 0.1
 def with_reward_defaults(context: typer.Context, options: TuneOptions) -> TuneOptions:
     """Return the options with what is otherwise by default where a reward is made of preferences.
 
-    LoRA, whose base costs no memory, unless the model has an adapter of its own; and a bound of the KL.
+    LoRA, whose base costs no memory, unless the model has an adapter of its own; samples; and a bound of their KL.
 
     Raises:
         InputError: what writes nothing, or has no base to be read, is asked for.
@@ -42,8 +42,11 @@ def with_reward_defaults(context: typer.Context, options: TuneOptions) -> TuneOp
         raise InputError("--via reward is for causal language models, which write", hint="leave --via and --head out")
     if options.tune == "prefix":
         raise InputError("--via reward takes no prefix", hint="leave --tune out: lora is what is tuned by default")
+    left_out = [name for name in ("tune", "temperature") if source_of(context, name) in ("", "DEFAULT")]
     changes: dict[str, Any] = {"max_kl": MAX_KL} if options.max_kl is None else {}
-    if source_of(context, "tune") in ("", "DEFAULT") and adapter_base(options.model) is None:
+    if "temperature" in left_out:
+        changes["temperature"] = 1.0
+    if "tune" in left_out and adapter_base(options.model) is None:
         changes["tune"] = "lora"
     return dataclasses.replace(options, **changes)
 

@@ -19,8 +19,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SPEC = "__zoreward_objective__"
 # What an objective may be handed beside the dataset's columns, so never an option.
 _LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums")
-_TEXTS = ("completions", "completion_ids", "completions_a", "completions_b")  # of the latter two a judge has the better
-OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", *_TEXTS, "base_completions", "base_completion_ids")
+_PAIR = ("completions_a", "completions_b")  # of which a judge has the better
+_OF_TEXTS = ("completions", "completion_ids", *_PAIR, "base_states")
+_OF_BASE = ("base_completions", "base_completion_ids")
+OUTPUTS = ("predictions", "references", *_LOGPROBS, "prompts", *_OF_TEXTS, *_OF_BASE)
 FROM_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
@@ -88,7 +90,7 @@ def assume_completions(function: Callable[..., Any]) -> Objective:
     except (TypeError, ValueError):
         return describe(function)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    says_it = not parameters.keys().isdisjoint(("completions", "completion_ids", "predictions", *_LOGPROBS))
+    says_it = not parameters.keys().isdisjoint((*_OF_TEXTS, "predictions", *_LOGPROBS))
     return describe(function, assumed=None if says_it or not (open_ended or "prompts" in parameters) else "completions")
 
 
@@ -145,7 +147,7 @@ def _needs(name: str, function: Callable[..., Any], declared: str | None) -> Nee
             hint = neighbours(str(declared), typing.get_args(Needs), "It can need")
             raise InputError(f"objective {name!r} cannot need {declared!r}", hint=hint)
         return typing.cast(Needs, declared)
-    if not parameters.keys().isdisjoint(_TEXTS):
+    if not parameters.keys().isdisjoint(_OF_TEXTS):
         return "completions"
     if "predictions" in parameters or not parameters.keys().isdisjoint(_LOGPROBS):
         return "choices"

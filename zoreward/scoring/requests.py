@@ -369,7 +369,7 @@ def repeated_4(completions: Iterable[Sequence[int]]) -> float:
     """Return the share of fours of neighbouring tokens that stood in the same text before; 0 where there is no four.
 
     >>> repeated_4([[1, 2, 3, 4, 1, 2, 3, 4], [5, 6, 7, 8]])
-    0.16666666666666666
+    0.16666666666666663
     """
     fours = [list(zip(*(tokens[n:] for n in range(4)), strict=False)) for tokens in completions]
     count = sum(map(len, fours))

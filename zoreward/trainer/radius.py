@@ -25,7 +25,7 @@ TEXT_NATS = 0.2
 RADII = 1.5
 
 # What share of a bound of the KL such steps may take up, where there is one: the rest is for what the run learns.
-NOISE_SHARE = 0.25
+NOISE_SHARE = 0.5
 
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
 # tokens. Of 300 steps of 64 rows that is some 2 % of the forward passes.
@@ -93,9 +93,9 @@ def found_rate(
         lr = 1.5 · r · √(K B / T) / rms(w)
 
     With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
-    they learn comes on top, what they break is bounded. Where the KL of texts is bounded, they would take up a quarter
-    of the bound at most: min(1.5, √(max_kl / 4δ)) stands in the place of 1.5. rms(w) is 1 by every way of normalising
-    but that of ranks.
+    they learn comes on top, what they break is bounded. Where the KL of texts is bounded, they would take up half of
+    the bound at most: min(1.5, √(max_kl / 2δ)) stands in the place of 1.5. rms(w) is 1 by every way of normalising but
+    that of ranks.
     Looks at ε z are repeated nearer to r until they agree within a factor of 2.
 
     Args:
