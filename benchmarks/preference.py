@@ -56,6 +56,8 @@ SETTINGS = "--noise low-rank --num-directions 16 --normalize rms --eps 1e-2 --lr
 SETTINGS += ["--set", "dataloader_drop_last=true"]  # the last rows of an epoch are too few for a step
 MEMBERS = 32
 NEW_TOKENS = 24
+# How often samples are drawn for each prompt, of the model and of the base: one draw is ± 3 % of wins.
+SAMPLES = 4
 # Of what `--via reward` must show: win rates greedy and sampled, and the KL of samples.
 GREEDY, SAMPLED, KL = 0.80, 0.68, 0.10
 RESULTS = Path(__file__).parent / "results" / "preference.csv"
@@ -118,18 +120,25 @@ def judged(options: argparse.Namespace, model: str) -> dict[str, float]:
     examples = examples_of(rows, tokenizer, "completions", Prompting(), max_new_tokens=NEW_TOKENS)
     reward = get_objective("reward-model", reward_model=options.judge)
     nets = [load_model(name, dtype="float32").eval().requires_grad_(False) for name in (model, options.model)]
-    found: dict[str, float] = {}
-    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        how = Generation(NEW_TOKENS, temperature=temperature, seed=1)
-        own, base = (scorer_of(net, tokenizer, reward, how).score(examples)[0] for net in nets)
-        assert isinstance(own, Writing) and isinstance(base, Writing)
-        ahead = np.subtract(own.rewards["reward-model"], base.rewards["reward-model"])
-        low, high = interval(wins := np.where(ahead == 0, 0.5, ahead > 0))
-        texts = [completion.tokens for completion in own.completions]
-        prompts = [example.prompt_tokens for example in examples]
-        reader = engine_of(nets[0], tokenizer.pad_token_id)
-        [kl] = kl_to_base(reader, Base(nets[1], adapter=False), prompts, [texts])
-        values = {"win": wins.mean(), "low": low, "high": high, "kl": kl, "repeated_4": repeated_4(texts)}
+    reader, found = engine_of(nets[0], tokenizer.pad_token_id), dict[str, float]()
+    prompts = [example.prompt_tokens for example in examples]
+    for name, temperature, times in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
+        wins, texts, kls = [], [], []
+        for time in range(times):
+            # Numbers of their own: with common ones the two would write alike.
+            hows = [Generation(NEW_TOKENS, temperature=temperature, seed=2 * time + own) for own in (0, 1)]
+            own, base = (
+                scorer_of(net, tokenizer, reward, how).score(examples, seed=how.seed)[0]
+                for net, how in zip(nets, hows, strict=True)
+            )
+            assert isinstance(own, Writing) and isinstance(base, Writing)
+            ahead = np.subtract(own.rewards["reward-model"], base.rewards["reward-model"])
+            wins.append(np.where(ahead == 0, 0.5, ahead > 0))
+            texts.append([completion.tokens for completion in own.completions])
+            kls += kl_to_base(reader, Base(nets[1], adapter=False), prompts, texts[-1:])
+        low, high = interval(np.mean(wins, axis=0))
+        values = {"win": np.mean(wins), "low": low, "high": high, "kl": np.mean(kls)}
+        values["repeated_4"] = repeated_4([tokens for some in texts for tokens in some])
         found |= {f"{name}_{key}": float(value) for key, value in values.items()}
     return found
 
