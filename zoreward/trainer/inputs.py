@@ -39,7 +39,6 @@ from zoreward.scoring import (
     length_limit,
     load_tokenizer,
     prepare_tokenizer,
-    with_base,
 )
 from zoreward.trainer.drift import check_drift, keeps_base
 from zoreward.trainer.options import completed, method_of
@@ -272,7 +271,7 @@ def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOCo
     most, _ = counts.most_common(1)[0]
     rows = [example for example in examples if example.reference == most][: min(size, ONE_CLASS_ROWS)]
     if scorer.objective.compares_with_base:
-        rows = with_base(scorer.reader, rows)
+        rows = scorer.with_base(rows)
     try:
         [scored] = scorer.score(rows)
     except ObjectiveError as error:
