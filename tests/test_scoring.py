@@ -111,6 +111,20 @@ def test_a_model_that_reads_padding_gets_none(family, examples):
     np.testing.assert_allclose(twice, np.stack([expected] * 2), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("reads_padding", [False, True])
+def test_in_half_precision_a_masked_row_may_be_rounded_by_another_kernel(reads_padding):
+    """Logits of another shape move by 3 % of their spread: no reason not to pad, where padding itself moves nothing."""
+    model = random_model("llama").bfloat16()
+
+    def rounded_otherwise(module, args, kwargs, output):
+        read = int(kwargs["input_ids"][0, 0] if reads_padding else kwargs["input_ids"].shape[1])
+        drawn = torch.randn(output.logits.shape[-1], generator=torch.Generator().manual_seed(read))
+        return replace(output, logits=output.logits + 0.03 * output.logits.float().std() * drawn)
+
+    model.register_forward_hook(rounded_otherwise, with_kwargs=True)
+    assert engine_of(model, 0).pads is not reads_padding
+
+
 def test_a_model_that_sees_the_answer_is_refused():
     torch.manual_seed(0)
     config = BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
