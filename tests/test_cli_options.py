@@ -177,6 +177,30 @@ def test_other_fields_of_training_arguments(monkeypatch: pytest.MonkeyPatch) -> 
     assert (seen["args"].data_seed, seen["args"].dataloader_drop_last, seen["args"].use_cpu) == (7, True, True)
 
 
+# What differs between the command and ZOConfig where nobody says anything, and why.
+GIVEN = {"output_dir", "use_cpu", "template", "choices", "label"}
+BAR = {"disable_tqdm"}  # the command has one of its own
+WITH_DEV_ROWS = {"eval_strategy", "do_eval", "eval_steps", "load_best_model_at_end"}  # in transformers "no" is meant
+
+
+@pytest.mark.parametrize(("words", "differ"), [([], set()), (["--eval-data", "dev.jsonl"], WITH_DEV_ROWS)])
+def test_the_command_line_has_the_defaults_of_the_library(
+    words: list[str], differ: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zoreward.trainer import ZOTrainer
+
+    seen: dict[str, ZOConfig] = {}
+
+    def init(self, **given):
+        seen.update(given)
+        raise ObjectiveError("enough was seen")
+
+    monkeypatch.setattr(ZOTrainer, "__init__", init)
+    assert main(["tune", "accuracy", *TUNE, "--device", "cpu", *words]) == 2
+    ours, commands = (one.to_dict() for one in (ZOConfig(), seen["args"]))
+    assert {name for name in ours if ours[name] != commands[name]} - GIVEN - BAR == differ
+
+
 def test_one_of_several_gpus_is_shown_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

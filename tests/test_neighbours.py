@@ -7,12 +7,14 @@ released last. `test_each_contract_can_be_broken` breaks some and sees that they
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers as hf
+import trl
 import typer
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors import safe_open
@@ -59,7 +62,7 @@ from zoreward.neighbours.of_transformers import (
 )
 from zoreward.neighbours.of_typer import UsageError, source_of, words_of
 from zoreward.neighbours.transformers_cache_layer import FixedLayer, cache_of_layers
-from zoreward.trainer import ZOConfig, ZOTrainer
+from zoreward.trainer import ZOConfig, ZOTrainer, from_grpo
 
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "safetensors", "sklearn", "torch", "transformers")
 LIBRARIES += ("trl", "typer")
@@ -711,6 +714,31 @@ def test_a_dataset_that_is_not_there_has_an_error_of_its_own() -> None:
     holds(hasattr(exceptions, "DatasetNotFoundError"), told)
 
 
+# --- TRL -------------------------------------------------------------------------------------------------------------
+
+
+def fields_of_grpo() -> list[str]:
+    return [field.name for field in dataclasses.fields(trl.GRPOConfig)]
+
+
+def test_every_field_of_grpo_is_in_one_of_three_groups() -> None:
+    nothing = " ".join(from_grpo.WITHOUT_MEANING.values()).split()
+    groups = [*from_grpo.KEPT, *from_grpo.TRANSLATED, *from_grpo.REFUSED, *nothing]
+    new = sorted(set(fields_of_grpo()) - set(groups))
+    told = f"GRPOConfig has fields that nobody has translated, refused or put aside: {new} (trainer/from_grpo.py)"
+    holds(not new, told)
+    twice = sorted(name for name, count in Counter(groups).items() if count > 1)
+    holds(not twice, f"in two groups: {twice} (trainer/from_grpo.py)")
+
+
+def test_every_argument_of_grpo_s_trainer_is_taken_or_has_a_hint() -> None:
+    ours = inspect.signature(ZOTrainer.__init__).parameters
+    new = sorted(
+        set(inspect.signature(trl.GRPOTrainer.__init__).parameters) - set(ours) - from_grpo.OTHER_ARGUMENTS.keys()
+    )
+    holds(not new, f"GRPOTrainer takes {new}, which ZOTrainer answers with a TypeError (trainer/from_grpo.py)")
+
+
 # --- that they can fail ----------------------------------------------------------------------------------------------
 
 
@@ -719,6 +747,11 @@ def kept_nowhere(module: nn.Module, hook: Any) -> nn.Module:
 
 
 BREAKS: dict[str, tuple[Callable[..., None], str, Any]] = {
+    "a field that is new": (
+        test_every_field_of_grpo_is_in_one_of_three_groups,
+        f"{__name__}.fields_of_grpo",
+        lambda: ["beta", "gamma"],
+    ),
     "a layer of another class": (
         test_a_cache_is_layers_of_keys_and_values,
         "transformers.cache_utils.DynamicLayer",

@@ -139,6 +139,9 @@ def all_given(
     head = checked_head(model, args, train or [])
     check_quantised(model, args, adapter)
     trust = args.trust_remote_code
+    if tokenizer is None and not name_of(model):
+        hint = 'Give it: processing_class=AutoTokenizer.from_pretrained("NAME").'
+        raise InputError("the model has no name that its tokenizer could be found by", hint=hint)
     tokenizer = prepare_tokenizer(
         tokenizer or load_tokenizer(name_of(model), trust_remote_code=trust, kind=head.kind), head.kind
     )

@@ -36,6 +36,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
 from zoreward.trainer.drift import drift_of
+from zoreward.trainer.from_grpo import refuse_other_arguments
 from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
     all_given,
@@ -46,8 +47,8 @@ from zoreward.trainer.inputs import (
 )
 from zoreward.trainer.keeper import Keeper, budget_of
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
-from zoreward.trainer.options import FIRST_EPS, ZOConfig, family_of_run, method_of, part_that_is_tuned
-from zoreward.trainer.radius import Found, found_rate
+from zoreward.trainer.options import FIRST_EPS, ZOConfig, config_of, family_of_run, method_of, part_that_is_tuned
+from zoreward.trainer.radius import Found, doubt_of_rate, found_rate
 from zoreward.trainer.ready import checked_memory, eps_that_shows, ready_model
 from zoreward.trainer.resuming import (
     count_patience,
@@ -77,7 +78,7 @@ from zoreward.trainer.window import Window, save_completions
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -99,7 +100,7 @@ class ZOTrainer(Trainer):
             adapter the adapter is tuned.
         reward_funcs: the objective, as GRPOTrainer takes it: a function, a reward model (a sequence classifier of one
             logit) or its path, or several; or the name of an objective.
-        args: the options.
+        args: the options; or a GRPOConfig, whose options are taken over (see `ZOConfig.from_grpo`).
         train_dataset: rows; a list of dicts, a `datasets.Dataset` or a `pandas.DataFrame`.
         eval_dataset: rows to choose by.
         processing_class: the tokenizer; by default the model's own.
@@ -110,6 +111,7 @@ class ZOTrainer(Trainer):
             sum, with `reward_weights` of the options.
         shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
             tune on, but never the row itself.
+        others: arguments of GRPOTrainer that have no counterpart; None, or they are refused.
 
     Attributes:
         run: the `Run` that it drives.
@@ -151,7 +153,7 @@ class ZOTrainer(Trainer):
         self,
         model: PreTrainedModel | PeftModel | str,
         reward_funcs: Source | Sequence[Source] | None = None,
-        args: ZOConfig | None = None,
+        args: ZOConfig | TrainingArguments | None = None,
         train_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
         eval_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -161,8 +163,10 @@ class ZOTrainer(Trainer):
         *,
         objective: Source | Sequence[Source] | None = None,
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
+        **others: Any,
     ):
-        args = args or ZOConfig()
+        refuse_other_arguments(others)
+        args = config_of(args)
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
         datasets = (train_dataset, eval_dataset, shot_dataset)
@@ -619,17 +623,21 @@ class ZOTrainer(Trainer):
 
     def _find_rate(self) -> None:
         """Find the learning rate, and ε, where nobody gave the rate; the method is made anew."""
-        given = self.given
+        given, args = self.given, self.args
+        first = FIRST_EPS[part_that_is_tuned(args, adapter=given.adapter)]
         if not given.finds_rate:
-            self._steps_after(0)
+            steps = self._steps_after(0)
+            by_size = args.normalize not in (None, "none")  # else it depends on the scale of the scores
+            if by_size and (doubt := doubt_of_rate(args.learning_rate, self.method, steps, first)):
+                logger.warning("%s", doubt)
             return
         found = found_rate(
             self.scorer.engine,
             self.method,
             self.run.rows,
             steps_after=self._steps_after,
-            first=FIRST_EPS[part_that_is_tuned(self.args, adapter=given.adapter)],
-            eps=self.args.eps if given.eps_given else None,
+            first=first,
+            eps=args.eps if given.eps_given else None,
             generation=given.generation if self.objective.needs == "completions" else None,
             max_kl=self.args.max_kl,
         )

@@ -15,11 +15,13 @@ from zoreward.methods.directions import MAX_STEPS
 from zoreward.noise import Family, family_of
 from zoreward.noise.families import family_options, has_rank
 from zoreward.records import InputError
+from zoreward.trainer.from_grpo import is_grpo_config, options_from_grpo, takes_grpo_names
 
 # What trades time for the memory of a backward pass; transformers 5.24 gives it the first name, and v6 takes the other.
 _SAVING = ("activation_checkpointing", "gradient_checkpointing")
 
 
+@takes_grpo_names
 @dataclass
 class ZOConfig(ZOArguments, TrainingArguments):
     """Every option of a run: `ZOArguments`, and all of `transformers.TrainingArguments`.
@@ -31,6 +33,8 @@ class ZOConfig(ZOArguments, TrainingArguments):
     and 1e-6. Each step scores all rows of all its accumulated batches together. The journal is the checkpoint: what is
     saved besides is one snapshot of the weights, for a quick resume. By default it is written when it costs little;
     every `save_steps` steps; with each new best score (`save_strategy="best"`); or never (`"no"`).
+
+    The names of TRL's GRPOConfig are taken too: `beta`, `num_generations`, … (docs/coming-from-grpo.md).
 
     Raises:
         InputError: an option that makes no sense without gradients.
@@ -107,6 +111,26 @@ class ZOConfig(ZOArguments, TrainingArguments):
             message = f"load_best_model_at_end goes by the score, not by {self.metric_for_best_model!r}"
             raise InputError(message, hint="Leave metric_for_best_model out; or keep the last step.")
 
+    @classmethod
+    def from_grpo(cls, config: Any, **instead: Any) -> ZOConfig:
+        """Return what TRL's GRPOConfig says, as options of a run; warn of what was set and has no meaning here.
+
+        Taken over are the length of the run, of its batches and its texts, the seed, and what was set to another value
+        than GRPOConfig's default. The learning rate is not: it is one for gradients.
+
+        Args:
+            config: a GRPOConfig.
+            instead: options of ZOConfig that are set otherwise.
+
+        Raises:
+            InputError: it is none; or something was set that would change what is tuned, and cannot be met.
+
+        Example:
+            >>> ZOConfig.from_grpo(GRPOConfig("run", beta=0.04), learning_rate=3e-3).kl  # doctest: +SKIP
+            0.04
+        """
+        return cls(**options_from_grpo(config, instead))
+
     @property
     def rows_a_step(self) -> int:
         """The rows that a step scores its members on: those of all its accumulated batches."""
@@ -123,6 +147,20 @@ class ZOConfig(ZOArguments, TrainingArguments):
             for name, value in self.to_dict().items()
             if name in defaults and name not in left_out and value != defaults[name] and (value or defaults[name])
         }
+
+
+def config_of(args: Any) -> ZOConfig:
+    """Return the options that a trainer is given: a ZOConfig, TRL's GRPOConfig, or None for the defaults.
+
+    Raises:
+        InputError: they are neither.
+    """
+    if args is None or isinstance(args, ZOConfig):
+        return args or ZOConfig()
+    if not is_grpo_config(args):
+        hint = "Give args=ZOConfig(…); TRL's GRPOConfig(…) is taken, too."
+        raise InputError(f"args is a {type(args).__name__}, not a ZOConfig", hint=hint)
+    return ZOConfig.from_grpo(args)
 
 
 def _with_warmup(schedule: Any) -> Any:

@@ -27,6 +27,10 @@ RADII = 1.5
 # What share of a bound of the KL such steps may take up, where there is one: the rest is for what the run learns.
 NOISE_SHARE = 0.5
 
+# A rate that was given is doubted where it is so many times more or less than one by the usual radius: those that were
+# found lie within a factor of 2 of it.
+FAR = 30
+
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
 # tokens. Of 300 steps of 64 rows that is some 2 % of the forward passes.
 DIRECTIONS, ROWS, TEXTS, TOKENS = 8, 64, 16, 64
@@ -129,8 +133,38 @@ def found_rate(
     radii = RADII
     if max_kl is not None and generation is not None:
         radii = min(RADII, math.sqrt(NOISE_SHARE * max_kl / nats))
-    rate = radii * radius * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
-    return Found(radius, eps or radius, _rounded(rate), nats, looks, converged, rows)
+    rate = _rounded(rate_of(radii * radius, method, steps))
+    return Found(radius, eps or radius, rate, nats, looks, converged, rows)
+
+
+def rate_of(distance: float, method: Method, steps: int) -> float:
+    """Return the rate at which steps whose signs are drawn lead so far; for slopes that are divided by their size."""
+    return distance * math.sqrt(method.num_directions * max(1, method.blocks) / steps) / _weight_rms(method)
+
+
+def doubt_of_rate(rate: float, method: Method, steps: int, first: float) -> str:
+    """Return a sentence where a rate that was given is far from what would be found, by what was found elsewhere.
+
+    Args:
+        rate: it.
+        method: of the run, whose slopes are divided by their size.
+        steps: of the run.
+        first: the radius that runs of this kind have, more or less.
+
+    >>> from zoreward.methods import SPSA
+    >>> doubt_of_rate(1e-5, SPSA(1e-2, 1e-5, 16, normalize="rms"), 300, 1e-2)
+    'learning rate 1e-05 is some 300 times less than such runs take: about 0.0035. Left out, it is found before step 1.'
+    >>> doubt_of_rate(1e-3, SPSA(1e-2, 1e-3, 16, normalize="rms"), 300, 1e-2)
+    ''
+    """
+    usual = rate_of(RADII * first, method, steps)
+    if rate <= 0 or 1 / FAR <= rate / usual <= FAR:
+        return ""
+    times, how = (usual / rate, "less") if rate < usual else (rate / usual, "more")
+    return (
+        f"learning rate {rate:g} is some {float(f'{times:.1g}'):,.0f} times {how} than such runs take: about {usual:.2g}. "
+        "Left out, it is found before step 1."
+    )
 
 
 def _radius(

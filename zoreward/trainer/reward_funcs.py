@@ -39,6 +39,8 @@ def rewards_of(reward_funcs: Any, processing_classes: Any, args: ZOConfig) -> li
         ZorewardError: one of them is no reward, or the tokenizers do not fit them.
     """
     sources = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    if not sources:
+        raise InputError("reward_funcs is an empty list", hint="Give a function: reward_funcs=your_function.")
     several = isinstance(processing_classes, list | tuple)
     tokenizers = list(processing_classes) if several else [processing_classes] * max(1, len(sources))
     if len(tokenizers) != len(sources) or (processing_classes is not None and not several and len(sources) > 1):
