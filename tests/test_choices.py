@@ -7,6 +7,7 @@ import pytest
 
 from rendering import check_columns, render
 from tiny_tokenizers import bpe, ids
+from zoreward.data.choices import fixed_choices
 from zoreward.records import InputError, UnknownNameError
 
 OPTIONS = {"needs": "choices", "template": "{q}", "choice_column": "ends"}
@@ -167,3 +168,31 @@ def test_an_unknown_column_lists_neighbours():
     with pytest.raises(UnknownNameError, match="no row has the answers column 'end'") as caught:
         check_columns([ROW], **OPTIONS | {"choice_column": "end"})
     assert caught.value.hint == "give --choice-column; did you mean ends? the columns are q, ends, label"
+
+
+@pytest.mark.parametrize(
+    ("labels", "choices", "places"),
+    [
+        (["bug", "praise"], ["bug", "praise"], [0, 1]),
+        (["bug", "praise"], [" praise", " bug"], [1, 0]),
+        (["bug ", "praise"], [" bug", " praise"], [0, 1]),
+        (["bug", "Praise"], [" Bug", " praise"], [0, 1]),
+        (["us", "US"], [" US", " us"], [1, 0]),
+        (["bug"], [" praise", " Bug", " billing"], [1]),
+    ],
+    ids=["alike", "behind spaces", "spaces in a cell", "capitals", "capitals that tell", "a label without rows"],
+)
+def test_a_choice_that_is_a_label_is_for_it(labels: list[str], choices: list[str], places: list[int]) -> None:
+    rows = [{"label": label} for label in labels]
+
+    assert [place for _, place in fixed_choices(rows, choices, "label")] == places
+
+
+@pytest.mark.parametrize(
+    ("labels", "choices"),
+    [(["bug", "Bug"], [" BUG", " praise"]), (["bug", "praise"], [" Bug", " BUG"]), (["0", "bug"], [" 0", " bug"])],
+    ids=["two labels alike", "two choices alike", "a number among them"],
+)
+def test_what_could_be_two_labels_is_none(labels: list[str], choices: list[str]) -> None:
+    with pytest.raises(InputError, match="belongs to none of the 2 choices"):
+        fixed_choices([{"label": label} for label in labels], choices, "label")

@@ -141,6 +141,8 @@ MOST_WORKERS = 10_000
 MOST_REWINDS = 100
 # Of seeds: numpy's, which transformers sets, takes no more.
 MOST_SEED = 2**32 - 1
+# The run folder where nobody names one; the last part is then the objective's name.
+DEFAULT_OUTPUT = "runs/OBJECTIVE"
 # The panels of the help, in their order.
 PANELS = DATA, TASK, PROMPT, TEXT, TUNING, OBJECTIVE, RUN = (
     *("Model and data", "Task and splits", "Prompt", "Text that is written", "Tuning", "Objective", "Run"),
@@ -159,6 +161,7 @@ def setting(*, help: str, default: Any = MISSING, **about: Any) -> Any:
             the help calls it then; `panel` of the help, if not its group's; `least` and `most` of a number on the
             command line; what a number is `above`, in which `unit`; what is said where the option `stops` a run;
             `kept=False`: it is not written into config.yaml; `recorded=False`: nor into the header of a run;
+            `breaks=True`: where it is typed, backslash and n are a line break;
             `may_change=True`: a run can go on with another value.
     """
     return field(default=default, metadata={"help": help, **about})
@@ -213,7 +216,10 @@ class Prompting:
     """How rows become prompts."""
 
     template: str | None = setting(
-        default=None, help="The prompt, with the columns of a row in braces: '{sentence} It was'."
+        default=None,
+        help="The prompt, with the columns of a row in braces: '{sentence} It was'. Here, and in answers and --stop, "
+        r"\n is a line break.",
+        breaks=True,
     )
     prompt: str = setting(
         default="prompt",
@@ -221,8 +227,10 @@ class Prompting:
     )
     choices: list[str] | None = setting(
         default=None,
-        help="A candidate answer, in the order of the labels; or label=answer. Give it once for each.",
+        help="A candidate answer: a label's own text, in any order; or label=answer; or in the order of labels 0, 1, … "
+        "Give it once for each.",
         flag="--choice",
+        breaks=True,
     )
     choice_column: str | None = setting(
         default=None,
@@ -232,7 +240,9 @@ class Prompting:
     )
     label: str = setting(default="label", help="The column that holds the right choice, or a path to it: answer[key].")
     answer: str | None = setting(
-        default=None, help="The right answer, as a template: ' {answer}'. For objectives that need a likelihood."
+        default=None,
+        help="The right answer, as a template: ' {answer}'. For objectives that need a likelihood.",
+        breaks=True,
     )
     chat: Literal["auto", "on", "off"] = setting(
         default="auto",
@@ -241,7 +251,7 @@ class Prompting:
         "template. Prompts that are messages go through it in any case.",
     )
     system_prompt: str | None = setting(
-        default=None, help="The system's turn in front of each conversation that begins with none."
+        default=None, help="The system's turn in front of each conversation that begins with none.", breaks=True
     )
     chat_template_kwargs: dict[str, Any] | str | None = setting(
         default=None,
@@ -298,7 +308,9 @@ class Writing:
         default=1.0,
         help="Above 1: tokens that stand in the prompt, or were written, become less likely. Below 1: likelier.",
     )
-    stop: list[str] | None = setting(default=None, help="What is written ends before this text. Give it once for each.")
+    stop: list[str] | None = setting(
+        default=None, help="What is written ends before this text. Give it once for each.", breaks=True
+    )
 
 
 @options(OBJECTIVE)
@@ -671,7 +683,7 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
         least=1,
         stops="so many dev scores in a row were no better",
     )
-    output: str = setting(help="The run folder to write to.")
+    output: str = setting(default=DEFAULT_OUTPUT, help="The run folder to write to.")
     resume: bool = setting(
         default=False,
         help="Go on with the run in --output from its last step: the same command again. Begin it if there is none.",

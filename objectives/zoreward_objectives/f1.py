@@ -40,6 +40,13 @@ class F1:
             raise ValueError(f"pos_label={pos_label} is none of the choices 0 and 1")
         self._average, self._pos_label = average, pos_label
 
+    def check_choices(self, count: int) -> None:
+        """Raise a ValueError for more choices than the average is for: zoreward asks before it loads a model."""
+        if self._average == "binary" and count > 2:
+            error = ValueError(f"the F1 of one choice is for two choices, not {count}")
+            error.add_note("--average macro")
+            raise error
+
     def __call__(self, predictions: Sequence[int], references: Sequence[int], logprobs: np.ndarray) -> float:
         """Return the F1 of the batch.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,7 +19,7 @@ from zoreward.data import load_task
 from zoreward.neighbours.of_typer import UsageError
 from zoreward.neighbours.releases import newer_than_tested
 from zoreward.records import InputError, ZorewardError
-from zoreward.registry import describe_objective
+from zoreward.registry import describe_objective, spelled_out
 
 # A command's module has its name, and is imported where the command is used. These have a command for each objective.
 _FOR_OBJECTIVES = {
@@ -74,13 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def with_objective(words: list[str]) -> list[str]:
     """Return the words of a command with the task's objective, where they name a task and no objective.
 
-    `tune` takes what the paper tunes on, `eval` what it reports.
+    `tune` takes what the paper tunes on, `eval` what it reports. An objective and its option in one word, as
+    scikit-learn has it, become two.
 
     >>> with_objective(["eval", "--task", "sst2"]), with_objective(["tune", "f1", "--task", "sst2"])
     (['eval', 'accuracy', '--task', 'sst2'], ['tune', 'f1', '--task', 'sst2'])
     """
-    if len(words) < 2 or words[0] not in ("tune", "eval") or not words[1].startswith("-"):
+    if len(words) < 2 or words[0] not in _FOR_OBJECTIVES:
         return words
+    if not words[1].startswith("-"):
+        if (meant := spelled_out(words[1])) is None:
+            return words
+        instead = [meant[0], *(word for name, value in meant[1].items() for word in (f"--{name}", value))]
+        print(f"{words[1]} is {shlex.join(instead)}", file=sys.stderr)
+        return [words[0], *instead, *words[2:]]
     named = [after for word, after in itertools.pairwise(words) if word == "--task"]
     named += [word.partition("=")[2] for word in words if word.startswith("--task=")]
     if not named:

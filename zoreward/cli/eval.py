@@ -20,6 +20,7 @@ from zoreward.cli.printing import Outcome, show_table
 from zoreward.cli.task_rows import options_for, scored_rows, with_task
 from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content
+from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError
 from zoreward.registry import Objective
 
@@ -41,7 +42,7 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
     content_free = _content_free(objective, options, task)
     objective = objective_with_retries(objective, options)
-    rows, shot_rows = scored_rows(objective, options, task)
+    rows, shot_rows = scored_rows(objective, options, task, words_of(context))
     device = select_device(options.device)
     if options.show_prompts:
         text = shown_prompts(objective, options, rows, shot_rows)

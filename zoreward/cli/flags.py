@@ -9,6 +9,7 @@ import enum
 import functools
 import inspect
 import json
+import re
 import sys
 import types
 import typing
@@ -109,7 +110,7 @@ def command(run: Callable[[typer.Context, _Group], Outcome | int], group: type[_
         run: returns what it prints, or the exit code of a run that failed.
         group: of options, `json` among them.
     """
-    return _for_typer(lambda context, values: run(context, group(**values)), _parameters_of(group))
+    return _for_typer(lambda context, values: run(context, _group_of(group, context, values)), _parameters_of(group))
 
 
 def objective_command(
@@ -133,11 +134,31 @@ def objective_command(
     parameters.append(_config_option(verb, source, parameters))
 
     def with_group(context: typer.Context, values: dict[str, Any]) -> Outcome | int:
-        options = group(**{name: values[name] for name in group.__dataclass_fields__})
+        options = _group_of(group, context, values)
         prefixed = {name: value for name, value in values.items() if name.startswith(_PREFIX)}
         return run(source, context, options, {name.removeprefix(_PREFIX): v for name, v in prefixed.items()})
 
     return _for_typer(with_group, parameters)
+
+
+def _group_of(group: type[_Group], context: typer.Context, values: dict[str, Any]) -> _Group:
+    """The options of a group. In texts that were typed, and may be of several lines, backslash and n are a break."""
+    given = {field.name: values[field.name] for field in dataclasses.fields(group)}  # type: ignore[arg-type]
+    for field in dataclasses.fields(group):  # type: ignore[arg-type]
+        if field.metadata.get("breaks") and source_of(context, field.name) == "COMMANDLINE":
+            value = given[field.name]
+            given[field.name] = [with_breaks(one) for one in value] if isinstance(value, list) else with_breaks(value)
+    return group(**given)
+
+
+def with_breaks(typed: str) -> str:
+    r"""Return a text in which backslash and n, as one types them in a shell, are a line break; behind another
+    backslash they stay what they are.
+
+    >>> with_breaks(r"{message}\nLabel:"), with_breaks(r"a \\nabla")
+    ('{message}\nLabel:', 'a \\nabla')
+    """
+    return re.sub(r"(\\?)\\n", lambda found: "\\n" if found[1] else "\n", typed)
 
 
 def _for_typer(

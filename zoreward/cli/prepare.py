@@ -131,6 +131,8 @@ def check_rows(
     else:
         known: dict[str, Any] = {} if head is None else {"kind": head.kind, "classes": head.classes}
         check_columns(rows, prompting, needs=objective.needs, shot_rows=shot_rows, **known)
+        if count := len(prompting.choices or known.get("classes", ())):
+            objective.check_choices(count)
 
 
 def shot_rows_of(objective: Objective, options: Common, task: Task | None = None) -> Rows | None:

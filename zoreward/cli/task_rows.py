@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import typer
 
 from zoreward.bench.plan import options_of_task
+from zoreward.cli.offers import offering
 from zoreward.cli.prepare import Rows, check_rows, head_for, kind_for, shot_rows_of
 from zoreward.config import Common, EvalOptions, TuneOptions
 from zoreward.data import BORDER, MASK, Split, Task, k_shot_rows, load_rows, load_task, sample_rows, split_rows
@@ -141,7 +142,9 @@ class TuningRows:
     test: Rows | None
 
 
-def tuning_rows(objective: Objective, at_end: Objective, options: TuneOptions, task: Task | None) -> TuningRows:
+def tuning_rows(
+    objective: Objective, at_end: Objective, options: TuneOptions, task: Task | None, words: Sequence[str] = ()
+) -> TuningRows:
     """Return the rows of a run, once the prompt's options are known to fit them.
 
     Args:
@@ -149,6 +152,7 @@ def tuning_rows(objective: Objective, at_end: Objective, options: TuneOptions, t
         at_end: what the test rows are scored by.
         options: of the command.
         task: the task, if there is one.
+        words: of the command, as they were typed.
 
     Raises:
         ZorewardError: rows cannot be read or divided, or a template, a label or a choice does not fit.
@@ -158,7 +162,8 @@ def tuning_rows(objective: Objective, at_end: Objective, options: TuneOptions, t
     parts = _divided(pool, options, task)
     train = _prepared(task, parts.train)
     head = head_for(options, train) if objective.needs == "choices" else None
-    check_rows(objective, options, train, shots, head)
+    with offering(words, objective, options, train, head):
+        check_rows(objective, options, train, shots, head)
     dev, test = _dev_rows(parts, options, task), _test_rows(parts, options, task)
     for held_out, source, scorer in ((dev, options.eval_data, objective), (test, options.test_data, at_end)):
         if held_out is not None:
@@ -170,7 +175,9 @@ def tuning_rows(objective: Objective, at_end: Objective, options: TuneOptions, t
     return TuningRows(train, dev, shots, test)
 
 
-def scored_rows(objective: Objective, options: EvalOptions, task: Task | None) -> tuple[Rows, Rows | None]:
+def scored_rows(
+    objective: Objective, options: EvalOptions, task: Task | None, words: Sequence[str] = ()
+) -> tuple[Rows, Rows | None]:
     """Return the rows that `eval` scores, and those for demonstrations; None: the rows themselves.
 
     With a task's own data, demonstrations come from the rows that one would tune on.
@@ -186,7 +193,8 @@ def scored_rows(objective: Objective, options: EvalOptions, task: Task | None) -
         train, dev = task.rows.train, 0 if "dev" in task.splits else task.rows.dev or 0
         shots = _prepared(task, split_rows(pool, train=train, dev=dev, seed=options.split_seed).train)
     head = head_for(options, rows) if objective.needs == "choices" else None
-    check_rows(objective, options, rows, shots, head)
+    with offering(words, objective, options, rows, head):
+        check_rows(objective, options, rows, shots, head)
     return rows, shots
 
 

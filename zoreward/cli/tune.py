@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
+import os
+import re
+import shlex
 import sys
 import time
 import typing
@@ -45,6 +49,7 @@ from zoreward.cli.saving import (
 from zoreward.cli.task_rows import TuningRows, has_dev_rows, options_for, tuning_rows, with_task
 from zoreward.cli.via_reward import save_head, via_reward, with_reward_defaults
 from zoreward.config import (
+    DEFAULT_OUTPUT,
     DEFAULTED,
     METHOD_DEFAULTS,
     METHOD_OPTIONS,
@@ -78,6 +83,9 @@ def make_command(source: str, objective: Objective) -> Callable[..., int]:
 def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict[str, Any]) -> Outcome | int:
     words = words_of(context)
     options, task = with_task(context, options)
+    if options.output == DEFAULT_OUTPUT:
+        name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2])
+        options = dataclasses.replace(options, output=str(Path(DEFAULT_OUTPUT).with_name(name)))
     _check(options)
     of_objective = options_for(source, task) | given_options(context, flags)
     written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
@@ -89,7 +97,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
         at_end = get_objective(task.objective, **reported)
     if objective.goes_via_reward:
         options = with_reward_defaults(context, options)
-    rows = tuning_rows(objective, at_end, options, task)
+    rows = tuning_rows(objective, at_end, options, task, words)
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
@@ -365,7 +373,9 @@ def _check_numbers(options: TuneOptions) -> None:
 def check_output(output: str, *, resume: bool | None = None) -> None:
     """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
     check_folder(output)
-    other = "choose another folder for --output"
+    folder = Path(output)
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    other = f"choose another folder: --output {shlex.quote(str(next(o for o in others if not os.path.lexists(o))))}"
     if Path(output, CONFIG_NAME).is_dir():
         raise InputError(f"{Path(output, CONFIG_NAME)} is a folder", hint=other)
     for name in _RUN_FILES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoreward.data.choices import classes_of
+from zoreward.data.choices import classes_of, label_names
 from zoreward.data.conversations import check_chat_template
 from zoreward.data.hub import check_hub
 from zoreward.data.preferences import prompts_of_preferences, with_prompts
@@ -36,6 +36,7 @@ __all__ = [
     "content_free_examples",
     "describe_prompts",
     "k_shot_rows",
+    "label_names",
     "list_tasks",
     "load_rows",
     "load_task",

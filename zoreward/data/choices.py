@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from zoreward.data.columns import NamedLabel, broken_text, columns_of, listed, values_of
+from zoreward.data.columns import NamedLabel, broken_text, columns_of, is_missing, listed, values_of
 from zoreward.records import InputError
 
 # Of a new head whose labels are numbers: beyond, they are something else, such as identifiers.
@@ -25,17 +25,20 @@ class _Keyed(NamedTuple):
         keys: the label that each answer is for.
         answers: the texts.
         explicit: whether the user says which label each is for; otherwise they are for 0, 1, …
+        alike: where the answers are the labels' own names: how both are written to be compared.
     """
 
     keys: list[str]
     answers: list[str]
     explicit: bool
+    alike: Callable[[str], str] | None = None
 
 
 def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str) -> list[Chosen]:
     """The same candidates for every row, and for each the index of the right one.
 
-    Where the dataset knows the names of its labels, choices may be `name=answer`, or the names themselves.
+    Where labels are texts, or the dataset knows their names, choices may be `name=answer`, or the names themselves,
+    whatever spaces are around them; also in other capitals, where names do not differ in these alone.
 
     Raises:
         InputError: fewer than two choices, two alike, or a label that belongs to none; choices that look like
@@ -44,6 +47,8 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
 
     >>> fixed_choices([{"mood": "good"}], ["bad= sad", "good= happy"], "mood")
     [((' sad', ' happy'), 1)]
+    >>> fixed_choices([{"mood": "good"}], [" Bad", " Good"], "mood")
+    [((' Bad', ' Good'), 1)]
     """
     if isinstance(choices, str) or len(choices) < 2:
         raise InputError("one choice is no choice", hint="give --choice once for each label, at least two")
@@ -58,7 +63,9 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
         for text in texts:
             if texts.count(text) > 1:
                 raise InputError(f"two choices have the {what} {text!r}", hint="every choice needs its own")
-    references = [_index(value, keyed.keys) for value in labels]
+    alike = keyed.alike
+    spelled = [value if alike is None else alike(_word(value) or "") for value in labels]
+    references = [_index(value, keyed.keys) for value in spelled]
     for number, (value, reference) in enumerate(zip(labels, references, strict=True), 1):
         if reference is None:
             hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
@@ -72,20 +79,51 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
 def _keyed(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed:
     """Choices as `label=answer`, as the labels' own names, or in the order of the labels."""
     pairs = [choice.partition("=") for choice in choices]
-    words = {one.strip() for one in choices}
+    by_name = _keyed_by_name(choices, labels)
     if all(equals for _, equals, _ in pairs):
         keys = [key for key, _, _ in pairs]
         if any(key in spelled for spelled in map(_all_spellings, labels) for key in keys):
             return _Keyed(keys, [text for _, _, text in pairs], True)
-        if not all(_word(value) in words for value in labels):
+        if by_name is None:
             given = [shlex.quote(f"{number}={choice}") for number, choice in enumerate(choices)]
             raise InputError(
                 f"every choice has an '=', and what stands in front of it is no label: {listed(keys)}",
                 hint=f"labels in the rows: {_shown(labels)}; for answers with an '=' give --choice {given[0]} …",
             )
-    if len(words) == len(choices) and all(_word(value) in words for value in labels):
-        return _Keyed([choice.strip() for choice in choices], list(choices), True)
-    return _Keyed([str(index) for index in range(len(choices))], list(choices), False)
+    return by_name or _Keyed([str(index) for index in range(len(choices))], list(choices), False)
+
+
+def _keyed_by_name(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed | None:
+    """Choices that are the names of all labels, and maybe more; None where they are not."""
+    words = {_word(value) for value in labels}
+    for alike in (str.strip, _folded):
+        keys = [alike(choice) for choice in choices]
+        names = {None if word is None else alike(word) for word in words}
+        if len(set(keys)) == len(keys) and len(names) == len(words) and names <= set(keys):
+            return _Keyed(keys, list(choices), True, alike)
+    return None
+
+
+def label_names(rows: list[dict[str, Any]], column: str) -> list[str]:
+    """The different labels of a column as texts, in alphabetical order; in the dataset's, where it knows their names.
+
+    Numbers stand in the order of numbers. Rows without a label do not count.
+
+    >>> label_names([{"label": "praise"}, {"label": "bug"}, {}], "label"), label_names([{"label": 10}], "label")
+    (['bug', 'praise'], ['10'])
+    """
+    labels = [row[column] for row in rows if not is_missing(row.get(column))]
+    named = next((label for label in labels if isinstance(label, NamedLabel)), None)
+    if named is not None:
+        return list(named.names)
+    if not all(isinstance(label, str | int | float) for label in labels):
+        return []
+    names = {_spellings(label)[0].strip() for label in labels}
+    return sorted(names - {""}, key=lambda name: (int(name) if name.isdecimal() else 0, name))
+
+
+def _folded(text: str) -> str:
+    return text.strip().casefold()
 
 
 def _refuse_counting_from_one(labels: Sequence[Any], answers: Sequence[str], column: str) -> None:

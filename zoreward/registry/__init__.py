@@ -18,7 +18,15 @@ from zoreward.registry.objective import (
     weighted_sum,
 )
 from zoreward.registry.places import is_ctrl_c, place_of
-from zoreward.registry.sources import Entry, Source, code_of, describe_objective, get_objective, list_objectives
+from zoreward.registry.sources import (
+    Entry,
+    Source,
+    code_of,
+    describe_objective,
+    get_objective,
+    list_objectives,
+    spelled_out,
+)
 
 __all__ = [
     "Entry",
@@ -38,5 +46,6 @@ __all__ = [
     "no_score",
     "objective",
     "place_of",
+    "spelled_out",
     "weighted_sum",
 ]

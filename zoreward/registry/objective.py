@@ -121,6 +121,24 @@ class Objective:
         parts = [part for _, part in self.parts] or [self]
         return any(getattr(part.function, "via", "") == "reward" for part in parts)
 
+    def check_choices(self, count: int) -> None:
+        """Raise what a part's own method `check_choices` says of rows with so many choices, before a model is loaded.
+
+        Raises:
+            ObjectiveError: it raised a ValueError. The hint is its note: where that is an option, it mends it.
+
+        >>> from zoreward import get_objective
+        >>> get_objective("f1").check_choices(3)
+        Traceback (most recent call last):
+        zoreward.records.ObjectiveError: objective 'f1': the F1 of one choice is for two choices, not 3
+        hint: --average macro
+        """
+        for part in [part for _, part in self.parts] or [self]:
+            try:
+                getattr(part.function, "check_choices", _any_number)(count)
+            except ValueError as error:
+                raise ObjectiveError(f"objective {part.name!r}: {one_line(error)}", hint=hint_of(error)) from error
+
     def _names(self, *outputs: str) -> bool:
         parts = [part for _, part in self.parts] or [self]
         names = {name for part in parts for name in inspect.signature(part.function).parameters}
@@ -245,6 +263,10 @@ def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float] | Non
     name = " + ".join(one.name if weight == 1 else f"{weight:g}*{one.name}" for weight, one in parts)
     helps = f"Weighted sum: {name}."
     return Objective(name, objectives[0].needs, _no_function, (), {}, helps, "", _range(parts), parts=parts)
+
+
+def _any_number(count: int) -> None:
+    """What is said of a number of choices by objectives that take any."""
 
 
 def _no_function(**outputs: Any) -> float:

@@ -10,8 +10,10 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import sys
 import types
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -149,6 +151,28 @@ def list_objectives() -> list[Entry]:
     return [Entry(name, _distribution(point)) for name in sorted(points) for point in points[name]]
 
 
+def spelled_out(name: str) -> tuple[str, dict[str, str]] | None:
+    """Return the registered objective, and its option, that a name puts into one word; None where it does not.
+
+    `f1-macro`, `macro_f1` and `f1_macro_score` are the objective `f1` with the option `average` set to `macro`.
+
+    >>> spelled_out("f1-macro"), spelled_out("accuracy_score"), spelled_out("f1"), spelled_out("f1-mikro")
+    (('f1', {'average': 'macro'}), ('accuracy', {}), None, None)
+    """
+    registered = _entry_points()
+    parts = [part for part in re.split("[-_]", name.lower()) if part != "score"]
+    if name in registered or not parts:
+        return None
+    if (whole := "-".join(parts)) in registered:
+        return whole, {}
+    for number, value in enumerate(parts):
+        if (rest := "-".join(parts[:number] + parts[number + 1 :])) in registered:
+            for option in _from_entry_point(rest).options:
+                if value in typing.get_args(option.type):
+                    return rest, {option.name: value}
+    return None
+
+
 def _entry_points() -> dict[str, list[EntryPoint]]:
     return _entry_points_on(tuple(sys.path))
 
@@ -173,6 +197,9 @@ def _from_entry_point(name: str) -> Objective:
         registered = _entry_points()
     if name not in registered:
         hint = neighbours(name, sorted(registered), "Objectives")
+        if meant := spelled_out(name):
+            own = ", ".join(f"{option}={value!r}" for option, value in meant[1].items())
+            hint = f"that is the objective {meant[0]!r}{f' with {own}' if own else ''}"
         raise UnknownNameError(f"unknown objective {name!r}", hint=hint if registered else "none is installed")
     points = registered[name]
     if len(points) > 1:

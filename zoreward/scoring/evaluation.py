@@ -118,6 +118,7 @@ def evaluate(
     )
     how: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens, "shot_rows": shot_rows, "seed": seed}
     examples, tokenizer, head = _made_ready(rows, model, tokenizer, chosen.needs, prompting, trust_remote_code, how)
+    chosen.check_choices(max(len(example.candidates) for example in examples))
     free = _without_content(chosen, head, prompting, examples, tokenizer, content_free)
     place: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
     place["trust_remote_code"] = trust_remote_code

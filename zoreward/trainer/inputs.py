@@ -128,7 +128,8 @@ def all_given(
     Raises:
         ZorewardError: something does not fit together; the hint says what to do.
     """
-    objective, adapter = with_retries(objective, part_of(Rewarding, args)), tunes_adapter(model, args, peft_config)
+    check_choices, adapter = objective.check_choices, tunes_adapter(model, args, peft_config)
+    objective = with_retries(objective, part_of(Rewarding, args))
     finds = finds_rate(args, objective.needs, compares_with_base=objective.compares_with_base)
     eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
     method_of(args)  # what is wrong with its options is told before rows are read
@@ -152,6 +153,7 @@ def all_given(
     eval_examples = None if dev is None else make(dev, model=model)
     if not are_preferences(train or [], objective.needs, part_of(Prompting, args)):  # of which the first is right
         refuse_one_answer(objective, examples)
+    check_choices(max(len(example.candidates) for example in examples))
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
     warn_about_classes(objective, examples, args.rows_a_step)

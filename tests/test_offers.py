@@ -1,0 +1,173 @@
+"""The command that an error offers: made of one's own columns and labels, and one that fits the rows."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from pathlib import Path
+
+import pytest
+
+from zoreward.cli import main
+from zoreward.records import ObjectiveError
+from zoreward.scoring import evaluate
+from zoreward.trainer import ZOConfig, ZOTrainer
+
+TEXTS = ["a good film it was", "the bad film is not good", "an awful dull plot", "a bright and lovely plot"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, tiny_model_dir: Path, commands_are_kept: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "M").symlink_to(tiny_model_dir)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(path: Path, header: str, *rows: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+
+
+def error_and_offer(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    assert main(shlex.split(line)) == 2
+    *_, error, hint = capsys.readouterr().err.splitlines()
+    return error, hint.removeprefix("hint: ")
+
+
+ROWS = [[str(i), text, ["bad", "good", "not"][i % 3]] for i, text in enumerate(TEXTS)]
+NUMBERS = [[str(i), text, str(i % 2)] for i, text in enumerate(TEXTS)]
+CHOICES = "--choice ' bad' --choice ' good' --choice ' not'"
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "typed", "offered"),
+    [
+        ("id,message,label", ROWS, "", rf"--template '{{message}}\nlabel:' {CHOICES}"),
+        ("id,message,Category", ROWS, "", rf"--template '{{message}}\nCategory:' {CHOICES} --label Category"),
+        ("id,my text,label", ROWS, "", rf"--template '{{my text}}\nlabel:' {CHOICES}"),
+        ("id,message,label", ROWS, "--template '{message} is'", f"--template '{{message}} is' {CHOICES}"),
+        ("id,message,label", ROWS, "--template '{text} is' --choice ' bad' --choice ' good'",
+         f"--template '{{message}} is' {CHOICES}"),
+        ("id,message,label", ROWS, "--template '{message} is' --choice ' bad' --choice=' good'",
+         f"--template '{{message}} is' {CHOICES}"),
+        ("id,message,label", NUMBERS, "", r"--template '{message}\nlabel:' --choice '0= 0' --choice '1= 1'"),
+    ],
+    ids=["nothing", "another label", "a column with a space", "template", "all but the words", "choice", "numbers"],
+)  # fmt: skip
+def test_the_command_has_what_is_missing_and_keeps_the_rest(
+    header: str, rows: list[list[str]], typed: str, offered: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(home / "rows.csv", header, *rows)
+
+    error, command = error_and_offer(f"eval accuracy --model M --data rows.csv {typed}", capsys)
+
+    assert f"the columns are {header.replace(',', ', ')}" in error
+    shown = sorted({row[2] for row in rows})
+    assert f"{header.split(',')[2]!r} holds {', '.join(shown)}" in error
+    words = shlex.split(command)
+    assert words[:7] == ["zoreward", *shlex.split("eval accuracy --model M --data rows.csv")]
+    assert sorted(zip(words[7::2], words[8::2], strict=True)) == sorted(
+        zip(*[iter(shlex.split(offered))] * 2, strict=True)
+    )
+    if rows is not NUMBERS:  # which this tokenizer does not know
+        assert main([*words[1:], "--show-prompts"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("--template '{a|strap} is' --choice ' bad' --choice ' good'", "did you mean strip?"),
+        ("--template '{message}[MASK]' --choice ' bad' --choice ' good'", "leave [MASK] out"),
+        ("--template '{message} is' --choice '0= bad' --choice '7= good'", "labels in the rows"),
+        ("--template '{message} is' --choice ' bad'", "--choice once for each"),
+    ],
+)
+def test_what_was_meant_otherwise_is_not_overwritten(
+    typed: str, advice: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(home / "rows.csv", "id,message,label", *NUMBERS)
+
+    assert advice in error_and_offer(f"eval accuracy --model M --data rows.csv {typed}", capsys)[1]
+
+
+def test_nothing_is_offered_that_would_not_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(home / "rows.csv", "message,mark", *([text, str(n)] for n, text in enumerate(TEXTS)))
+
+    assert error_and_offer("eval accuracy --model M --data rows.csv", capsys)[1].startswith("give --template")
+
+
+def test_two_text_columns_are_both_in_the_prompt(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(
+        home / "rows.csv", "title,message,label", *([text, text, row[2]] for text, row in zip(TEXTS, ROWS, strict=True))
+    )
+
+    _, command = error_and_offer("tune accuracy --model M --data rows.csv", capsys)
+
+    assert r"--template '{title}\n{message}\nlabel:'" in command
+
+
+@pytest.mark.parametrize("verb", ["tune", "eval"])
+def test_f1_of_one_choice_is_refused_for_three_with_the_average_to_take(
+    verb: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(home / "rows.csv", "id,message,label", *ROWS)
+    line = rf"{verb} f1 --model M --data rows.csv --template '{{message}}\nlabel:' {CHOICES}"
+    error, command = error_and_offer(line, capsys)
+
+    assert "for two choices, not 3" in error
+    assert command == f"zoreward {line} --average macro"
+
+
+@pytest.mark.parametrize("name", ["f1-macro", "macro-f1", "f1_macro", "F1-macro", "macro_f1_score"])
+def test_an_objective_and_its_option_may_be_one_word(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(home / "rows.csv", "id,message,label", *ROWS)
+
+    code = main([*shlex.split(f"eval {name} --model M --data rows.csv --template {{message}} {CHOICES}"), "--json"])
+
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, f"{name} is f1 --average macro\n")
+    assert '"objective": "f1"' in out
+
+
+def test_backslash_and_n_are_a_line_break_where_they_are_typed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(home / "rows.csv", "id,message,label", *ROWS)
+    (home / "options.yaml").write_text("template: '{message}\\n is'\n")
+    line = f"eval accuracy --model M --data rows.csv {CHOICES} --show-prompts"
+
+    shown = []
+    for template in (r"--template '{message}\n is'", r"--template '{message}\\n is'", "--config options.yaml"):
+        assert main(shlex.split(f"{line} {template}")) == 0
+        shown.append(capsys.readouterr().out.split("answers:")[0])
+
+    assert "a good film it was\n     is" in shown[0]
+    assert r"a good film it was\n is" in shown[1]
+    assert r"a good film it was\n is" in shown[2]
+
+
+def test_without_output_the_run_has_a_folder_of_its_objective_and_a_second_one_says_which(
+    home: Path, capsys: pytest.CaptureFixture[str], trials_are_kept: None
+) -> None:
+    written(home / "rows.csv", "id,message,label", *ROWS)
+    line = f"tune neg-cross-entropy --model M --data rows.csv --template {{message}} {CHOICES} --steps 1 --lr 1e-3"
+
+    assert main(shlex.split(line)) == 0
+    assert (home / "runs/neg-cross-entropy/model").is_dir()
+    error, hint = error_and_offer(line, capsys)
+
+    assert "runs/neg-cross-entropy holds a run already" in error
+    assert "--output runs/neg-cross-entropy-2" in hint
+
+
+def test_the_number_of_choices_is_judged_before_a_model_is_loaded(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in Python, and where each row has choices of its own."""
+    for module in ("scoring.evaluation", "trainer.ready"):
+        monkeypatch.setattr(f"zoreward.{module}.load_model", None)  # whoever loads one fails
+    rows = [{"text": "a film", "label": 0, "ends": ends} for ends in ([" good", " bad"], [" good", " bad", " dull"])]
+    how = {"template": "{text} it was", "choice_column": "ends"}
+
+    with pytest.raises(ObjectiveError, match="for two choices, not 3"):
+        evaluate(str(tiny_model_dir), "f1", rows, **how)
+    with pytest.raises(ObjectiveError, match="for two choices, not 3"):
+        ZOTrainer(str(tiny_model_dir), objective="f1", train_dataset=rows, args=ZOConfig(**how, use_cpu=True))
