@@ -69,3 +69,36 @@ def test_runs_go_on_where_they_stopped(kept_runs: ModuleType, tmp_path: Path, mo
     rest = [(tmp_path, n, False) for n in range(3) if (n, "b") not in found]
     assert {one["seed"] for one in kept_runs.do_runs(path, module.work, rest, 1, **settled)} == {0, 2}
     assert {seed for seed, _ in kept_runs.results_in(path, "seed", "way")} == {9, 1, 0, 2}
+
+
+@pytest.fixture
+def preferences(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("preference")
+
+
+def test_pairs_become_conversations_whose_answers_hold_the_beginning(preferences: ModuleType) -> None:
+    row = preferences.in_turns({"prompt": "I saw", "chosen": " it twice.", "rejected": " it."})
+    assert row["prompt"][0]["role"] == "user" and row["prompt"][0]["content"].endswith("I saw")
+    assert row["chosen"] == [{"role": "assistant", "content": "I saw it twice."}]
+    assert row["rejected"] == [{"role": "assistant", "content": "I saw it."}]
+    assert set(preferences.in_turns({"prompt": "I saw"})) == {"prompt"}
+
+
+def test_the_table_tells_means_over_seeds_and_intervals(
+    preferences: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one(seed: int, win: float) -> dict[str, object]:
+        told = {"sampled": win, "sampled_interval": [win - 0.25, win + 0.25], "peak_gib": 3.0, "gained": [1.0, 1.0]}
+        return {"run": "dpo-full-1e-4", "seed": seed, "device": "CPU", "share": 1.0, **told}
+
+    lines = {"base": [one(1, 0.5) | {"peak_gib": 2.0}], "dpo-full-1e-4": [one(1, 0.5), one(2, 1.0)]}
+    options = preferences.argparse.Namespace(jobs=1, dtype="float32")
+    preferences.print_table(options, lines)
+    names, _, _, row = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-4:])
+    cells = dict(zip(names, row, strict=True))
+    assert cells["| run"] == "| dpo-full-1e-4" and cells["seeds"] == "2"
+    assert cells["sampled wins"] == "0.750 ± 0.250 (0.500 to 1.000)"
+    assert cells["pairs gained"] == "1.000 ± 0.000 (1.000 to 1.000)"
+    assert cells["× inference |"] == "1.50 ± 0.00 |"
+    assert cells["greedy wins"] == "–"
