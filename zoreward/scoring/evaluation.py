@@ -120,8 +120,7 @@ def evaluate(
     examples, tokenizer, head = _made_ready(rows, model, tokenizer, chosen.needs, prompting, trust_remote_code, how)
     chosen.check_choices(max(len(example.candidates) for example in examples))
     free = _without_content(chosen, head, prompting, examples, tokenizer, content_free)
-    place: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
-    place["trust_remote_code"] = trust_remote_code
+    place = dict[str, Any](dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     if chosen.compares_with_base:
         before = scorer_of(_base_model(base, place, chosen.name), tokenizer, chosen, generation)
         examples = before.with_base(examples, rows=batch_size)
