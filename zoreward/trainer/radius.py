@@ -162,8 +162,8 @@ def doubt_of_rate(rate: float, method: Method, steps: int, first: float) -> str:
         return ""
     times, how = (usual / rate, "less") if rate < usual else (rate / usual, "more")
     return (
-        f"learning rate {rate:g} is some {float(f'{times:.1g}'):,.0f} times {how} than such runs take: about {usual:.2g}. "
-        "Left out, it is found before step 1."
+        f"learning rate {rate:g} is some {float(f'{times:.1g}'):,.0f} times {how} than such runs take: about "
+        f"{usual:.2g}. Left out, it is found before step 1."
     )
 
 
