@@ -208,7 +208,10 @@ def test_eval_prints_one_object_and_nothing_else(folder: Path, capsys: pytest.Ca
     assert len(out.splitlines()) == 1
     result = json.loads(out)
     assert result.pop("seconds") > 0
-    assert result == {"objective": "share", "score": 0.6, "rows": 5, "truncated": 0, "model": "model"}
+    error = result.pop("standard_error")
+    assert 0 < error < 0.5
+    told = {"objective": "share", "score": 0.6, "rows": 5, "truncated": 0, "majority": 0.6, "model": "model"}
+    assert result == told
 
     assert main(["eval", "./rewards.py:chosen", *EVAL]) == 0
     out, err = capsys.readouterr()

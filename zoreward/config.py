@@ -709,6 +709,11 @@ class EvalOptions(Common):
         help="The model before it was tuned, for objectives that compare with it: a folder or a Hub id.",
         panel=DATA,
     )
+    output: str | None = setting(
+        default=None,
+        help="Write what became of each row to this file, .jsonl or .parquet: prompt, answer, prediction or "
+        "completion, log-probabilities, score.",
+    )
     calibrate: bool = setting(
         default=False,
         help="Score answers by how much likelier the prompt makes them than one without content does.",

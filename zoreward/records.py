@@ -421,6 +421,8 @@ class Evaluation:
         parts: for a weighted sum: the score of each objective, by name.
         statistics: of what was written: `length` in tokens and `distinct_2`; empty where nothing was.
         metrics: numbers that the objective logged with `log_metric`, as `metric/NAME`.
+        examples: the rows, as the model read them.
+        scored: what the score was made of.
     """
 
     objective: str
@@ -431,3 +433,5 @@ class Evaluation:
     parts: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    examples: tuple[Example, ...] = field(default=(), repr=False, compare=False, kw_only=True)
+    scored: Scored | None = field(default=None, repr=False, compare=False, kw_only=True)

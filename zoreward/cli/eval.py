@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from zoreward.cli.flags import given_options, objective_command
 from zoreward.cli.prepare import (
+    check_new_file,
     made_objective,
     objective_with_retries,
     quiet_transformers,
@@ -19,9 +21,9 @@ from zoreward.cli.prepare import (
 from zoreward.cli.printing import Outcome, show_table
 from zoreward.cli.task_rows import options_for, scored_rows, with_task
 from zoreward.config import EvalOptions, Prompting, part_of
-from zoreward.data import Task, check_calibration, without_content
+from zoreward.data import Task, check_calibration, without_content, write_rows
 from zoreward.neighbours.of_typer import words_of
-from zoreward.records import InputError
+from zoreward.records import Evaluation, InputError
 from zoreward.registry import Objective
 
 
@@ -41,6 +43,8 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         hint = "leave --base-model out, or take preference"
         raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
     content_free = _content_free(objective, options, task)
+    if options.output is not None:
+        check_new_file(options.output)
     objective = objective_with_retries(objective, options)
     rows, shot_rows = scored_rows(objective, options, task, words_of(context))
     device = select_device(options.device)
@@ -48,7 +52,7 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         text = shown_prompts(objective, options, rows, shot_rows)
         return Outcome({"prompts": text}, text)
     quiet_transformers()
-    from zoreward.scoring import evaluate, generation_of
+    from zoreward.scoring import evaluate, generation_of, rows_of_evaluation
 
     result = evaluate(
         options.model,
@@ -66,6 +70,8 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         base=options.base_model,
         content_free=content_free,
     )
+    if options.output is not None:
+        write_rows(Path(options.output), rows_of_evaluation(objective, result))
     summary = {
         "objective": result.objective,
         "score": result.score,
@@ -74,12 +80,24 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         **result.metrics,
         "rows": result.rows,
         "truncated": result.truncated,
+        **_beside(objective, result, options.seed),
         **({"fewer_shots": result.fewer_shots} if options.shots else {}),
         **({"calibrated": True} if content_free is not None else {}),
         "model": options.model,
         "seconds": round(time.perf_counter() - start, 3),
     }
     return Outcome(summary, lambda: _show(summary))
+
+
+def _beside(objective: Objective, result: Evaluation, seed: int) -> dict[str, float]:
+    """What says how much a score is worth, as far as it is known."""
+    from zoreward.scoring import majority_score, standard_error
+
+    found = {
+        "standard_error": standard_error(objective, result, seed=seed),
+        "majority": majority_score(objective, result.examples),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _content_free(objective: Objective, options: EvalOptions, task: Task | None) -> str | None:
@@ -95,6 +113,9 @@ def _content_free(objective: Objective, options: EvalOptions, task: Task | None)
 
 def _show(summary: dict[str, Any]) -> None:
     values = {**summary, **summary.get("parts", {})}
-    columns = [name for name in values if name not in ("parts", "model")]  # a model has been typed, and may be long
-    cells = [f"{values[name]:.4f}" if isinstance(values[name], float) else values[name] for name in columns]
-    show_table(columns, [cells])
+    apart = ("parts", "model", "standard_error")  # a model has been typed, and may be long
+    columns = [name for name in values if name not in apart]
+    cells = {name: f"{values[name]:.4f}" if isinstance(values[name], float) else values[name] for name in columns}
+    if "standard_error" in values:
+        cells["score"] += f" ± {values['standard_error']:.4f}"
+    show_table(columns, [list(cells.values())])

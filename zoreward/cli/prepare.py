@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Common, Prompting, Rewarding, part_of
 from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
+from zoreward.data.rows import WRITERS
 from zoreward.records import InputError
 from zoreward.registry import Objective, get_objective, weighted_sum
 
@@ -200,6 +201,20 @@ def check_folder(output: str, option: str = "--output", hint: str = "give a fold
         raise InputError(
             f"{option} {output} cannot be written: {error.strerror}", hint=f"choose another folder for {option}"
         ) from error
+
+
+def check_new_file(path: str, option: str = "--output") -> None:
+    """Refuse a file of rows that is there already, or that cannot be written.
+
+    Raises:
+        InputError: it is, or its ending says nothing that can be written, or there is no such folder to write to.
+    """
+    endings = " or ".join(WRITERS)
+    if Path(path).suffix.lower() not in WRITERS:
+        raise InputError(f"{option} {path!r} is no file of rows that can be written", hint=f"end it in {endings}")
+    if os.path.lexists(path):
+        raise InputError(f"{option} {path} is there already", hint="give another name, or take it away")
+    check_folder(str(Path(path).parent), option, hint="give a file in a folder that can be written to")
 
 
 def select_device(device: str | None) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from zoreward.data.columns import Row, broken_text, class_names, class_names_in, listed, values_of, with_class_names
 from zoreward.data.hub import hub_rows
 from zoreward.data.reading import check_regular
-from zoreward.records import InputError, MissingFileError
+from zoreward.records import InputError, MissingFileError, one_line
 
 T = TypeVar("T")
 
@@ -238,6 +238,43 @@ _READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows to a new file, as its ending says: .jsonl, or .parquet, which needs pyarrow.
+
+    Raises:
+        InputError: it cannot be written, or the values of a column are of kinds that do not go into one of Parquet's.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+    >>> write_rows(path, [{"prompt": "fine", "score": 1.0}]); load_rows(path)
+    [{'prompt': 'fine', 'score': 1.0}]
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[path.suffix.lower()](path, rows)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}", hint="give another file") from None
+
+
+def _write_jsonl(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    try:
+        write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: {one_line(error)}", hint="write the rows to a .jsonl file") from None
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[Row]], None]] = {".jsonl": _write_jsonl, ".parquet": _write_parquet}
+"""What writes rows to a file, by its ending."""
 
 
 def _kind(value: object) -> str:

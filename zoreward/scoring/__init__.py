@@ -11,6 +11,7 @@ only one that halves a batch that does not fit the memory.
 """
 
 from zoreward.scoring.baselines import calibrated_logprobs, last_hidden_states, linear_probe, probe_scores
+from zoreward.scoring.certainty import majority_score, rows_of_evaluation, standard_error
 from zoreward.scoring.checkpoints import (
     Head,
     adapter_base,
@@ -114,6 +115,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "load_with_head",
+    "majority_score",
     "mean_length",
     "member_scores",
     "model_kind",
@@ -124,11 +126,13 @@ __all__ = [
     "probe_scores",
     "prompts_of",
     "repeated_4",
+    "rows_of_evaluation",
     "score_writings",
     "scorer_of",
     "scores_of",
     "share_that_differs",
     "size",
+    "standard_error",
     "statistics_of",
     "weights_moved",
     "win_rate",

@@ -117,8 +117,7 @@ def evaluate(
         system_prompt=system_prompt,
     )
     how: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens, "shot_rows": shot_rows, "seed": seed}
-    examples, tokenizer, head = _made_ready(rows, model, tokenizer, chosen.needs, prompting, trust_remote_code, how)
-    chosen.check_choices(max(len(example.candidates) for example in examples))
+    examples, tokenizer, head = _made_ready(rows, model, tokenizer, chosen, prompting, trust_remote_code, how)
     free = _without_content(chosen, head, prompting, examples, tokenizer, content_free)
     place = dict[str, Any](dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     if chosen.compares_with_base:
@@ -137,7 +136,7 @@ def _made_ready(
     rows: Sequence[dict[str, Any]],
     model: PreTrainedModel | str,
     tokenizer: PreTrainedTokenizerBase | None,
-    needs: str,
+    chosen: Objective,
     prompting: Prompting,
     trust_remote_code: bool,
     how: dict[str, Any],
@@ -148,7 +147,7 @@ def _made_ready(
         rows: the dataset.
         model: that will read them.
         tokenizer: its own; None: it is loaded.
-        needs: what the objective needs.
+        chosen: the objective.
         prompting: how rows become prompts.
         trust_remote_code: run the code that comes with the model.
         how: more arguments of `examples_of`.
@@ -158,7 +157,9 @@ def _made_ready(
         name = model if isinstance(model, str) else model.name_or_path
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, kind=head.kind)
     tokenizer = prepare_tokenizer(tokenizer, head.kind)
-    return examples_of(rows, tokenizer, needs, prompting, head=head, **how), tokenizer, head
+    examples = examples_of(rows, tokenizer, chosen.needs, prompting, head=head, **how)
+    chosen.check_choices(max(len(example.candidates) for example in examples))
+    return examples, tokenizer, head
 
 
 def _base_model(base: PreTrainedModel | str | None, place: dict[str, Any], objective: str) -> PreTrainedModel:
@@ -247,6 +248,8 @@ def evaluated(
         parts=scored.part_scores if objective.parts else {},
         statistics=statistics_of([scored]),
         metrics=scored.metrics,
+        examples=tuple(examples),
+        scored=scored,
     )
     return evaluation, scored
 

@@ -56,7 +56,7 @@ def _prompt_length(value: int, of: Values) -> dict[str, Any]:
 
 
 def _completions_every(value: bool, of: Values) -> dict[str, Any]:
-    return {"completions_every": max(1, int(of["logging_steps"]))} if value else {}
+    return {"completions_every": int(of["logging_steps"])} if value and of["logging_steps"] >= 1 else {}
 
 
 def _best_by(value: str, of: Values) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""How far a score can be trusted: its standard error, what one gets without reading, and the score of each row."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import stdev
+from typing import Any
+
+import numpy as np
+
+from zoreward.records import Evaluation, Example, Scored, Writing, ZorewardError
+from zoreward.registry import Objective
+from zoreward.scoring.requests import have_same_answers, scores_of
+
+# 1,000 would say it to 2 %, and take ten seconds and more of a slow core for the F1 of scikit-learn.
+DRAWS = 200
+# Some may have no score, as an AUC of rows of one class; with fewer than this nothing is said.
+_LEAST_DRAWS = DRAWS // 2
+
+
+def standard_error(objective: Objective, evaluation: Evaluation, *, seed: int = 0) -> float | None:
+    """Return the standard error of a score: how far it would differ on other rows of this kind.
+
+        of a mean over rows      s / √n, with the standard deviation s of the n rows' scores
+        of one number for all    the standard deviation of the scores of 200 draws of N of the N rows, with
+                                 replacement (the bootstrap; Efron 1979), which is known to 1/√400 = 5 % then
+
+    Args:
+        objective: what the rows were scored by.
+        evaluation: of `evaluate`.
+        seed: of the draws.
+
+    Returns:
+        None where it is not known: of texts that are scored all together, such as BLEU, and of fewer than two rows.
+
+    >>> from zoreward import get_objective
+    >>> scored = Scored(0.5, {}, returned={"accuracy": [1.0, 0.0, 1.0, 0.0]})
+    >>> round(standard_error(get_objective("accuracy"), Evaluation("accuracy", 0.5, 4, 0, scored=scored)), 4)
+    0.2887
+    """
+    scored, examples = evaluation.scored, evaluation.examples
+    if scored is None:
+        return None
+    if (of_rows := row_scores(objective, scored)) is not None:
+        scores = [score for score in of_rows if score is not None]
+        return stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+    if scored.logprobs_NC is None or len(examples) < 2:
+        return None
+    draws = np.random.default_rng(seed).integers(len(examples), size=(DRAWS, len(examples)))
+    found = [_score_of(objective, [examples[n] for n in draw], scored.logprobs_NC[draw]) for draw in draws]
+    finite = [score for score in found if math.isfinite(score)]
+    return stdev(finite) if len(finite) >= _LEAST_DRAWS else None
+
+
+def row_scores(objective: Objective, scored: Scored) -> list[float | None] | None:
+    """Return what each row is worth: the weighted sum of what the parts gave it, None where all left it out.
+
+    None in place of the list where some part gives one number for all rows.
+    """
+    weighed = [(weight, scored.returned.get(part.name)) for weight, part in objective.parts]
+    weighed = weighed or [(1.0, scored.returned.get(objective.name))]
+    if not all(isinstance(returned, list) for _, returned in weighed):
+        return None
+    rows = zip(*(returned for _, returned in weighed), strict=True)
+    weights = [weight for weight, _ in weighed]
+    terms = [[w * score for w, score in zip(weights, row, strict=True) if score is not None] for row in rows]
+    return [math.fsum(own) if own else None for own in terms]
+
+
+def majority_score(objective: Objective, examples: Sequence[Example]) -> float | None:
+    """Return the score of who knows how frequent each answer is in these rows, and reads none of them.
+
+    The most frequent answer is always the likeliest; log-probabilities are the logarithms of the shares.
+
+    Returns:
+        None where rows have answers of their own, or the objective compares with a base, or has no such score.
+
+    >>> from zoreward import get_objective
+    >>> rows = [Example({}, "", (" no", " yes"), right, (1,), ((2,), (3,))) for right in (0, 1, 1)]
+    >>> round(majority_score(get_objective("accuracy"), rows), 4)
+    0.6667
+    """
+    if objective.needs != "choices" or objective.compares_with_base or not have_same_answers(examples):
+        return None
+    counts = Counter(example.reference for example in examples)
+    shares_C = [counts[place] / len(examples) for place in range(len(examples[0].candidates))]
+    logprobs_C = np.log(np.maximum(shares_C, 1e-9))
+    score = _score_of(objective, examples, np.tile(logprobs_C, (len(examples), 1)))
+    return score if math.isfinite(score) else None
+
+
+def _score_of(objective: Objective, examples: Sequence[Example], logprobs_NC: Any) -> float:
+    """The score of rows by what their candidates are given; NaN where the objective has none."""
+    try:
+        return scores_of(objective, examples, [logprobs_NC])[0].score
+    except ZorewardError:
+        return math.nan
+
+
+def rows_of_evaluation(objective: Objective, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return what became of each row, in the order of the rows.
+
+    Each has `prompt`, what the model read, or the messages; `answer`, the right one, where there is one; of choices
+    `prediction`, `choices` and `logprobs`, the mean log-probability per token of each; of texts `completion`; `score`,
+    where rows have scores of their own; and `columns`, the row as it was given.
+    """
+    scored, examples = evaluation.scored, evaluation.examples
+    assert scored is not None
+    scores = row_scores(objective, scored) or [None] * len(examples)
+    written = scored.completions if isinstance(scored, Writing) else [None] * len(examples)
+    rows = []
+    for n, (example, score, completion) in enumerate(zip(examples, scores, written, strict=True)):
+        prompt = example.prompt if example.messages is None else list(example.messages)
+        made: dict[str, Any] = {"prompt": prompt}
+        if example.candidates:
+            made["answer"] = example.candidates[example.reference] if example.reference >= 0 else None
+            logprobs = [float(one) for one in scored.logprobs_NC[n][: len(example.candidates)]]
+            if len(logprobs) > 1:
+                made |= {"prediction": example.candidates[int(np.argmax(logprobs))]}
+                made |= {"choices": list(example.candidates)}
+            made["logprobs"] = logprobs
+        if completion is not None:
+            made["completion"] = completion.text
+        rows.append({**made, "score": score, "columns": example.row})
+    return rows
