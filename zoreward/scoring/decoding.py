@@ -44,7 +44,7 @@ from zoreward.members import members_at
 from zoreward.noise import Purpose, derive_seed
 from zoreward.noise.definition import MASK_32, philox
 from zoreward.records import Completion, Member
-from zoreward.scoring.devices import bytes_to_keep, free_bytes
+from zoreward.scoring.devices import bytes_to_keep, free_bytes, without_cudnn_attention
 from zoreward.scoring.forward import Reader, not_finite, padded
 from zoreward.scoring.logprobs import halves_of, in_halves, sorted_batches
 from zoreward.scoring.protocol import Generation, Tokens
@@ -217,6 +217,7 @@ def _generated(
     keep_bytes = _keep_bytes(reader, len(members))
     with (
         torch.no_grad(),
+        without_cudnn_attention(),
         _own_settings(model),
         members_at(model, members, tuned=reader.tuned, keep_bytes=keep_bytes),
     ):

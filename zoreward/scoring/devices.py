@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zoreward.members import KEEP_BYTES
@@ -136,3 +138,20 @@ def bytes_to_keep(device: torch.device, free: int, members: int) -> int:
     if members == 1:
         return max(KEEP_BYTES, free * 9 // 10)
     return KEEP_BYTES if device.type == "cpu" else max(KEEP_BYTES, free // 2)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Have torch attend by its own kernels as long as the context lasts.
+
+    cuDNN plans anew for every number of keys, and where texts are written each token has another one: 36 ms a token of
+    the self-check, SmolLM2 on an H200, which is a quarter of all that comes before step 1.
+    """
+    import torch
+
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)

@@ -33,6 +33,7 @@ from zoreward.members import (
 from zoreward.neighbours.of_transformers import cache_of, is_plain_attention
 from zoreward.records import InputError, Member, ObjectiveError
 from zoreward.scoring.checkpoints import Kind, kind_of
+from zoreward.scoring.devices import without_cudnn_attention
 from zoreward.scoring.protocol import Tokens
 
 # Tokens of one forward pass. On two CPU cores 128 to 512 tokens were equally fast and 2,048 slower (padding);
@@ -333,7 +334,8 @@ def _logits(
         given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         accepts.add("use_cache")
     known = {name: value for name, value in given.items() if name in accepts}
-    logits: torch.Tensor = model(input_ids=ids, **known).logits
+    with without_cudnn_attention():
+        logits: torch.Tensor = model(input_ids=ids, **known).logits
     return logits.float()
 
 

@@ -29,7 +29,7 @@ from zoreward.neighbours.of_transformers import (
 )
 from zoreward.neighbours.transformers_cache_layer import FixedLayer, cache_of_layers
 from zoreward.records import Member
-from zoreward.scoring.devices import is_spread
+from zoreward.scoring.devices import is_spread, without_cudnn_attention
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, StoppingCriteria
@@ -124,7 +124,8 @@ class Stepper:
         padding = padded_width(*ids.shape) - ids.shape[1]
         ids, mask = (functional.pad(tensor, (padding, 0)) for tensor in (ids, mask))
         try:
-            with members_at(self._reader.model, members, tuned=self._reader.tuned, held=desk.held):
+            shown = members_at(self._reader.model, members, tuned=self._reader.tuned, held=desk.held)
+            with without_cudnn_attention(), shown:
                 desk.begin(ids, mask, new_tokens)
                 written = _written(desk, (padding, ids.shape[1]), new_tokens, processors, stop)
             lost = bool(desk.lost)
