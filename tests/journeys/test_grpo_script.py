@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from trl import GRPOConfig
 
 from conftest import random_model
-from zoreward import ZOTrainer
-from zoreward.records import InputError
+from zoreward import ZOConfig, ZOTrainer
+from zoreward.records import InputError, ZorewardError
 
 SCRIPT = """
 from datasets import Dataset
@@ -45,8 +45,8 @@ training_args = GRPOConfig(
     per_device_train_batch_size=8,
     gradient_accumulation_steps=1,
     max_completion_length=5,
-    num_train_epochs=10,
-    logging_steps=5,
+    num_train_epochs=6,
+    logging_steps=3,
     bf16=False,
     report_to="none",
     use_vllm=False,
@@ -89,7 +89,7 @@ def test_a_script_runs_with_another_trainer_and_its_reward_rises(folder: Path, c
     (folder / "script.py").write_text(script)
     with caplog.at_level(logging.WARNING):
         trainer = runpy.run_path("script.py")["trainer"]
-    scores = [line["score"] for line in trainer.state.log_history if "score" in line]  # each of five steps
+    scores = [line["score"] for line in trainer.state.log_history if "score" in line]  # each of three steps
     assert sum(scores[-2:]) / 2 > sum(scores[:2]) / 2 + 0.15, scores
     [told] = caplog.messages
     assert told.startswith("learning_rate=1e-05 is one for gradients and is not used")
@@ -107,9 +107,11 @@ def reward(completions, **kwargs):
 
 
 def arguments(**others: Any) -> dict[str, Any]:
-    """What ZOTrainer is called with; `args` may hold what GRPOConfig is given beside."""
+    """What ZOTrainer is called with; `config` is for GRPOConfig, or `ours` for ZOConfig instead."""
     given = {"bf16": False, "max_completion_length": 2, "report_to": "none", "max_steps": 1}
     config = GRPOConfig("run", **given, **others.pop("config", {}))
+    if "ours" in others:
+        config = ZOConfig("run", use_cpu=True, **others.pop("ours"))
     rows = [{"prompt": "the film was"}, {"prompt": "a plot"}]
     return {"model": "tiny-model", "reward_funcs": reward, "train_dataset": rows, "args": config, **others}
 
@@ -135,6 +137,12 @@ MISTAKES = {
         "Leave it out",
         {},
     ),
+    "a column of another name": (
+        {"train_dataset": [{"question": "the film was"}]},
+        "no row has the prompt column 'prompt'",
+        "in Python prompt=… or template=… of ZOConfig; the columns are question",
+        {"train_dataset": [{"question": "the film was"}], "ours": {"prompt": "question", "max_completion_length": 2}},
+    ),
     "reward_funcs": ({"reward_funcs": []}, "reward_funcs is an empty list", "=your_function", {}),
     "a reward that is not there": (
         {"reward_funcs": "./reward-model"},
@@ -155,7 +163,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_its_hint_works(folder: Path, name: str):
     wrong, message, hint, right = MISTAKES[name]
-    with pytest.raises(InputError, match=re.escape(message)) as found:
+    with pytest.raises(ZorewardError, match=re.escape(message)) as found:
         ZOTrainer(**arguments(**wrong))
     assert hint in found.value.hint and "\n" not in str(found.value)
     if "ranker" in str(right):

@@ -68,7 +68,8 @@ def preference_texts(rows: list[dict[str, Any]], prompting: Prompting) -> tuple[
     labels = ["true"] * len(rows) if paired else values_of(rows, prompting.label, "label", "--label")
     filled = fill(prompting.template, rows, "--template") if prompting.template is not None else None
     if filled is None and column not in columns and (not paired or column != "prompt"):
-        hint = f"give --prompt or --template; {close_hint(column, columns)}the columns are {listed(columns)}"
+        hint = "give --prompt or --template, in Python prompt=… or template=… of ZOConfig; "
+        hint += f"{close_hint(column, columns)}the columns are {listed(columns)}"
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
     if filled is None and not paired:
         values_of(rows, column, "prompt", "--prompt")

@@ -307,7 +307,7 @@ def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:
     >>> check_prompts([{"text": "fine"}], Prompting())
     Traceback (most recent call last):
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
-    hint: give --prompt or --template; the columns are text
+    hint: give --prompt or --template, in Python prompt=… or template=… of ZOConfig; the columns are text
     """
     _prompts(_with_prompts(rows_of(rows), prompting), prompting)
 
@@ -336,7 +336,8 @@ def _prompts(rows: list[dict[str, Any]], prompting: Prompting, kind: str = "caus
 def _prompt_column(rows: list[dict[str, Any]], column: str) -> list[Any]:
     """What the column of the prompt holds: texts, or lists of messages."""
     if column not in (columns := columns_of(rows)):
-        hint = f"give --prompt or --template; {columns_hint(column, columns)}"
+        hint = "give --prompt or --template, in Python prompt=… or template=… of ZOConfig; "
+        hint += columns_hint(column, columns)
         raise UnknownNameError(f"no row has the prompt column {column!r}", hint=hint)
     prompts = values_of(rows, column, "prompt", "--prompt")
     chat = not isinstance(prompts[0], str)

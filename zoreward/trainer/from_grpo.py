@@ -257,7 +257,7 @@ def _is_default(one: dataclasses.Field[Any], values: Values) -> bool:
     if one.name == "bf16":
         default = not values["fp16"]
     elif one.name == "activation_checkpointing":
-        default = values["gradient_checkpointing"]
+        default = values.get("gradient_checkpointing")
     elif one.name == "pad_to_multiple_of":
         default = None
     elif one.name == "steps_per_generation":
