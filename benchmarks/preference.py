@@ -27,7 +27,8 @@ keeps are chosen by the dev pairs and their prompts, so their own shares are a l
 
 Seconds are those of the whole command, loading and saving too, or of a TRL trainer, its making too; of GRPO and
 best-of-n those of the head are added. A forward pass is one row that is read or written. Of zoreward the search for a
-rate, dev rows and the self-check are left out of the passes (not of the seconds). Memory is PyTorch's, beyond what the
+rate, dev rows and the self-check are left out of the passes (not of the seconds); of best-of-N they are those of one
+prompt. Memory is PyTorch's, beyond what the
 process held before; that of inference is 512 prompts which the base goes on from.
 
 With `--chat` the pairs become conversations: the user asks for a film review with the row's prompt as its beginning,

@@ -20,10 +20,11 @@ import families
 from rendering import check_columns, render
 from tiny_tokenizers import bpe
 from whole_models import word_tokenizer
+from zoreward import get_objective
 from zoreward.cli import main
 from zoreward.members import update_
 from zoreward.records import InputError, Term, Update
-from zoreward.scoring import evaluate
+from zoreward.scoring import Generation, evaluate, scorer_of
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("trials_are_kept")
@@ -377,6 +378,51 @@ def test_ipo_is_minus_the_loss_of_dpo_trainer(tmp_path):
     found = evaluate(model, "preference", rows, **options)
     assert found.score == pytest.approx(-float(loss), abs=1e-5)
     assert found.score != pytest.approx(-1.0, abs=1e-3)  # the base's
+
+
+@pytest.mark.parametrize("likelier", [True, False])
+def test_kto_is_minus_the_loss_of_kto_trainer_with_its_reference_point(likelier, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    rows, base, model = kto(True)[5:9] + kto(True)[30:34], made_model(), made_model()
+    update_(model, Update(0.0, (Term(3, 0.05),), 0))
+    model, base = (base, model) if likelier else (model, base)  # to whom answers to other prompts are likelier
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.75}
+    how = {"use_cpu": True, "bf16": False, "report_to": [], "max_length": None, "per_device_train_batch_size": 8}
+    args = trl.KTOConfig(str(tmp_path), **how, beta=0.5, **weights)
+    data = datasets.Dataset.from_list(rows)
+    trainer = trl.KTOTrainer(model, base, args, train_dataset=data, processing_class=chat_tokenizer())
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(list(trainer.train_dataset)))
+    point = trainer._metrics["eval"]["kl"][-1]
+    options = {"form": "kto", "beta": 0.5, **weights}
+    found = evaluate(model, "preference", rows, tokenizer=chat_tokenizer(), base=base, options=options)
+    assert found.metrics["metric/reference_point"] == pytest.approx(point, abs=1e-4)
+    assert found.score == pytest.approx(-float(loss), abs=1e-5)
+    assert point > 0.1 if likelier else point == 0
+
+
+def test_members_share_the_reference_point_of_the_weights_that_the_step_begins_with():
+    rows, model, base = kto(True)[5:9] + kto(True)[30:34], made_model(), made_model()
+    update_(base, Update(0.0, (Term(3, 0.05),), 0))
+    objective, tokenizer = get_objective("preference", form="kto"), chat_tokenizer()
+    before, now = (scorer_of(one, tokenizer, objective, Generation()) for one in (base, model))
+    examples = before.with_base(render(rows, tokenizer, needs="choices"))
+    [alone] = now.score(examples)
+    members = now.score(examples, [(Term(5, 0.05),), (Term(5, -0.05),)])
+    points = [one.metrics["metric/reference_point"] for one in (alone, *members)]
+    assert points[0] > 0.1 and points == pytest.approx([points[0]] * 3, abs=1e-6)
+    assert abs(members[0].score - members[1].score) > 1e-4
+
+
+def test_mismatched_answers_are_those_to_another_prompt():
+    rows = kto(True)[5:8]
+    rows = [rows[0], {**rows[1], "prompt": rows[0]["prompt"]}, rows[2]]
+    scorer = scorer_of(made_model(), chat_tokenizer(), get_objective("preference", form="kto"), Generation())
+    examples = scorer.with_base(render(rows, chat_tokenizer(), needs="choices"))
+    for example, other in zip(examples, (2, 2, 1), strict=True):
+        [(request, _)] = example.mismatched
+        assert (request.prompt, request.target) == (example.prompt_tokens, examples[other].candidate_tokens[0])
+    assert not get_objective("preference").reads_mismatched  # the other forms pay for none
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -328,6 +328,8 @@ class Example:
         base_logprobs: mean log-probability per token of each candidate under the model as it was before any step; None
             where no objective asks for them.
         base_completion: what that model wrote behind the prompt; None where no objective asks for it.
+        mismatched: answers to another row's prompt behind this one's, each with the log-probability that this model
+            gave it; none where no objective asks for them.
         place: `Request.position` of the candidates.
         types: `Request.types` of the candidates.
         asked: what a model is asked about each candidate, where that is not its tokens behind the prompt's.
@@ -347,6 +349,7 @@ class Example:
     messages: tuple[dict[str, Any], ...] | None = None
     base_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
     base_completion: Completion | None = field(default=None, repr=False, kw_only=True)
+    mismatched: tuple[tuple[Request, float], ...] = field(default=(), repr=False, kw_only=True)
     place: int = -1
     types: tuple[int, ...] = field(default=(), repr=False)
     asked: tuple[Request, ...] = field(default=(), repr=False)

@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SPEC = "__zoreward_objective__"
 # What an objective may be handed beside the dataset's columns, so never an option.
-_LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums")
+_LOGPROBS = ("logprobs", "logprob_sums", "base_logprobs", "base_logprob_sums", "mismatched_ratios")
 _PAIR = ("completions_a", "completions_b")  # of which a judge has the better
 _OF_TEXTS = ("completions", "completion_ids", *_PAIR, "base_states")
 _OF_BASE = ("base_completions", "base_completion_ids")

@@ -101,7 +101,13 @@ class Objective:
         >>> get_objective(gained).compares_with_base
         True
         """
-        return self._names("base_logprobs", "base_logprob_sums", "base_completions", "base_completion_ids")
+        outputs = ("base_logprobs", "base_logprob_sums", "base_completions", "base_completion_ids")
+        return self._names(*outputs) or self.reads_mismatched
+
+    @property
+    def reads_mismatched(self) -> bool:
+        """Whether it names `mismatched_ratios`: how far answers to other prompts have moved."""
+        return self._names("mismatched_ratios")
 
     @property
     def reads_base(self) -> bool:

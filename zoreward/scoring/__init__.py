@@ -19,6 +19,7 @@ from zoreward.scoring.checkpoints import (
     check_needs,
     config_of_model,
     head_of,
+    length_limit,
     model_kind,
 )
 from zoreward.scoring.decoding import HFGenerator, end_tokens_of
@@ -31,7 +32,7 @@ from zoreward.scoring.devices import (
     peak_bytes,
 )
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
-from zoreward.scoring.evaluation import evaluate, evaluated, length_limit
+from zoreward.scoring.evaluation import evaluate, evaluated
 from zoreward.scoring.forward import Reader
 from zoreward.scoring.loading import (
     blank_model,

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 # What a model gives for a row: the next tokens, the token at a mask, a class, how good an answer is, or a second text.
 Kind = Literal["causal", "masked", "classifier", "ranker", "encoder-decoder"]
 
+# RoBERTa and its kin: their first token has the position behind that of the padding token, so 514 positions are 512.
+COUNTED_FROM_PADDING = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -195,6 +201,39 @@ def prefix_length(source: Any) -> int:
         return int((_adapter_settings(source) or {}).get("num_virtual_tokens") or 0)
     configs = getattr(source, "peft_config", None) or {}
     return sum(int(getattr(config, "num_virtual_tokens", None) or 0) for config in configs.values())
+
+
+def length_limit(
+    max_length: int | None, source: Any, *, prefix: int | None = None, trust_remote_code: bool = False
+) -> int | None:
+    """Return how many tokens of prompt and answer a model is given: what is asked for, within its context.
+
+    Args:
+        max_length: what is asked for; None: all that the model can read.
+        source: its config, or a folder or Hub id to load it from, or the model.
+        prefix: tokens that stand in front of every row; by default those of the adapter that the source has.
+        trust_remote_code: run the code that comes with it.
+
+    Raises:
+        InputError: less than one token is asked for.
+
+    >>> from transformers import GPT2Config, RobertaConfig
+    >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
+    [64, 32, 64]
+    >>> length_limit(None, RobertaConfig(max_position_embeddings=514))
+    512
+    """
+    from transformers import PretrainedConfig
+
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length={max_length} leaves no room for a prompt", hint="It is 1 or more.")
+    config = config_of_model(source, trust_remote_code=trust_remote_code).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context and config.model_type in COUNTED_FROM_PADDING:
+        context -= 1 + (config.pad_token_id or 0)
+    if context and not isinstance(source, PretrainedConfig):
+        context -= prefix_length(source) if prefix is None else prefix
+    return min((limit for limit in (max_length, context) if limit), default=None)
 
 
 def _adapter_settings(name: str) -> dict[str, Any] | None:

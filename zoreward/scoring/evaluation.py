@@ -11,7 +11,7 @@ from zoreward.data import check_calibration, content_free_examples
 from zoreward.records import Evaluation, Example, InputError, Scored
 from zoreward.registry import Objective, Source, get_objective, no_score
 from zoreward.scoring.baselines import calibrated_logprobs
-from zoreward.scoring.checkpoints import Head, config_of_model, head_of, prefix_length
+from zoreward.scoring.checkpoints import Head, head_of, length_limit
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.protocol import Generation
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# RoBERTa and its kin: their first token has the position behind that of the padding token, so 514 positions are 512.
-COUNTED_FROM_PADDING = (
-    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
-)
 
 
 def evaluate(
@@ -252,36 +246,3 @@ def evaluated(
         scored=scored,
     )
     return evaluation, scored
-
-
-def length_limit(
-    max_length: int | None, source: Any, *, prefix: int | None = None, trust_remote_code: bool = False
-) -> int | None:
-    """Return how many tokens of prompt and answer a model is given: what is asked for, within its context.
-
-    Args:
-        max_length: what is asked for; None: all that the model can read.
-        source: its config, or a folder or Hub id to load it from, or the model.
-        prefix: tokens that stand in front of every row; by default those of the adapter that the source has.
-        trust_remote_code: run the code that comes with it.
-
-    Raises:
-        InputError: less than one token is asked for.
-
-    >>> from transformers import GPT2Config, RobertaConfig
-    >>> [length_limit(wanted, GPT2Config(n_positions=64)) for wanted in (None, 32, 100)]
-    [64, 32, 64]
-    >>> length_limit(None, RobertaConfig(max_position_embeddings=514))
-    512
-    """
-    from transformers import PretrainedConfig
-
-    if max_length is not None and max_length < 1:
-        raise InputError(f"max_length={max_length} leaves no room for a prompt", hint="It is 1 or more.")
-    config = config_of_model(source, trust_remote_code=trust_remote_code).get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
-    if context and config.model_type in COUNTED_FROM_PADDING:
-        context -= 1 + (config.pad_token_id or 0)
-    if context and not isinstance(source, PretrainedConfig):
-        context -= prefix_length(source) if prefix is None else prefix
-    return min((limit for limit in (max_length, context) if limit), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -86,10 +86,20 @@ def member_scores(
 
 
 def scores_of(
-    objective: Objective, examples: Sequence[Example], logprobs_MNC: Sequence[NDArray[np.float64]]
+    objective: Objective,
+    examples: Sequence[Example],
+    logprobs_MNC: Sequence[NDArray[np.float64]],
+    of_all: Mapping[str, Any] | None = None,
 ) -> list[Scored]:
-    """Return what each member is worth by what it gives to the candidates; raises what `member_scores` raises."""
-    columns = columns_of(examples)
+    """Return what each member is worth by what it gives to the candidates; raises what `member_scores` raises.
+
+    Args:
+        objective: of given answers.
+        examples: N rows.
+        logprobs_MNC: of each member.
+        of_all: outputs that are the same for all members.
+    """
+    columns = columns_of(examples) | dict(of_all or {})
     notes = [Notes() for _ in logprobs_MNC]
     batches = [
         (len(examples), columns | outputs_of(objective.needs, examples, own_NC) | {"log_metric": note.log_metric})
@@ -158,6 +168,41 @@ def with_base(engine: Engine, examples: Sequence[Example], *, rows: int | None =
         replace(example, base_logprobs=tuple(own[: len(example.requests)].tolist()))
         for example, own in zip(examples, logprobs_NC, strict=True)
     ]
+
+
+def with_mismatched(
+    engine: Engine, examples: Sequence[Example], *, context: int | None = None, rows: int | None = None
+) -> list[Example]:
+    """Return the rows with answers to another prompt, and how likely they are behind their own by the model as it is.
+
+    They are those of the last row before that has another prompt, or of the row before where none has; before the first
+    row stands the last. A prompt loses tokens on its left where both do not fit the context.
+
+    Args:
+        engine: the model.
+        examples: N rows, which fit the context.
+        context: tokens that the model can read; None: any number.
+        rows: most rows of one forward pass.
+    """
+    prompts, asked, last = [example.prompt_tokens for example in examples], [], len(examples) - 1
+    other = next((n for n in range(last, -1, -1) if prompts[n] != prompts[0]), last)
+    for n, prompt in enumerate(prompts):
+        other = n - 1 if n and prompts[n - 1] != prompt else other
+        answers = examples[other].candidate_tokens
+        asked.append([Request(prompt[-(context - len(one)) :] if context else prompt, one) for one in answers])
+    [sums] = engine.logprobs([((), [request for own in asked for request in own])], rows=rows)
+    base = iter(np.asarray(sums).tolist())
+    return [
+        replace(one, mismatched=tuple((request, next(base)) for request in own))
+        for one, own in zip(examples, asked, strict=True)
+    ]
+
+
+def mismatched_ratios(engine: Engine, examples: Sequence[Example], *, rows: int | None = None) -> NDArray[np.float64]:
+    """Return log π(y′|x)/π_ref(y′|x) of each mismatched answer y′, (R,), π the model as it is now without a member."""
+    known = [one for example in examples for one in example.mismatched]
+    [sums] = engine.logprobs([((), [request for request, _ in known])], rows=rows)
+    return np.asarray(sums) - [of_base for _, of_base in known]
 
 
 def written(engine: Engine, examples: Sequence[Example], how: Generation) -> list[Completion]:

@@ -16,12 +16,21 @@ from zoreward.data import PAIRS, render, render_prompts
 from zoreward.members import Tuned, called_model, has_adapter
 from zoreward.records import Completion, Example, InputError, Member, Request, Scored, ZorewardError, one_line
 from zoreward.registry import Objective
-from zoreward.scoring.checkpoints import Head, check_needs
+from zoreward.scoring.checkpoints import Head, check_needs, length_limit
 from zoreward.scoring.decoding import end_tokens_of
 from zoreward.scoring.drift import Base
 from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
 from zoreward.scoring.protocol import Engine, Generation
-from zoreward.scoring.requests import States, candidate_logprobs, completion_scores, scores_of, with_base, written
+from zoreward.scoring.requests import (
+    States,
+    candidate_logprobs,
+    completion_scores,
+    mismatched_ratios,
+    scores_of,
+    with_base,
+    with_mismatched,
+    written,
+)
 from zoreward.scoring.reward_head import answer_states
 
 if TYPE_CHECKING:
@@ -71,7 +80,11 @@ class Scorer:
         """
         if self.objective.needs != "completions":
             logprobs_MNC = candidate_logprobs(self.engine, examples, members, rows=rows)
-            return scores_of(self.objective, examples, list(logprobs_MNC))
+            # Of θ, not of each member: a reference point that moved with a member would have a gradient of its own.
+            of_all = {}
+            if self.objective.reads_mismatched:
+                of_all["mismatched_ratios"] = mismatched_ratios(self.engine, examples, rows=rows)
+            return scores_of(self.objective, examples, list(logprobs_MNC), of_all)
         how = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
         what = (self.engine, self.objective, examples, members, how)
         states_of = self._states_of if self.base is not None and self.objective.reads_base else None
@@ -96,7 +109,10 @@ class Scorer:
             rows: most rows of one forward pass.
         """
         if self.objective.needs != "completions":
-            return with_base(self.engine, examples, rows=rows)
+            found = with_base(self.engine, examples, rows=rows)
+            if not self.objective.reads_mismatched:
+                return found
+            return with_mismatched(self.engine, found, context=length_limit(None, self.reader.model), rows=rows)
         greedy = replace(self.generation, temperature=0.0, rows=rows or self.generation.rows)
         texts = written(self.engine, examples, greedy)
         return [replace(one, base_completion=text) for one, text in zip(examples, texts, strict=True)]

@@ -15,8 +15,7 @@ from zoreward.config import Loading, Prompting, part_of
 from zoreward.noise.seeds import derive_seed
 from zoreward.records import Completion, Example, Writing
 from zoreward.registry import Objective, no_score
-from zoreward.scoring.checkpoints import check_needs, head_of
-from zoreward.scoring.evaluation import length_limit
+from zoreward.scoring.checkpoints import check_needs, head_of, length_limit
 from zoreward.scoring.loading import load_model, load_tokenizer
 from zoreward.scoring.local import engine_of
 from zoreward.scoring.protocol import Generation
