@@ -134,7 +134,7 @@ def main() -> None:
         lines[name] = [results[name, seed] for seed in options.seeds if (name, seed) in results]
     print_table(options, lines)
     if options.figure:
-        draw(options.figure, lines)
+        draw(options.figure, lines, [results[name, first] for names in searched.values() for name in names])
     if options.check:
         check(lines)
 
@@ -589,8 +589,8 @@ def interval(results: Sequence[Result], key: str) -> tuple[float, float] | None:
     return None if not ends else tuple(np.mean(ends, axis=0).tolist())
 
 
-def draw(path: str, lines: dict[str, list[Result]]) -> None:
-    """Draw the win rate of samples over their KL: the first seed's course, and where each seed ends."""
+def draw(path: str, lines: dict[str, list[Result]], searched: Sequence[Result]) -> None:
+    """Draw the win rate of samples over their KL: the first seed's course, all seeds' ends, and rates not taken."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -599,7 +599,7 @@ def draw(path: str, lines: dict[str, list[Result]]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 5))
+    figure, axes = pyplot.subplots(figsize=(8, 5))
     for name, own in lines.items():
         ends = [result for result in own if "sampled_kl" in result and name != "base"]
         if not ends:
@@ -608,11 +608,16 @@ def draw(path: str, lines: dict[str, list[Result]]) -> None:
         [line] = axes.plot(*zip(*curve, strict=True), marker="." if len(curve) > 1 else "", linewidth=1)
         x, y = ([result[key] for result in ends] for key in ("sampled_kl", "sampled"))
         axes.scatter(x, y, color=line.get_color(), label=name)
+        kind = re.sub(r"-\d[\d.]*(e-\d+)?$", "", name)
+        others = [one for one in searched if one["run"] != name and one["run"].startswith(f"{kind}-")]
+        x, y = ([result[key] for result in others] for key in ("sampled_kl", "sampled"))
+        axes.scatter(x, y, color=line.get_color(), marker="x", label=f"{kind}, other rates" if others else None)
     axes.axhline(0.5, color="grey", linewidth=0.5)
     axes.set(xlabel="KL to the base, nats a token of samples", ylabel="win rate of samples over the base's")
+    axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def check(lines: dict[str, list[Result]]) -> None:

@@ -19,8 +19,9 @@ from zoreward.scoring.forward import Reader, forward, not_finite
 from zoreward.scoring.logprobs import LOGITS_AT_ONCE, read_rows
 from zoreward.scoring.protocol import Tokens
 
-# Logits of one forward pass over whole completions, of the model and of its base each: 2 GB in float32.
-_LOGITS = 1 << 29
+# Logits of one forward pass over whole completions, of the model and of its base each: half a GB in float32. Four times
+# as many made them the most that a run with a small model takes.
+_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, slots=True, eq=False)
