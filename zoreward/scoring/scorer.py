@@ -21,7 +21,15 @@ from zoreward.scoring.decoding import end_tokens_of
 from zoreward.scoring.drift import Base
 from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
 from zoreward.scoring.protocol import Engine, Generation
-from zoreward.scoring.requests import States, candidate_logprobs, completion_scores, scores_of, with_base, written
+from zoreward.scoring.requests import (
+    States,
+    candidate_logprobs,
+    completion_scores,
+    divided_scores,
+    scores_of,
+    with_base,
+    written,
+)
 from zoreward.scoring.reward_head import answer_states
 
 if TYPE_CHECKING:
@@ -76,6 +84,12 @@ class Scorer:
         what = (self.engine, self.objective, examples, members, how)
         states_of = self._states_of if self.base is not None and self.objective.reads_base else None
         return [*completion_scores(*what, trainer_state=trainer_state, states_of=states_of)]
+
+    def score_divided(
+        self, examples: Sequence[Example], members: Sequence[Member], shares: Sequence[slice]
+    ) -> tuple[list[Scored], list[float]]:
+        """Return what antithetic pairs are worth, each on rows of its own; see `divided_scores`."""
+        return divided_scores(self.engine, self.objective, examples, members, shares)
 
     def _states_of(self, prompts: Sequence[Request], texts: Sequence[Sequence[Completion]]) -> States:
         """What the base holds of what members wrote; see `answer_states`."""

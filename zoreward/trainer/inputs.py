@@ -131,6 +131,9 @@ def all_given(
     objective, adapter = with_retries(objective, part_of(Rewarding, args)), tunes_adapter(model, args, peft_config)
     finds = finds_rate(args, objective.needs, compares_with_base=objective.compares_with_base)
     eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
+    if args.rows_per_direction is not None and objective.needs == "completions":
+        hint = "Leave rows_per_direction out: members write for the same prompts."
+        raise InputError("rows are divided among directions where answers are given", hint=hint)
     method_of(args)  # what is wrong with its options is told before rows are read
     generation = generation_of(args, args.seed)
     args.drift = args.drift or objective.reads_base  # `completed` has made a copy of the options
@@ -151,7 +154,7 @@ def all_given(
         refuse_one_answer(objective, examples)
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
-    warn_about_classes(objective, examples, args.rows_a_step)
+    warn_about_classes(objective, examples, args.rows_per_direction or args.rows_a_step)
     return Given(args, eps_given, finds, objective, adapter, head, tokenizer, generation, make, examples, eval_examples)
 
 
