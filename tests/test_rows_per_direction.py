@@ -156,7 +156,9 @@ def members_of(count: int):
 def test_members_with_rows_of_their_own_answer_as_each_does_alone(family, tokens, examples):
     model = random_model(family)
     engine = engine_of(model, 0, tokens=tokens)
+    same_prompt = replace(examples[0], candidate_tokens=((13,), (14, 15)))  # its requests join the first row's
     shares = [[one] for one in examples] + [[examples[0], examples[0], examples[2]], [examples[1], examples[2]]]
+    shares += [[examples[0], examples[1], same_prompt], [examples[1], examples[0]]]
     members = members_of(len(shares))
     asked = [[request for own in requests_of(share) for request in own] for share in shares]
     found = engine.logprobs([(member, asked[m // 2]) for m, member in enumerate(members)])
@@ -233,6 +235,18 @@ def test_a_step_costs_two_forward_passes_and_the_rate_is_found(tmp_path, tokeniz
     run.train()
     assert run.found is not None and run.method.normalize == "running" and run.method.rank == 1
     assert run.keeper.budget.in_steps == 2 * run.state.global_step > 0
+
+
+def test_members_with_rows_of_their_own_count_for_memory_together(tmp_path, tokenizer):
+    own = {**DIVIDED, "rows": ROWS, "per_device_train_batch_size": 32, "rows_per_direction": 1}
+    shared = {**own, "rows_per_direction": None, "noise": "low-rank"}
+    options = own, {**shared, "num_directions": 1}, {**shared, "num_directions": 32}
+    needed = [trainer(tmp_path / str(n), tokenizer, **some).memory for n, some in enumerate(options)]
+    if any(memory is None for memory in needed):
+        pytest.skip("this machine does not say what memory is free")
+    divided, one, many = needed
+    assert divided.activations == one.activations < many.activations
+    assert divided.scratch == many.scratch > one.scratch
 
 
 def test_headers_say_nothing_of_it_where_rows_are_not_divided():
