@@ -249,6 +249,23 @@ def test_members_with_rows_of_their_own_count_for_memory_together(tmp_path, toke
     assert divided.scratch == many.scratch > one.scratch
 
 
+def of_two_classes(predictions, references):
+    return math.nan if len(set(references)) == 1 else 1.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        ("f1", "A direction's share of 1 rows holds 0.5 of the rarest answer, ' not', on average; the mean of f1"),
+        ("f1", "Take --rows-per-direction 4 or more"),
+        (get_objective(of_two_classes), "in about 100 % of the shares of 1 rows: these directions move nothing"),
+    ],
+)
+def test_scores_of_the_set_on_too_few_rows_are_told(objective, told, tmp_path, tokenizer, caplog):
+    trainer(tmp_path / "run", tokenizer, objective=objective, **{**DIVIDED, "rows_per_direction": 1})
+    assert told in caplog.text
+
+
 def test_headers_say_nothing_of_it_where_rows_are_not_divided():
     assert "rows_per_direction" not in SPSA().for_header("spsa")
     assert SPSA(rows_per_direction=2, rank=1).for_header("spsa")["rows_per_direction"] == 2
