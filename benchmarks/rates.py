@@ -8,6 +8,11 @@ edge; one seed; chosen on the first `--choosing` dev rows by what is tuned on. T
 rate are found before step 1), each with `--seeds` other seeds, on the dev rows that chose nothing. All runs keep the
 step that is best on the choosing rows, as `zoreward tune` does where it is given dev rows. Each setting has a
 process of its own, and `--jobs` of them share the GPU. Printed at the end, and written down with every run: the table.
+
+    python benchmarks/rates.py --model MODEL --sst2 SST2 --output runs/estimators --estimators dense low-rank divided
+
+compares estimators in the place of pairs, at equal forward passes: each with the ε and the rate that are found for it,
+and with `--times` that rate.
 """
 
 from __future__ import annotations
@@ -34,19 +39,33 @@ OBJECTIVES = {"neg-cross-entropy": "cross_entropy", "accuracy": "accuracy", "auc
 # (ε, rates) to begin with; MeZO's for LoRA are a hundred times those for full weights.
 PAIRS = {"full": ([1e-3, 3e-3, 1e-2], [3e-5, 1e-4, 3e-4]), "lora": ([1e-2, 3e-2, 1e-1], [1e-3, 3e-3, 1e-2])}
 STEP, MOST_MORE = math.sqrt(10), 6
+# All of them read each row of a step twice.
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "dense": {"noise": "dense"},
+    "low-rank": {"noise": "low-rank"},
+    "divided": {"rows_per_direction": 1},
+    "divided-4": {"rows_per_direction": 4},
+    "divided-8": {"rows_per_direction": 8},
+    "divided-8-dense": {"rows_per_direction": 8, "noise": "dense"},
+    "momentum": {"method": "momentum", "noise": "low-rank"},
+    "divided-momentum": {"method": "momentum", "rows_per_direction": 1},
+}
 
 
 def main() -> None:
     """Run all settings, print the table."""
     options = parsed()
     if options.setting:
-        return one_setting(options)
+        return estimators_of(options) if options.estimators else one_setting(options)
     Path(options.output).mkdir(parents=True, exist_ok=True)
     settings = list(product(options.tune, options.objectives))
     with ThreadPoolExecutor(options.jobs) as pool:
         codes = list(pool.map(lambda setting: in_a_process(options, setting), settings))
-    rows = [row for tune, objective in settings if (row := row_of(options, tune, objective))]
-    table = "\n".join([HEAD, "|---" * 8 + "|", *rows])
+    if options.estimators:
+        head, rows = ESTIMATORS_HEAD, [row for setting in settings for row in rows_of_estimators(options, *setting)]
+    else:
+        head, rows = HEAD, [row for tune, objective in settings if (row := row_of(options, tune, objective))]
+    table = "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
     Path(options.output, "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     if any(codes):
@@ -68,6 +87,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--pair", nargs=2, type=float, help="ε and rate, in place of the search by hand")
+    parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), help="compare these in the place of pairs")
+    parser.add_argument("--times", nargs="+", type=float, default=[], help="of the rate that is found, for estimators")
     parser.add_argument("--setting", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -108,6 +129,21 @@ def one_setting(options: argparse.Namespace) -> None:
         for seed in range(1, options.seeds + 1):
             run("best pair", seed, eps=best[0], learning_rate=best[1], normalize="none")
             run("default", seed)
+
+
+def estimators_of(options: argparse.Namespace) -> None:
+    """Run each estimator with what is found for it, and with multiples of that rate."""
+    tune, objective = options.setting
+    with log_of(options, tune, objective).open("w", encoding="utf-8") as file:
+        for seed, name in product(range(1, options.seeds + 1), options.estimators):
+            found: dict[str, Any] = {}
+            for times in (1.0, *options.times):
+                values = {**ESTIMATORS[name], **found}
+                if found:
+                    values["learning_rate"] = times * found["learning_rate"]
+                result = run_of(options, tune, objective, seed, **values)
+                found = found or {key: result[key] for key in ("eps", "learning_rate")} | {"normalize": "running"}
+                print(json.dumps({"kind": name, "times": times, **result}), file=file, flush=True)
 
 
 def beyond(best: tuple[float, float], tried: dict[tuple[float, float], float]) -> list[tuple[float, float]]:
@@ -197,10 +233,41 @@ def row_of(options: argparse.Namespace, tune: str, objective: str) -> str:
     for some in of_kind.values():
         values = [run["after"]["other"][what] for run in some]
         means.append(statistics.mean(values))
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        cells += [f"{some[0]['eps']:.3g}, {some[0]['learning_rate']:.3g}", f"{means[-1]:.3f} ± {error:.3f}"]
+        cells += [f"{some[0]['eps']:.3g}, {some[0]['learning_rate']:.3g}", mean_and_error(values)]
     share = (means[1] - base) / (means[0] - base) if means[0] != base else math.nan
     return f"| {tune} | {objective} | {base:.3f} | {' | '.join(cells)} | {share:.0%} |"
+
+
+ESTIMATORS_HEAD = (
+    "| tuned | objective | estimator | times the rate | ε, rate | accuracy | cross-entropy | AUC | seconds |"
+)
+
+
+def rows_of_estimators(options: argparse.Namespace, tune: str, objective: str) -> list[str]:
+    """Return the table's rows of a setting: base, then each estimator with each rate, mean ± standard error."""
+    runs = [json.loads(line) for line in log_of(options, tune, objective).read_text(encoding="utf-8").splitlines()]
+    names = ("accuracy", "cross_entropy", "auc")
+    rows = []
+    if runs:
+        base = [f"{runs[0]['before']['other'][name]:.3f}" for name in names]
+        rows.append(f"| {tune} | {objective} | none | | | {' | '.join(base)} | |")
+    for kind, times in dict.fromkeys((run["kind"], run["times"]) for run in runs):
+        some = [run for run in runs if (run["kind"], run["times"]) == (kind, times)]
+        cells = [mean_and_error([run["after"]["other"][name] for run in some]) for name in names]
+        seconds = statistics.mean(run["seconds"] for run in some)
+        found = f"{some[0]['eps']:.3g}, {some[0]['learning_rate']:.3g}"
+        rows.append(f"| {tune} | {objective} | {kind} | {times:g} | {found} | {' | '.join(cells)} | {seconds:.0f} |")
+    return rows
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Return a mean and its standard error.
+
+    >>> mean_and_error([0.5, 0.7])
+    '0.600 ± 0.100'
+    """
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.3f} ± {error:.3f}"
 
 
 if __name__ == "__main__":

@@ -370,6 +370,14 @@ class Tuning:
         help=f"Directions a step (K); each costs two members. {_default_in_words('num_directions')}",
         most=MOST_DIRECTIONS,
     )
+    rows_per_direction: int | None = setting(
+        default=None,
+        help="Divide the rows of a step among the directions, at least so many for each: K directions then cost as "
+        "much as one. With spsa, for answers that are given; 1 for a score of rows, more for one of the set, such as "
+        "F1. Default: every direction is scored on all rows.",
+        least=1,
+        most=MOST_DIRECTIONS,
+    )
     more_every: int | None = setting(
         default=None, help="Add a direction after every so many steps. Default: never.", least=1
     )
@@ -459,7 +467,7 @@ class Tuning:
 # What goes to the method under its own name; all but weight_decay and the seed are of `Tuning`.
 METHOD_OPTIONS = (
     *("eps", "num_directions", "distribution", "weight_decay", "anchor", "normalize", "more_every", "momentum"),
-    *("window", "refresh", "full_every", "full_rate", "anneal_every", "block_every", "seed"),
+    *("window", "refresh", "full_every", "full_rate", "anneal_every", "block_every", "rows_per_direction", "seed"),
 )
 
 

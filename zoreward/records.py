@@ -21,6 +21,7 @@ import struct
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from zoreward.noise.dense import DENSE
@@ -197,29 +198,47 @@ Member = tuple[Term, ...]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a method wants to know: the score of each member, all on the same rows.
+    """What a method wants to know: the score of each member, all on the same rows, or each pair on rows of its own.
 
     Args:
         step: counts from 0.
         members: M members; an antithetic pair stands side by side, θ + εz before θ − εz.
         rows: which rows: those of the step's `batch`, or `all` rows that are tuned on.
         at_once: how many members share a forward pass at most; None: all. Fewer take less memory.
+        rows_per_direction: 0, or how many rows at least each antithetic pair has to itself: the rows are divided
+            among the pairs, so that each is read twice, however many members there are.
     """
 
     step: int
     members: tuple[Member, ...]
     rows: Literal["batch", "all"] = "batch"
     at_once: int | None = None
+    rows_per_direction: int = 0
 
     @property
     def parts(self) -> list[tuple[Member, ...]]:
-        """The members that are scored together.
+        """The members that are scored together, on the same rows.
 
         >>> [term.coefficient for term in Query(0, ((), (Term(1, 0.5),), (Term(1, -0.5),)), at_once=2).parts[1][0]]
         [-0.5]
         """
-        size = self.at_once or len(self.members)
+        size = 2 if self.rows_per_direction else self.at_once or len(self.members)
         return [self.members[m : m + size] for m in range(0, len(self.members), size)]
+
+    @property
+    def reads(self) -> int:
+        """How often each row is read."""
+        return 2 if self.rows_per_direction else len(self.members)
+
+    def divided(self, n_rows: int) -> list[slice]:
+        """Return which rows are the first pair's, the second's and so on; none are left for pairs behind the last.
+
+        >>> Query(0, ((),) * 8, rows_per_direction=2).divided(7)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+        """
+        pairs = min(len(self.members) // 2, max(1, n_rows // self.rows_per_direction))
+        ends = [n_rows * pair // pairs for pair in range(pairs + 1)]
+        return [slice(*own) for own in pairwise(ends)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from zoreward.methods.directions import along
-from zoreward.methods.steps import Method, SPSAState, antithetic_pairs
-from zoreward.records import Member, Term, to_float32
+from zoreward.methods.steps import MAX_STEPS, Method, SPSAState, antithetic_pairs, known
+from zoreward.records import Member, Query, Term, to_float32
 
 Normalize = Literal["none", "running", "rms", "zscore", "rank", "sign"]
 
+# The ways to normalise that compare a direction with no other: their scores may be of other rows.
+WITHOUT_COMPARING = ("none", "running", "sign")
 # Of the running mean of squared slopes: it looks back on some ten steps. Measured with 0.9 alone.
 RUNNING_DECAY = 0.9
 
@@ -50,10 +52,20 @@ class SPSA(Method):
     works with a single direction: a steep slope still makes a longer step than a gentle one, and the learning rate is
     how far a usual step moves the weights along its direction (MEAZO, 2026, arXiv 2605.03869).
 
+    With `rows_per_direction` n the B rows of a step are divided among K ≤ B/n directions, and both members of a pair
+    are scored on the n rows or more that are theirs: each row is read twice, however many directions there are.
+
+        g_k = (s(rows_k; θ + ε z_k) − s(rows_k; θ − ε z_k)) / 2ε
+
+    The mean of g_k z_k has the mean of SPSA's step along one direction, and for a score that is a mean over rows, whose
+    gradients have the mean G and scatter by σ, a variance that is smaller by (B + σ²/G²) / (n + σ²/G²). A direction
+    without rows, as in a short last batch, or without a score has no part in the mean (GRZO, 2026, arXiv 2606.02857).
+
     Other methods are settings of this one; docs/methods.md has the table.
 
     Args:
-        normalize: what becomes of the differences of scores. The other arguments are those of `Method`.
+        normalize: what becomes of the differences of scores.
+        rows_per_direction: n ≥ 1; 0: all directions are scored on all rows. The other arguments are those of `Method`.
 
     Raises:
         ValueError: a value is out of its range.
@@ -70,10 +82,29 @@ class SPSA(Method):
     """
 
     normalize: Normalize = field(default="none", kw_only=True)
+    rows_per_direction: int = field(default=0, kw_only=True)
 
     def _check(self) -> None:
         if self.normalize not in get_args(Normalize):
             raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, not {self.normalize!r}")
+        if not 0 <= self.rows_per_direction <= MAX_STEPS:
+            raise ValueError(f"rows_per_direction must be at least 0, not {self.rows_per_direction}")
+        if self.rows_per_direction and self.normalize not in WITHOUT_COMPARING:
+            named = ", ".join(WITHOUT_COMPARING)
+            raise ValueError(
+                f"with rows of their own directions are not compared: normalize is one of {named}, not {self.normalize}"
+            )
+
+    def ask(self, state: SPSAState) -> Query:
+        """Return the members whose scores this step needs; with `rows_per_direction` each pair on rows of its own."""
+        members = self.members(self.directions.fresh(state.step))
+        return Query(state.step, members, rows_per_direction=self.rows_per_direction)
+
+    def is_scored(self, scores: Sequence[float]) -> bool:
+        """Return whether all members have a score; with `rows_per_direction` whether both of any pair have one."""
+        if not self.rows_per_direction:
+            return super(SPSA, self).is_scored(scores)
+        return bool(known(differences(scores)))
 
     def members(self, directions: Sequence[Term]) -> tuple[Member, ...]:
         """Return the 2K members θ + εz_0, θ − εz_0, θ + εz_1, …"""
@@ -97,7 +128,8 @@ class SPSA(Method):
             return weights, state.squares
         total, count = state.squares
         # Products and sums alone, which every machine rounds alike: a run is resumed by making its states again.
-        total = RUNNING_DECAY * total + math.fsum(weight * weight for weight in weights) / len(weights)
+        found = known(weights)
+        total = RUNNING_DECAY * total + math.fsum(weight * weight for weight in found) / len(found)
         count = RUNNING_DECAY * count + 1
         rms = math.sqrt(total / count)
         return [weight / rms if rms else 0.0 for weight in weights], (total, count)
@@ -214,14 +246,14 @@ def over_rms(values: Sequence[float], floor: float) -> list[float]:
 
 
 def signs(values: Sequence[float]) -> list[float]:
-    """Return the sign of each value: −1, 0 or 1. One outlier moves a step no further than anything else does.
+    """Return the sign of each value: −1, 0 or 1; NaN of NaN. One outlier moves a step no further than another value.
 
     Source: Cai et al. 2025, "FeedSign", arXiv 2501.17610, whose step is lr · sign(d) · z.
 
     >>> signs([3.0, -0.5, 0.0])
     [1.0, -1.0, 0.0]
     """
-    return [float((value > 0) - (value < 0)) for value in values]
+    return [math.nan if math.isnan(value) else float((value > 0) - (value < 0)) for value in values]
 
 
 def z_scores(scores: Sequence[float], floor: float) -> list[float]:

@@ -166,8 +166,9 @@ class Method(ABC):
         True
         """
         fields = {"name": name, **asdict(self)}
-        if not self.noise:  # headers are older than families that have a name
-            del fields["noise"]
+        for younger in ("noise", "rows_per_direction"):  # than headers, in which they stand if they say something
+            if not fields.get(younger, True):
+                del fields[younger]
         return fields
 
     def init(self) -> SPSAState:
@@ -195,11 +196,12 @@ class Method(ABC):
         """
         check_scores(state, query, scores)
         directions, rate = self.directions, self.lr if lr is None else lr
-        scored = all_scored(scores)
+        scored = self.is_scored(scores)
         weights = self.weights(scores) if scored else [0.0] * directions.drawn(state.step)
         weights, squares = self.scaled(weights, state) if scored else (weights, state.squares)
         share = rate * self._newest_share()
-        coefficients = [share * weight / len(weights) if weight != 0 else None for weight in weights]
+        count = len(known(weights))
+        coefficients = [share * weight / count if abs(weight) > 0 else None for weight in weights]
         fresh = directions.own(state.step, coefficients)
         terms = fresh + directions.older(state.step, state.past)
         rounding_seed = directions.rounding_seed(state.step)
@@ -227,7 +229,11 @@ class Method(ABC):
 
     @abstractmethod
     def weights(self, scores: Sequence[float]) -> list[float]:
-        """Return w_K of the scores of `members`; all 0 where they do not differ."""
+        """Return w_K of the scores of `members`: 0 where they do not differ, NaN where z has no part in the mean."""
+
+    def is_scored(self, scores: Sequence[float]) -> bool:
+        """Return whether there is something to learn from: by default, whether all members have a score."""
+        return all_scored(scores)
 
     def scaled(self, weights: list[float], state: SPSAState) -> tuple[list[float], tuple[float, float]]:
         """Return w_K by what earlier steps were like, and `SPSAState.squares` after this one; here, as they are."""
@@ -299,6 +305,15 @@ def all_scored(scores: Sequence[float]) -> bool:
     (True, False)
     """
     return not any(map(math.isnan, scores))
+
+
+def known(values: Sequence[float]) -> list[float]:
+    """Return the values that are a number.
+
+    >>> known([0.5, float("nan")])
+    [0.5]
+    """
+    return [value for value in values if not math.isnan(value)]
 
 
 def state_after(method: Method, records: Iterable[StepRecord], rewinds: Sequence[Rewind] = ()) -> SPSAState:

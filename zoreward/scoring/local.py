@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zoreward.members import SelfCheck, Tuned, called_model, self_check, update_
+from zoreward.members import SelfCheck, Tuned, are_factored, called_model, self_check, update_
 from zoreward.records import Completion, Example, InputError, Member, Request, Update, named
 from zoreward.registry import is_ctrl_c, place_of
 from zoreward.scoring.decoding import HFGenerator, completion_of, forced_logits
 from zoreward.scoring.forward import Reader, not_finite, reader_of
 from zoreward.scoring.logprobs import (
     batches_of,
+    divided_logprobs,
     halves_of_groups,
     in_halves,
     read_batch,
@@ -51,7 +52,21 @@ class LocalEngine(Reader):
     def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
         """See `Engine.logprobs`."""
         found: list[NDArray[np.float64]] = []
-        for members, requests in _asked_alike(work):
+        asked = list(_asked_alike(work))
+        # Dense members would each take a copy of the weights at the same time.
+        if (
+            len(asked) > 1
+            and rows is self.rows is None
+            and self.grouped
+            and self.pads
+            and all(are_factored(members) for members, _ in asked)
+        ):
+            with ends_told(self.model):
+                found = [own for own_MR in divided_logprobs(self, asked) for own in own_MR]
+            if any(np.isnan(own).any() for own in found):
+                raise not_finite()
+            return found
+        for members, requests in asked:
             # The model itself is read in batches as full as can be.
             reader = replace(self, rows=rows or self.rows, together=self.together if any(members) else None)
             with ends_told(self.model):

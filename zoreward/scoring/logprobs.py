@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
-from typing import Any, TypeVar
+from itertools import chain, groupby
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +66,63 @@ def request_logprobs(
     return sums_MR[:, read]
 
 
+class Share(NamedTuple):
+    """What some members are asked, and others are not.
+
+    Args:
+        members: M members.
+        groups: their requests, behind one prompt each.
+        order: for each request that was asked, the place of its equal in the groups.
+    """
+
+    members: Sequence[Member]
+    groups: list[Group]
+    order: list[int]
+
+
+@torch.no_grad()
+def divided_logprobs(
+    reader: Reader, asked: Sequence[tuple[Sequence[Member], Sequence[Request]]]
+) -> list[NDArray[np.float64]]:
+    """Return the log-probabilities of requests that some members are asked, and others of others.
+
+    Members that are asked as much share a pass, whatever they are asked: as many as there is room for, those with
+    requests of like length together.
+
+    Args:
+        reader: the model, which pads, and shows its members together.
+        asked: members, and what these are asked.
+
+    Returns:
+        (M, R) for each of `asked`.
+    """
+    shares, tokens = [], []
+    alike: dict[object, list[int]] = {}
+    for n, (members, requests) in enumerate(asked):
+        groups, behind, numbers, read = groups_of(reader, requests, reader.tokens)
+        place = {numbers[id(request)]: i for i, request in enumerate(chain.from_iterable(groups))}
+        shares.append(Share(members, groups, [place[number] for number in read]))
+        longest = max(len(group[0].prompt) + more for group, more in zip(groups, behind, strict=True))
+        tokens.append(len(members) * len(groups) * longest)
+        shape = tuple((len(group), sum(len(request.target) > 1 for request in group)) for group in groups)
+        alike.setdefault((len(members), shape), []).append(n)
+
+    def sums_of(batch: list[int]) -> list[NDArray[np.float64]]:
+        sequences = [group for n in batch for _ in shares[n].members for group in shares[n].groups]
+        with reader.logits_in_float32(), reader.shown([member for n in batch for member in shares[n].members]):
+            sums = np.concatenate(read_batch(reader, sequences, members=1))
+        return [
+            own.reshape(len(shares[n].members), -1) for n, own in zip(batch, np.split(sums, len(batch)), strict=True)
+        ]
+
+    found: dict[int, NDArray[np.float64]] = {}
+    for some in alike.values():
+        batches = sorted_batches([tokens[n] for n in some], reader.tokens)
+        for batch, sums in in_halves([[some[i] for i in batch] for batch in batches], sums_of, halves_of):
+            found |= {n: own[:, shares[n].order] for n, own in zip(batch, sums, strict=True)}
+    return [found[n] for n in range(len(asked))]
+
+
 def side_by_side(requests: Sequence[Request]) -> list[Group]:
     """Requests that stand side by side and have their prompt in common, as those of a row."""
     return [list(group) for _, group in groupby(requests, key=lambda request: id(request.prompt))]
@@ -81,6 +138,28 @@ def batches_of(
         equal in the batches.
     """
     most = reader.tokens // (reader.together or members if reader.grouped else 1)
+    groups, behind, numbers, read = groups_of(reader, requests, most)
+    prompts = [len(group[0].prompt) for group in groups]
+    costs = [prompt + more for prompt, more in zip(prompts, behind, strict=True)]
+    alike = None if reader.pads else prompts if reader.kind == PAIRS else costs
+    batches = sorted_batches(costs, most, reader.rows, alike)
+    return [[groups[g] for g in batch] for batch in batches], numbers, read
+
+
+def groups_of(
+    reader: Reader, requests: Sequence[Request], most: int
+) -> tuple[list[Group], list[int], dict[int, int], list[int]]:
+    """Requests in groups behind one prompt, of equal requests only the first.
+
+    Args:
+        reader: the model.
+        requests: R requests.
+        most: tokens that are read behind one prompt in a group.
+
+    Returns:
+        groups · the tokens that each reads behind its prompt · a number for each request in them, by its `id` · the
+        number of its equal in the groups for each request that was asked.
+    """
     groups: list[Group] = []
     behind: list[int] = []  # tokens that are read behind the prompt
     numbers: dict[int, int] = {}
@@ -104,11 +183,7 @@ def batches_of(
             behind.append(0)
         groups[g].append(request)
         behind[g] += more
-    prompts = [len(group[0].prompt) for group in groups]
-    costs = [prompt + more for prompt, more in zip(prompts, behind, strict=True)]
-    alike = None if reader.pads else prompts if reader.kind == PAIRS else costs
-    batches = sorted_batches(costs, most, reader.rows, alike)
-    return [[groups[g] for g in batch] for batch in batches], numbers, read
+    return groups, behind, numbers, read
 
 
 def sorted_batches(

@@ -117,6 +117,51 @@ def scores_of(
     ]
 
 
+def divided_scores(
+    engine: Engine,
+    objective: Objective,
+    examples: Sequence[Example],
+    members: Sequence[Member],
+    shares: Sequence[slice],
+) -> tuple[list[Scored], list[float]]:
+    """Let antithetic pairs answer, each on rows of its own.
+
+    An objective that scores rows is called for all members θ + εz_k together, and for all θ − εz_k; one that scores the
+    set also for each pair's rows by themselves.
+
+    Args:
+        engine: the model.
+        objective: one of answers that are given.
+        examples: N rows.
+        members: pairs, side by side; those behind the last share are not asked.
+        shares: which rows are the first pair's, the second's and so on.
+
+    Returns:
+        what the members θ + εz_k are worth together, on all rows, and the members θ − εz_k · each member's score on its
+        rows, NaN where it has none.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned what is no score; or the model's outputs are not finite.
+    """
+    asked = requests_of(examples)
+    lists = [[request for own in asked[share] for request in own] for share in shares]
+    found = engine.logprobs([(member, lists[m // 2]) for m, member in enumerate(members[: 2 * len(shares)])])
+    logprobs_2NC = means_of(asked, np.stack([np.concatenate(found[side::2]) for side in (0, 1)]))
+    sides = scores_of(objective, examples, list(logprobs_2NC))
+    scores = [math.nan] * len(members)
+    for k, share in enumerate(shares):
+        if all(isinstance(values, list) for values in sides[0].returned.values()):
+            pair = [
+                objective.combined({name: values[share] for name, values in side.returned.items()}) for side in sides
+            ]
+        else:
+            width = max(map(len, asked[share]))
+            own = scores_of(objective, examples[share], list(logprobs_2NC[:, share, :width]))
+            pair = [one.score for one in own]
+        scores[2 * k : 2 * k + 2] = pair
+    return sides, scores
+
+
 def outputs_of(needs: str, examples: Sequence[Example], logprobs_NC: NDArray[np.float64]) -> dict[str, Any]:
     """Return the outputs of one member for an objective of answers that are given.
 

@@ -25,6 +25,7 @@ from zoreward.scoring.requests import (
     States,
     candidate_logprobs,
     completion_scores,
+    divided_scores,
     mismatched_ratios,
     scores_of,
     with_base,
@@ -89,6 +90,12 @@ class Scorer:
         what = (self.engine, self.objective, examples, members, how)
         states_of = self._states_of if self.base is not None and self.objective.reads_base else None
         return [*completion_scores(*what, trainer_state=trainer_state, states_of=states_of)]
+
+    def score_divided(
+        self, examples: Sequence[Example], members: Sequence[Member], shares: Sequence[slice]
+    ) -> tuple[list[Scored], list[float]]:
+        """Return what antithetic pairs are worth, each on rows of its own; see `divided_scores`."""
+        return divided_scores(self.engine, self.objective, examples, members, shares)
 
     def _states_of(self, prompts: Sequence[Request], texts: Sequence[Sequence[Completion]]) -> States:
         """What the base holds of what members wrote; see `answer_states`."""

@@ -132,6 +132,9 @@ def all_given(
     objective = with_retries(objective, part_of(Rewarding, args))
     finds = finds_rate(args, objective.needs, compares_with_base=objective.compares_with_base)
     eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
+    if args.rows_per_direction is not None and objective.needs == "completions":
+        hint = "Leave rows_per_direction out: members write for the same prompts."
+        raise InputError("rows are divided among directions where answers are given", hint=hint)
     method_of(args)  # what is wrong with its options is told before rows are read
     generation = generation_of(args, args.seed)
     args.drift = args.drift or objective.reads_base  # `completed` has made a copy of the options
@@ -156,7 +159,8 @@ def all_given(
     check_choices(max(len(example.candidates) for example in examples))
     check_batches(args, len(examples))
     warn_about_context(examples, args.shots if objective.needs != "completions" else 0)
-    warn_about_classes(objective, examples, args.rows_a_step)
+    divided = args.rows_per_direction is not None
+    warn_about_classes(objective, examples, args.rows_per_direction or args.rows_a_step, divided=divided)
     return Given(args, eps_given, finds, objective, adapter, head, tokenizer, generation, make, examples, eval_examples)
 
 
@@ -234,7 +238,7 @@ def check_batches(args: ZOConfig, rows: int) -> None:
         raise InputError(f"{rows} rows make no full batch of {size}, and others are dropped", hint=hint)
 
 
-def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: int) -> None:
+def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: int, *, divided: bool = False) -> None:
     """Say where batches hold so few rows of the rarest answer that a score of the whole batch is biased.
 
     Of a metric that is no mean over rows (F1, MCC, AUC), the mean over batches is not its value on all rows. Known are
@@ -243,7 +247,8 @@ def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: 
     Args:
         objective: what is tuned on.
         examples: the rows to tune on.
-        rows: those of a batch.
+        rows: those of a batch, or of a direction.
+        divided: whether a batch is divided among directions.
     """
     parts = [part for _, part in objective.parts] or [objective]
     names = [one.name for one in parts if signature(one.function).return_annotation in (float, "float")]
@@ -254,9 +259,11 @@ def warn_about_classes(objective: Objective, examples: Sequence[Example], rows: 
     expected, enough = rows * count / len(examples), min(len(examples), -(-2 * len(examples) // count))
     if expected < 2:
         logging.get_logger(__name__).warning(
-            "A batch of %d rows holds %.2g of the rarest answer, %r, on average; the mean of %s over such batches is "
-            "not what it is on all rows. Take --batch-size %d or more.",
-            rows, expected, examples[0].candidates[rarest], ", ".join(names), enough,
+            "%s of %d rows holds %.2g of the rarest answer, %r, on average; the mean of %s over such batches is "
+            "not what it is on all rows. Take --%s %d or more.",
+            "A direction's share" if divided else "A batch",
+            rows, expected, examples[0].candidates[rarest], ", ".join(names),
+            "rows-per-direction" if divided else "batch-size", enough,
         )  # fmt: skip
 
 
@@ -268,7 +275,8 @@ ONE_CLASS_ROWS = 8
 
 def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOConfig) -> None:
     """Say so before step 1 where batches will have no score because all their rows have the same right choice."""
-    size = min(args.rows_a_step, len(examples))
+    divided = args.rows_per_direction is not None
+    size = min(args.rows_per_direction or args.rows_a_step, len(examples))
     counts = Counter(example.reference for example in examples)
     share = sum(math.comb(count, size) for count in counts.values()) / math.comb(len(examples), size)
     if scorer.objective.needs != "choices" or share < FEW:
@@ -286,9 +294,10 @@ def warn_about_one_class(scorer: Scorer, examples: Sequence[Example], args: ZOCo
         return
     if math.isnan(scored.score):
         logging.get_logger(__name__).warning(
-            "%r has no score on rows of one class, as in about %.0f %% of the batches of %d rows: these steps move "
-            "nothing. A larger batch size leaves fewer of them.",
-            *(scorer.objective.name, 100 * share, size),
+            "%r has no score on rows of one class, as in about %.0f %% of the %s of %d rows: these %s move "
+            "nothing. %s leaves fewer of them.",
+            *(scorer.objective.name, 100 * share, "shares" if divided else "batches", size),
+            *(("directions", "More --rows-per-direction") if divided else ("steps", "A larger batch size")),
         )
 
 

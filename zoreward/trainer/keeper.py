@@ -93,7 +93,7 @@ def budget_of(
     in_steps, paid = 0, None
     for step in itertools.count(1):
         query = method.ask(replace(method.init(), step=step - 1))
-        in_steps += len(query.members) * (epoch if query.rows == "all" else 1)
+        in_steps += query.reads * (epoch if query.rows == "all" else 1)
         scores = len(scored)
         if score and step > known:
             between = every if every >= 1 else math.ceil(step * every)

@@ -209,6 +209,8 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool 
     if finds:
         defaults["eps"] = FIRST_EPS[part]
         defaults["normalize"] = {"none": "running"}.get(defaults["normalize"], defaults["normalize"])
+    if args.rows_per_direction is not None:
+        defaults |= {"noise": "low-rank", "num_directions": max(1, args.rows_a_step // max(1, args.rows_per_direction))}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -243,6 +245,8 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
     if args.share is not None and args.anchor:
         hint = "Take weight_decay, or leave one of the two out."
         raise InputError("an anchor pulls on all weights, and share tunes some", hint=hint)
+    if args.rows_per_direction is not None:
+        _check_division(args, args.rows_per_direction)
     if takes_turns(args):
         _check_turns(args)
         blocks = blocks or args.blocks or LEAST_BLOCKS
@@ -258,6 +262,18 @@ def method_of(args: ZOConfig, rows: int = 0, blocks: int = 0) -> Method:
 def family_of_run(args: ZOConfig) -> Family:
     """Return the family of the directions that completed options ask for."""
     return family_of(**family_options(str(args.noise), args.rank), distribution=args.distribution or "normal")
+
+
+def _check_division(args: ZOConfig, own: int) -> None:
+    rows = args.rows_a_step
+    if not 1 <= own <= rows:
+        raise InputError(f"rows_per_direction={own} is none of 1 to {rows}, the rows of a step", hint="Change one.")
+    if args.num_directions is not None and args.num_directions * own > rows:
+        message = f"{args.num_directions} directions of {own} rows each are more than the {rows} rows of a step"
+        raise InputError(message, hint="Leave num_directions out: it follows.")
+    if args.kl:
+        hint = "Leave kl or rows_per_direction out."
+        raise InputError("a penalty is of members that are scored on the same rows, and theirs are divided", hint=hint)
 
 
 def _check_turns(args: ZOConfig) -> None:

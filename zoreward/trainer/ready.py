@@ -17,6 +17,7 @@ from zoreward.members import (
     Tuned,
     adapted,
     anchored,
+    are_factored,
     by_layer,
     bytes_of,
     check_merge,
@@ -104,12 +105,16 @@ def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, pef
     elsewhere = args.base_device is not None and torch.device(args.base_device).type != args.device.type
     copied = bytes_of(blank.parameters()) if keeps_base(args) and not given.adapter and not elsewhere else 0
     copied += bytes_of(tuned.weights.values()) if args.anchor > 0 and tuned is not None else 0
+    members, batch = max(query.parts, key=len), args.train_batch_size * args.gradient_accumulation_steps
+    rows = len(examples) if query.rows == "all" else batch
+    if query.rows_per_direction and are_factored(query.members):  # which share passes, as many as there are
+        members, rows = query.members, query.rows_per_direction
     memory = needed_memory(
         blank,
         tuned,
-        max(query.parts, key=len),
+        members,
         examples,
-        rows=len(examples) if query.rows == "all" else args.train_batch_size * args.gradient_accumulation_steps,
+        rows=rows,
         new_tokens=args.max_completion_length if given.objective.needs == "completions" else 0,
         copied=copied,
         device=args.device,

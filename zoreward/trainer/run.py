@@ -9,7 +9,7 @@ from typing import Any
 from zoreward.journal import Journal
 from zoreward.methods import Method, SPSAState
 from zoreward.noise import SeedIndex, derive_seed
-from zoreward.records import Example, Rewind, Scored, StepRecord
+from zoreward.records import Example, Query, Rewind, Scored, StepRecord
 from zoreward.registry import Objective
 from zoreward.scoring import Scorer
 from zoreward.trainer.drift import Drift
@@ -22,7 +22,8 @@ class Step:
     Args:
         record: what the journal keeps of it: scores, learning rate, update.
         rows: what its members were scored on.
-        scored: what each member is worth, and what it wrote.
+        scored: what each member is worth, and what it wrote; where each pair has rows of its own, what the members
+            θ + εz_k are worth together, and the members θ − εz_k.
         state: where the method stands after it.
     """
 
@@ -95,16 +96,23 @@ class Run:
         """
         query = self.method.ask(self.state)
         rows = list(self.rows) if query.rows == "all" else rows
+        scored, scores = self._scores(query, rows)
+        rate = self.learning_rate() if self.learning_rate else self.method.lr
+        rate *= self.rate_scale(query.step)
+        update, state = self.method.tell(self.state, query, scores, lr=rate)
+        return Step(StepRecord(query.step, scores, update, rate), rows, scored, state)
+
+    def _scores(self, query: Query, rows: Sequence[Example]) -> tuple[list[Scored], tuple[float, ...]]:
+        """What members are worth, as `Step.scored` and as the method is told."""
+        if query.rows_per_direction:
+            scored, scores = self.scorer.score_divided(rows, query.members, query.divided(len(rows)))
+            return scored, tuple(scores)
         options: dict[str, Any] = {"seed": derive_seed(self.seed, query.step, SeedIndex.SAMPLING)}
         options["trainer_state"] = self.trainer_state
         scored = [member for part in query.parts for member in self.scorer.score(rows, part, **options)]
         if self.drift:
             scored = self.drift.penalised(self.scorer, rows, query.members, scored)
-        scores = tuple(member.score for member in scored)
-        rate = self.learning_rate() if self.learning_rate else self.method.lr
-        rate *= self.rate_scale(query.step)
-        update, state = self.method.tell(self.state, query, scores, lr=rate)
-        return Step(StepRecord(query.step, scores, update, rate), rows, scored, state)
+        return scored, tuple(member.score for member in scored)
 
     def rate_scale(self, step: int) -> float:
         """Return by what learning rates of the schedule are multiplied in a step."""

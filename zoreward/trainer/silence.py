@@ -76,7 +76,7 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
         why = constant or "the texts of all members are worth the same"
         hint = "Take a reward that tells these texts apart, prompts of which some succeed, or a larger --batch-size"
         return Advice(why, hint)
-    logprobs_MNC = candidate_logprobs(run.scorer.engine, rows, run.method.ask(run.state).members)
+    logprobs_MNC = candidate_logprobs(run.scorer.engine, rows, run.method.ask(run.state).parts[0])
     answers_MN = logprobs_MNC.argmax(axis=2) if objective.needs == "choices" else logprobs_MNC[:, :, 0]
     if (answers_MN == answers_MN[0]).all():
         why = f"the answers to a batch of {len(rows)} rows are the same for all members at eps {eps:g}"
@@ -92,9 +92,10 @@ def trial_rows(method: Method, objective: Objective, examples: int, rows: int) -
     parts = [set(signature(part.function).parameters) for _, part in objective.parts or ((1.0, objective),)]
     counts = all("predictions" in names and names.isdisjoint(("logprobs", "logprob_sums")) for names in parts)
     drawn, rows = min(ROWS, examples), min(rows, examples)
-    if not counts or objective.needs != "choices" or rows > ROWS:
+    query = method.ask(method.init())
+    if not counts or objective.needs != "choices" or rows > ROWS or query.rows_per_direction:
         return 0
-    return -(-SAMPLES // (drawn // rows)) * drawn * len(method.ask(method.init()).members)
+    return -(-SAMPLES // (drawn // rows)) * drawn * len(query.members)
 
 
 def expected_share(
@@ -105,7 +106,8 @@ def expected_share(
     Args:
         engine: the model, which stands at the weights that the run begins with.
         method: of the run; it is asked with seeds of their own.
-        objective: None is returned unless it counts: all its parts take the answers, none how likely they are.
+        objective: None is returned unless it counts: all its parts take the answers, none how likely they are; or where
+            directions have rows of their own, of which some nearly always turn.
         examples: the rows to tune on; some are drawn.
         rows: of a batch; None is returned where there are more than are looked at.
     """
