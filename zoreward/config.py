@@ -683,6 +683,12 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
         least=1,
         stops="so many dev scores in a row were no better",
     )
+    dry_run: bool = setting(
+        default=False,
+        help="Show two prompts, members, rows, memory, and what would be found before step 1; load no weights, write "
+        "nothing.",
+        kept=False,
+    )
     output: str = setting(default=DEFAULT_OUTPUT, help="The run folder to write to.")
     resume: bool = setting(
         default=False,
