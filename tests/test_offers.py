@@ -144,18 +144,24 @@ def test_backslash_and_n_are_a_line_break_where_they_are_typed(home: Path, capsy
     assert r"a good film it was\n is" in shown[2]
 
 
-def test_without_output_the_run_has_a_folder_of_its_objective_and_a_second_one_says_which(
+def test_without_output_each_run_has_a_new_folder_of_its_objective_and_a_resume_the_last(
     home: Path, capsys: pytest.CaptureFixture[str], trials_are_kept: None
 ) -> None:
     written(home / "rows.csv", "id,message,label", *ROWS)
-    line = f"tune neg-cross-entropy --model M --data rows.csv --template {{message}} {CHOICES} --steps 1 --lr 1e-3"
+    how = f"--model M --data rows.csv --template {{message}} {CHOICES} --steps 1 --lr 1e-3"
+    line = f"tune neg-cross-entropy {how}"
 
-    assert main(shlex.split(line)) == 0
-    assert (home / "runs/neg-cross-entropy/model").is_dir()
-    error, hint = error_and_offer(line, capsys)
+    told = []
+    for more in ("", "", "--resume", "--resume --steps 2"):
+        assert main(shlex.split(f"{line} {more}")) == 0
+        told.append(capsys.readouterr())
 
+    folders = [next(name for name in ("cross-entropy-2", "cross-entropy/") if name in out) for out, _ in told]
+    assert folders == ["cross-entropy/", "cross-entropy-2", "cross-entropy-2", "cross-entropy-2"]
+    assert "the run in runs/neg-cross-entropy-2 is finished" in told[2].err
+    error, hint = error_and_offer(f"{line} --output runs/neg-cross-entropy", capsys)
     assert "runs/neg-cross-entropy holds a run already" in error
-    assert "--output runs/neg-cross-entropy-2" in hint
+    assert "--output runs/neg-cross-entropy-3" in hint
 
 
 def test_the_number_of_choices_is_judged_before_a_model_is_loaded(

@@ -62,7 +62,7 @@ from zoreward.config import (
 )
 from zoreward.data.reading import fitting, parse_yaml
 from zoreward.neighbours.of_transformers import silence_, start_logger
-from zoreward.neighbours.of_typer import words_of
+from zoreward.neighbours.of_typer import source_of, words_of
 from zoreward.records import InputError, StorageError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective, place_of
 
@@ -96,6 +96,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if objective.goes_via_reward:
         options = with_reward_defaults(context, options)
     rows = tuning_rows(objective, at_end, options, task, words)
+    words += () if source_of(context, "output") != "DEFAULT" else ("--output", options.output)
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
@@ -141,11 +142,23 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
 
 
 def _with_output(options: TuneOptions, source: str) -> TuneOptions:
-    """The options with a run folder of the objective's name, where none was given."""
+    """The options with a run folder, where none was given: a new one of the objective's name; of a resume the last."""
     if options.output != DEFAULT_OUTPUT:
         return options
-    name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2])
-    return dataclasses.replace(options, output=str(Path(DEFAULT_OUTPUT).with_name(name)))
+    first = Path(DEFAULT_OUTPUT).with_name(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]))
+    new = _next_to(first) if os.path.lexists(first) else first
+    before = [first, *itertools.takewhile(lambda folder: folder != new, _numbered(first))] if new != first else [first]
+    return dataclasses.replace(options, output=str(before[-1] if options.resume else new))
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """The names for more folders of this kind: `NAME-2`, `NAME-3`, …"""
+    return (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+
+
+def _next_to(folder: Path) -> Path:
+    """The first of these names that nothing has."""
+    return next(other for other in _numbered(folder) if not os.path.lexists(other))
 
 
 def _with_steps(options: TuneOptions, rows: TuningRows) -> TuneOptions:
@@ -409,9 +422,7 @@ def _check_numbers(options: TuneOptions) -> None:
 def check_output(output: str, *, resume: bool | None = None) -> None:
     """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
     check_folder(output)
-    folder = Path(output)
-    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    other = f"choose another folder: --output {shlex.quote(str(next(o for o in others if not os.path.lexists(o))))}"
+    other = f"choose another folder: --output {shlex.quote(str(_next_to(Path(output))))}"
     if Path(output, CONFIG_NAME).is_dir():
         raise InputError(f"{Path(output, CONFIG_NAME)} is a folder", hint=other)
     for name in _RUN_FILES:
