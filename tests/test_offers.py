@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from whole_models import classifier, masked_model, word_tokenizer
 from zoreward.cli import main
 from zoreward.records import ObjectiveError
 from zoreward.scoring import evaluate
@@ -94,6 +95,26 @@ def test_nothing_is_offered_that_would_not_do(home: Path, capsys: pytest.Capture
     written(home / "rows.csv", "message,mark", *([text, str(n)] for n, text in enumerate(TEXTS)))
 
     assert error_and_offer("eval accuracy --model M --data rows.csv", capsys)[1].startswith("give --template")
+
+
+@pytest.mark.parametrize("kind", ["masked", "classifier", "new head"])
+def test_models_that_read_a_whole_text_are_offered_what_they_take(
+    kind: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(home / "rows.csv", "id,message,Topic", *ROWS)
+    model = classifier("bert", names=("bad", "good", "not")) if kind == "classifier" else masked_model("bert")
+    model.save_pretrained(home / "B")
+    word_tokenizer().save_pretrained(home / "B")
+    head = "--head classifier" if kind == "new head" else ""
+    offered = rf"--template '{{message}}\nTopic: [MASK]' {CHOICES}" if kind == "masked" else "--template '{message}'"
+
+    error, command = error_and_offer(f"tune accuracy --model B --data rows.csv {head}".strip(), capsys)
+
+    assert "'Topic' holds bad, good, not" in error
+    assert command == f"zoreward tune accuracy --model B --data rows.csv {head} {offered} --label Topic".replace(
+        "  ", " "
+    )
+    assert main([*shlex.split(command)[1:], "--dry-run"]) == 0
 
 
 def test_two_text_columns_are_both_in_the_prompt(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from zoreward.bench.plan import options_of_task
 from zoreward.cli.offers import offering
-from zoreward.cli.prepare import Rows, check_rows, head_for, kind_for, shot_rows_of
+from zoreward.cli.prepare import Rows, check_for_model, check_rows, kind_for, shot_rows_of
 from zoreward.cli.saving import keeps_last
 from zoreward.config import Common, EvalOptions, TuneOptions
 from zoreward.data import BORDER, MASK, Split, Task, k_shot_rows, load_rows, load_task, sample_rows, split_rows
@@ -168,9 +168,8 @@ def tuning_rows(
         options = replace(options, dev_rows=held)
     parts = _divided(pool, options, task)
     train = _prepared(task, parts.train)
-    head = head_for(options, train) if objective.needs == "choices" else None
-    with offering(words, objective, options, train, head):
-        check_rows(objective, options, train, shots, head)
+    with offering(words, objective, options, train):
+        head = check_for_model(objective, options, train, shots)
     dev, test = _dev_rows(parts, options, task), _test_rows(parts, options, task)
     for held_out, source, scorer in ((dev, options.eval_data, objective), (test, options.test_data, at_end)):
         if held_out is not None:
@@ -200,9 +199,8 @@ def scored_rows(
         pool = _pool(options, task, split=task.splits["train"])
         train, dev = task.rows.train, 0 if "dev" in task.splits else task.rows.dev or 0
         shots = _prepared(task, split_rows(pool, train=train, dev=dev, seed=options.split_seed).train)
-    head = head_for(options, rows) if objective.needs == "choices" else None
-    with offering(words, objective, options, rows, head):
-        check_rows(objective, options, rows, shots, head)
+    with offering(words, objective, options, rows):
+        check_for_model(objective, options, rows, shots)
     return rows, shots
 
 
