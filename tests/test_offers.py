@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from whole_models import classifier, masked_model, word_tokenizer
 from zoreward.cli import main
 from zoreward.records import ObjectiveError
 from zoreward.scoring import evaluate
@@ -96,6 +97,26 @@ def test_nothing_is_offered_that_would_not_do(home: Path, capsys: pytest.Capture
     assert error_and_offer("eval accuracy --model M --data rows.csv", capsys)[1].startswith("give --template")
 
 
+@pytest.mark.parametrize("kind", ["masked", "classifier", "new head"])
+def test_models_that_read_a_whole_text_are_offered_what_they_take(
+    kind: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(home / "rows.csv", "id,message,Topic", *ROWS)
+    model = classifier("bert", names=("bad", "good", "not")) if kind == "classifier" else masked_model("bert")
+    model.save_pretrained(home / "B")
+    word_tokenizer().save_pretrained(home / "B")
+    head = "--head classifier" if kind == "new head" else ""
+    offered = rf"--template '{{message}}\nTopic: [MASK]' {CHOICES}" if kind == "masked" else "--template '{message}'"
+
+    error, command = error_and_offer(f"tune accuracy --model B --data rows.csv {head}".strip(), capsys)
+
+    assert "'Topic' holds bad, good, not" in error
+    assert command == f"zoreward tune accuracy --model B --data rows.csv {head} {offered} --label Topic".replace(
+        "  ", " "
+    )
+    assert main([*shlex.split(command)[1:], "--dry-run"]) == 0
+
+
 def test_two_text_columns_are_both_in_the_prompt(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(
         home / "rows.csv", "title,message,label", *([text, text, row[2]] for text, row in zip(TEXTS, ROWS, strict=True))
@@ -144,18 +165,24 @@ def test_backslash_and_n_are_a_line_break_where_they_are_typed(home: Path, capsy
     assert r"a good film it was\n is" in shown[2]
 
 
-def test_without_output_the_run_has_a_folder_of_its_objective_and_a_second_one_says_which(
+def test_without_output_each_run_has_a_new_folder_of_its_objective_and_a_resume_the_last(
     home: Path, capsys: pytest.CaptureFixture[str], trials_are_kept: None
 ) -> None:
     written(home / "rows.csv", "id,message,label", *ROWS)
-    line = f"tune neg-cross-entropy --model M --data rows.csv --template {{message}} {CHOICES} --steps 1 --lr 1e-3"
+    how = f"--model M --data rows.csv --template {{message}} {CHOICES} --steps 1 --lr 1e-3"
+    line = f"tune neg-cross-entropy {how}"
 
-    assert main(shlex.split(line)) == 0
-    assert (home / "runs/neg-cross-entropy/model").is_dir()
-    error, hint = error_and_offer(line, capsys)
+    told = []
+    for more in ("", "", "--resume", "--resume --steps 2"):
+        assert main(shlex.split(f"{line} {more}")) == 0
+        told.append(capsys.readouterr())
 
+    folders = [next(name for name in ("cross-entropy-2", "cross-entropy/") if name in out) for out, _ in told]
+    assert folders == ["cross-entropy/", "cross-entropy-2", "cross-entropy-2", "cross-entropy-2"]
+    assert "the run in runs/neg-cross-entropy-2 is finished" in told[2].err
+    error, hint = error_and_offer(f"{line} --output runs/neg-cross-entropy", capsys)
     assert "runs/neg-cross-entropy holds a run already" in error
-    assert "--output runs/neg-cross-entropy-2" in hint
+    assert "--output runs/neg-cross-entropy-3" in hint
 
 
 def test_the_number_of_choices_is_judged_before_a_model_is_loaded(

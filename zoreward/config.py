@@ -597,7 +597,10 @@ class Held:
         default=None, help="Draw so many rows to tune on. Default: the task's, else all.", least=1
     )
     dev_rows: int | None = setting(
-        default=None, help="Draw so many dev rows: of --eval-data, or held out of --data.", least=1
+        default=None,
+        help="Draw so many dev rows: of --eval-data, or held out of --data. Default: without --eval-data one in five "
+        "of 200 or more, at most 64, unless --keep is last.",
+        least=1,
     )
     k_shot: int | None = setting(
         default=None, help="Draw so many rows of each class to tune on, and as many dev rows.", least=1
@@ -691,7 +694,15 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
         least=1,
         stops="so many dev scores in a row were no better",
     )
-    output: str = setting(default=DEFAULT_OUTPUT, help="The run folder to write to.")
+    dry_run: bool = setting(
+        default=False,
+        help="Show two prompts, members, rows, memory, and what would be found before step 1; load no weights, write "
+        "nothing.",
+        kept=False,
+    )
+    output: str = setting(
+        default=DEFAULT_OUTPUT, help="The run folder to write to; by default a new one, which then has a number."
+    )
     resume: bool = setting(
         default=False,
         help="Go on with the run in --output from its last step: the same command again. Begin it if there is none.",

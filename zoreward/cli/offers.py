@@ -9,18 +9,16 @@ import contextlib
 import difflib
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from zoreward.cli.prepare import Rows, check_rows
-from zoreward.config import Common, Prompting, part_of
+from zoreward.cli.prepare import Rows, check_for_model, head_for
+from zoreward.config import Common, Prompting
 from zoreward.data import MASK, label_names
 from zoreward.data.columns import column_in, columns_of, listed
 from zoreward.data.templates import fields_of
 from zoreward.records import ZorewardError, one_line, printable
 from zoreward.registry import Objective
-
-if TYPE_CHECKING:
-    from zoreward.scoring import Head
 
 # How columns of labels are called.
 _LABELS = ("label", "labels", "class", "category", "target", "topic", "intent", "sentiment")
@@ -30,9 +28,7 @@ _FLAGS = {"template": "--template", "choices": "--choice", "label": "--label"}
 
 
 @contextlib.contextmanager
-def offering(
-    words: Sequence[str], objective: Objective, options: Common, rows: Rows, head: Head | None
-) -> Iterator[None]:
+def offering(words: Sequence[str], objective: Objective, options: Common, rows: Rows) -> Iterator[None]:
     """Add to an error about options that do not fit rows the command whose options do, if there is one.
 
     What was given stays where it can. The template, the column of labels and the answers are offered where they are
@@ -44,14 +40,13 @@ def offering(
         objective: what the rows are for.
         options: of the command.
         rows: that the error is about.
-        head: what the model gives for a row, if that is known.
     """
     try:
         yield
     except ZorewardError as error:
         can_be = objective.needs in ("choices", "likelihood") and not objective.compares_with_base
         can_be = can_be and options.task is None and not options.shots and bool(words)
-        command = _command(words, objective, options, rows, head) if can_be else None
+        command = _command(words, objective, options, rows) if can_be else None
         if command is None:
             raise
         raise type(error)(f"{error} ({_what_rows_have(rows, options)})", hint=command) from error
@@ -64,16 +59,15 @@ def _what_rows_have(rows: Rows, options: Common) -> str:
     return f"the columns are {listed(columns_of(rows))}{shown}"
 
 
-def _command(words: Sequence[str], objective: Objective, options: Common, rows: Rows, head: Head | None) -> str | None:
+def _command(words: Sequence[str], objective: Objective, options: Common, rows: Rows) -> str | None:
     """The command as it was typed, with the fewest options added or replaced that make it fit; None: there is none."""
-    given = part_of(Prompting, options, shots=0)
-    offered = _offered(rows, given, head)
-    missing = {name: value for name, value in offered.items() if getattr(given, name) is None}
+    offered = _offered(rows, options, _kind(options, rows))
+    missing = {name: value for name, value in offered.items() if getattr(options, name) is None}
     for replaced in ((), ("label",), ("choices",), ("label", "choices"), ("template",), tuple(_FLAGS)):
         instead = missing | {name: offered[name] for name in replaced if name in offered}
-        instead = {name: value for name, value in instead.items() if value != getattr(given, name)}
+        instead = {name: value for name, value in instead.items() if value != getattr(options, name)}
         try:
-            check_rows(objective, part_of(Prompting, given, **instead), rows, None, head)
+            check_for_model(objective, replace(options, **instead), rows)
         except ZorewardError as error:
             if not error.hint.startswith("--"):
                 continue
@@ -90,9 +84,17 @@ def _command(words: Sequence[str], objective: Objective, options: Common, rows: 
     return None
 
 
-def _offered(rows: Rows, given: Prompting, head: Head | None) -> dict[str, Any]:
+def _kind(options: Common, rows: Rows) -> str:
+    try:
+        head = head_for(options, rows)
+    except ZorewardError:  # of the rows, which is to be mended; or of the model, which nothing here mends
+        return getattr(options, "head", None) or "causal"
+    return "causal" if head is None else head.kind
+
+
+def _offered(rows: Rows, given: Prompting, kind: str) -> dict[str, Any]:
     """A template, a column of labels and answers that go with the rows, as far as they can be seen."""
-    column, kind = _label_column(rows, given.label), "causal" if head is None else head.kind
+    column = _label_column(rows, given.label)
     texts = [f"{{{name}}}" for name in _text_columns(rows, column)]
     offered: dict[str, Any] = {} if column is None else {"label": column}
     if given.template is not None:

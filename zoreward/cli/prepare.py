@@ -136,6 +136,13 @@ def check_rows(
             objective.check_choices(count)
 
 
+def check_for_model(objective: Objective, options: Common, rows: Rows, shot_rows: Rows | None = None) -> Head | None:
+    """Raise if the prompt's options do not fit the rows or the model; return `head_for`, for objectives of choices."""
+    head = head_for(options, rows) if objective.needs == "choices" else None
+    check_rows(objective, options, rows, shot_rows, head)
+    return head
+
+
 def shot_rows_of(objective: Objective, options: Common, task: Task | None = None) -> Rows | None:
     """Return the rows of --shots-data, None without it."""
     if options.shots_data is None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import DEFAULTED
-from zoreward.records import InputError, StorageError
+from zoreward.data.reading import read_yaml
+from zoreward.records import InputError, StorageError, ZorewardError
 from zoreward.registry import Objective, code_of
 
 if TYPE_CHECKING:
@@ -159,6 +160,15 @@ def with_findings(output: Path, saved: Saved, findings: Mapping[str, Any]) -> No
     """Add to the record what was found when the model had been saved. Without it a resume finds it again."""
     with suppress(OSError):
         write_record(output / MODEL_NAME, replace(saved, found=dict(findings)))
+
+
+def keeps_last(output: Path) -> bool:
+    """Return whether the run in a folder keeps its last step, as its `config.yaml` says: none of its rows choose."""
+    try:
+        config = read_yaml(output / CONFIG_NAME, "")
+    except ZorewardError:
+        return False
+    return isinstance(config, dict) and config.get("keep") == "last"
 
 
 def finished_run(

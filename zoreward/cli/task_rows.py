@@ -6,13 +6,15 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
 
 from zoreward.bench.plan import options_of_task
 from zoreward.cli.offers import offering
-from zoreward.cli.prepare import Rows, check_rows, head_for, kind_for, shot_rows_of
+from zoreward.cli.prepare import Rows, check_for_model, check_rows, kind_for, shot_rows_of
+from zoreward.cli.saving import keeps_last
 from zoreward.config import Common, EvalOptions, TuneOptions
 from zoreward.data import BORDER, MASK, Split, Task, k_shot_rows, load_rows, load_task, sample_rows, split_rows
 from zoreward.neighbours.of_typer import source_of
@@ -20,6 +22,9 @@ from zoreward.records import InputError, ZorewardError
 from zoreward.registry import Objective
 
 _Options = TypeVar("_Options", bound=Common)
+# One row in five chooses the best step, up to as many as tell a fall of an eighth from noise, where there are as many
+# rows as this. See docs/decisions/0034-from-a-csv.md.
+ENOUGH_TO_HOLD_OUT, MOST_HELD_OUT = 200, 64
 
 
 def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task | None]:
@@ -159,11 +164,12 @@ def tuning_rows(
     """
     shots = shot_rows_of(objective, options, task)
     pool = _pool(options, task)
+    if held := _to_hold_out(len(pool) - (options.test_rows or 0), options, task):
+        options = replace(options, dev_rows=held)
     parts = _divided(pool, options, task)
     train = _prepared(task, parts.train)
-    head = head_for(options, train) if objective.needs == "choices" else None
-    with offering(words, objective, options, train, head):
-        check_rows(objective, options, train, shots, head)
+    with offering(words, objective, options, train):
+        head = check_for_model(objective, options, train, shots)
     dev, test = _dev_rows(parts, options, task), _test_rows(parts, options, task)
     for held_out, source, scorer in ((dev, options.eval_data, objective), (test, options.test_data, at_end)):
         if held_out is not None:
@@ -171,7 +177,8 @@ def tuning_rows(
                 check_rows(scorer, options, held_out, shots or train, head)
     _check_counts({"train": train, "dev": dev, "test": test}, options, task)
     if task is not None or parts.dev or test is not None:
-        _say(train, dev, test, options)
+        why = "held out of --data, as no others choose; --dev-rows says how many, --keep last tunes on all"
+        _say(train, dev, test, options, why if held else "")
     return TuningRows(train, dev, shots, test)
 
 
@@ -192,15 +199,25 @@ def scored_rows(
         pool = _pool(options, task, split=task.splits["train"])
         train, dev = task.rows.train, 0 if "dev" in task.splits else task.rows.dev or 0
         shots = _prepared(task, split_rows(pool, train=train, dev=dev, seed=options.split_seed).train)
-    head = head_for(options, rows) if objective.needs == "choices" else None
-    with offering(words, objective, options, rows, head):
-        check_rows(objective, options, rows, shots, head)
+    with offering(words, objective, options, rows):
+        check_for_model(objective, options, rows, shots)
     return rows, shots
 
 
 def has_dev_rows(options: TuneOptions) -> bool:
     """Return whether the options ask for dev rows."""
     return any((options.eval_data, options.eval_split, options.dev_rows, options.k_shot))
+
+
+def _to_hold_out(count: int, options: TuneOptions, task: Task | None) -> int:
+    """How many of so many rows choose the best step where nobody says which do; 0: none.
+
+    A run without dev rows cannot tell that it gets worse. Of few rows none can be spared; a task says what it holds
+    out; and who keeps the last step chooses none.
+    """
+    said = has_dev_rows(options) or options.train_rows is not None or options.keep == "last" or task is not None
+    said = said or (options.resume and keeps_last(Path(options.output)))  # a run goes on with the rows it began with
+    return 0 if said or count < ENOUGH_TO_HOLD_OUT else min(MOST_HELD_OUT, count // 5)
 
 
 def _pool(options: Common, task: Task | None, split: str | None = None) -> Rows:
@@ -275,8 +292,8 @@ def _check_counts(parts: dict[str, Rows | None], options: Common, task: Task | N
             )
 
 
-def _say(train: Rows, dev: Rows | None, test: Rows | None, options: TuneOptions) -> None:
-    """Say how many rows there are, and where there are fewer than were asked for."""
+def _say(train: Rows, dev: Rows | None, test: Rows | None, options: TuneOptions, why: str) -> None:
+    """Say how many rows there are, where there are fewer than were asked for, and why some are held out."""
     counts = []
     for rows, name, what in (
         (train, "train_rows", "to tune on"),
@@ -288,7 +305,7 @@ def _say(train: Rows, dev: Rows | None, test: Rows | None, options: TuneOptions)
             counts.append(f"{len(rows):,}{fewer} {what}")
     if test is not None and options.test_rows == len(test):
         counts[-1] += f", drawn as `eval --test-rows {len(test)}` draws them (--limit takes the first ones)"
-    print(f"rows: {', '.join(counts)}", file=sys.stderr)
+    print(f"rows: {', '.join(counts)}{f' ({why})' if why else ''}", file=sys.stderr)
 
 
 def _say_which(count: int, drawn: int, options: Common) -> None:

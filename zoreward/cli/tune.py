@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoreward.cli.dry_run import told_of
 from zoreward.cli.ending import (
     finishing_steps,
     found_in,
@@ -61,7 +62,7 @@ from zoreward.config import (
 )
 from zoreward.data.reading import fitting, parse_yaml
 from zoreward.neighbours.of_transformers import silence_, start_logger
-from zoreward.neighbours.of_typer import words_of
+from zoreward.neighbours.of_typer import source_of, words_of
 from zoreward.records import InputError, StorageError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective, place_of
 
@@ -82,10 +83,7 @@ def make_command(source: str, objective: Objective) -> Callable[..., int]:
 
 def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict[str, Any]) -> Outcome | int:
     words = words_of(context)
-    options, task = with_task(context, options)
-    if options.output == DEFAULT_OUTPUT:
-        name = re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2])
-        options = dataclasses.replace(options, output=str(Path(DEFAULT_OUTPUT).with_name(name)))
+    options, task = with_task(context, _with_output(options, source))
     _check(options)
     of_objective = options_for(source, task) | given_options(context, flags)
     written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
@@ -98,11 +96,13 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if objective.goes_via_reward:
         options = with_reward_defaults(context, options)
     rows = tuning_rows(objective, at_end, options, task, words)
+    words += () if source_of(context, "output") != "DEFAULT" else ("--output", options.output)
     if options.show_prompts:
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
-    steps = options.max_steps or (None if options.max_forwards or options.max_seconds else _STEPS)
-    options = dataclasses.replace(options, keep=options.keep or ("best" if rows.dev else "last"), max_steps=steps)
+    options = _with_steps(options, rows)
+    if options.dry_run:
+        return _dry_run(objective, options, rows)
     output, start = Path(options.output), time.perf_counter()
     findings, problem, reward_head = None, "", None
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
@@ -141,15 +141,55 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     return Outcome(summary, sentence_of(summary))
 
 
+def _with_output(options: TuneOptions, source: str) -> TuneOptions:
+    """The options with a run folder, where none was given: a new one of the objective's name; of a resume the last."""
+    if options.output != DEFAULT_OUTPUT:
+        return options
+    first = Path(DEFAULT_OUTPUT).with_name(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]))
+    new = _next_to(first) if os.path.lexists(first) else first
+    before = [first, *itertools.takewhile(lambda folder: folder != new, _numbered(first))] if new != first else [first]
+    return dataclasses.replace(options, output=str(before[-1] if options.resume else new))
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """The names for more folders of this kind: `NAME-2`, `NAME-3`, …"""
+    return (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+
+
+def _next_to(folder: Path) -> Path:
+    """The first of these names that nothing has."""
+    return next(other for other in _numbered(folder) if not os.path.lexists(other))
+
+
+def _with_steps(options: TuneOptions, rows: TuningRows) -> TuneOptions:
+    """The options with what follows from the rows, and from one another."""
+    steps = options.max_steps or (None if options.max_forwards or options.max_seconds else _STEPS)
+    keep = options.keep or ("best" if rows.dev else "last")
+    held = None if has_dev_rows(options) or not rows.dev else len(rows.dev)  # which were held out: config.yaml says so
+    return dataclasses.replace(options, keep=keep, max_steps=steps, dev_rows=held or options.dev_rows)
+
+
+def _dry_run(objective: Objective, options: TuneOptions, rows: TuningRows) -> Outcome:
+    if objective.goes_via_reward:
+        hint = "take --show-prompts, or a reward that there is: --reward-model"
+        raise InputError("--dry-run cannot tell of a run on a reward that is yet to be made", hint=hint)
+    with _made_config(options, rows) as args:
+        from zoreward.trainer.planned import planned
+
+        return told_of(planned(options.model, args, objective, (rows.train, rows.dev, rows.shots), None, None))
+
+
 def _check(options: TuneOptions) -> None:
     """Find what is wrong with the options themselves."""
     check_output(options.output, resume=options.resume)
     for flag, given in (("--eval-every", options.eval_steps), ("--eval-limit", options.eval_limit)):
         if given is not None and not has_dev_rows(options):
-            raise InputError(f"{flag} has no rows to score", hint=f"give --eval-data, or leave {flag} out")
+            raise InputError(
+                f"{flag} has no rows to score", hint=f"give --dev-rows 64 or --eval-data, or leave {flag} out"
+            )
     for wanted, flag in ((options.keep == "best", "--keep best"), (options.patience, "--patience")):
         if wanted and not has_dev_rows(options):
-            raise InputError(f"{flag} goes by dev scores between the steps", hint="give --eval-data")
+            raise InputError(f"{flag} goes by dev scores between the steps", hint="give --dev-rows 64 or --eval-data")
     _check_numbers(options)
 
 
@@ -205,11 +245,24 @@ def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> t
 
 
 def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZOTrainer:
+    with _made_config(options, rows) as args:
+        from zoreward.trainer import ZOTrainer
+        from zoreward.trainer.resuming import EndsRun
+
+        datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
+        callbacks = [EndsRun(options.patience)] if options.patience else None
+        trainer = ZOTrainer(model=options.model, objective=objective, args=args, callbacks=callbacks, **datasets)
+        trainer.keeper.scores_where_seconds_end = options.eval_steps is None
+        return trainer
+
+
+@contextlib.contextmanager
+def _made_config(options: TuneOptions, rows: TuningRows) -> Iterator[ZOConfig]:
+    """The options as the trainer takes them; what transformers says of them, here or inside, is one line."""
     device = select_device(options.device)
     quiet_transformers()
     from zoreward.scoring import check_device_map, checked_device
-    from zoreward.trainer import ZOConfig, ZOTrainer
-    from zoreward.trainer.resuming import EndsRun
+    from zoreward.trainer import ZOConfig
 
     check_device_map(options.device_map, device)
     kind = None if device is None else checked_device(device).type
@@ -229,11 +282,7 @@ def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZO
     try:
         args = ZOConfig(**settings | others)
         _check_schedule(args)
-        datasets: dict[str, Any] = {"train_dataset": rows.train, "eval_dataset": rows.dev, "shot_dataset": rows.shots}
-        callbacks = [EndsRun(options.patience)] if options.patience else None
-        trainer = ZOTrainer(model=options.model, objective=objective, args=args, callbacks=callbacks, **datasets)
-        trainer.keeper.scores_where_seconds_end = options.eval_steps is None
-        return trainer
+        yield args
     except ZorewardError:
         raise
     except Exception as error:  # transformers' own checks of its options, of several kinds
@@ -373,9 +422,7 @@ def _check_numbers(options: TuneOptions) -> None:
 def check_output(output: str, *, resume: bool | None = None) -> None:
     """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
     check_folder(output)
-    folder = Path(output)
-    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    other = f"choose another folder: --output {shlex.quote(str(next(o for o in others if not os.path.lexists(o))))}"
+    other = f"choose another folder: --output {shlex.quote(str(_next_to(Path(output))))}"
     if Path(output, CONFIG_NAME).is_dir():
         raise InputError(f"{Path(output, CONFIG_NAME)} is a folder", hint=other)
     for name in _RUN_FILES:

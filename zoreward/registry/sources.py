@@ -197,6 +197,9 @@ def _from_entry_point(name: str) -> Objective:
         registered = _entry_points()
     if name not in registered:
         hint = neighbours(name, sorted(registered), "Objectives")
+        parts = [part for part in re.split("[-_]", name.lower()) if part in registered]
+        if parts and not hint.startswith("did you mean"):
+            hint = f"did you mean {' or '.join(parts)}? {hint}"
         if meant := spelled_out(name):
             own = ", ".join(f"{option}={value!r}" for option, value in meant[1].items())
             hint = f"that is the objective {meant[0]!r}{f' with {own}' if own else ''}"

@@ -39,7 +39,6 @@ from zoreward.trainer.drift import drift_of
 from zoreward.trainer.from_grpo import refuse_other_arguments
 from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
-    all_given,
     name_of,
     one_objective,
     refuse_what_is_missing,
@@ -48,8 +47,9 @@ from zoreward.trainer.inputs import (
 from zoreward.trainer.keeper import Keeper, budget_of
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
 from zoreward.trainer.options import FIRST_EPS, ZOConfig, config_of, family_of_run, method_of, part_that_is_tuned
+from zoreward.trainer.planned import planned
 from zoreward.trainer.radius import Found, doubt_of_rate, found_rate
-from zoreward.trainer.ready import checked_memory, eps_that_shows, ready_model
+from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.resuming import (
     count_patience,
     due,
@@ -170,10 +170,10 @@ class ZOTrainer(Trainer):
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
         datasets = (train_dataset, eval_dataset, shot_dataset)
-        self.given = given = all_given(model, args, chosen, datasets, processing_class, peft_config)
+        plan = planned(model, args, chosen, datasets, processing_class, peft_config)
+        self.given, self.memory = plan.given, plan.memory
+        given = plan.given
         args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
-        method = method_of(args, rows=len(examples))
-        self.memory = checked_memory(model, given, method.ask(method.init()), peft_config)
         self.ready = ready_model(model, self.head, args, peft_config)
         args.eps = eps_that_shows(self.ready.tuned, args, given=given.eps_given)
         method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
