@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,24 @@ def test_every_objective_has_its_command(entry: Entry, capsys: pytest.CaptureFix
     text = help_of(["tune", entry.name], capsys)
     for option in found.options:
         assert f"--{option.name.replace('_', '-')}"[:12] in text  # a flag with its --no- is cut to its column
+
+
+def test_the_short_help_has_what_people_need_and_says_how_much_more_there_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    short = {}
+    for name, flag in (("f1", "-h"), ("f1", "--help"), ("reward-model", "-h")):
+        assert main(["tune", name, flag]) == 0
+        out = capsys.readouterr().out
+        short[name, flag] = set(re.findall(r"^│ (?:\*  | {0,3})(--[a-z-]+) ", out, flags=re.MULTILINE)), out
+    few, text = short["f1", "-h"]
+    all_of_them, full = short["f1", "--help"]
+    assert {"--model", "--data", "--choice", "--steps", "--output", "--average"} <= few < all_of_them
+    assert "--anchor" in all_of_them and "more options" not in full
+    more = re.search(r"--help lists (\d+) more options\.", text)
+    assert more and abs(int(more[1]) - len(all_of_them) + len(few)) <= 5  # the longest flags are cut
+    of_texts = short["reward-model", "-h"][0]
+    assert "--max-new-tokens" in of_texts - few and "--choice" in few - of_texts
 
 
 def test_help_of_tune_shows_own_options_aliases_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:

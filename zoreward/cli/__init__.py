@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoreward.cli.flags import canonical, escape
+from zoreward.cli.flags import canonical, escape, shortened
 from zoreward.cli.listings import add_objectives, show_health, show_objectives, show_tasks
 from zoreward.cli.prepare import quiet_deprecations
 from zoreward.cli.printing import printable_warnings, report, unexpected
@@ -112,6 +112,7 @@ def command_for(words: list[str]) -> Any:
     )
     app.callback()(_root)
     settings = {"token_normalize_func": canonical}
+    short = "-h" in words and "--help" not in words
     for verb, text in _FOR_OBJECTIVES.items():
         group = typer.Typer(help=text, rich_markup_mode="rich", subcommand_metavar="OBJECTIVE [ARGS]...")
         if words[0] == verb:
@@ -124,15 +125,17 @@ def command_for(words: list[str]) -> Any:
                 )
             else:
                 described = describe_objective(name)
-                make = import_module(f"zoreward.cli.{verb}").make_command
-                group.command(name, help=escape(described.help), context_settings=settings)(make(name, described))
+                run = import_module(f"zoreward.cli.{verb}").make_command(name, described)
+                more = shortened(run, described.needs) if short else ""
+                group.command(name, help=escape(described.help), epilog=more, context_settings=settings)(run)
         app.add_typer(group, name=verb)
     app.command("objectives")(show_objectives)
     app.command("tasks")(show_tasks)
     app.command("doctor")(show_health)
     for name, text in _OTHERS.items():
         run = import_module(f"zoreward.cli.{name.replace('-', '_')}").make_command() if words[0] == name else _root
-        app.command(name, help=text, context_settings=settings)(run)
+        more = shortened(run) if short and words[0] == name else ""
+        app.command(name, help=text, epilog=more, context_settings=settings)(run)
     return typer.main.get_command(app)
 
 

@@ -27,6 +27,17 @@ from zoreward.records import InputError, printable
 from zoreward.registry import Objective
 
 _Group = TypeVar("_Group")
+# What `-h` shows of a command with more options than so many; of the prompt's what the kind of objective reads.
+_SHORT = 20
+_OFTEN = set(
+    "model data eval_data template chat tune per_device_train_batch_size max_steps max_seconds output resume dry_run "
+    "task data_dir method seeds jobs against judge json".split()
+)
+_OFTEN_FOR = {
+    "choices": {"choices", "label"},
+    "likelihood": {"answer"},
+    "completions": {"prompt", "max_completion_length"},
+}
 # Keeps an objective's options apart from ours, in Python only: on the command line a flag is a flag.
 _PREFIX = "objective_"
 # What transformers calls some of our flags. Said in the help's text, not in its narrow column of flags.
@@ -101,6 +112,26 @@ def canonical(word: str) -> str:
     ('lr', 'template')
     """
     return _ALIASES.get(f"--{word}", f"--{word}")[2:]
+
+
+def shortened(run: Callable[..., Any], needs: str = "") -> str:
+    """Hide what is seldom wanted from the help of a command, and return the line that says where it stands.
+
+    An objective's own options stay, and of the prompt's those that its kind of objective has a use for.
+
+    Args:
+        run: the function of the command.
+        needs: of the objective, where the command has one.
+    """
+    parameters = list(inspect.signature(run).parameters.values())[1:]  # behind the context
+    named = [one for one in parameters if not one.name.startswith(_PREFIX)]
+    if len(named) <= _SHORT:
+        return ""
+    shown = _OFTEN | _OFTEN_FOR.get(needs, set().union(*_OFTEN_FOR.values()))
+    rare = [one for one in named if one.name not in shown]
+    for parameter in rare:
+        parameter.annotation.__metadata__[0].hidden = True
+    return f"--help lists {len(rare)} more options."
 
 
 def command(run: Callable[[typer.Context, _Group], Outcome | int], group: type[_Group]) -> Callable[..., int]:
