@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ def test_the_error_of_a_number_for_all_rows_is_how_it_differs_between_draws() ->
     assert error == pytest.approx(standard_error(mean, found), rel=0.2)  # known to 1/√400 = 5 %: four errors
     assert error == standard_error(objective, whole)
     assert error != standard_error(objective, whole, seed=1)
+
+
+def test_a_slow_objective_is_not_called_for_minutes() -> None:
+    calls = []
+
+    def slow(predictions: list[int], references: list[int]) -> float:
+        calls.append(1)
+        time.sleep(0.2 if len(calls) > 1 else 0)  # 200 times: 40 s
+        return float(np.mean(np.equal(predictions, references)))
+
+    _, found = evaluation("accuracy", [0, 1, 2])
+    objective = get_objective(slow)
+    [scored] = scores_of(objective, found.examples, [found.scored and found.scored.logprobs_NC])
+
+    assert standard_error(objective, replace(found, scored=scored)) is None
+    assert len(calls) < 10
 
 
 def test_nothing_is_said_where_nothing_is_known() -> None:

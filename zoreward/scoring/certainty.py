@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from statistics import stdev
@@ -16,6 +17,8 @@ from zoreward.scoring.requests import have_same_answers, scores_of
 
 # 1,000 would say it to 2 %, and take ten seconds and more of a slow core for the F1 of scikit-learn.
 DRAWS = 200
+# Objectives of one's own may be slow: where the draws would take longer than this, in seconds, nothing is said.
+PATIENCE = 30.0
 # Some may have no score, as an AUC of rows of one class; with fewer than this nothing is said.
 _LEAST_DRAWS = DRAWS // 2
 
@@ -33,7 +36,8 @@ def standard_error(objective: Objective, evaluation: Evaluation, *, seed: int = 
         seed: of the draws.
 
     Returns:
-        None where it is not known: of texts that are scored all together, such as BLEU, and of fewer than two rows.
+        None where it is not known: of texts that are scored all together, such as BLEU, of fewer than two rows, and
+        where the draws would take longer than half a minute.
 
     >>> from zoreward import get_objective
     >>> scored = Scored(0.5, {}, returned={"accuracy": [1.0, 0.0, 1.0, 0.0]})
@@ -49,8 +53,12 @@ def standard_error(objective: Objective, evaluation: Evaluation, *, seed: int = 
     if scored.logprobs_NC is None or len(examples) < 2:
         return None
     draws = np.random.default_rng(seed).integers(len(examples), size=(DRAWS, len(examples)))
-    found = [_score_of(objective, [examples[n] for n in draw], scored.logprobs_NC[draw]) for draw in draws]
-    finite = [score for score in found if math.isfinite(score)]
+    start, finite = time.perf_counter(), []
+    for count, draw in enumerate(draws):
+        if count >= 5 and (time.perf_counter() - start) / count * DRAWS > PATIENCE:
+            return None
+        score = _score_of(objective, [examples[n] for n in draw], scored.logprobs_NC[draw])
+        finite += [score] if math.isfinite(score) else []
     return stdev(finite) if len(finite) >= _LEAST_DRAWS else None
 
 
