@@ -768,6 +768,18 @@ class ReplayOptions:
 
 
 @options(RUN)
+class NewObjectiveOptions:
+    """The options of `zoreward new-objective`."""
+
+    name: str = setting(help="Of the objective: small letters, digits and hyphens.", argument="NAME")
+    needs: Literal["completions", "choices"] = setting(
+        default="completions", help="What it scores: texts that the model writes, or which of some answers it takes."
+    )
+    output: str | None = setting(default=None, help="A new folder for the package. Default: zoreward-NAME.")
+    json: bool = setting(default=False, help="Print one JSON object as the last line.")
+
+
+@options(RUN)
 class WinRateOptions(Seeding, Rewarding, Writing, Loading):
     """The options of `zoreward win-rate`."""
 

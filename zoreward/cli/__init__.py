@@ -28,6 +28,7 @@ _FOR_OBJECTIVES = {
 }
 _OTHERS = {
     "bench": "Compare ways to use a model on a task, tuned and not, in one table.",
+    "new-objective": "Write a package that brings an objective of your own, with a test.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
     "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
     "win-rate": "Let two models write, and a judge say how often one writes better.",
