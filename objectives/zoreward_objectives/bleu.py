@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from zoreward import objective
-from zoreward_objectives.texts import answers_of, text_of
+from zoreward_objectives.answers import answers_of, text_of
 
 
 @objective("bleu", range=(0, 100))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward import get_objective, objective
+from zoreward_objectives.answers import answers_of, text_of
 from zoreward_objectives.arguments import hinted, read_options
-from zoreward_objectives.texts import answers_of, text_of
 
 if TYPE_CHECKING:
     from zoreward.registry import Objective

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoreward import objective
-from zoreward_objectives.texts import best_of_answers, normalized
+from zoreward_objectives.answers import best_of_answers, normalized
 
 
 @objective("exact-match", range=(0, 1))

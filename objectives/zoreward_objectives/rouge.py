@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from zoreward import objective
-from zoreward_objectives.texts import best_of_answers, f_measure
+from zoreward_objectives.answers import best_of_answers, f_measure
 
 
 @objective("rouge", range=(0, 1))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoreward import objective
-from zoreward_objectives.texts import best_of_answers, f_measure, normalized
+from zoreward_objectives.answers import best_of_answers, f_measure, normalized
 
 
 @objective("token-f1", range=(0, 1))

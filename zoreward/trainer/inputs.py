@@ -40,8 +40,8 @@ from zoreward.scoring import (
     load_tokenizer,
     prepare_tokenizer,
 )
-from zoreward.trainer.drift import check_drift, keeps_base
 from zoreward.trainer.options import completed, method_of
+from zoreward.trainer.penalty import check_drift, keeps_base
 from zoreward.trainer.reward_funcs import rewards_of
 
 if TYPE_CHECKING:

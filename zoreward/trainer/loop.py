@@ -35,7 +35,6 @@ from zoreward.scoring import (
     evaluated,
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
-from zoreward.trainer.drift import drift_of
 from zoreward.trainer.from_grpo import refuse_other_arguments
 from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
@@ -47,6 +46,7 @@ from zoreward.trainer.inputs import (
 from zoreward.trainer.keeper import Keeper, budget_of
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
 from zoreward.trainer.options import FIRST_EPS, ZOConfig, config_of, family_of_run, method_of, part_that_is_tuned
+from zoreward.trainer.penalty import drift_of
 from zoreward.trainer.planned import planned
 from zoreward.trainer.radius import Found, doubt_of_rate, found_rate
 from zoreward.trainer.ready import eps_that_shows, ready_model

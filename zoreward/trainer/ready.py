@@ -35,9 +35,9 @@ from zoreward.neighbours.of_peft import quiet_peft
 from zoreward.neighbours.of_transformers import use_one_gpu_
 from zoreward.records import InputError, Query
 from zoreward.scoring import Head, Memory, blank_model, check_memory, load_model, load_with_head, needed_memory
-from zoreward.trainer.drift import keeps_base
 from zoreward.trainer.inputs import Given, name_of
 from zoreward.trainer.options import family_of_run, takes_turns
+from zoreward.trainer.penalty import keeps_base
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,7 +12,7 @@ from zoreward.noise import SeedIndex, derive_seed
 from zoreward.records import Example, Query, Rewind, Scored, StepRecord
 from zoreward.registry import Objective
 from zoreward.scoring import Scorer
-from zoreward.trainer.drift import Drift
+from zoreward.trainer.penalty import Drift
 
 
 @dataclass(frozen=True, slots=True)
