@@ -130,8 +130,10 @@ def all_given(
     """
     check_choices, adapter = objective.check_choices, tunes_adapter(model, args, peft_config)
     objective = with_retries(objective, part_of(Rewarding, args))
-    finds = finds_rate(args, objective.needs, compares_with_base=objective.compares_with_base)
-    eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
+    finds, eps_given = finds_rate(args), args.eps is not None
+    args = completed(
+        args, objective.needs, adapter=adapter, finds=finds, compares_with_base=objective.compares_with_base
+    )
     method_of(args)  # what is wrong with its options is told before rows are read
     generation = generation_of(args, args.seed)
     args.drift = args.drift or objective.reads_base  # `completed` has made a copy of the options
