@@ -43,6 +43,22 @@ def made(
     return ZOTrainer(model, objective=objective, args=args, **rows, processing_class=tokenizer)
 
 
+GOOD, BAD = "good great lovely bright".split(), "bad awful dull terrible".split()
+PAIRS = [
+    {"prompt": f"{the} film was", "chosen": f" {good} {good}{end}", "rejected": f" {bad} and {bad}{end}"}
+    for the in ("this", "the")
+    for good, bad in zip(GOOD, BAD, strict=True)
+    for end in ("", " film")
+]
+
+
+def made_of_pairs(folder: Path, tokenizer: Any, objective: str = "preference", **changes: Any) -> Any:
+    settings = {"max_steps": 3, "per_device_train_batch_size": 8, **changes}
+    args, sets = ZOConfig(str(folder), use_cpu=True, disable_tqdm=True, **settings), (PAIRS[:8], PAIRS[8:])
+    rows = dict(zip(("train_dataset", "eval_dataset"), sets, strict=True))
+    return ZOTrainer(random_model("llama", 1), objective=objective, args=args, **rows, processing_class=tokenizer)
+
+
 def change_by_hand(trainer: Any, radius: float, directions: int) -> float:
     """KL between the two answers of θ and of θ + r z, the shift that all rows share aside: by moving whole copies."""
     model = random_model("llama", 1).eval()
@@ -93,6 +109,80 @@ def test_a_text_loses_as_much_of_its_log_probability_as_said(tmp_path: Path, tok
     assert math.isclose(found.learning_rate, 1.5 * found.radius * math.sqrt(4 / 4), rel_tol=0.005)
 
 
+def ratios_by_hand(trainer: Any, radius: float, directions: int) -> tuple[np.ndarray, np.ndarray]:
+    """log π(y|x) of θ + r z less that of θ, of each answer and direction, by moving whole copies; and its tokens."""
+    model = random_model("llama", 1).eval()
+    answers = [(one.prompt_tokens, own) for one in trainer.train_dataset for own in one.candidate_tokens]
+    named = {canonical_name(name): weight.data for name, weight in model.named_parameters()}
+    base = {name: weight.clone() for name, weight in named.items()}
+
+    def sums() -> list[float]:
+        with torch.no_grad():
+            tables = [model(torch.tensor([[*x, *y]])).logits[0].double().log_softmax(-1) for x, y in answers]
+        return [
+            sum(float(table[len(x) - 1 + t, token]) for t, token in enumerate(y))
+            for table, (x, y) in zip(tables, answers, strict=True)
+        ]
+
+    before, moved = np.array(sums()), []
+    for number in range(directions):
+        for name, weight in named.items():
+            z = definition.normal(10_000 + number, stream_of(name), 0, weight.numel())
+            weight.copy_(base[name] + radius * torch.from_numpy(z).view_as(weight))
+        moved.append(sums() - before)
+    return np.array(moved), np.array([len(y) for _, y in answers])
+
+
+@pytest.mark.parametrize("objective", ["preference", "log-likelihood"])
+def test_a_token_of_a_given_answer_changes_by_as_much_as_said(objective: str, tmp_path: Path, tokenizer: Any) -> None:
+    options = {"num_directions": 4, "max_steps": 4}
+    if objective == "preference":
+        trainer = made_of_pairs(tmp_path, tokenizer, noise="dense", **options)
+    else:
+        trainer = made(tmp_path, tokenizer, objective, choices=None, answer=" {text} was great", **options)
+    trainer.train()
+    found = trainer.found
+    assert found.converged and found.nats == 0.0125 and "a token of an answer changes" in str(found)
+    ratios_KR, tokens_R = ratios_by_hand(trainer, found.radius, 24)
+    if objective == "preference":  # two answers a row: what moves both alike is no change
+        ratios_KR, tokens_R = ratios_KR[:, ::2] - ratios_KR[:, 1::2], tokens_R[::2] + tokens_R[1::2]
+    assert 0.5 < float((ratios_KR**2 / (2 * tokens_R)).mean()) / 0.0125 < 2
+    assert found.eps == found.radius
+    # Four steps of four directions: signs that mean nothing lead one radius away.
+    assert math.isclose(found.learning_rate, found.radius, rel_tol=0.005)
+
+
+def test_pairs_that_can_be_told_apart_are_learned_with_no_rate_given(tmp_path: Path, tokenizer: Any) -> None:
+    margins = {}
+    for name, rate in (("found", None), ("published", 1e-6)):
+        trainer = made_of_pairs(tmp_path / name, tokenizer, learning_rate=rate, max_steps=20)
+        trainer.train()
+        margins[name] = {key: trainer.evaluate()[f"eval_metric/{key}"] for key in ("margin", "share")}
+    assert margins["found"]["share"] > 0.6 and margins["found"]["margin"] > 0.5
+    assert abs(margins["published"]["margin"]) < 0.01
+
+
+def test_a_run_of_pairs_goes_on_with_the_rate_it_found(tmp_path: Path, tokenizer: Any) -> None:
+    whole = made_of_pairs(tmp_path / "whole", tokenizer)
+    whole.train()
+    made_of_pairs(tmp_path / "parts", tokenizer).train(resume_from_checkpoint=None)
+    path = tmp_path / "parts" / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    [last] = [n for n, line in enumerate(lines) if json.loads(line).get("step") == 2 and b'"scores"' in line]
+    path.write_bytes(b"".join(lines[:last]))  # as if it had been killed after two steps
+    resumed = made_of_pairs(tmp_path / "parts", tokenizer)
+    resumed.train(resume_from_checkpoint=True)
+    header = load_run(tmp_path / "parts").header
+    assert (
+        resumed.found is None and resumed.method == whole.method and header["method"]["lr"] == whole.found.learning_rate
+    )
+    model = random_model("llama", 1)
+    replay(tmp_path / "parts", model)
+    weights = (one.named_parameters() for one in (whole.model, resumed.model, model))
+    for (name, weight), (_, other), (_, replayed) in zip(*weights, strict=True):
+        assert torch.equal(weight, other) and torch.equal(weight, replayed), name
+
+
 def test_what_is_given_is_kept(tmp_path: Path, tokenizer: Any) -> None:
     given_rate = made(tmp_path / "rate", tokenizer, learning_rate=1e-4)
     given_rate.train()
@@ -100,8 +190,10 @@ def test_what_is_given_is_kept(tmp_path: Path, tokenizer: Any) -> None:
     given_eps = made(tmp_path / "eps", tokenizer, eps=3e-3)
     given_eps.train()
     assert given_eps.method.eps == 3e-3 and given_eps.args.learning_rate == given_eps.found.learning_rate
-    of_likelihood = made(tmp_path / "likelihood", tokenizer, "log-likelihood", choices=None, answer=" {text}")
-    assert not of_likelihood.given.finds_rate and of_likelihood.args.learning_rate == 1e-6
+    rate_of_pairs = made_of_pairs(tmp_path / "pairs", tokenizer, learning_rate=1e-4)
+    assert (rate_of_pairs.method.num_directions, rate_of_pairs.args.noise) == (1, "dense"), "and what goes with it"
+    directions = made_of_pairs(tmp_path / "directions", tokenizer, num_directions=2)
+    assert directions.given.finds_rate and directions.method.num_directions == 2
 
 
 def test_rows_may_have_different_numbers_of_answers(tmp_path: Path, tokenizer: Any) -> None:

@@ -29,11 +29,17 @@ from zoreward.noise.families import NOISES
 # 2023), a prefix for text by analogy. An adapter's weights are few, and stand behind those of the base: members must
 # stand further off.
 _ANSWERS = {"noise": "dense", "eps": 1e-3, "num_directions": 1, "normalize": "none", "learning_rate": 1e-6}
+# Where a rate is found: a step of few directions learns nothing from rows that differ as much as pairs do. Along all
+# weights they differ more than along those of attention, where LoRA lies: two to three times the passes.
+_MARGINS = {**_ANSWERS, "noise": "low-rank", "num_directions": 64}
 _TEXT = {"noise": "low-rank", "eps": 1e-2, "num_directions": 16, "normalize": "rms", "learning_rate": 3e-3}
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("answers", "full"): _ANSWERS,
     ("answers", "lora"): {**_ANSWERS, "eps": 1e-2, "learning_rate": 1e-4},
     ("answers", "prefix"): {**_ANSWERS, "eps": 1e-1, "learning_rate": 1e-2},
+    ("margins", "full"): _MARGINS,
+    ("margins", "lora"): {**_MARGINS, "num_directions": 32},
+    ("margins", "prefix"): {**_MARGINS, "noise": "dense", "num_directions": 32},
     ("text", "full"): _TEXT,
     ("text", "lora"): {**_TEXT, "eps": 5e-2, "learning_rate": 2e-2},
     ("text", "prefix"): {**_TEXT, "noise": "dense", "eps": 1e-1, "learning_rate": 1e-2},
@@ -74,7 +80,7 @@ def defaults_of(method: str, needs: str, tuned: str) -> dict[str, Any]:
 
     Args:
         method: its name.
-        needs: "answers" or "text".
+        needs: "answers" or "text"; "margins" for answers that are compared with the base's, where a rate is found.
         tuned: "full", for weights of the model itself, "lora" or "prefix".
 
     >>> sparse = defaults_of("sparse", "answers", "lora")
@@ -90,23 +96,19 @@ def defaults_of(method: str, needs: str, tuned: str) -> dict[str, Any]:
     return {**DEFAULTS[needs, tuned], **of_method}
 
 
-def finds_rate(args: Any, needs: str, *, compares_with_base: bool = False) -> bool:
+def finds_rate(args: Any) -> bool:
     """Whether the learning rate of a run, and ε, are found before step 1, as nobody gave the rate.
 
-    Not for raw slopes, whose size a rate depends on; nor where answers are whole texts that were given.
+    Not for raw slopes, whose size a rate depends on.
 
     Args:
         args: with `learning_rate`, `normalize` and `method`, as they are given.
-        needs: what the objective needs.
-        compares_with_base: whether it compares with the model before step 1.
 
     >>> from types import SimpleNamespace
-    >>> args = SimpleNamespace(learning_rate=None, normalize=None, method="spsa")
-    >>> finds_rate(args, "choices"), finds_rate(args, "likelihood")
-    (True, False)
+    >>> finds_rate(SimpleNamespace(learning_rate=None, normalize=None, method="spsa"))
+    True
     """
-    alike = needs == "completions" or (needs == "choices" and not compares_with_base)
-    return args.learning_rate is None and args.normalize != "none" and alike and args.method != "svrg"
+    return args.learning_rate is None and args.normalize != "none" and args.method != "svrg"
 
 
 def _default_in_words(option: str, otherwise: str = "") -> str:
@@ -115,7 +117,7 @@ def _default_in_words(option: str, otherwise: str = "") -> str:
     >>> _default_in_words("eps"), _default_in_words("momentum", "0")
     ('Default: 1e-3, for text 1e-2.', 'Default: 0, for momentum 0.9, lozo-m 0.9.')
     """
-    tables = {"text": _TEXT} if option in _TEXT else METHOD_DEFAULTS
+    tables = {"text": _TEXT, "preferences without --lr": _MARGINS} if option in _TEXT else METHOD_DEFAULTS
     first = otherwise or _written(_ANSWERS[option])
     values = {name: _written(table[option]) for name, table in tables.items() if option in table}
     return f"Default: {first}, for {', '.join(f'{name} {value}' for name, value in values.items() if value != first)}."
@@ -384,7 +386,7 @@ class Tuning:
     normalize: Literal["none", "running", "rms", "zscore", "rank", "sign"] | None = setting(
         default=None,
         help="How differences of scores are normalised, with spsa. Default: running where the learning rate is found "
-        f"for choices; else {_default_in_words('normalize').removeprefix('Default: ')}",
+        f"for answers that are given; else {_default_in_words('normalize').removeprefix('Default: ')}",
     )
     momentum: float | None = setting(
         default=None, help=f"β: earlier steps count too, weighted by β, β², … {_default_in_words('momentum', '0')}"
@@ -621,8 +623,8 @@ class Steps:
     learning_rate: float | None = setting(
         default=None,
         help="Learning rate. Default: found before step 1, from how far the weights may move at random; for "
-        f"preferences, log-likelihoods, svrg and --normalize none {_written(_ANSWERS['learning_rate'])}. Methods have "
-        "others where they are not found: docs/methods.md.",
+        f"svrg and --normalize none {_written(_ANSWERS['learning_rate'])}. Methods have others where they are not "
+        "found: docs/methods.md.",
         flag="--lr",
     )
     lr_scheduler_type: str = setting(

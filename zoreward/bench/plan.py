@@ -129,7 +129,7 @@ class BenchOptions:
     learning_rate: list[str] | None = setting(
         default=None,
         help="Learning rates that a method tries, METHOD=1e-6,1e-5,1e-4. Give it once for each; as many for all. "
-        "Default: each finds its own; AdamW, log-likelihoods and svrg try three.",
+        "Default: each finds its own; AdamW and svrg try three.",
         flag="--lr",
     )
     eps: list[str] | None = setting(default=None, help="ε of a method, METHOD=5e-3. Give it once for each.")
@@ -335,7 +335,7 @@ def rates_of(task: Task, name: str, given: Mapping[str, Sequence[float]]) -> tup
         given: those that are not the method's own, by method.
 
     >>> from zoreward.data import load_task
-    >>> rates_of(load_task("squad"), "mezo", {}), rates_of(load_task("sst2"), "mezo", {})
+    >>> rates_of(load_task("squad"), "svrg", {}), rates_of(load_task("sst2"), "mezo", {})
     ((1e-07, 1e-06, 1e-05), ())
     """
     method = METHODS[name]
@@ -346,7 +346,7 @@ def rates_of(task: Task, name: str, given: Mapping[str, Sequence[float]]) -> tup
     metric, smooth = objectives_of(task)
     objective, of_tune = metric if method.metric or smooth is None else smooth, method.method or "spsa"
     ungiven = SimpleNamespace(learning_rate=None, normalize=None, method=of_tune)
-    if finds_rate(ungiven, objective.needs, compares_with_base=objective.compares_with_base):
+    if finds_rate(ungiven):
         return ()
     default = defaults_of(of_tune, "text" if objective.needs == "completions" else "answers", method.tune)
     return tuple(float(f"{times * default['learning_rate']:.12g}") for times in _TIMES)

@@ -58,6 +58,7 @@ from zoreward.scoring.requests import (
     scores_of,
     share_that_differs,
     statistics_of,
+    token_counts,
     with_base,
 )
 from zoreward.scoring.reward_head import RewardHead, answer_states, fit_head, preference_states
@@ -135,6 +136,7 @@ __all__ = [
     "size",
     "standard_error",
     "statistics_of",
+    "token_counts",
     "weights_moved",
     "win_rate",
     "with_base",

@@ -130,8 +130,10 @@ def all_given(
     """
     check_choices, adapter = objective.check_choices, tunes_adapter(model, args, peft_config)
     objective = with_retries(objective, part_of(Rewarding, args))
-    finds = finds_rate(args, objective.needs, compares_with_base=objective.compares_with_base)
-    eps_given, args = args.eps is not None, completed(args, objective.needs, adapter=adapter, finds=finds)
+    finds, eps_given = finds_rate(args), args.eps is not None
+    args = completed(
+        args, objective.needs, adapter=adapter, finds=finds, compares_with_base=objective.compares_with_base
+    )
     if args.rows_per_direction is not None and objective.needs == "completions":
         hint = "Leave rows_per_direction out: members write for the same prompts."
         raise InputError("rows are divided among directions where answers are given", hint=hint)

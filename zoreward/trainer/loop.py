@@ -634,14 +634,15 @@ class ZOTrainer(Trainer):
         found = found_rate(
             self.scorer.engine,
             self.method,
+            self.objective,
             self.run.rows,
             steps_after=self._steps_after,
             first=first,
-            eps=args.eps if given.eps_given else None,
-            generation=given.generation if self.objective.needs == "completions" else None,
-            max_kl=self.args.max_kl,
+            generation=given.generation,
+            max_kl=args.max_kl,
         )
-        self.args.eps = found.eps
+        if not given.eps_given:
+            args.eps = found.eps
         eps = eps_that_shows(self.ready.tuned, self.args, given=given.eps_given)
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)

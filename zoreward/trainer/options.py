@@ -29,10 +29,10 @@ class ZOConfig(ZOArguments, TrainingArguments):
     Some defaults are not those of TrainingArguments: 1,000 steps of 16 rows (unless max_steps or num_train_epochs is
     given; with max_forwards alone, as many as these pay), a constant learning rate, no clipping; for objectives of text
     16 low-rank directions, differences over their rms. Where no learning rate is given, ε and the rate are found before
-    step 1, for objectives of choices and of text (see `zoreward.trainer.radius`); for others they are MeZO's, ε 1e-3
-    and 1e-6. Each step scores all rows of all its accumulated batches together. The journal is the checkpoint: what is
-    saved besides is one snapshot of the weights, for a quick resume. By default it is written when it costs little;
-    every `save_steps` steps; with each new best score (`save_strategy="best"`); or never (`"no"`).
+    step 1 (see `zoreward.trainer.radius`), for preferences with 64 directions or 32; for svrg and raw slopes they
+    are MeZO's, ε 1e-3 and 1e-6. Each step scores all rows of all its accumulated batches together. The journal is the
+    checkpoint: what is saved besides is one snapshot of the weights, for a quick resume. By default it is written when
+    it costs little; every `save_steps` steps; with each new best score (`save_strategy="best"`); or never (`"no"`).
 
     The names of TRL's GRPOConfig are taken too: `beta`, `num_generations`, … (docs/coming-from-grpo.md).
 
@@ -185,7 +185,9 @@ def part_that_is_tuned(args: ZOConfig, *, adapter: bool) -> str:
     return "full" if not adapter else "prefix" if args.tune == "prefix" else "lora"
 
 
-def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool = False) -> ZOConfig:
+def completed(
+    args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool = False, compares_with_base: bool = False
+) -> ZOConfig:
     """Return the options with the defaults of their method, and else those that fit what the objective needs and what
     is tuned.
 
@@ -195,6 +197,7 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool 
         adapter: whether an adapter is tuned.
         finds: see `zoreward.config.finds_rate`: ε is then where the first look stands, and slopes are divided by their
             running rms.
+        compares_with_base: whether the objective compares with the model before step 1.
 
     Raises:
         InputError: there is no such method, or directions of every weight are to have a rank.
@@ -205,7 +208,8 @@ def completed(args: ZOConfig, needs: str, *, adapter: bool = False, finds: bool 
     args = copy.copy(args)
     named(args.method)  # there is such a method
     part, rank = part_that_is_tuned(args, adapter=adapter), args.rank
-    defaults = defaults_of(args.method, "text" if needs == "completions" else "answers", part)
+    given = "margins" if finds and compares_with_base else "answers"
+    defaults = defaults_of(args.method, "text" if needs == "completions" else given, part)
     if finds:
         defaults["eps"] = FIRST_EPS[part]
         defaults["normalize"] = {"none": "running"}.get(defaults["normalize"], defaults["normalize"])

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from zoreward.methods import Method
 from zoreward.noise import SeedIndex, derive_seed
 from zoreward.records import Example, Member, ObjectiveError, Request, Term
-from zoreward.scoring import Engine, Generation, candidate_logprobs, have_same_answers, prompts_of
+from zoreward.registry import Objective
+from zoreward.scoring import Engine, Generation, candidate_logprobs, have_same_answers, prompts_of, token_counts
 
 # How much the answers change at the radius, in nats. That of choices was measured on SST-2 with imdb-lm-12m (float32)
 # and SmolLM2-135M-Instruct (bfloat16): full weights, low-rank directions and LoRA, cross-entropy and accuracy. That of
@@ -26,6 +27,11 @@ RADII = 1.5
 
 # What share of a bound of the KL such steps may take up, where there is one: the rest is for what the run learns.
 NOISE_SHARE = 0.5
+
+# Of answers that are given as texts the steps lead one radius away, a quarter of 0.05 nats a token: what is learned of
+# pairs moves the model about as much again, and the KL of samples is up to half as much again as what answers say.
+# Which share of pairs gains hardly depends on the way: what is learned and what is broken both grow with it.
+GIVEN_NATS = 0.0125
 
 # A rate that was given is doubted where it is so many times more or less than one by the usual radius: those that were
 # found lie within a factor of 2 of it.
@@ -50,8 +56,8 @@ class Found:
         radius: r: weights that each move by r times a standard normal number change the answers by `nats`.
         eps: ε of the run: r, or what was given; or more, where the dtype of the weights would hide r.
         learning_rate: of the run.
-        nats: δ, the change at the radius: the KL divergence of a choice, or what a token of a text loses of its
-            log-probability.
+        nats: δ, the change at the radius: the KL divergence of a choice, that of a token of an answer, or what a token
+            of a text loses of its log-probability.
         looks: (ε, change) of each look; the change is infinite where outputs were not finite.
         converged: whether the last look was near the radius; else ε and the rate are guesses.
         rows: that members read, or wrote behind, in all looks.
@@ -66,7 +72,7 @@ class Found:
     rows: int
 
     def __str__(self) -> str:
-        what = "a token of a text" if self.nats == TEXT_NATS else "a choice"
+        what = {TEXT_NATS: "a token of a text", GIVEN_NATS: "a token of an answer"}.get(self.nats, "a choice")
         if not self.converged:
             changes = ", ".join(f"{change:.2g} at {eps:.2g}" for eps, change in self.looks)
             return (
@@ -82,12 +88,12 @@ class Found:
 def found_rate(
     engine: Engine,
     method: Method,
+    objective: Objective,
     examples: Sequence[Example],
     *,
     steps_after: Callable[[int], int],
     first: float,
-    eps: float | None = None,
-    generation: Generation | None = None,
+    generation: Generation,
     max_kl: float | None = None,
 ) -> Found:
     """Return ε and the learning rate of a run from how far its weights may move at random.
@@ -95,6 +101,8 @@ def found_rate(
         r:   E_z,row change(θ, θ + r z) = δ          (δ = 0.01 nats of a choice, 0.2 nats a token of a text)
         ε  = r
         lr = 1.5 · r · √(K B / T) / rms(w)
+
+    Of answers that are given as texts (preferences, log-likelihoods) δ is 0.0125 nats a token, and 1 stands for 1.5.
 
     With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
     they learn comes on top, what they break is bounded. Where the KL of texts is bounded, they would take up half of
@@ -105,20 +113,26 @@ def found_rate(
     Args:
         engine: the model, which stands at the weights that the run begins with.
         method: of the run: its directions are looked along, with seeds of their own.
+        objective: what is tuned on: its answers are looked at.
         examples: the rows to tune on; the first ones are looked at.
         steps_after: gives T, when so many rows were read to find r: of a budget they are a part.
         first: the distance of the first look.
-        eps: ε where it was given.
-        generation: how texts are written, for an objective of texts; None for one of choices.
-        max_kl: the KL a token at which the run ends, or None.
+        generation: how texts are written, for an objective of texts.
+        max_kl: the KL a token at which the run ends, or None; of texts.
     """
-    reads_base = 1 if generation is None else 2  # after it has written
-    rows, terms = len(examples[: ROWS if generation is None else TEXTS]), _directions_of(method)
+    writes = objective.needs == "completions"
+    reads_base = 2 if writes else 1  # after it has written
+    examples, terms = examples[: TEXTS if writes else ROWS], _directions_of(method)
+    rows, radii = len(examples), RADII
     steps_after(rows * (len(terms) + reads_base))  # a budget that does not pay for one look is refused before it
-    if generation is None:
-        change, nats = _change_of_choices(engine, examples[:ROWS]), ANSWER_NATS
+    if writes:
+        change, nats = _change_of_texts(engine, examples, generation), TEXT_NATS
+        if max_kl is not None:
+            radii = min(RADII, math.sqrt(NOISE_SHARE * max_kl / nats))
+    elif are_texts(objective, examples):
+        change, nats, radii = _change_of_answers(engine, examples), GIVEN_NATS, 1.0
     else:
-        change, nats = _change_of_texts(engine, examples[:TEXTS], generation), TEXT_NATS
+        change, nats = _change_of_choices(engine, examples), ANSWER_NATS
 
     def moved_at(distance: float) -> float:
         try:
@@ -129,12 +143,14 @@ def found_rate(
 
     radius, looks, converged = _radius(moved_at, nats, first)
     rows *= len(looks) * len(terms) + reads_base
-    steps = steps_after(rows)
-    radii = RADII
-    if max_kl is not None and generation is not None:
-        radii = min(RADII, math.sqrt(NOISE_SHARE * max_kl / nats))
-    rate = _rounded(rate_of(radii * radius, method, steps))
-    return Found(radius, eps or radius, rate, nats, looks, converged, rows)
+    rate = _rounded(rate_of(radii * radius, method, steps_after(rows)))
+    return Found(radius, radius, rate, nats, looks, converged, rows)
+
+
+def are_texts(objective: Objective, examples: Sequence[Example]) -> bool:
+    """Return whether answers that are given count as texts of many tokens, each row's its own, not as a choice."""
+    margins = objective.compares_with_base and not have_same_answers(examples)
+    return objective.needs == "likelihood" or (objective.needs == "choices" and margins)
 
 
 def rate_of(distance: float, method: Method, steps: int) -> float:
@@ -235,6 +251,32 @@ def _change_of_choices(engine: Engine, examples: Sequence[Example]) -> Change:
         with np.errstate(invalid="ignore"):  # a row with fewer answers has −inf on both sides
             gained_MNC = np.where(there_NC, np.exp(before_NC) * (before_NC - moved_MNC), 0.0)
         return float(gained_MNC.sum(-1).mean())
+
+    return change
+
+
+def _change_of_answers(engine: Engine, examples: Sequence[Example]) -> Change:
+    """What members change of a token of answers that are given, in nats, with Δ_c = log π_member/π_θ of answer c.
+
+        change = E_row  h² / 2T,   h = Δ_1 − Δ_2,   T tokens of both answers              of one answer  Δ² / 2T
+
+    Of texts that the model could have written, Δ of a small move is a sum of T unrelated parts, of which each has a
+    mean square of twice a token's KL. The difference leaves out what a move does to all answers behind a prompt.
+    """
+    counts_NC = token_counts(examples)
+    [before_NC] = candidate_logprobs(engine, examples)
+    there_NC = np.isfinite(before_NC)
+    tokens_N, answers_N = np.where(there_NC, counts_NC, 0).sum(1), there_NC.sum(1)
+    one_N = answers_N == 1
+    parts_N = np.where(one_N, 1.0, 1 - 1 / answers_N)  # of squares that are left about their mean
+
+    def change(members: Sequence[Member]) -> float:
+        moved_MNC = candidate_logprobs(engine, examples, members)
+        with np.errstate(invalid="ignore"):
+            ratios_MNC = np.where(there_NC, (moved_MNC - before_NC) * counts_NC, 0.0)
+        mean_MN1 = np.where(one_N, 0.0, ratios_MNC.sum(-1) / answers_N)[..., None]
+        squares_MN = np.where(there_NC, (ratios_MNC - mean_MN1) ** 2, 0.0).sum(-1)
+        return float((squares_MN / (2 * parts_N * tokens_N)).mean())
 
     return change
 
