@@ -154,7 +154,7 @@ def test_the_command_that_is_printed_goes_on(
     assert steps(folder / "left") == steps(whole)
     assert weights(folder / "left") == weights(whole)
     assert sorted(path.name for path in (folder / "left").iterdir()) == [
-        "config.yaml", "journal.jsonl", "model", "trajectory.safetensors",
+        "config.yaml", "journal.jsonl", "model", "notes.jsonl", "report.html", "trajectory.safetensors",
     ]  # fmt: skip
 
 
@@ -581,7 +581,7 @@ def test_a_model_that_cannot_be_written_can_be_made_later(
     _, err = capsys.readouterr()
     assert "left/model cannot be written: No space left on device" in err and "resume: zoreward tune" in err
     assert sorted(path.name for path in (folder / "left").iterdir()) == [
-        "config.yaml", "journal.jsonl", "trajectory.safetensors",
+        "config.yaml", "journal.jsonl", "notes.jsonl", "report.html", "trajectory.safetensors",
     ]  # fmt: skip
     assert main([*run, "--resume"]) == 0
     assert weights(folder / "left") == weights(whole)

@@ -167,10 +167,11 @@ def whole(folder: Path) -> Callable[..., dict[str, bytes]]:
 
 
 def kept(output: Path) -> dict[str, bytes]:
-    """Name → bytes of the files of a run, but for those that say where it is: the options and the card."""
+    """Name → bytes of the files of a run, but for those that say where it is, or how long it took."""
     files = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
     assert {"config.yaml", "model/README.md"} <= files.keys()
-    return {name: path.read_bytes() for name, path in files.items() if name not in ("config.yaml", "model/README.md")}
+    others = ("config.yaml", "model/README.md", "notes.jsonl", "report.html")
+    return {name: path.read_bytes() for name, path in files.items() if name not in others}
 
 
 def kill_at(child: int, journal: Path, size: int, delay: float) -> int:

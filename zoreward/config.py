@@ -782,6 +782,17 @@ class NewObjectiveOptions:
 
 
 @options(RUN)
+class ReportOptions:
+    """The options of `zoreward report`."""
+
+    runs: list[str] = setting(help="A run folder, or several, to compare them.", argument="RUN...")
+    output: str | None = setting(
+        default=None, help="The page. Default: report.html in the run folder; of several runs comparison.html."
+    )
+    json: bool = setting(default=False, help="Print the page's path and the numbers of each run, in one JSON object.")
+
+
+@options(RUN)
 class WinRateOptions(Seeding, Rewarding, Writing, Loading):
     """The options of `zoreward win-rate`."""
 

@@ -14,7 +14,8 @@ import typer
 from zoreward.cli.flags import canonical, escape, shortened
 from zoreward.cli.listings import add_objectives, show_health, show_objectives, show_tasks
 from zoreward.cli.prepare import quiet_deprecations
-from zoreward.cli.printing import printable_warnings, report, unexpected
+from zoreward.cli.printing import printable_warnings, unexpected
+from zoreward.cli.printing import report as print_error  # `report` is a command here, and its module
 from zoreward.data import load_task
 from zoreward.neighbours.of_typer import UsageError
 from zoreward.neighbours.releases import newer_than_tested
@@ -30,6 +31,7 @@ _OTHERS = {
     "bench": "Compare ways to use a model on a task, tuned and not, in one table.",
     "new-objective": "Write a package that brings an objective of your own, with a test.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
+    "report": "Write a page to look at: what became of a run, or how several compare.",
     "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
     "win-rate": "Let two models write, and a judge say how often one writes better.",
 }
@@ -60,17 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with quiet_deprecations(), printable_warnings():
             return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
     except ZorewardError as error:
-        return report(error, help_at=words[:2])
+        return print_error(error, help_at=words[:2])
     except UsageError as error:
         path = error.ctx.command_path if error.ctx else "zoreward"
-        return report(InputError(error.format_message(), hint=f"`{path} --help` lists what there is"))
+        return print_error(InputError(error.format_message(), hint=f"`{path} --help` lists what there is"))
     except (KeyboardInterrupt, typer.Abort):  # the latter is Typer's, for the former
         print("interrupted", file=sys.stderr)
         return 130
     except (Exception, SystemExit) as error:  # a model's code, or an objective's, may raise either
         if isinstance(error.__context__, BrokenPipeError):  # `zoreward … | head` has read enough; Typer ends by 1
             return 1
-        return report(unexpected(error))
+        return print_error(unexpected(error))
 
 
 def with_objective(words: list[str]) -> list[str]:

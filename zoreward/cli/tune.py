@@ -38,6 +38,7 @@ from zoreward.cli.prepare import (
     shown_prompts,
 )
 from zoreward.cli.printing import Outcome, report_failure
+from zoreward.cli.report import write_page
 from zoreward.cli.saving import (
     CONFIG_NAME,
     MODEL_NAME,
@@ -61,6 +62,7 @@ from zoreward.config import (
     part_of,
 )
 from zoreward.data.reading import fitting, parse_yaml
+from zoreward.journal.notes import remove_notes
 from zoreward.neighbours.of_transformers import silence_, start_logger
 from zoreward.neighbours.of_typer import source_of, words_of
 from zoreward.records import InputError, StorageError, ZorewardError, one_line, printable
@@ -126,6 +128,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
                 if trainer.keeper.budget is not None:
                     print(trainer.keeper.budget)
                 _write_down(source, trainer, options, written, reward_head)
+                held.callback(write_page, output)
             start = time.perf_counter()
             try:
                 with contextlib.chdir("."), finishing_steps(trainer), progress:
@@ -207,6 +210,7 @@ def _write_down(
     except (InputError, StorageError):
         if not options.resume:  # the journal is ours: nobody else holds the run
             Path(output, "journal.jsonl").unlink(missing_ok=True)
+            remove_notes(output)
         raise
 
 

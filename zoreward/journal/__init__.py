@@ -1,12 +1,19 @@
 """A run as a file: written while it lasts, read back, and replayed on its base weights. See docs/journal.md."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from zoreward.journal.fingerprint import fingerprint, weights_dtype
 from zoreward.journal.reader import has_journal, load_run, read_journal, reopen, resumable_run
-from zoreward.journal.replaying import advance, checked_base, replay
-from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
 from zoreward.journal.stored import StoredRun, moves
-from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory, write_trajectory
-from zoreward.journal.writer import JOURNAL_NAME, Journal
+from zoreward.journal.writer import JOURNAL_NAME, TRAJECTORY_NAME, Journal
+
+if TYPE_CHECKING:
+    from zoreward.journal.replaying import advance, checked_base, replay
+    from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
+    from zoreward.journal.trajectory import read_trajectory, write_trajectory
 
 __all__ = [
     "JOURNAL_NAME",
@@ -31,3 +38,16 @@ __all__ = [
     "write_snapshot",
     "write_trajectory",
 ]
+
+# What moves weights needs torch, which takes seconds to import, and arrays NumPy: who reads a run waits for neither.
+_MODULES = {
+    **dict.fromkeys(("advance", "checked_base", "replay"), "replaying"),
+    **dict.fromkeys(("SNAPSHOT_NAME", "read_snapshot", "remove_snapshot", "write_snapshot"), "snapshot"),
+    **dict.fromkeys(("read_trajectory", "write_trajectory"), "trajectory"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'zoreward.journal' has no attribute {name!r}")
+    return getattr(import_module(f"zoreward.journal.{_MODULES[name]}"), name)

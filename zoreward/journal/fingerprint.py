@@ -7,13 +7,14 @@ import json
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from zoreward.noise import canonical_name
 from zoreward.records import one_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Bytes that are fetched from a device at once.
 CHUNK = 64 << 20
@@ -43,7 +44,6 @@ _NO_FORWARD = frozenset(
 _OF_ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
-@torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of a model's weights, in hexadecimal: the same on every device, in every wrapper.
 
@@ -54,9 +54,12 @@ def fingerprint(model: nn.Module) -> str:
     once, whether they are tuned or not. Each of torch's threads hashes some tensors: 4 s a GiB on two slow cores,
     270 MB/s each (benchmarks/journal.py).
 
+    >>> from torch import nn
     >>> fingerprint(nn.Linear(2, 1)) == fingerprint(nn.Linear(2, 1))
     False
     """
+    import torch  # not above: who reads a journal needs none
+
     _undo_packing(model)
     named = sorted((canonical_name(name), weight) for name, weight in model.named_parameters())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -71,6 +74,8 @@ def fingerprint(model: nn.Module) -> str:
 def weights_dtype(model: nn.Module) -> str:
     """Return the dtype that most of a model's floating-point weights have.
 
+    >>> import torch
+    >>> from torch import nn
     >>> weights_dtype(nn.Linear(2, 1, dtype=torch.bfloat16))
     'bfloat16'
     """
@@ -81,13 +86,15 @@ def weights_dtype(model: nn.Module) -> str:
     return max(sizes, key=sizes.__getitem__, default="float32")
 
 
-@torch.no_grad()
 def _digest(weight: torch.Tensor) -> str:
+    import torch
+
     digest = hashlib.sha256()
-    for tensor in _tensors(weight):
-        flat = tensor.contiguous().view(-1).view(torch.uint8)
-        for start in range(0, flat.numel(), CHUNK):
-            digest.update(flat[start : start + CHUNK].cpu().numpy())
+    with torch.no_grad():
+        for tensor in _tensors(weight):
+            flat = tensor.contiguous().view(-1).view(torch.uint8)
+            for start in range(0, flat.numel(), CHUNK):
+                digest.update(flat[start : start + CHUNK].cpu().numpy())
     return digest.hexdigest()
 
 

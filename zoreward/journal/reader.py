@@ -13,8 +13,7 @@ from zoreward.journal.bounds import FREE_DIRECTIONS, MAX_BLOCKS, MAX_RANKS, MAX_
 from zoreward.journal.disk import lock, open_file, opened
 from zoreward.journal.lines import LARGEST_SCORE, MAX_LINE, checksum, number, parse, shown, whole
 from zoreward.journal.stored import StoredRun, check_header, directions, rewind_of
-from zoreward.journal.trajectory import TRAJECTORY_NAME, read_trajectory
-from zoreward.journal.writer import JOURNAL_NAME, Journal
+from zoreward.journal.writer import JOURNAL_NAME, TRAJECTORY_NAME, Journal
 from zoreward.methods import Directions
 from zoreward.noise import DISTRIBUTIONS, Distribution
 from zoreward.noise.families import family_from_json
@@ -39,7 +38,11 @@ def load_run(path: str | Path) -> StoredRun:
         raise MissingFileError(
             f"the folder {path} holds no run", hint=f"Give one with {JOURNAL_NAME} or {TRAJECTORY_NAME} in it."
         )
-    return read_trajectory(path) if path.suffix == ".safetensors" else read_journal(path)
+    if path.suffix != ".safetensors":
+        return read_journal(path)
+    from zoreward.journal.trajectory import read_trajectory  # not above: journals need no NumPy
+
+    return read_trajectory(path)
 
 
 def read_journal(path: str | Path) -> StoredRun:

@@ -22,7 +22,6 @@ from zoreward.journal.tensors import entries_of, read_head, write_tensors
 from zoreward.methods import Directions
 from zoreward.records import InputError, Rewind, StepRecord, Update
 
-TRAJECTORY_NAME = "trajectory.safetensors"
 # The latter where the run went back, which a reader of the former would not know.
 FORMATS = PLAIN, REWOUND = "zoreward-trajectory-1", "zoreward-trajectory-2"
 MAX_FILE = 1 << 30

@@ -16,7 +16,7 @@ from zoreward.journal.lines import MAX_LINE, encode
 from zoreward.noise import NOISE_VERSION
 from zoreward.records import InputError, Rewind, StepRecord, Update
 
-JOURNAL_NAME = "journal.jsonl"
+JOURNAL_NAME, TRAJECTORY_NAME = "journal.jsonl", "trajectory.safetensors"
 
 
 class Journal:

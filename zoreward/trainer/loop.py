@@ -23,6 +23,7 @@ from transformers.utils import logging
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen, write_snapshot
 from zoreward.journal.card import CARD_NAME, Told, write_card
 from zoreward.journal.disk import remove, sync_all
+from zoreward.journal.notes import append_note, remove_notes
 from zoreward.journal.stored import OVER_MAX_KL
 from zoreward.members import check_merged, has_adapter, in_all_blocks, merged_copy
 from zoreward.methods import Method, SPSAState, all_scored, state_after
@@ -44,6 +45,7 @@ from zoreward.trainer.inputs import (
     warn_about_one_class,
 )
 from zoreward.trainer.keeper import Keeper, budget_of
+from zoreward.trainer.noting import answers_of, noted
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
 from zoreward.trainer.options import FIRST_EPS, ZOConfig, config_of, family_of_run, method_of, part_that_is_tuned
 from zoreward.trainer.penalty import drift_of
@@ -201,6 +203,7 @@ class ZOTrainer(Trainer):
         self._brake = Brake(rewinds_of(args, name_of(model)))
         self.header: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
+        self._answers: dict[str, Any] = {}  # of the last evaluation
         self.kept_step = -1  # while the run lasts; 0 is the base
         self.begun_with_a_score = self._finished = False
         self._silence: SilentRunError | None = None
@@ -271,7 +274,7 @@ class ZOTrainer(Trainer):
             self._open_run()
         assert self.run.journal is not None
         begun_at, metrics = self.method_state.step, dict[str, float]()
-        with self.run.journal, old_objects_left_alone():
+        with self.run.journal, old_objects_left_alone(), contextlib.nullcontext() if self._finished else noted(self):
             try:
                 if self._finished:
                     logger.warning("The run in '%s' is finished: %d steps.", args.output_dir, begun_at)
@@ -522,6 +525,9 @@ class ZOTrainer(Trainer):
         if by_our_rows and self._brake.most:
             groups = values_of_groups(self.objective, examples, scored)
             self._brake.take(self.state.global_step, found.score, groups)
+        if by_our_rows:
+            self._answers = answers_of(self.objective, examples, scored, texts=self.args.completions_every > 0)
+            self._answers["step"] = self.state.global_step
         if by_our_rows and self.run.journal is not None:
             self._write_evaluation(self.state.global_step, metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -617,6 +623,7 @@ class ZOTrainer(Trainer):
         except OSError as error:
             raise storage_error(self.args.output_dir, error) from error
         self._keep_start()
+        remove_notes(self.args.output_dir)  # those of a run that was removed
         for log in self.state.log_history:  # scored before step 1
             if "eval_score" in log:
                 self._write_evaluation(log["step"], log)
@@ -721,6 +728,8 @@ class ZOTrainer(Trainer):
 
     def _write_evaluation(self, step: int, logged: Mapping[str, float]) -> None:
         assert self.run.journal is not None
+        if self._answers.get("step") == step:
+            append_note(self.args.output_dir, "answers", self._answers)
         with told_where(self.args.output_dir):
             groups = self._brake.groups_at(step)
             self.run.journal.append_evaluation(step, logged["eval_score"], told_beside(logged), groups)

@@ -1,0 +1,91 @@
+"""What a run notes beside its journal, for people to look at: who it was, how long it took, what the dev rows got."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from statistics import stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers.utils import logging
+
+from zoreward.journal.notes import append_note
+from zoreward.members import has_adapter
+from zoreward.records import Example, Scored, Writing, one_line
+from zoreward.registry import Objective
+from zoreward.scoring.certainty import row_scores
+from zoreward.scoring.requests import have_same_answers
+from zoreward.trainer.resuming import rows_told
+
+if TYPE_CHECKING:
+    from zoreward.trainer.loop import ZOTrainer
+
+# Of texts so many rows are kept, of a text so many characters; and a table of so many classes at most.
+TEXTS, PROMPT, COMPLETION, CLASSES = 8, 800, 1600, 40
+
+
+@contextlib.contextmanager
+def noted(trainer: ZOTrainer) -> Iterator[None]:
+    """Note who a run is before the block, and how long it took behind it."""
+    first, start, folder = trainer.method_state.step, time.perf_counter(), trainer.args.output_dir
+    weights = trainer.scorer.reader.tuned.weights.values()
+    model = trainer.model.get_base_model() if has_adapter(trainer.model) else trainer.model
+    session = {
+        "command": trainer.provenance.get("command"),
+        "found": trainer.found and str(trainer.found),
+        "rows": rows_told(trainer.train_dataset, trainer.eval_dataset, trainer.provenance),  # type: ignore[arg-type]
+        "tuned": sum(weight.numel() for weight in weights),
+        "weights": sum(weight.numel() for weight in trainer.model.parameters()),
+        "model_class": type(model).__name__,
+        "adapter": has_adapter(trainer.model),
+        "device": str(trainer.args.device),
+        "max_steps": trainer.args.max_steps,
+    }
+    append_note(folder, "session", session)
+    try:
+        yield
+    finally:
+        seconds = round(time.perf_counter() - start, 3)
+        if steps := trainer.method_state.step - first:
+            append_note(folder, "end", {"seconds": seconds, "first": first, "steps": steps})
+
+
+def answers_of(objective: Objective, examples: Sequence[Example], scored: Scored, *, texts: bool) -> dict[str, Any]:
+    """Return what became of the dev rows, in little room.
+
+    `standard_error` of the score, where it is a mean over rows; of choices that all rows have, `choices` and
+    `confusion`, how many rows of each right answer (row) were given each answer (column); of texts `texts`, the first
+    rows' prompts, completions and scores.
+
+    Args:
+        objective: what the rows were scored by.
+        examples: the rows.
+        scored: what came of them.
+        texts: whether texts may be kept.
+    """
+    try:
+        found: dict[str, Any] = {}
+        of_rows = row_scores(objective, scored)
+        if len(scores := [score for score in of_rows or () if score is not None]) > 1:
+            found["standard_error"] = stdev(scores) / math.sqrt(len(scores))
+        if isinstance(scored, Writing):
+            if texts:
+                rows = zip(examples, scored.completions, of_rows or [None] * len(examples), strict=True)
+                names = ("prompt", "completion", "score")
+                kept = [(row.prompt[-PROMPT:], text.text[:COMPLETION], score) for row, text, score in rows][:TEXTS]
+                found["texts"] = [dict(zip(names, one, strict=True)) for one in kept]
+        elif objective.needs == "choices" and scored.logprobs_NC is not None and have_same_answers(examples):
+            choices = examples[0].candidates
+            if 1 < len(choices) <= CLASSES and all(example.reference >= 0 for example in examples):
+                found["choices"] = list(choices)
+                confusion_CC = np.zeros((len(choices), len(choices)), dtype=int)
+                chosen_N = np.argmax(scored.logprobs_NC[:, : len(choices)], axis=1)
+                np.add.at(confusion_CC, ([example.reference for example in examples], chosen_N), 1)
+                found["confusion"] = confusion_CC.tolist()
+        return found
+    except Exception as error:  # a row that is not what it should be: the run does not need this
+        logging.get_logger(__name__).warning("The dev rows' answers are not kept: %s.", one_line(error))
+        return {}
