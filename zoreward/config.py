@@ -491,6 +491,12 @@ class Running:
         panel=TUNING,
         may_change=True,
     )
+    ranks_split: Literal["auto", "members", "rows"] = setting(
+        default="auto",
+        help="What several ranks share (torchrun, accelerate launch): members, each with all rows, or the rows of all "
+        "members. auto: members where there are enough for all ranks. A resume shares what the run began with.",
+        recorded=False,
+    )
     max_seconds: float | None = setting(
         default=None,
         help="Stop after the step in which so many seconds have passed since the first began; a rate that is found is "

@@ -70,6 +70,10 @@ class SilentRunError(ZorewardError, RuntimeError):
     """A run that ended itself because none of its steps moved anything; the hint says what to try."""
 
 
+class RanksError(ZorewardError, RuntimeError):
+    """Another process of the launch has ended or cannot be reached, or one of them is not like the others."""
+
+
 class StorageError(ZorewardError, OSError):
     """A file of the run that cannot be written: a full disk, a folder that is gone."""
 

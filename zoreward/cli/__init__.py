@@ -14,9 +14,10 @@ import typer
 from zoreward.cli.flags import canonical, escape, shortened
 from zoreward.cli.listings import add_objectives, show_health, show_objectives, show_tasks
 from zoreward.cli.prepare import quiet_deprecations
-from zoreward.cli.printing import printable_warnings, unexpected
+from zoreward.cli.printing import is_first, nothing_printed, printable_warnings, unexpected
 from zoreward.cli.printing import report as print_error  # `report` is a command here, and its module
 from zoreward.data import load_task
+from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_typer import UsageError
 from zoreward.neighbours.releases import newer_than_tested
 from zoreward.records import InputError, ZorewardError
@@ -55,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words in ([], ["tune"], ["eval"]):
         words.append("--help")
     try:
+        refuse_over_ranks(words)
         words = with_objective(words)
         command = command_for(words)
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         # `obj` is what a command finds at the root of its context: here the words as they were typed.
-        with quiet_deprecations(), printable_warnings():
+        with quiet_deprecations(), printable_warnings() if is_first() else nothing_printed():
             return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
     except ZorewardError as error:
         return print_error(error, help_at=words[:2])
@@ -67,12 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = error.ctx.command_path if error.ctx else "zoreward"
         return print_error(InputError(error.format_message(), hint=f"`{path} --help` lists what there is"))
     except (KeyboardInterrupt, typer.Abort):  # the latter is Typer's, for the former
-        print("interrupted", file=sys.stderr)
+        if is_first():
+            print("interrupted", file=sys.stderr)
         return 130
     except (Exception, SystemExit) as error:  # a model's code, or an objective's, may raise either
         if isinstance(error.__context__, BrokenPipeError):  # `zoreward … | head` has read enough; Typer ends by 1
             return 1
         return print_error(unexpected(error))
+
+
+def refuse_over_ranks(words: list[str]) -> None:
+    """Refuse a command that a launcher started several times, where all would do the same.
+
+    Raises:
+        InputError: it is another than `tune`.
+    """
+    launch = launch_of()
+    if launch is not None and words[0] != "tune":
+        hint = f"Start it alone: zoreward {shlex.join(words)}"
+        raise InputError(f"zoreward {words[0]} is one process, and {launch.size} were started", hint=hint)
 
 
 def with_objective(words: list[str]) -> list[str]:

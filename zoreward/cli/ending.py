@@ -14,8 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoreward.cli.printing import is_first
 from zoreward.cli.saving import MODEL_NAME
 from zoreward.config import TuneOptions
+from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_transformers import is_out_of_patience
 from zoreward.records import printable
 
@@ -36,7 +38,9 @@ def resume_command(words: Sequence[str]) -> str:
     >>> resume_command(["tune", "f1", "--template", "{text} It was"])
     "zoreward tune f1 --template '{text} It was' --resume"
     """
-    return shlex.join(["zoreward", *words, *([] if "--resume" in words else ["--resume"])])
+    command = shlex.join(["zoreward", *words, *([] if "--resume" in words else ["--resume"])])
+    launch = launch_of()
+    return command if launch is None else launch.command(command)
 
 
 @contextlib.contextmanager
@@ -45,7 +49,8 @@ def finishing_steps(trainer: ZOTrainer) -> Iterator[None]:
 
     def finish(number: int, frame: Any) -> None:
         trainer.keeper.stopping = True
-        os.write(2, b"\nfinishing the step; a second time stops at once\n")  # print may be at work already
+        if is_first():
+            os.write(2, b"\nfinishing the step; a second time stops at once\n")  # print may be at work already
         for name in before:
             signal.signal(getattr(signal, name), _stop)
 
@@ -66,6 +71,8 @@ def _stop(number: int, frame: Any) -> None:
 
 def interrupted(trainer: ZOTrainer, output: str, words: Sequence[str]) -> int:
     """Say where the run stands and how to go on; returns the exit code."""
+    if not is_first():
+        return 130
     stands = f"interrupted after step {trainer.method_state.step}; {output} keeps the journal"
     print(printable(f"{stands}\nresume: {resume_command(words)}"), file=sys.stderr)
     return 130

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from zoreward.cli.printing import Outcome
+from zoreward.cli.printing import Outcome, is_first
 from zoreward.config import OBJECTIVE, PANELS, RUN, Common, TuneOptions
 from zoreward.data.reading import read_yaml
 from zoreward.neighbours.of_typer import source_of
@@ -201,10 +201,11 @@ def _for_typer(
     def callback(context: typer.Context, **values: Any) -> int:
         try:
             # What a model, a tokenizer or an objective prints is not the result.
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr if is_first() else sys.stdout):
                 outcome = run(context, values)
         except KeyboardInterrupt:  # of which some versions of Typer say nothing
-            print("interrupted", file=sys.stderr)
+            if is_first():
+                print("interrupted", file=sys.stderr)
             return 130
         if isinstance(outcome, Outcome):
             outcome.print(as_json=values["json"])

@@ -6,11 +6,14 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zoreward.neighbours.of_launchers import launch_of
 from zoreward.records import ZorewardError, named, one_line, printable
 from zoreward.registry import place_of
 
@@ -29,6 +32,10 @@ def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) 
         help_at: the command whose help is pointed to where nothing better is known.
         code: the exit code.
     """
+    launch = launch_of()
+    if launch is not None and launch.rank:  # rank 0 tells the rest, unless this rank alone has met with it
+        print(f"rank {launch.rank}: error: {one_line(error, _LONGEST)}", file=sys.stderr)
+        return code
     hint = error.hint or place_of(error.__cause__) or f"`{' '.join(['zoreward', *help_at])} --help` lists what there is"
     print(f"error: {one_line(error, _LONGEST)}", file=sys.stderr)
     print(f"hint: {one_line(hint, _LONGEST)}", file=sys.stderr)
@@ -38,8 +45,27 @@ def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) 
 def report_failure(error: BaseException, go_on: str) -> int:
     """Print what made a run fail and how to go on with it, and return the exit code."""
     report(error if isinstance(error, ZorewardError) else ZorewardError(named(error), hint=place_of(error)), code=1)
-    print(printable(go_on), file=sys.stderr)
+    if is_first():
+        print(printable(go_on), file=sys.stderr)
     return 1
+
+
+def is_first() -> bool:
+    """Return whether this process tells the user, and writes: the only one, or rank 0 of a launch."""
+    launch = launch_of()
+    return launch is None or launch.rank == 0
+
+
+@contextlib.contextmanager
+def nothing_printed() -> Iterator[None]:
+    """Keep stdout, and what Python warns of, off the terminal: another rank tells it."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def unexpected(error: BaseException) -> ZorewardError:

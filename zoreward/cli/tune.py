@@ -37,7 +37,7 @@ from zoreward.cli.prepare import (
     select_device,
     shown_prompts,
 )
-from zoreward.cli.printing import Outcome, report_failure
+from zoreward.cli.printing import Outcome, is_first, report_failure
 from zoreward.cli.report import write_page
 from zoreward.cli.saving import (
     CONFIG_NAME,
@@ -63,6 +63,7 @@ from zoreward.config import (
 )
 from zoreward.data.reading import fitting, parse_yaml
 from zoreward.journal.notes import remove_notes
+from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_transformers import silence_, start_logger
 from zoreward.neighbours.of_typer import source_of, words_of
 from zoreward.records import InputError, StorageError, ZorewardError, one_line, printable
@@ -108,11 +109,13 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     output, start = Path(options.output), time.perf_counter()
     findings, problem, reward_head = None, "", None
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
+    from_first = _found_by_first(objective)
     if objective.goes_via_reward:
         objective, rows, reward_head = via_reward(objective, rows, options, digest)
         at_end = objective if at_end.goes_via_reward else at_end
     if options.resume:
-        findings, problem = finished_run(output, resolved(source, options, written), objective, digest)
+        wanted = resolved(source, options, written)
+        findings, problem = from_first(lambda: finished_run(output, wanted, objective, digest))
     if findings is not None:
         print(printable(f"the run in {output} is finished"))
     else:
@@ -123,23 +126,22 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
                     trainer, progress = _prepared(objective, rows, options)
                 trainer.provenance = provenance_of(options, rows, words)
                 held.enter_context(trainer.holding_run())
-                if trainer.found is not None and trainer.found.converged:
-                    print(trainer.found)
-                if trainer.keeper.budget is not None:
-                    print(trainer.keeper.budget)
                 _write_down(source, trainer, options, written, reward_head)
-                held.callback(write_page, output)
+                if is_first():
+                    held.callback(write_page, output)
             start = time.perf_counter()
             try:
                 with contextlib.chdir("."), finishing_steps(trainer), progress:
                     trainer.train(resume_from_checkpoint=options.resume)
-                if trainer.keeper.stopping:
+                if trainer.keeper.ends:
                     return interrupted(trainer, options.output, words)
                 findings = _saved_and_found(trainer, at_end, rows, options, digest)
             except KeyboardInterrupt:
                 return interrupted(trainer, options.output, words)
             except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
                 return report_failure(error, f"resume: {resume_command(words)}")
+    if not is_first():
+        return 0
     summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
     return Outcome(summary, sentence_of(summary))
 
@@ -148,6 +150,8 @@ def _with_output(options: TuneOptions, source: str) -> TuneOptions:
     """The options with a run folder, where none was given: a new one of the objective's name; of a resume the last."""
     if options.output != DEFAULT_OUTPUT:
         return options
+    if launch_of() is not None:  # each rank would choose by what it finds there
+        raise InputError("several ranks share a run folder", hint="name it: --output runs/NAME")
     first = Path(DEFAULT_OUTPUT).with_name(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]))
     new = _next_to(first) if os.path.lexists(first) else first
     before = [first, *itertools.takewhile(lambda folder: folder != new, _numbered(first))] if new != first else [first]
@@ -182,6 +186,23 @@ def _dry_run(objective: Objective, options: TuneOptions, rows: TuningRows) -> Ou
         return told_of(planned(options.model, args, objective, (rows.train, rows.dev, rows.shots), None, None))
 
 
+def _found_by_first(objective: Objective) -> Callable[[Callable[[], Any]], Any]:
+    """What looks something up in the run folder: of several ranks the first one does, and tells the others.
+
+    Raises:
+        InputError: several ranks cannot do yet what is asked for.
+    """
+    if launch_of() is None:
+        return lambda find: find()
+    if objective.goes_via_reward:
+        hint = "start one process, or make the reward first and give it: --reward-model"
+        raise InputError("--via reward is fitted and tuned on in one process", hint=hint)
+    from zoreward.trainer.replicas import joined
+
+    ranks = joined()
+    return lambda find: ranks.from_first(find() if ranks.first else None)
+
+
 def _check(options: TuneOptions) -> None:
     """Find what is wrong with the options themselves."""
     check_output(options.output, resume=options.resume)
@@ -199,7 +220,13 @@ def _check(options: TuneOptions) -> None:
 def _write_down(
     source: str, trainer: ZOTrainer, options: TuneOptions, written: dict[str, Any], head: RewardHead | None
 ) -> None:
-    """Write down what a run is made of, beside its journal, which is open."""
+    """Say what was found, and write down what a run is made of, beside its journal, which is open."""
+    if trainer.found is not None and trainer.found.converged:
+        print(trainer.found)
+    if trainer.keeper.budget is not None:
+        print(trainer.keeper.budget)
+    if not is_first():
+        return
     output = Path(options.output)
     names = [name for name in (*DEFAULTED, "max_steps") if getattr(options, name) is None]
     chosen = {name: getattr(trainer.args, name) for name in names}
@@ -239,7 +266,8 @@ def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> t
 
     silence_(trainer)
     progress = ProgressCallback(trainer)
-    trainer.add_callback(progress)
+    if is_first():
+        trainer.add_callback(progress)
     done = trainer.resume() if options.resume else 0
     if done:
         print(f"resuming after step {done}")
@@ -371,9 +399,16 @@ def _what_is_tuned(trainer: ZOTrainer) -> str:
 def _saved_and_found(
     trainer: ZOTrainer, at_end: Objective, rows: TuningRows, options: TuneOptions, digest: str
 ) -> dict[str, Any]:
-    """Save the model of a run that is over, and return what is known of it beside the scores in the journal."""
+    """Save the model of a run that is over, and return what is known of it beside the scores in the journal.
+
+    Of several ranks the first one does; where the score of the test rows needs the trainer, all share it.
+    """
     from zoreward.journal import load_run
 
+    if not is_first():
+        if rows.test is not None and at_end.reads_base:
+            trainer.predict(rows.test)
+        return {}
     output = Path(options.output)
     assert options.keep is not None
     saved = save_model(trainer, output, keep=options.keep, rows=digest)

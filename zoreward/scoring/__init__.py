@@ -29,6 +29,7 @@ from zoreward.scoring.devices import (
     check_one_gpu,
     checked_device,
     free_bytes,
+    one_of_its_own,
     peak_bytes,
 )
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
@@ -45,6 +46,7 @@ from zoreward.scoring.local import LocalEngine, checked_engine, checked_generato
 from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.protocol import Engine, Generation, Work, generation_of
+from zoreward.scoring.ranks import Ranks
 from zoreward.scoring.requests import (
     candidate_logprobs,
     completion_scores,
@@ -62,7 +64,8 @@ from zoreward.scoring.requests import (
     with_base,
 )
 from zoreward.scoring.reward_head import RewardHead, answer_states, fit_head, preference_states
-from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of
+from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, try_objective
+from zoreward.scoring.sharded import ShardedEngine, ShardedScorer, sharded
 from zoreward.scoring.stepping import Stepper
 from zoreward.scoring.wins import WinRate, win_rate
 
@@ -75,9 +78,12 @@ __all__ = [
     "LocalEngine",
     "Memory",
     "Packer",
+    "Ranks",
     "Reader",
     "RewardHead",
     "Scorer",
+    "ShardedEngine",
+    "ShardedScorer",
     "Stepper",
     "WinRate",
     "Work",
@@ -122,6 +128,7 @@ __all__ = [
     "member_scores",
     "model_kind",
     "needed_memory",
+    "one_of_its_own",
     "peak_bytes",
     "preference_states",
     "prepare_tokenizer",
@@ -132,11 +139,13 @@ __all__ = [
     "score_writings",
     "scorer_of",
     "scores_of",
+    "sharded",
     "share_that_differs",
     "size",
     "standard_error",
     "statistics_of",
     "token_counts",
+    "try_objective",
     "weights_moved",
     "win_rate",
     "with_base",

@@ -46,8 +46,8 @@ from zoreward.noise.definition import MASK_32, philox
 from zoreward.records import Completion, Member
 from zoreward.scoring.devices import bytes_to_keep, free_bytes, without_cudnn_attention
 from zoreward.scoring.forward import Reader, not_finite, padded
-from zoreward.scoring.logprobs import halves_of, in_halves, sorted_batches
-from zoreward.scoring.protocol import Generation, Tokens
+from zoreward.scoring.logprobs import halves_of, in_halves, rows_at_once, sorted_batches
+from zoreward.scoring.protocol import Generation, OwnPasses, Tokens
 from zoreward.scoring.stepping import Stepper, is_lost
 
 if TYPE_CHECKING:
@@ -91,8 +91,14 @@ class HFGenerator:
         self.together: int | None = None
 
     def generate(
-        self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation
-    ) -> Iterator[list[list[Tokens]]]:
+        self,
+        prompts: Sequence[Tokens],
+        members: Sequence[Member],
+        settings: Generation,
+        *,
+        parts: int = 1,
+        passes: OwnPasses | None = None,
+    ) -> Iterator[list[list[Tokens | None]]]:
         """Yield the members' completions in order, some members at a time: for each of these a list of N completions.
 
         A completion is without its prompt and without padding; the token that ended it (EOS) is its last. It depends
@@ -102,16 +108,24 @@ class HFGenerator:
             prompts: N prompts.
             members: M members.
             settings: how to write.
+            parts: into how many calls at least prompts are cut.
+            passes: which calls are made; None: all. What is not written is None.
 
         Raises:
             ObjectiveError: the model's outputs are not finite.
         """
-        first = 0
+        first, turn = 0, 0
         while first < len(members):
             size = self._members_at_once(prompts, members, settings)
-            group = members[first : first + size]
-            yield self._write(prompts, group, size, settings)
-            first += len(group)
+            # Whoever is asked about some units of members alone cuts them so, too.
+            unit = self.together or len(members)
+            group = members[first : min(first + size, first - first % unit + unit)]
+            lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
+            alike = None if self.reader.pads else lengths
+            rows = rows_at_once(settings.rows, len(prompts), parts)
+            batches = sorted_batches(lengths, self.tokens // size, rows, alike)
+            yield self._write(prompts, group, batches if passes is None else passes.of(batches, turn), settings)
+            first, turn = first + len(group), turn + 1
 
     def _members_at_once(self, prompts: Sequence[Tokens], members: Sequence[Member], settings: Generation) -> int:
         """For how many members a call is sized: where the unit of work says it, whatever the number that is asked."""
@@ -123,12 +137,9 @@ class HFGenerator:
         return max(1, min(self.tokens // tokens, by_rows, asked))
 
     def _write(
-        self, prompts: Sequence[Tokens], members: Sequence[Member], size: int, settings: Generation
-    ) -> list[list[Tokens]]:
-        written: list[list[Tokens]] = [[()] * len(prompts) for _ in members]
-        lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
-        alike = None if self.reader.pads else lengths
-        batches = sorted_batches(lengths, self.tokens // size, settings.rows, alike)
+        self, prompts: Sequence[Tokens], members: Sequence[Member], batches: list[list[int]], settings: Generation
+    ) -> list[list[Tokens | None]]:
+        written: list[list[Tokens | None]] = [[None] * len(prompts) for _ in members]
 
         def written_by(work: tuple[range, list[int]]) -> list[list[Tokens]]:
             some = [members[m] for m in work[0]]

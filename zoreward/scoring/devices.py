@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zoreward.members import KEEP_BYTES
+from zoreward.neighbours.of_launchers import alone, launch_of
 from zoreward.records import InputError
 
 if TYPE_CHECKING:
@@ -138,6 +140,33 @@ def bytes_to_keep(device: torch.device, free: int, members: int) -> int:
     if members == 1:
         return max(KEEP_BYTES, free * 9 // 10)
     return KEEP_BYTES if device.type == "cpu" else max(KEEP_BYTES, free // 2)
+
+
+@contextmanager
+def one_of_its_own(use_cpu: bool) -> Iterator[None]:
+    """Let transformers take a process of a launch for one by itself; of several GPUs it sees its own from now on.
+
+    Args:
+        use_cpu: whether it needs none.
+
+    Raises:
+        InputError: a GPU was used before, so that none can be chosen any more.
+    """
+    launch = launch_of()
+    if launch is None:
+        yield
+        return
+    import torch
+
+    if not use_cpu and torch.cuda.device_count() > 1:
+        if torch.cuda.is_initialized():
+            hint = "Make ZOConfig before anything touches a GPU: it chooses this rank's."
+            raise InputError(f"rank {launch.rank} has used a GPU already, and sees several", hint=hint)
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        devices = seen.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[launch.local_rank % len(devices)]
+    with alone():
+        yield
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def kl_to_base(
     Raises:
         ObjectiveError: the model's outputs are not finite.
     """
-    size = len(members) if reader.grouped and reader.pads else 1
+    size = min(reader.together or len(members), len(members)) if reader.grouped and reader.pads else 1
     sums_MN = np.zeros((len(members), len(prompts)))
     for first in range(0, len(members), size):
         together = slice(first, first + size)

@@ -68,6 +68,7 @@ class Reader:
         together: for how many members a forward pass is sized, so that its rows do not depend on how many are asked
             about; None: for those that are asked about.
         rows: prompts of one forward pass; None: as many as `tokens` allows.
+        parts: into how many passes at least prompts are cut, so that so many ranks may read them.
         check: what became of the trial of members that share a forward pass; None before.
         problem: why members cannot share a forward pass; None if they can.
         kind: of the model; see `model_kind`.
@@ -85,6 +86,7 @@ class Reader:
     tokens: int
     together: int | None = None
     rows: int | None = None
+    parts: int = 1
     problem: str | None = None
     check: SelfCheck | None = None
     kind: Kind = "causal"

@@ -29,7 +29,7 @@ from zoreward.scoring.logprobs import (
     side_by_side,
 )
 from zoreward.scoring.packing import Packer
-from zoreward.scoring.protocol import Generation, Work
+from zoreward.scoring.protocol import Generation, OwnPasses, Split, Work
 from zoreward.scoring.requests import means_of, requests_of
 from zoreward.scoring.stepping import Stepper
 
@@ -44,13 +44,19 @@ class LocalEngine(Reader):
     Args:
         generator: writes texts; None where no tokenizer was given.
         packer: reads answers of one token in a way of its own; None where that is of no use.
+        ranks: for how many processes its work is cut: what the model itself is asked, and by `split` what members are.
+        split: whether ranks share `members`, or the `rows` that members are asked about.
     """
 
     generator: HFGenerator | None = None
     packer: Packer | None = None
+    ranks: int = 1
+    split: Split = "members"
 
-    def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
-        """See `Engine.logprobs`."""
+    def logprobs(
+        self, work: Work, *, rows: int | None = None, passes: OwnPasses | None = None
+    ) -> list[NDArray[np.float64]]:
+        """See `Engine.logprobs`; where only some `passes` are made, there is +inf where nothing was read."""
         found: list[NDArray[np.float64]] = []
         asked = list(_asked_alike(work))
         # Dense members would each take a copy of the weights at the same time.
@@ -68,32 +74,61 @@ class LocalEngine(Reader):
             return found
         for members, requests in asked:
             # The model itself is read in batches as full as can be.
-            reader = replace(self, rows=rows or self.rows, together=self.together if any(members) else None)
+            together, parts = self.together if any(members) else None, self._parts(members)
+            reader = replace(self, rows=rows or self.rows, together=together, parts=parts)
             with ends_told(self.model):
-                logprobs_MR = None
-                if self.packer is not None:
-                    groups = side_by_side(requests)
-                    suits = self.packer.suits(groups, members, reader.rows)
-                    logprobs_MR = self.packer.logprobs(groups, members) if suits else None
+                logprobs_MR = reader._packed(requests, members, passes) if self.packer is not None else None
                 if logprobs_MR is None:
-                    logprobs_MR = request_logprobs(reader, requests, members)
+                    logprobs_MR = request_logprobs(reader, requests, members, passes)
             if np.isnan(logprobs_MR).any():  # an argmax would take NaN for the first answer
                 raise not_finite()
             found += list(logprobs_MR)
         return found
 
-    def generate(self, work: Work, how: Generation) -> Iterator[list[list[Completion]]]:
-        """See `Engine.generate`."""
+    def _parts(self, members: Sequence[Member]) -> int:
+        """Into how many passes at least the rows are cut that these members are asked about."""
+        return self.ranks if self.split == "rows" or not any(members) else 1
+
+    def _packed(
+        self, requests: Sequence[Request], members: Sequence[Member], passes: OwnPasses | None
+    ) -> NDArray[np.float64] | None:
+        """What the packer reads, for as many members at a time as share a pass; None where it does not suit them all.
+
+        Each member has passes of its own in it, and all rows.
+        """
+        size, groups = self.together or len(members), side_by_side(requests)
+        chunks = [members[first : first + size] for first in range(0, len(members), size)]
+        rows = 1 if self.parts > 1 else self.rows  # it reads no part of them
+        if self.packer is None or not all(self.packer.suits(groups, chunk, rows) for chunk in chunks):
+            return None
+        found = []
+        for turn, chunk in enumerate(chunks):
+            mine = passes is None or passes.of([chunk], turn)
+            one = self.packer.logprobs(groups, chunk) if mine else np.full((len(chunk), len(requests)), np.inf)
+            if one is None:
+                return None
+            found.append(one)
+        return np.concatenate(found)
+
+    def generate(
+        self, work: Work, how: Generation, *, passes: OwnPasses | None = None
+    ) -> Iterator[list[list[Completion]]]:
+        """See `Engine.generate`; where only some calls are made, there is None where nothing was written."""
         if self.generator is None:
             raise InputError("texts are written with a tokenizer, and none was given", hint="Give it to engine_of.")
         for members, requests in _asked_alike(work):
-            groups = self.generator.generate([request.prompt for request in requests], members, how)
+            prompts = [request.prompt for request in requests]
+            groups = self.generator.generate(prompts, members, how, parts=self._parts(members), passes=passes)
             while True:
                 with ends_told(self.model):  # and not around the yield, where whoever asked may end it
                     group = next(groups, None)
                 if group is None:
                     break
-                yield [[completion_of(self.generator.tokenizer, text, how) for text in texts] for texts in group]
+                tokenizer = self.generator.tokenizer
+                yield [
+                    [completion_of(tokenizer, text, how) if text is not None else None for text in texts]  # type: ignore[misc]
+                    for texts in group
+                ]
 
     def apply(self, update: Update) -> None:
         """See `Engine.apply`."""
@@ -105,9 +140,14 @@ class LocalEngine(Reader):
 
     @property
     def unit(self) -> dict[str, Any]:
-        """See `Engine.unit`: for how many members a pass is sized, and its tokens where it reads answers, or writes."""
+        """See `Engine.unit`: for how many members a pass is sized, and its tokens where it reads answers, or writes.
+
+        Where work is cut for several ranks, also for how many, and what they share.
+        """
         written = self.generator.tokens if self.generator else None
-        return {"device": self.device.type, "members": self.together, "read": self.tokens, "written": written}
+        of_ranks = {"ranks": self.ranks, "split": self.split} if self.ranks > 1 else {}
+        sizes = {"device": self.device.type, "members": self.together, "read": self.tokens, "written": written}
+        return {**sizes, **of_ranks}
 
     def cut_as(self, unit: Mapping[str, Any]) -> LocalEngine:
         """Return the engine with another unit of work, or a part of one: what it leaves out stays.
@@ -119,7 +159,8 @@ class LocalEngine(Reader):
             return self
         if self.generator is not None:
             self.generator.together, self.generator.tokens = unit["members"], unit["written"]
-        return replace(self, together=unit["members"], tokens=unit["read"])
+        of_ranks = {name: unit[name] for name in ("ranks", "split") if name in unit}
+        return replace(self, together=unit["members"], tokens=unit["read"], **of_ranks)
 
 
 def engine_of(

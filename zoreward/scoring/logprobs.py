@@ -19,7 +19,7 @@ from zoreward.neighbours.of_transformers import cache_argument, cache_of
 from zoreward.records import Member, Request
 from zoreward.scoring.forward import Reader, forward, padded
 from zoreward.scoring.packing import log_softmax_at
-from zoreward.scoring.protocol import Tokens
+from zoreward.scoring.protocol import OwnPasses, Tokens
 
 # Logits that are turned into float32 at once: 256 MB.
 LOGITS_AT_ONCE = 1 << 26
@@ -35,7 +35,7 @@ Piece = TypeVar("Piece", list[int], list[Request], list[list[Request]], range)
 
 @torch.no_grad()
 def request_logprobs(
-    reader: Reader, requests: Sequence[Request], members: Sequence[Member] = ((),)
+    reader: Reader, requests: Sequence[Request], members: Sequence[Member] = ((),), passes: OwnPasses | None = None
 ) -> NDArray[np.float64]:
     """Return the log-probability of each request's target after its prompt.
 
@@ -49,18 +49,22 @@ def request_logprobs(
         reader: the model.
         requests: R requests.
         members: M members; by default the model itself.
+        passes: which passes are made; None: all.
 
     Returns:
-        logprobs_MR, float64 ≤ 0; NaN where the model's outputs are not finite. Sums are float64, in token order.
-
+        logprobs_MR, float64 ≤ 0; NaN where the model's outputs are not finite, +inf where nothing was read. Sums are
+        float64, in token order.
     """
     size = min(len(members), reader.together or len(members)) if reader.grouped else 1
     batches, columns, read = batches_of(reader, requests, size)
-    sums_MR = np.empty((len(members), len(columns)))
+    sums_MR = np.full((len(members), len(columns)), np.inf)
     for first in range(0, len(members), size):
         some = members[first : first + size]
+        own = batches if passes is None else passes.of(batches, first // size)
+        if not own:
+            continue
         with reader.logits_in_float32(), reader.shown(some):
-            for batch, sums in in_halves(batches, partial(read_batch, reader, members=len(some)), halves_of_groups):
+            for batch, sums in in_halves(own, partial(read_batch, reader, members=len(some)), halves_of_groups):
                 place = [columns[id(request)] for group in batch for request in group]
                 sums_MR[first : first + size, place] = np.stack(sums, axis=1)
     return sums_MR[:, read]
@@ -142,7 +146,7 @@ def batches_of(
     prompts = [len(group[0].prompt) for group in groups]
     costs = [prompt + more for prompt, more in zip(prompts, behind, strict=True)]
     alike = None if reader.pads else prompts if reader.kind == PAIRS else costs
-    batches = sorted_batches(costs, most, reader.rows, alike)
+    batches = sorted_batches(costs, most, rows_at_once(reader.rows, len(groups), reader.parts), alike)
     return [[groups[g] for g in batch] for batch in batches], numbers, read
 
 
@@ -184,6 +188,15 @@ def groups_of(
         groups[g].append(request)
         behind[g] += more
     return groups, behind, numbers, read
+
+
+def rows_at_once(rows: int | None, of: int, parts: int) -> int | None:
+    """Return how many rows share a pass at most, where so many are cut into so many parts at least.
+
+    >>> rows_at_once(None, 16, 1), rows_at_once(None, 18, 4), rows_at_once(2, 18, 4)
+    (None, 5, 2)
+    """
+    return rows if parts == 1 else min(rows or of, -(-of // parts))
 
 
 def sorted_batches(

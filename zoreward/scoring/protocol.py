@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from zoreward.members import Tuned
 
 Tokens = tuple[int, ...]
+Pass = TypeVar("Pass")
+Split = Literal["members", "rows"]
 Work = Sequence[tuple[Member, Sequence[Request]]]
 """Members, and what each is asked. Members that stand side by side and are asked one and the same list are answered
 together."""
@@ -76,6 +78,26 @@ def generation_of(writing: Writing, seed: int) -> Generation:
     """
     how = {name: getattr(writing, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
     return Generation(writing.max_completion_length, **how, stop=tuple(writing.stop or ()), seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPasses:
+    """Which passes of a piece of work are one's own, where several share it: every `size`-th.
+
+    Args:
+        rank: of this one, from 0.
+        size: how many share it.
+
+    >>> OwnPasses(1, 2).of(["a", "b", "c"]), OwnPasses(1, 2).of(["a", "b", "c"], 1)
+    (['b'], ['a', 'c'])
+    """
+
+    rank: int
+    size: int
+
+    def of(self, every: Sequence[Pass], turn: int = 0) -> list[Pass]:
+        """Return one's own; `turn` counts lists of as many passes that came before, of other members."""
+        return [one for n, one in enumerate(every, start=turn * len(every)) if n % self.size == self.rank]
 
 
 class Engine(Protocol):

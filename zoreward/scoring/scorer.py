@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,19 @@ class Scorer:
         texts = written(self.engine, examples, greedy)
         return [replace(one, base_completion=text) for one, text in zip(examples, texts, strict=True)]
 
+    def shared_out(self, members: Sequence[Member], work: Callable[[Sequence[int]], list[float]]) -> list[float]:
+        """Return a number for each member, worked out by whoever has scored it.
+
+        Args:
+            members: M members, as they were scored.
+            work: returns a number for each of some members, whose places among them it is given.
+        """
+        return work(range(len(members)))
+
+    def cut_as(self, unit: Mapping[str, Any]) -> Scorer:
+        """Return the scorer with another unit of work; see `LocalEngine.cut_as`."""
+        return replace(self, engine=self.reader.cut_as(unit))
+
     @property
     def reader(self) -> LocalEngine:
         """The engine, where it is the one at hand: its model can be read in other ways too."""
@@ -160,7 +173,7 @@ def checked_scorer(
     tuned: Tuned | None = None,
     together: int | None = None,
 ) -> Scorer:
-    """Return what scores this model, after trying members and objective on real rows.
+    """Return what scores this model, after trying members on real rows; `try_objective` does the rest.
 
     Args:
         model: the model.
@@ -173,21 +186,28 @@ def checked_scorer(
         together: how many will be scored at once: for so many passes are sized.
 
     Raises:
-        ObjectiveError: the objective raised, or returned no score.
         InputError: the model fails on these rows by itself.
     """
     with running(model):
         pad = tokenizer.pad_token_id
         engine = checked_engine(model, pad, examples, members[:2], tokenizer=tokenizer, tuned=tuned)
     scorer = Scorer(engine.cut_as({"members": together}), objective, generation)
-    short = replace(generation, max_new_tokens=min(TRIAL_TOKENS, generation.max_new_tokens))
     # A model that has not moved is its own base.
-    scorer = replace(scorer, base=Base(model, adapter=has_adapter(model)) if objective.reads_base else None)
-    trial = replace(scorer, generation=short)
-    with running(model):
-        rows = replace(trial, engine=engine).with_base(examples) if objective.compares_with_base else examples
+    return replace(scorer, base=Base(model, adapter=has_adapter(model)) if objective.reads_base else None)
+
+
+def try_objective(scorer: Scorer, examples: Sequence[Example]) -> None:
+    """Score the model as it is on some rows, with short texts; that they have no score is a warning.
+
+    Raises:
+        ObjectiveError: the objective raised, or returned no score.
+        InputError: the model fails on these rows by itself.
+    """
+    objective, how = scorer.objective, scorer.generation
+    trial = replace(scorer, generation=replace(how, max_new_tokens=min(TRIAL_TOKENS, how.max_new_tokens)))
+    with running(scorer.reader.model):
+        rows = trial.with_base(examples) if objective.compares_with_base else examples
         _tell_of_no_score(objective, trial.score(rows), len(rows))
-    return scorer
 
 
 def _tell_of_no_score(objective: Objective, scored: Sequence[Scored], n_rows: int) -> None:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from zoreward.records import InputError
+from zoreward.scoring import Ranks
 
 if TYPE_CHECKING:
     from zoreward.methods import Method
@@ -111,6 +112,9 @@ def budget_of(
 class Keeper(TrainerCallback):
     """Asks for a snapshot when one is due, and ends a run after the step at hand when that is asked for.
 
+    Args:
+        ranks: all of a launch, which end together: where a signal has reached one of them, or by the clock of rank 0.
+
     Attributes:
         stopping: set it to end the run after the step at hand, as if it had been killed there: nothing is evaluated,
             since a resume does that.
@@ -126,8 +130,9 @@ class Keeper(TrainerCallback):
             however low it is.
     """
 
-    def __init__(self) -> None:
-        self.stopping = False
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
+        self._all_stop = self.stopping = False
         self.stopped_by: str | None = None
         self.judges_silence = True
         self.scores_where_seconds_end = False
@@ -141,6 +146,11 @@ class Keeper(TrainerCallback):
     def due(self) -> bool:
         """Whether a snapshot by cost is due."""
         return time.perf_counter() - self._last >= max(SECONDS, self._took / SHARE)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run ends as if it had been killed: all ranks know it after the step at hand."""
+        return self._all_stop if self._ranks.several else self.stopping
 
     def wrote(self, seconds: float) -> None:
         """Take note that a snapshot was written, or tried, and how long that took."""
@@ -160,7 +170,8 @@ class Keeper(TrainerCallback):
         """Ask for a snapshot, and for the end."""
         by_cost = args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0
         late = args.max_seconds is not None and time.perf_counter() - self._began >= args.max_seconds
-        if self.stopping:
+        self._all_stop, late = self._ranks.any(self.stopping, late and self._ranks.first)
+        if self._all_stop:
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
         elif late and state.global_step < state.max_steps:
@@ -172,10 +183,10 @@ class Keeper(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the end."""
-        if self.stopping:
+        if self.ends:
             control.should_training_stop = control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the loop, which ends an epoch when it stops, from evaluating."""
-        if self.stopping or self.stopped_by in ("max_seconds", "silence"):
+        if self.ends or self.stopped_by in ("max_seconds", "silence"):
             control.should_evaluate = False

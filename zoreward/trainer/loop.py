@@ -20,13 +20,15 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainOutput, speed_metrics
 from transformers.utils import logging
 
-from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen, write_snapshot
+from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, write_snapshot
 from zoreward.journal.card import CARD_NAME, Told, write_card
 from zoreward.journal.disk import remove, sync_all
 from zoreward.journal.notes import append_note, remove_notes
 from zoreward.journal.stored import OVER_MAX_KL
 from zoreward.members import check_merged, has_adapter, in_all_blocks, merged_copy
 from zoreward.methods import Method, SPSAState, all_scored, state_after
+from zoreward.neighbours.of_launchers import alone
+from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import Example, InputError, Scored, SilentRunError, StepRecord, one_line
 from zoreward.registry import Objective, Source
 from zoreward.scoring import (
@@ -34,6 +36,8 @@ from zoreward.scoring import (
     candidate_logprobs,
     checked_scorer,
     evaluated,
+    sharded,
+    try_objective,
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
 from zoreward.trainer.from_grpo import refuse_other_arguments
@@ -52,6 +56,15 @@ from zoreward.trainer.penalty import drift_of
 from zoreward.trainer.planned import planned
 from zoreward.trainer.radius import Found, doubt_of_rate, found_rate
 from zoreward.trainer.ready import eps_that_shows, ready_model
+from zoreward.trainer.replicas import (
+    COMPARE_EVERY,
+    compare_weights,
+    joined,
+    refuse_other_inputs,
+    refuse_other_runs,
+    reopened,
+    shared_journal,
+)
 from zoreward.trainer.resuming import (
     count_patience,
     due,
@@ -122,6 +135,7 @@ class ZOTrainer(Trainer):
         method: the method at work, and `method_state`, where it stands.
         scorer: the `Scorer` of its members.
         ready: the model, and where it came from.
+        ranks: the processes that share the run, where a launcher started several; all must call the same methods.
         keeper: the callback that asks for snapshots; `keeper.stopping = True` ends the run after the step at hand.
         header: of the journal, from the beginning of a run on; empty before.
         provenance: what the card of the model says beside what the trainer knows: `rows`, where those to `tune` on, to
@@ -169,13 +183,14 @@ class ZOTrainer(Trainer):
     ):
         refuse_other_arguments(others)
         args = config_of(args)
+        self.ranks = joined(args)
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
         datasets = (train_dataset, eval_dataset, shot_dataset)
         plan = planned(model, args, chosen, datasets, processing_class, peft_config)
-        self.given, self.memory = plan.given, plan.memory
-        given = plan.given
+        self.given, self.memory, given = plan.given, plan.memory, plan.given
         args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
+        refuse_other_inputs(self.ranks, given)
         self.ready = ready_model(model, self.head, args, peft_config)
         args.eps = eps_that_shows(self.ready.tuned, args, given=given.eps_given)
         method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
@@ -184,6 +199,8 @@ class ZOTrainer(Trainer):
             self.ready.model, given.tokenizer, chosen, given.generation, examples[:TRIAL_ROWS],
             in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
         )  # fmt: skip
+        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0])
+        try_objective(scorer, examples[:TRIAL_ROWS])
         if scorer.problem:
             times = f"a step takes up to {len(query.members)} times as long"
             logger.warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
@@ -199,7 +216,7 @@ class ZOTrainer(Trainer):
         scorer = replace(scorer, base=self.drift.base if self.drift else None)
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
         self.found: Found | None = None
-        self.keeper, self._window = Keeper(), Window()
+        self.keeper, self._window = Keeper(self.ranks), Window()
         self._brake = Brake(rewinds_of(args, name_of(model)))
         self.header: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
@@ -207,10 +224,24 @@ class ZOTrainer(Trainer):
         self.kept_step = -1  # while the run lasts; 0 is the base
         self.begun_with_a_score = self._finished = False
         self._silence: SilentRunError | None = None
-        super().__init__(
-            model=self.ready.model, args=args, data_collator=Batch, train_dataset=examples, eval_dataset=eval_examples,
-            processing_class=given.tokenizer, callbacks=[*(callbacks or ()), self.keeper],
-        )  # type: ignore[arg-type]  # fmt: skip
+        self._become_trainer(args, examples, eval_examples, callbacks)
+
+    def _become_trainer(
+        self, args: ZOConfig, examples: Any, eval_examples: Any, callbacks: list[TrainerCallback] | None
+    ) -> None:
+        """Be a `Trainer` of one process, which is silent on all ranks but the first."""
+        args.report_to = args.report_to if self.ranks.first else []
+        with alone():
+            super().__init__(
+                model=self.ready.model, args=args, data_collator=Batch, train_dataset=examples,
+                eval_dataset=eval_examples, processing_class=self.given.tokenizer,
+                callbacks=[*(callbacks or ()), self.keeper],
+            )  # type: ignore[arg-type]  # fmt: skip
+        if self.accelerator.num_processes > 1:
+            hint = "Make ZOConfig after any Accelerator or TrainingArguments of another kind."
+            raise InputError("accelerate would give each rank rows of its own", hint=hint)
+        if not self.ranks.first:
+            silence_(self)
 
     @property
     def objective(self) -> Objective:
@@ -274,7 +305,8 @@ class ZOTrainer(Trainer):
             self._open_run()
         assert self.run.journal is not None
         begun_at, metrics = self.method_state.step, dict[str, float]()
-        with self.run.journal, old_objects_left_alone(), contextlib.nullcontext() if self._finished else noted(self):
+        is_noted = self.ranks.first and not self._finished
+        with self.run.journal, old_objects_left_alone(), noted(self) if is_noted else contextlib.nullcontext():
             try:
                 if self._finished:
                     logger.warning("The run in '%s' is finished: %d steps.", args.output_dir, begun_at)
@@ -289,13 +321,15 @@ class ZOTrainer(Trainer):
                 has_best = self._finished or self.state.best_model_checkpoint is not None
                 if args.load_best_model_at_end and has_best and self._silence is None:
                     self._take_best_step()
+                compare_weights(self.ranks, self.ready.tuned, self.method_state.step)
                 if not self._finished:
                     self._fire("on_train_end")
                 if self._silence is not None:
                     raise self._silence
                 if self.kept_step < 0:
                     self.kept_step = self.method_state.step
-                save_trajectory(args.output_dir)
+                if self.ranks.first:
+                    save_trajectory(args.output_dir)
             finally:
                 self.run.journal = None
         return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)
@@ -306,6 +340,7 @@ class ZOTrainer(Trainer):
         state, per_epoch = new_state(args, len(loader))
         if not begun_at:
             self.state = state
+        self.state.is_world_process_zero = self.state.is_local_process_zero = self.ranks.first
         if args.bf16:  # autocast
             self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         self.lr_scheduler = None
@@ -354,6 +389,8 @@ class ZOTrainer(Trainer):
         self._fire("on_pre_optimizer_step")
         with told_where(args.output_dir):
             run.journal_and_apply(step)
+        if (step.record.step + 1) % COMPARE_EVERY == 0:
+            compare_weights(self.ranks, self.ready.tuned, step.record.step + 1)
         self.optimizer.step()
         self._fire("on_optimizer_step")
         if not hasattr(self.lr_scheduler, "best"):  # else it follows the scores
@@ -361,7 +398,7 @@ class ZOTrainer(Trainer):
         self.state.global_step, self.state.epoch = self.state.global_step + 1, epoch
         self._window.add(step.scored)
         number, every = step.record.step, args.completions_every
-        if every and number % every == 0 and self.objective.needs == "completions":
+        if every and number % every == 0 and self.objective.needs == "completions" and self.ranks.first:
             try:
                 save_completions(args.output_dir, number, step.rows, step.scored)
             except Exception as error:  # the run does not need them
@@ -433,11 +470,14 @@ class ZOTrainer(Trainer):
             self.keeper.stopped_by, self.control.should_training_stop = "max_rewinds", True
             return
         assert run.journal is not None
-        rewind = rewind_after(fall, run.rewinds)
+        rewind, problem = rewind_after(fall, run.rewinds), ""
         try:
             put_base_back_(self.ready, load_run(self.args.output_dir), self.args)
         except InputError as error:  # nothing is written yet, and the weights are as they were
-            logger.warning("%s: the run goes on as it is, since %s.", fall, error)
+            problem = str(error)
+        self.ranks.refuse_unlike({"another base to go back to": problem})
+        if problem:
+            logger.warning("%s: the run goes on as it is, since %s.", fall, problem)
             self._brake.most = 0
             return
         with told_where(self.args.output_dir):
@@ -484,6 +524,14 @@ class ZOTrainer(Trainer):
             self.keeper.stopped_by = "kl"
             self.control.should_training_stop = True
             self.control.should_evaluate = self.args.eval_strategy != "no"
+
+    def is_world_process_zero(self) -> bool:
+        """Return whether this is rank 0, which alone writes and logs."""
+        return self.ranks.first
+
+    def is_local_process_zero(self) -> bool:
+        """Return the same: accelerate takes each rank for a process by itself."""
+        return self.ranks.first
 
     # What a model is worth.
 
@@ -612,18 +660,20 @@ class ZOTrainer(Trainer):
             f"'{self.args.output_dir}' holds a run already ({JOURNAL_NAME})",
             hint="Choose another folder, or go on with it: --resume, in Python resume_from_checkpoint=True.",
         )
-        if Path(self.args.output_dir, JOURNAL_NAME).exists():  # before a rate is looked for
+        if self.ranks.first and Path(self.args.output_dir, JOURNAL_NAME).exists():  # before a rate is looked for
             raise holds_one
         self._find_rate()
-        self.header = self._header()
+        self.header, folder = self._header(), self.args.output_dir
+        self._compare_ranks()
         try:
-            self.run.journal = Journal(self.args.output_dir, self.header)
+            self.run.journal = shared_journal(self.ranks, folder, lambda: Journal(folder, self.header))
         except FileExistsError as error:
             raise holds_one from error
         except OSError as error:
             raise storage_error(self.args.output_dir, error) from error
         self._keep_start()
-        remove_notes(self.args.output_dir)  # those of a run that was removed
+        if self.ranks.first:
+            remove_notes(self.args.output_dir)  # those of a run that was removed
         for log in self.state.log_history:  # scored before step 1
             if "eval_score" in log:
                 self._write_evaluation(log["step"], log)
@@ -683,7 +733,8 @@ class ZOTrainer(Trainer):
         for _ in range(STEPS_TO_TIME):
             start = time.perf_counter()
             self.run.ask_score_tell(self.run.rows[: self.args.rows_a_step])
-        return max(1, int(self.args.max_seconds / (time.perf_counter() - start)))
+        steps = max(1, int(self.args.max_seconds / (time.perf_counter() - start)))
+        return int(self.ranks.from_first(steps))
 
     @property
     def _scores_by_share_of_seconds(self) -> bool:
@@ -720,7 +771,7 @@ class ZOTrainer(Trainer):
 
     def _keep_start(self) -> None:
         """Save the prefix that the run begins with, where it is one that the run made."""
-        if self.ready.start:
+        if self.ready.start and self.ranks.first:
             with told_where(self.args.output_dir):
                 self.model.save_pretrained(self.ready.start)
                 remove(Path(self.ready.start, CARD_NAME))  # PEFT's, which says nothing true
@@ -728,7 +779,7 @@ class ZOTrainer(Trainer):
 
     def _write_evaluation(self, step: int, logged: Mapping[str, float]) -> None:
         assert self.run.journal is not None
-        if self._answers.get("step") == step:
+        if self.ranks.first and self._answers.get("step") == step:
             append_note(self.args.output_dir, "answers", self._answers)
         with told_where(self.args.output_dir):
             groups = self._brake.groups_at(step)
@@ -739,6 +790,10 @@ class ZOTrainer(Trainer):
         header = header_of(self.ready, self.objective, self.method, self.args, *rows)  # type: ignore[arg-type]
         searched = {"searched": self.found.rows} if self.found and self.args.max_forwards else {}
         return {**header, **searched, "unit": self.scorer.engine.unit}
+
+    def _compare_ranks(self) -> None:
+        header, state, tuned = self.header, self.method_state, self.ready.tuned
+        refuse_other_runs(self.ranks, header, state, tuned, self.state.global_step)
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -759,7 +814,7 @@ class ZOTrainer(Trainer):
         folder = self.args.output_dir
         if run_folder is not True and Path(run_folder).absolute() != Path(folder).absolute():
             raise InputError(f"'{run_folder}' is not the output folder", hint=f"Set output_dir={str(run_folder)!r}.")
-        if (opened := reopen(folder)) is None:
+        if (opened := reopened(self.ranks, folder)) is None:
             return 0
         self.run.journal, stored = opened
         before = (self.args.eps, self.args.learning_rate, self.args.normalize)
@@ -785,6 +840,7 @@ class ZOTrainer(Trainer):
                 self._keep_start()
             if stored is not None:
                 self._take_up(stored)
+            self._compare_ranks()
         except BaseException:
             self._take_rate(*before)
             self.run.journal.close()
@@ -804,7 +860,9 @@ class ZOTrainer(Trainer):
         if self.header["versions"] != stored.header.get("versions"):
             logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
         unit = stored.header.get("unit") or {}  # of a run of 0.1.0: nothing
-        self.run.scorer = replace(self.scorer, engine=self.scorer.reader.cut_as(unit))
+        if self.ranks.several and unit and "ranks" not in unit:
+            logger.warning("The run began in one process: its passes stay whole, so some ranks may have nothing to do.")
+        self.run.scorer = self.scorer.cut_as({"ranks": 1, "split": "members", **unit})
         move_to(self.ready, stored, done, args, from_base=True)
         self.run.rewinds = stored.rewinds
         self.run.state = state_after(self.method, stored.records(), stored.rewinds)
@@ -859,7 +917,9 @@ class ZOTrainer(Trainer):
     def _write_snapshot(self) -> None:
         """Write the weights down. That they cannot be is a warning: the journal has it all."""
         over = self.state.global_step >= self.state.max_steps
-        if over and not self.keeper.stopping and self.args.save_steps == 0:
+        if not self.ranks.first:
+            return
+        if over and not self.keeper.ends and self.args.save_steps == 0:
             return
         assert self.last_step is not None
         start = time.perf_counter()
@@ -873,7 +933,7 @@ class ZOTrainer(Trainer):
 
     def _take_best_step(self) -> None:
         """Go to the step with the best score: to its snapshot, or by a replay from the base weights."""
-        if self.keeper.stopping:
+        if self.keeper.ends:
             return
         stored = load_run(self.args.output_dir)
         step = stored.best_step
@@ -892,6 +952,8 @@ class ZOTrainer(Trainer):
         Raises:
             InputError: the merged model gives something else than the model with its adapter; nothing is saved.
         """
+        if not self.ranks.first:
+            return
         merge, folder = self.args.merge and not _internal_call, output_dir or self.args.output_dir
         model: Any = merged_copy(self.model) if merge else self.model
         if merge:
@@ -913,6 +975,8 @@ class ZOTrainer(Trainer):
         Raises:
             OSError: it cannot be written.
         """
+        if not self.ranks.first:
+            return
         steps, output = self.method_state.step, Path(self.args.output_dir)
         kept = self.kept_step if self.kept_step >= 0 else steps
         evaluations = [(log["step"], log["eval_score"]) for log in self.state.log_history if "eval_score" in log]

@@ -15,6 +15,7 @@ from zoreward.methods.directions import MAX_STEPS
 from zoreward.noise import Family, family_of
 from zoreward.noise.families import family_options, has_rank
 from zoreward.records import InputError
+from zoreward.scoring import one_of_its_own
 from zoreward.trainer.from_grpo import is_grpo_config, options_from_grpo, takes_grpo_names
 
 # What trades time for the memory of a backward pass; transformers 5.24 gives it the first name, and v6 takes the other.
@@ -82,7 +83,9 @@ class ZOConfig(ZOArguments, TrainingArguments):
         # transformers demands checkpoints where there are evaluations; the journal has every step.
         best: bool = self.load_best_model_at_end
         self.load_best_model_at_end = False
-        super().__post_init__()
+        with one_of_its_own(self.use_cpu):
+            super().__post_init__()
+            _ = self.device  # which is looked for once
         self.load_best_model_at_end = best
         self.output_dir = os.path.abspath(self.output_dir)  # a reward function may change the directory
         if self.warmup_steps:

@@ -58,7 +58,12 @@ class Drift:
         """
         if not self._kl:
             return list(scored)
-        kls = kl_to_base(scorer.reader, self.base, *_texts(examples, scored), members)
+
+        def kls_of(own: Sequence[int]) -> list[float]:
+            texts = _texts(examples, [scored[m] for m in own])
+            return kl_to_base(scorer.reader, self.base, *texts, [members[m] for m in own])
+
+        kls = scorer.shared_out(members, kls_of)
         return [
             replace(
                 one,

@@ -69,8 +69,8 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
         return Advice(why, "See what it returns for these rows, or take a larger --batch-size")
     constant = f"every score is {next(iter(values)):g}" if len(values) == 1 else ""
     written = [member for member in run.last.scored if isinstance(member, Writing)]
-    if written:
-        if not share_that_differs([[text.text for text in member.completions] for member in written]):
+    if objective.needs == "completions":  # a rank may have none: then another one tells
+        if written and not share_that_differs([[text.text for text in member.completions] for member in written]):
             hint = f"Take an --eps above {eps:g}, longer texts (--max-new-tokens), or --temperature 1"
             return Advice("all members write the same texts", hint)
         why = constant or "the texts of all members are worth the same"
