@@ -7,8 +7,8 @@ random instants are chosen by the length of the journal, six to a run, and a ran
 into the training, and hardly ever into the loading of the model; and, where a finished run is taken up whose model is
 missing or damaged, by the folder in which the model is being written. The named instants are places where two files, or
 a file and the weights, do not fit together for a moment: there the process kills itself with SIGKILL from inside a
-patched function. A power cut is not tested: what was handed to the operating system counts as kept. All in all some 210
-kills; the last test counts them.
+patched function. Of runs of several ranks a random rank is killed, and others go on. A power cut is not tested: what
+was handed to the operating system counts as kept. All in all some 230 kills; the last test counts them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import launches
 from zoreward.cli import main
 
 pytestmark = pytest.mark.slow
@@ -216,6 +217,47 @@ def test_killed_at_random_instants(kind: str, folder: Path, whole: Callable) -> 
             break
     assert killed >= 2
     until_done(folder, kind, words)
+    assert kept(output) == expected
+
+
+# How many ranks such a run is begun by. It goes on by others.
+BEGUN_BY = {"float32": 2, "bfloat16": 3, "low-rank, writing": 2, "an adapter": 1}
+
+
+def ranks_of(size: int, folder: Path, words: list[str]) -> list[int]:
+    """Start a command as several ranks; returns their ids."""
+
+    def work(rank: int) -> int:
+        os.chdir(folder)
+        return main(words)
+
+    return launches.start(size, folder / "log.txt", work)
+
+
+@pytest.mark.parametrize("kind", BEGUN_BY)
+def test_a_random_rank_is_killed_at_random_instants(kind: str, folder: Path) -> None:
+    size, instants, number = BEGUN_BY[kind], random.Random(kind), list(BEGUN_BY).index(kind)
+    assert launches.ended(ranks_of(size, folder, command(kind, f"ranks-whole-{number}"))) == [0] * size
+    expected = kept(folder / f"ranks-whole-{number}")
+    output, killed = folder / f"ranks-{number}", 0
+    words, journal = command(kind, output.name, "--resume"), output / "journal.jsonl"
+    for _ in range(40):
+        begun = journal.stat().st_size if journal.exists() else 0
+        # The unit of work is that of those who begin it; from its first step on, others may go on.
+        now = instants.choice((1, 2, size)) if begun > 3000 else size
+        children = ranks_of(now, folder, words)
+        victim = children.pop(instants.randrange(now))
+        aim = begun + instants.random() * (len(expected["journal.jsonl"]) - begun) / (KILLS - killed)
+        code, dead = kill_at(victim, journal, int(aim), instants.random() * 0.03), time.monotonic()
+        others = launches.ended(children)
+        killed += code == -signal.SIGKILL
+        assert {code, *others} <= ({-signal.SIGKILL, 0, 1, 2}), (folder / "log.txt").read_text()[-3000:]
+        assert time.monotonic() - dead < 30  # seconds after one, the others
+        if killed == KILLS or code == 0:
+            break
+    assert killed >= 2
+    last = 3 - min(size, 2)  # another number than began it
+    assert launches.ended(ranks_of(last, folder, words)) == [0] * last, (folder / "log.txt").read_text()[-3000:]
     assert kept(output) == expected
 
 

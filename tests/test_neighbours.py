@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ from transformers import cache_utils, trainer_callback
 import zoreward
 import zoreward_objectives
 from conftest import random_model
-from zoreward.neighbours import of_peft, of_torch
+from zoreward.neighbours import of_launchers, of_peft, of_torch
 from zoreward.neighbours.of_accelerate import place_of
 from zoreward.neighbours.of_datasets import names_of_classes
 from zoreward.neighbours.of_transformers import (
@@ -538,6 +539,52 @@ def test_tensors_made_of_others_say_so() -> None:
     weights = TwoTensor(torch.ones(1), torch.ones(1)), nn.Parameter(torch.ones(1))
     right = [of_torch.is_made_of_tensors(weight) for weight in weights] == [True, False]
     holds(right, "__tensor_flatten__ no longer tells quantised weights from plain ones (neighbours/of_torch.py)")
+
+
+def exchanged(rank: int, store: Any) -> list[Any]:
+    group = of_torch.GlooGroup(store, rank, 2, 30.0)
+    every = [one.tolist() for one in group.gather(torch.tensor([rank, 5]))]
+    least, first = torch.tensor([float(rank), -float(rank)]), torch.tensor([7 + rank])
+    group.least_(least)
+    group.from_first_(first)
+    return [every, least.tolist(), first.tolist()]
+
+
+def test_a_group_of_gloo_s_needs_no_default_group() -> None:
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(exchanged, (0, 1), (store, store)))
+    right = found == [[[[0, 5], [1, 5]], [0.0, -1.0], [7]]] * 2 and not torch.distributed.is_initialized()
+    holds(right, f"ProcessGroupGloo does not exchange what it is given: {found} (neighbours/of_torch.py)")
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def test_launchers_name_a_launch_as_we_read_it() -> None:
+    from accelerate.utils import launch
+    from torch.distributed.elastic.agent.server import local_elastic_agent
+
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    names += ["TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"]
+    text = inspect.getsource(local_elastic_agent)
+    missing = [name for name in names if f'"{name}"' not in text]
+    holds(not missing, f"torchrun does not set {missing} (neighbours/of_launchers.py)")
+    text = inspect.getsource(launch)
+    missing = [name for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if f'"{name}"' not in text]
+    holds(not missing, f"accelerate launch does not set {missing} (neighbours/of_launchers.py)")
+
+
+def test_a_process_of_a_launch_can_be_taken_for_one_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launch = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "1"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with of_launchers.alone():
+        args = hf.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+        found = (args.world_size, args.process_index, torch.distributed.is_initialized())
+    told = f"TrainingArguments sees a launch where its variables are unset: {found} (neighbours/of_launchers.py)"
+    holds(found == (1, 0, False), told)
+    assert of_launchers.launch_of() == of_launchers.Launch(1, 2, 1, 2, 0, ("localhost", 1), False)
 
 
 # --- PEFT ------------------------------------------------------------------------------------------------------------
