@@ -128,9 +128,9 @@ def _results(runs: Sequence[Facts], names: Sequence[str]) -> str:
     rows = []
     for name, one in zip(names, runs, strict=True):
         first, shown, n = one.first, one.shown, len(one.steps)
-        cells = [text(name), f"{n:,}", short(first and first.score), short(shown and shown.score)]
+        cells = [text(name), f"{n:,}", short(first.score if first else None), short(shown.score if shown else None)]
         cells += [
-            number(shown and shown.error),
+            number(shown.error if shown else None),
             f"{shown.step:,}" if shown else "–",
             f"{one.n_silent / n:.0%}" if n else "–",
         ]
