@@ -64,10 +64,10 @@ def measured(pages: Sequence[tuple[Path, int]], folder: Path) -> list[dict[str, 
 
 
 def screenshot(page: Path, image: Path, width: int, height: int, folder: Path) -> None:
-    """Take a picture of a page at a width, as far down as `height`."""
+    """Take a picture of a page at a width, as far down as `height`: a narrow one stands on a wider ground."""
     around = folder / "around.html"
-    frame = _frame(page, width, height)
-    around.write_text(f'<!doctype html><meta charset=utf-8><body style="margin:0">{frame}</body>', "utf-8")
+    frame, style = _frame(page, width, height), "margin:0;background:#c9ccd3;text-align:center"
+    around.write_text(f'<!doctype html><meta charset=utf-8><body style="{style}">{frame}</body>', "utf-8")
     words = [*_words(folder), "--hide-scrollbars", f"--window-size={max(width, 500)},{height}"]
     subprocess.run([*words, f"--screenshot={image}", around.as_uri()], check=True, capture_output=True, timeout=120)
 

@@ -287,6 +287,21 @@ def test_a_run_of_the_first_release(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert ["2", "0.75", "–"] in rows and ["4", "0.625", "–"] in rows
 
 
+@pytest.mark.parametrize(
+    ("scores", "silent"),
+    [
+        ([(0.5, 0.5, 0.25, 0.25), (0.5, 0.5, 0.25, 0.5), (0.5, 0.25, 0.5, 0.25)], 1),  # pairs that tie one by one
+        ([(math.nan, 0.5, 0.25, 0.5), (0.5,) * 4], 2),
+    ],
+)
+def test_silent_steps_are_those_whose_pairs_all_tie(
+    scores: list[tuple[float, ...]], silent: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = crafted(tmp_path / "run", OLD, scores, {})
+    assert main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["silent"] == silent
+
+
 def test_rewinds_are_told(tmp_path: Path) -> None:
     with Journal(tmp_path / "run", OLD) as journal:
         journal.append_evaluation(0, 0.5, groups=[0.25, 0.5, 0.75])

@@ -153,7 +153,7 @@ def smoothed(points: Sequence[Point], width: int) -> list[Point]:
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Return round numbers between two others.
 
-    >>> ticks(0.13, 0.92, 5), ticks(0, 150, 6)
+    >>> ticks(0.13, 0.92, 5), ticks(0, 150, 4)
     ([0.2, 0.4, 0.6, 0.8], [0.0, 50.0, 100.0, 150.0])
     """
     rough = (high - low) / about

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, pstdev, stdev
+from statistics import stdev
 from typing import Any
 
 from zoreward.journal import StoredRun, load_run
@@ -172,6 +172,7 @@ def facts_of(path: str | Path, *, kept: int | None = None, findings: Mapping[str
     run, folder = load_run(path), Path(path)
     folder = folder if folder.is_dir() else folder.parent
     notes, records = read_notes(folder), list(run.records())
+    in_pairs = bool({"normalize", "full_every"} & set(run.header.get("method") or ()))  # SPSA's, and SVRG's
     ends = [note.get("seconds") for note in notes if note.get("kind") == "end"]
     seconds = [one for one in ends if is_number(one, LARGEST_SCORE)]
     sessions = [note for note in notes if note.get("kind") == "session"]
@@ -181,7 +182,7 @@ def facts_of(path: str | Path, *, kept: int | None = None, findings: Mapping[str
     return Facts(
         path=str(path),
         header=run.header,
-        steps=[_step_of(run, record) for record in records],
+        steps=[_step_of(record, in_pairs=in_pairs) for record in records],
         dev=_dev_scores(run, answers),
         rewinds=run.rewinds,
         best_step=run.best_step,
@@ -195,13 +196,16 @@ def facts_of(path: str | Path, *, kept: int | None = None, findings: Mapping[str
     )
 
 
-def _step_of(run: StoredRun, record: StepRecord) -> Step:
+def _step_of(record: StepRecord, *, in_pairs: bool) -> Step:
+    """What is shown of a step. `in_pairs`: whether its members are antithetic pairs, which then tie one by one."""
     scores = record.scores
     if not scores or any(map(math.isnan, scores)):
         return Step(None, None, record.lr, bool(scores))
-    slopes = run.projected_grads(record.step)
-    is_silent = len(set(scores)) == 1 if slopes is None else not any(slopes)
-    return Step(fmean(scores), pstdev(scores), record.lr, is_silent)
+    pairs = zip(scores[::2], scores[1::2], strict=True) if in_pairs and len(scores) % 2 == 0 else [scores]
+    is_silent = all(min(pair) == max(pair) for pair in pairs)
+    mean = math.fsum(scores) / len(scores)
+    spread = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    return Step(mean, spread, record.lr, is_silent)
 
 
 def _dev_scores(run: StoredRun, answers: Mapping[Any, Mapping[str, Any]]) -> list[DevScore]:
