@@ -693,7 +693,7 @@ class ZOTrainer(Trainer):
             self.method,
             self.objective,
             self.run.rows,
-            steps_after=self._steps_after,
+            steps_after=self._steps_paid,
             first=first,
             generation=given.generation,
             max_kl=args.max_kl,
@@ -705,8 +705,8 @@ class ZOTrainer(Trainer):
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
         if self._scores_by_share_of_seconds:
-            self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_after(found.rows)))
-        if self._steps_after(found.rows) >= LEAST_STEPS:
+            self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_paid(found.rows)))
+        if self._steps_paid(found.rows) >= LEAST_STEPS:
             self._tell_of_silent_steps()
 
     def _steps_after(self, rows: int, scored: Sequence[int] = (), done: int = 0) -> int:
@@ -714,7 +714,7 @@ class ZOTrainer(Trainer):
         args = self.args
         most = new_state(args, len(self.get_train_dataloader()))[0].max_steps
         if args.max_forwards is None:
-            return min(most, self._steps_in_seconds) if rows else most
+            return most
         counts = (len(self.run.rows), len(self.eval_dataset or ()))
         how: dict[str, Any] = {"most": most, "scored": scored, "done": done}
         budget = budget_of(args, self.method, *counts, searched=rows, **how)
@@ -724,6 +724,10 @@ class ZOTrainer(Trainer):
         if budget.steps < most or self.keeper.budget is not None:
             self.keeper.budget, args.max_steps = budget, budget.steps
         return budget.steps
+
+    def _steps_paid(self, rows: int) -> int:
+        """Return how many steps forward passes and seconds pay, when so many rows were read to find the rate."""
+        return min(self._steps_after(rows), self._steps_in_seconds)
 
     @cached_property
     def _steps_in_seconds(self) -> int:
