@@ -162,6 +162,15 @@ def test_pairs_that_can_be_told_apart_are_learned_with_no_rate_given(tmp_path: P
     assert abs(margins["published"]["margin"]) < 0.01
 
 
+def test_a_bound_of_the_kl_shortens_the_steps_of_pairs(tmp_path: Path, tokenizer: Any) -> None:
+    rates = []
+    for name, bound in (("none", None), ("bound", 0.0125)):
+        trainer = made_of_pairs(tmp_path / name, tokenizer, drift=True, max_kl=bound, num_directions=2)
+        with trainer.holding_run():
+            rates.append(trainer.args.learning_rate)
+    assert math.isclose(rates[1], rates[0] / 2, rel_tol=0.01), "a quarter of the bound is a quarter of the 0.0125 nats"
+
+
 def test_a_run_of_pairs_goes_on_with_the_rate_it_found(tmp_path: Path, tokenizer: Any) -> None:
     whole = made_of_pairs(tmp_path / "whole", tokenizer)
     whole.train()

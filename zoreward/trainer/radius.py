@@ -106,8 +106,8 @@ def found_rate(
 
     With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
     they learn comes on top, what they break is bounded. Where the KL of texts is bounded, they would take up half of
-    the bound at most: min(1.5, √(max_kl / 2δ)) stands in the place of 1.5. rms(w) is 1 by every way of normalising but
-    that of ranks.
+    the bound at most, of given answers a quarter: min(1.5, √(max_kl / 2δ)) or min(1, √(max_kl / 4δ)) stands in the
+    place of 1.5. rms(w) is 1 by every way of normalising but that of ranks.
     Looks at ε z are repeated nearer to r until they agree within a factor of 2.
 
     Args:
@@ -118,19 +118,17 @@ def found_rate(
         steps_after: gives T, when so many rows were read to find r: of a budget they are a part.
         first: the distance of the first look.
         generation: how texts are written, for an objective of texts.
-        max_kl: the KL a token at which the run ends, or None; of texts.
+        max_kl: the KL a token at which the run ends, or None.
     """
     writes = objective.needs == "completions"
     reads_base = 2 if writes else 1  # after it has written
     examples, terms = examples[: TEXTS if writes else ROWS], _directions_of(method)
-    rows, radii = len(examples), RADII
+    rows, radii, noise_share = len(examples), RADII, NOISE_SHARE
     steps_after(rows * (len(terms) + reads_base))  # a budget that does not pay for one look is refused before it
     if writes:
         change, nats = _change_of_texts(engine, examples, generation), TEXT_NATS
-        if max_kl is not None:
-            radii = min(RADII, math.sqrt(NOISE_SHARE * max_kl / nats))
     elif are_texts(objective, examples):
-        change, nats, radii = _change_of_answers(engine, examples), GIVEN_NATS, 1.0
+        change, nats, radii, noise_share = _change_of_answers(engine, examples), GIVEN_NATS, 1.0, NOISE_SHARE / 2
     else:
         change, nats = _change_of_choices(engine, examples), ANSWER_NATS
 
@@ -143,6 +141,8 @@ def found_rate(
 
     radius, looks, converged = _radius(moved_at, nats, first)
     rows *= len(looks) * len(terms) + reads_base
+    if max_kl is not None and nats != ANSWER_NATS:
+        radii = min(radii, math.sqrt(noise_share * max_kl / nats))
     rate = _rounded(rate_of(radii * radius, method, steps_after(rows)))
     return Found(radius, radius, rate, nats, looks, converged, rows)
 
