@@ -361,3 +361,19 @@ def test_an_unknown_method_is_refused(tmp_path):
 
     with pytest.raises(InputError, match="no method 'adam'"):
         method_of(completed(ZOConfig(str(tmp_path), use_cpu=True, method="adam"), "choices"))
+
+
+@pytest.mark.parametrize("run", [object(), None])
+def test_loggers_that_show_tables_get_what_was_written(run, tmp_path, tokenizer, monkeypatch):
+    """As TRL's `log_completions`: a table of W&B and of Trackio, where something is logged to."""
+    logged = []
+    fake = SimpleNamespace(run=run, log=logged.append, Table=lambda dataframe: dataframe)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    tuning = tuned(tmp_path, tokenizer, length, max_steps=3, completions_every=2)
+    tuning.args.report_to = ["wandb"]  # without transformers' callback, which would want the real one
+    tuning.train()
+    assert len(logged) == (2 if run else 0)  # in steps 1 and 3
+    for step, log in zip((0, 2), logged, strict=False):
+        kept = parquet.read_table(tmp_path / "run" / "completions" / f"step-{step:06}.parquet")
+        assert log["completions"]["completion"].tolist() == kept["completion"].to_pylist()
+        assert log["completions"]["score"].tolist() == kept["score"].to_pylist()

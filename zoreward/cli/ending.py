@@ -151,7 +151,9 @@ def sentence_of(summary: dict[str, Any]) -> str:
     if not load_run(output).has_moved_by(steps):
         sentences.append("no step moved a weight: they are those of the base")
     done = f"{steps} steps in {summary['seconds']:.1f} s{memory}; the {model} is in {output / MODEL_NAME}"
-    return "\n".join([*sentences, done, *_kept_and_others(load_run(output), output, step)])
+    page = output / "report.html"
+    look = [f"a page to look at: {page}"] if page.is_file() else []
+    return "\n".join([*sentences, done, *look, *_kept_and_others(load_run(output), output, step)])
 
 
 def _kept_and_others(run: StoredRun, output: Path, step: int) -> list[str]:

@@ -49,7 +49,7 @@ from zoreward.trainer.inputs import (
     warn_about_one_class,
 )
 from zoreward.trainer.keeper import Keeper, budget_of
-from zoreward.trainer.noting import answers_of, noted
+from zoreward.trainer.noting import answers_of, noted, send_completions
 from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone, slope
 from zoreward.trainer.options import FIRST_EPS, ZOConfig, config_of, family_of_run, method_of, part_that_is_tuned
 from zoreward.trainer.penalty import drift_of
@@ -401,6 +401,7 @@ class ZOTrainer(Trainer):
         if every and number % every == 0 and self.objective.needs == "completions" and self.ranks.first:
             try:
                 save_completions(args.output_dir, number, step.rows, step.scored)
+                send_completions(step.rows, step.scored, args.report_to)
             except Exception as error:  # the run does not need them
                 logger.warning("Completions could not be written: %s.", one_line(error))
         if run.state.unscored == 1 and not all_scored(step.record.scores):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from zoreward.registry import Objective
 from zoreward.scoring.certainty import row_scores
 from zoreward.scoring.requests import have_same_answers
 from zoreward.trainer.resuming import rows_told
+from zoreward.trainer.window import completion_rows
 
 if TYPE_CHECKING:
     from zoreward.trainer.loop import ZOTrainer
@@ -89,3 +91,21 @@ def answers_of(objective: Objective, examples: Sequence[Example], scored: Scored
     except Exception as error:  # a row that is not what it should be: the run does not need this
         logging.get_logger(__name__).warning("The dev rows' answers are not kept: %s.", one_line(error))
         return {}
+
+
+def send_completions(rows: Sequence[Example], scored: Sequence[Scored], report_to: Sequence[str]) -> None:
+    """Send a table of completions to Weights & Biases and Trackio, where a run is logged there, as TRL's trainers do.
+
+    Args:
+        rows: of a step.
+        scored: its members.
+        report_to: the loggers' names.
+    """
+    for name in ("wandb", "trackio"):
+        if name in report_to:
+            logger = importlib.import_module(name)  # the callback of this name has imported it
+            if getattr(logger, "run", logger) is not None:
+                import pandas
+
+                table = pandas.DataFrame(completion_rows(rows, scored))
+                logger.log({"completions": logger.Table(dataframe=table)})
