@@ -10,10 +10,15 @@ READY := $(VENV)/.ready
 # The newest releases of all libraries, and the oldest, each in an environment of its own that is made anew each time.
 NEWEST := .venv-newest
 FLOORS := .venv-floors
+# What builds the site, and what builds and checks a release: neither needs torch.
+DOCS := .venv-docs
+RELEASE := .venv-release
+# An empty environment that the wheel is installed into.
+INSTALLED := build/installed
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-faults test-newest test-floors lock check lines fmt mutants quickstart quickstart-check
+.PHONY: help test test-faults test-newest test-floors lock check lines fmt mutants quickstart quickstart-check docs release
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,12 +70,33 @@ quickstart: $(READY) ## Watch a tiny model get better by forward passes alone; m
 quickstart-check: $(READY) ## See that it does so with seeds 0 to 4
 	$(BIN)/python benchmarks/quickstart/check.py $(ARGS)
 
+docs: $(DOCS)/.ready ## Build the pages of docs/ as a site, build/site/index.html, and check their links and anchors
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+release: $(RELEASE)/.ready ## Build wheel and sdist in dist/, check them, and run the wheel in an empty environment
+	rm -rf dist $(INSTALLED)
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(INSTALLED)
+	$(INSTALLED)/bin/python -m pip install --progress-bar off dist/*.whl
+	@# Not from here, where the tree would be imported.
+	cd $(INSTALLED) && bin/zoreward --version && bin/zoreward objectives && bin/zoreward quickstart --steps 20
+
+$(DOCS)/.ready: pyproject.toml
+	$(call tools,$(DOCS),docs)
+	@touch $@
+
+$(RELEASE)/.ready: pyproject.toml
+	$(call tools,$(RELEASE),release)
+	@touch $@
+
 # Set up again only when pyproject.toml or the pinned set has changed.
 $(READY): pyproject.toml constraints.txt
 	$(call environment,$(VENV),--constraint constraints.txt)
 	@touch $@
 
-# Make an environment in folder $(1) with the project in it; $(2): more for the installer.
+# environment: make one in folder $(1) with the project in it; $(2): more for the installer.
+# tools: make one in folder $(1) with the group $(2) of pyproject.toml alone.
 ifeq ($(UV),)
 define environment
 	$(PYTHON) -m venv $(1)
@@ -78,9 +104,18 @@ define environment
 	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(1)/bin/python -m pip install --progress-bar off --editable . --group dev $(2)
 endef
+define tools
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(1)/bin/python -m pip install --progress-bar off --group $(2)
+endef
 else
 define environment
 	$(UV) venv --allow-existing --python $(PYTHON) $(1)
 	$(UV) pip install --python $(1)/bin/python --editable . --group dev $(2)
+endef
+define tools
+	$(UV) venv --allow-existing --python $(PYTHON) $(1)
+	$(UV) pip install --python $(1)/bin/python --group $(2)
 endef
 endif
