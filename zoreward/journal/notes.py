@@ -21,7 +21,7 @@ from zoreward.journal.lines import parse
 
 NOTES_NAME = "notes.jsonl"
 MOST_BYTES = 64 << 20
-"""Of the file, at most: an evaluation of texts takes some 10 kB."""
+"""Of the file, at most: an evaluation of texts takes 20 kB at most."""
 
 
 def append_note(folder: str | Path, kind: str, fields: Mapping[str, Any]) -> None:

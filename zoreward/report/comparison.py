@@ -10,7 +10,7 @@ from zoreward.records import InputError
 from zoreward.report.charts import Curve, chart, smoothed
 from zoreward.report.facts import Facts
 from zoreward.report.page import dev_curves, masked
-from zoreward.report.pieces import code, number, save_page, seconds, section, short, table, text
+from zoreward.report.pieces import code, save_page, seconds, section, short, table, text
 
 COMPARISON_NAME = "comparison.html"
 # Colours, and after these the same ones dashed, and dotted.
@@ -130,7 +130,7 @@ def _results(runs: Sequence[Facts], names: Sequence[str]) -> str:
         first, shown, n = one.first, one.shown, len(one.steps)
         cells = [text(name), f"{n:,}", short(first.score if first else None), short(shown.score if shown else None)]
         cells += [
-            number(shown.error if shown else None),
+            short(shown.error if shown else None),
             f"{shown.step:,}" if shown else "–",
             f"{one.n_silent / n:.0%}" if n else "–",
         ]
