@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,15 @@ def _be(rank: int, size: int, port: int, log: Path, work: Callable[[int], int | 
         os._exit(code)
 
 
-def ended(children: list[int]) -> list[int]:
-    """Wait for ranks; returns their exit codes, or minus the signals that ended them."""
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def ended(children: list[int], seconds: float = 300.0) -> list[int]:
+    """Wait for ranks; returns their exit codes, or minus the signals that ended them: SIGALRM of what took too long."""
+    late, codes = time.monotonic() + seconds, dict[int, int]()
+    while len(codes) < len(children):
+        for child in children:
+            found, status = (0, 0) if child in codes else os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif child not in codes and time.monotonic() > late:
+                os.kill(child, signal.SIGALRM)
+        time.sleep(0.01)
+    return [codes[child] for child in children]

@@ -221,7 +221,7 @@ def test_killed_at_random_instants(kind: str, folder: Path, whole: Callable) -> 
 
 
 # How many ranks such a run is begun by. It goes on by others.
-BEGUN_BY = {"float32": 2, "bfloat16": 3, "low-rank, writing": 2, "an adapter": 1}
+BEGUN_BY = {"float32": 2, "bfloat16": 3, "low-rank, writing": 2, "an adapter": 1, BACK: 2}
 
 
 def ranks_of(size: int, folder: Path, words: list[str]) -> list[int]:
@@ -258,7 +258,12 @@ def test_a_random_rank_is_killed_at_random_instants(kind: str, folder: Path) -> 
     assert killed >= 2
     last = 3 - min(size, 2)  # another number than began it
     assert launches.ended(ranks_of(last, folder, words)) == [0] * last, (folder / "log.txt").read_text()[-3000:]
-    assert kept(output) == expected
+    # What is shown of texts is that of rank 0's own members.
+    found, whole = (
+        {name: held for name, held in files.items() if not name.startswith("completions/")}
+        for files in (kept(output), expected)
+    )
+    assert found == whole
 
 
 def damaged_model(output: Path, how: int) -> None:

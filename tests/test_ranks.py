@@ -57,8 +57,9 @@ CASES: dict[str, dict[str, Any]] = {
         **TEXTS,
     },
     "texts, members, with their KL": {"objective": brevity, "num_directions": 4, "kl": 0.1, "tune": "lora", **TEXTS},
-    "the best step": {
-        **{"objective": "neg-cross-entropy", "load_best_model_at_end": True, "learning_rate": 0.3, "max_rewinds": 1},
+    "a run that goes back": {
+        **{"objective": "neg-cross-entropy", "load_best_model_at_end": True, "learning_rate": 0.3, "max_rewinds": 2},
+        **{"dev": ROWS, "eval_on_start": True, "eval_steps": 1},
         **ANSWERS,
     },
     "svrg": {"objective": "neg-cross-entropy", "method": "svrg", "full_every": 2, **ANSWERS},
@@ -80,7 +81,7 @@ class Digests(TrainerCallback):
 
 def trained(model: Path, output: Path, unit: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     """Tune by a case, and return what can be told of it; `unit` is that of a run of several ranks."""
-    objective, steps = options.pop("objective"), options.pop("max_steps", 4)
+    objective, steps, dev = options.pop("objective"), options.pop("max_steps", 4), options.pop("dev", ROWS[::3])
     options = {"learning_rate": 1e-2, "save_strategy": "no", "eval_steps": 2, "completions_every": 1, **options}
     os.environ["CALLS"] = str(output.with_suffix(".calls"))
     args = ZOConfig(
@@ -89,7 +90,7 @@ def trained(model: Path, output: Path, unit: dict[str, Any] | None = None, **opt
     )  # fmt: skip
     digests = Digests()
     trainer = ZOTrainer(
-        str(model), objective=objective, train_dataset=ROWS, eval_dataset=ROWS[::3], args=args, callbacks=[digests]
+        str(model), objective=objective, train_dataset=ROWS, eval_dataset=dev, args=args, callbacks=[digests]
     )
     digests.trainer = trainer
     if unit is not None:
@@ -150,6 +151,11 @@ def test_a_reward_is_called_once_for_each_completion(told, folder):
         # Before step 1 on eight rows; in four steps on eight rows, four and so on; twice on four dev rows.
         assert len(calls) == 8 + members * (8 + 4 + 8 + 4) + 2 * 4
         assert {path.name for path in (folder / f"{size}-{list(CASES).index(name)}" / "completions").iterdir()}
+
+
+def test_all_ranks_go_back_together(told, folder):
+    number = list(CASES).index("a run that goes back")
+    assert load_run(folder / f"{len(told)}-{number}").rewinds
 
 
 def test_a_journal_of_several_ranks_is_replayed_by_one_process(told, folder, tiny_model_dir):
@@ -381,7 +387,7 @@ def test_a_launcher_begins_anew_by_itself(place, launcher):
     )
     start = {
         "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"],
-        "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--max_restarts", "1"],
+        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--max_restarts", "1"],
     }[launcher]
     words = [sys.executable, "-m", *start, "dies.py", *COMMAND, "--output", "run", "--resume"]
     found = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,10 @@ class Ranks:
             return [own]
         text = json.dumps(own).encode() if own is not None else b""
         lengths = self.floats([len(text)])[:, 0].astype(int)
+        if not lengths.any():
+            return [None] * self.size
         padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
-        padded[: len(text)] = torch.frombuffer(bytearray(text or b"0"), dtype=torch.uint8)[: len(text)]
+        padded[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
         with self._told(padded):
             every = self._group.gather(padded)
         return [
@@ -96,6 +99,8 @@ class Ranks:
 
     def any(self, *flags: bool) -> list[bool]:
         """Return of each flag whether a rank has it set."""
+        if self._group is None:
+            return list(flags)
         every = self.floats([float(flag) for flag in flags])
         return [bool(column.any()) for column in every.T]
 
@@ -159,25 +164,32 @@ def _short_digest(text: str) -> int:
 
 def _group_of(launch: Launch) -> GlooGroup:
     """The group of a launch, by addresses of this start alone: those of the dead stay in the launcher's store."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore
 
     if launch.divides:
         hint = "Start it with torchrun, or accelerate launch --multi_gpu: each rank holds the whole model."
         raise InputError(f"{launch.divides} would divide the model, and has no use here", hint=hint)
-    host, port = launch.address
     try:
-        store = TCPStore(
-            host,
-            port,
-            launch.size,
-            is_master=launch.rank == 0 and not launch.has_store,
-            timeout=timedelta(seconds=SECONDS_TO_MEET),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        store = _store_of(launch)
         of_start = f"zoreward/{launch.restart}"
         number = store.add(f"{of_start}/{launch.rank}", 1)  # the how manieth group of this process
         return GlooGroup(PrefixStore(f"{of_start}/group-{number}", store), launch.rank, launch.size, SECONDS)
     except RuntimeError as error:
-        message = f"rank {launch.rank} does not find the others at {host}:{port}"
+        message = f"rank {launch.rank} does not find the others at {':'.join(map(str, launch.address))}"
         raise RanksError(message, hint=f"Start them with torchrun. {one_line(error, 120)}") from error
+
+
+@cache  # rank 0 may keep it for all: it must last as long as the process
+def _store_of(launch: Launch) -> Any:
+    from torch.distributed import TCPStore
+
+    host, port = launch.address
+    return TCPStore(
+        host,
+        port,
+        launch.size,
+        is_master=launch.rank == 0 and not launch.has_store,
+        timeout=timedelta(seconds=SECONDS_TO_MEET),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )

@@ -797,8 +797,8 @@ class ZOTrainer(Trainer):
         return {**header, **searched, "unit": self.scorer.engine.unit}
 
     def _compare_ranks(self) -> None:
-        header, state, tuned = self.header, self.method_state, self.ready.tuned
-        refuse_other_runs(self.ranks, header, state, tuned, self.state.global_step)
+        engine, done = self.scorer.reader, self.state.global_step
+        refuse_other_runs(self.ranks, self.header, self.method_state, engine, done)
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.

@@ -23,6 +23,7 @@ from zoreward.trainer.header import digest_of
 
 if TYPE_CHECKING:
     from zoreward.methods import SPSAState
+    from zoreward.scoring import LocalEngine
     from zoreward.trainer.inputs import Given
     from zoreward.trainer.options import ZOConfig
 
@@ -187,8 +188,12 @@ def refuse_other_inputs(ranks: Ranks, given: Given) -> None:
         ranks.refuse_unlike(told)
 
 
-def refuse_other_runs(ranks: Ranks, header: Mapping[str, Any], state: SPSAState, tuned: Tuned, done: int) -> None:
+def refuse_other_runs(
+    ranks: Ranks, header: Mapping[str, Any], state: SPSAState, engine: LocalEngine, done: int
+) -> None:
     """See that all ranks begin, or go on, with the same: base, rows, options, state of the method, weights.
+
+    And that what was tried on real rows came out alike: it says by which passes scores are read.
 
     Raises:
         RanksError: some do not; the message names them.
@@ -200,8 +205,11 @@ def refuse_other_runs(ranks: Ranks, header: Mapping[str, Any], state: SPSAState,
         for name, value in header.items()
         if name not in _WITHOUT
     }
+    stepper = engine.generator.stepper if engine.generator is not None else None
+    tried = [engine.problem is None, engine.packer is None, stepper is None or stepper.problem is None]
+    told |= {"another outcome of the trial of members": _text_of(tried)}
     told |= {"another state of the method": _text_of(asdict(state)), "other steps done": str(done)}
-    ranks.refuse_unlike({**told, "other weights": digest_of_weights(tuned)})
+    ranks.refuse_unlike({**told, "other weights": digest_of_weights(engine.tuned)})
 
 
 def compare_weights(ranks: Ranks, tuned: Tuned, step: int) -> None:
