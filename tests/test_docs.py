@@ -114,7 +114,7 @@ def test_a_command_that_does_not_parse_is_noticed() -> None:
 def flags() -> set[str]:
     """What the commands take."""
     commands = [["tune", "accuracy"], ["tune", "f1"], ["tune", "reward-model"], ["tune", "preference"]]
-    commands += [["eval", "accuracy"], ["bench"], ["replay"], ["win-rate"]]
+    commands += [["eval", "accuracy"], ["bench"], ["replay"], ["win-rate"], ["compare"]]
     parsers = [leaf for words in commands for leaf in leaves(command_for(words))]
     return {name for parser in parsers for option in parser.params for name in option.opts} | {"--version"}
 

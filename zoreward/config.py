@@ -799,6 +799,18 @@ class ReportOptions:
 
 
 @options(RUN)
+class CompareOptions:
+    """The options of `zoreward compare`."""
+
+    a: str = setting(
+        help="What `zoreward eval … --output` wrote of one model: a .jsonl or .parquet file.", argument="A"
+    )
+    b: str = setting(help="And of another model, of the same rows.", argument="B")
+    seed: int = same_as(Seeding, "seed", help="Seed of the draws, for the interval and the p-value.")
+    json: bool = setting(default=False, help="Print one JSON object as the last line.")
+
+
+@options(RUN)
 class WinRateOptions(Seeding, Rewarding, Writing, Loading):
     """The options of `zoreward win-rate`."""
 

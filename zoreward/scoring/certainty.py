@@ -110,9 +110,9 @@ def _score_of(objective: Objective, examples: Sequence[Example], logprobs_NC: An
 def rows_of_evaluation(objective: Objective, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return what became of each row, in the order of the rows.
 
-    Each has `prompt`, what the model read, or the messages; `answer`, the right one, where there is one; of choices
-    `prediction`, `choices` and `logprobs`, the mean log-probability per token of each; of texts `completion`; `score`,
-    where rows have scores of their own; and `columns`, the row as it was given.
+    Each has `objective`, its name; `prompt`, what the model read, or the messages; `answer`, the right one, where there
+    is one; of choices `prediction`, `choices` and `logprobs`, the mean log-probability per token of each; of texts
+    `completion`; `score`, where rows have scores of their own; and `columns`, the row as it was given.
     """
     scored, examples = evaluation.scored, evaluation.examples
     assert scored is not None
@@ -121,7 +121,7 @@ def rows_of_evaluation(objective: Objective, evaluation: Evaluation) -> list[dic
     rows = []
     for n, (example, score, completion) in enumerate(zip(examples, scores, written, strict=True)):
         prompt = example.prompt if example.messages is None else list(example.messages)
-        made: dict[str, Any] = {"prompt": prompt}
+        made: dict[str, Any] = {"objective": objective.name, "prompt": prompt}
         if example.candidates:
             made["answer"] = example.candidates[example.reference] if example.reference >= 0 else None
             logprobs = [float(one) for one in scored.logprobs_NC[n][: len(example.candidates)]]

@@ -1,0 +1,157 @@
+"""Two models on the same rows: how far they differ, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zoreward.cli import main
+from zoreward.cli.compare import paired_difference
+from zoreward.data import write_rows
+
+
+def binary(count: int, share: float, seed: int) -> list[float]:
+    return [float(one) for one in np.random.default_rng(seed).random(count) < share]
+
+
+def test_the_error_and_the_interval_are_those_of_the_differences() -> None:
+    hard_N = np.random.default_rng(0).normal(size=400)
+    a_N = hard_N + np.random.default_rng(1).normal(size=400) / 10
+    b_N = hard_N + np.random.default_rng(2).normal(size=400) / 10
+
+    found = paired_difference(list(a_N), list(b_N))
+
+    error = np.std(b_N - a_N, ddof=1) / 20
+    assert found["difference"] == pytest.approx(np.mean(b_N) - np.mean(a_N))
+    assert found["standard_error"] == pytest.approx(error) and error < np.std(a_N) / 20 / 5
+    for end, sign in (("difference_low", -1), ("difference_high", 1)):
+        assert found[end] == pytest.approx(found["difference"] + sign * 1.96 * error, abs=0.15 * error)
+    assert found == paired_difference(list(a_N), list(b_N))
+    assert found["difference_low"] != paired_difference(list(a_N), list(b_N), seed=1)["difference_low"]
+    # By the central limit theorem the sum of flipped differences is normal.
+    z = found["difference"] / (np.sqrt(np.mean((b_N - a_N) ** 2)) / 20)
+    assert found["p_value"] == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), rel=0.2)
+
+
+def test_of_few_differences_all_signs_are_tried() -> None:
+    a, b = [0.1, 0.5, 0.3, 0.7, 0.2], [0.4, 0.4, 0.6, 0.9, 0.2]
+    moved = [y - x for x, y in zip(a, b, strict=True) if x != y]
+    sums = [sum(s * d for s, d in zip(signs, moved, strict=True)) for signs in itertools.product((-1, 1), repeat=4)]
+
+    p = paired_difference(a, b)["p_value"]
+
+    assert p == sum(abs(one) >= abs(sum(moved)) - 1e-12 for one in sums) / 16
+
+
+def test_of_right_and_wrong_the_test_is_mcnemar_s() -> None:
+    """Of which the exact p-value is known: twice the tail of a fair coin."""
+    a, b = binary(300, 0.6, 0), binary(300, 0.7, 1)
+
+    found = paired_difference(a, b)
+
+    wins, losses = found["better_in_b"], found["better_in_a"]
+    tosses = wins + losses
+    tail = sum(math.comb(tosses, k) for k in range(max(wins, losses), tosses + 1)) / 2**tosses
+    assert found["p_value"] == pytest.approx(2 * tail, rel=0.25, abs=2e-3)
+    assert wins + losses + found["same"] == 300 and wins - losses == round(300 * found["difference"])
+
+
+def test_two_that_are_equal_differ_by_nothing() -> None:
+    found = paired_difference([0.5, 1.0, 0.0], [0.5, 1.0, 0.0])
+
+    assert (found["difference"], found["standard_error"], found["p_value"], found["same"]) == (0.0, 0.0, 1.0, 3)
+
+
+def test_two_thousand_rows_take_little() -> None:
+    start = time.process_time()
+    paired_difference(binary(2_000, 0.5, 0), binary(2_000, 0.5, 1))
+    assert time.process_time() - start < 2
+
+
+def rows(scores: list[float | None], **others: Any) -> list[dict[str, Any]]:
+    return [
+        {"objective": "accuracy", "prompt": f"text {n} it was", "score": score, "columns": {"text": f"text {n}"}}
+        | others
+        for n, score in enumerate(scores)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("a.jsonl"), rows([0.0, 1.0, 0.0, None, 1.0]))
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["compare", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.parquet"])
+def test_two_files_are_compared(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = rows([1.0, 1.0, 0.0, 1.0, 0.0])
+    other[0]["columns"]["extra"] = None  # as Parquet has it where other rows have one
+    write_rows(Path(name), other)
+
+    found = told(capsys, "a.jsonl", name)
+
+    assert (found["rows"], found["left_out"], found["other_prompts"]) == (4, 1, 0)
+    assert (found["score_a"], found["score_b"], found["difference"]) == (0.5, 0.5, 0.0)
+    assert (found["better_in_a"], found["better_in_b"], found["same"]) == (1, 1, 2)
+    assert main(["compare", "a.jsonl", name]) == 0
+    out = capsys.readouterr().out
+    assert "0.0000 ± 0.4082" in out and "rows without a score, left out" in out and "another prompt" not in out
+
+
+def test_another_template_is_the_same_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("b.jsonl"), rows([1.0] * 5, prompt="other"))
+
+    assert told(capsys, "a.jsonl", "b.jsonl")["other_prompts"] == 5
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "hint"),
+    [
+        (rows([1.0] * 4), "a.jsonl has 5 rows, b.jsonl 4", "the same --data"),
+        (rows([1.0] * 5, columns={"text": "x"}), "row 1 of a.jsonl is another than that of b.jsonl", "the same --data"),
+        (rows([1.0] * 5, objective="choice-prob"), "row 1 is scored by 'accuracy' and 'choice-prob'", "same objective"),
+        (rows([None] * 5), "b.jsonl: no row has a score of its own", "row by row, as accuracy"),
+        (rows([None, None, None, 1.0, 1.0]), "1 of 5 rows have a score in both files", "more rows"),
+        (rows([1.0, math.nan, 1.0, 1.0, 1.0]), "b.jsonl: row 2 has the score nan", "zoreward eval"),
+        (rows([1.0] * 5, score="good"), "b.jsonl: row 1 has the score 'good'", "zoreward eval"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    other: list[dict[str, Any]], error: str, hint: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(Path("b.jsonl"), other)
+
+    assert main(["compare", "a.jsonl", "b.jsonl"]) == 2
+
+    first, second = capsys.readouterr().err.splitlines()
+    assert error in first and hint in second
+
+
+def test_what_eval_writes_is_compared_without_torch(
+    folder: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], commands_are_kept: None
+) -> None:
+    write_rows(Path("data.jsonl"), [{"text": word, "label": n % 2} for n, word in enumerate(["bad", "good", "dull"])])
+    words = ["--model", str(tiny_model_dir), "--data", "data.jsonl", "--choice", " bad", "--choice", " good", "--json"]
+    for name, template in (("one.jsonl", "{text} it was"), ("two.parquet", "a {text} film")):
+        assert main(["eval", "accuracy", *words, "--template", template, "--output", name]) == 0
+    assert main(["eval", "f1", *words, "--template", "{text} it was", "--output", "f1.jsonl"]) == 0
+    capsys.readouterr()
+
+    found = told(capsys, "one.jsonl", "two.parquet")
+
+    assert found["other_prompts"] == found["rows"] == 3
+    assert main(["compare", "f1.jsonl", "f1.jsonl"]) == 2
+    assert "one number for all" in capsys.readouterr().err
