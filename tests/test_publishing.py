@@ -51,9 +51,9 @@ def refusing(*args: Any, **options: Any) -> None:
     raise OSError("401: no token\nwas given")
 
 
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("tune", ["full", "lora", "lora --merge"])
 def test_what_is_uploaded_can_be_made_again_by_the_command_on_its_card(repository: Path, tune: str) -> None:
-    assert main([*TUNE, "--tune", tune, "--push-to-hub", "me/mine", "--output", "run"]) == 0
+    assert main([*TUNE, "--tune", *tune.split(), "--push-to-hub", "me/mine", "--output", "run"]) == 0
     saved = {path.name for path in Path("run/model").iterdir()}
     assert {path.name for path in repository.iterdir()} == saved | {"replay"}
     card = (repository / "README.md").read_text(encoding="utf-8")
@@ -65,7 +65,11 @@ def test_what_is_uploaded_can_be_made_again_by_the_command_on_its_card(repositor
     )
     assert main([*words[1:-1], "again"]) == 0
     weights = "model.safetensors" if tune == "full" else "adapter_model.safetensors"
-    assert Path("again", weights).read_bytes() == (repository / weights).read_bytes()
+    again = Path("again", weights).read_bytes()
+    if tune == "lora --merge":
+        assert again and "the adapter that was merged into it back, bit for bit" in card
+    else:
+        assert again == (repository / weights).read_bytes()
     assert "hub" not in Path("run/config.yaml").read_text()
 
 
