@@ -711,6 +711,13 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
     output: str = setting(
         default=DEFAULT_OUTPUT, help="The run folder to write to; by default a new one, which then has a number."
     )
+    hub: str | None = setting(
+        default=None,
+        flag="--push-to-hub",
+        help="Upload the model, its card and its trajectory to this repository on the Hub when the run is over: "
+        "user/name. A new one is private. Needs `hf auth login`.",
+        kept=False,
+    )
     resume: bool = setting(
         default=False,
         help="Go on with the run in --output from its last step: the same command again. Begin it if there is none.",

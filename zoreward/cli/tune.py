@@ -37,7 +37,8 @@ from zoreward.cli.prepare import (
     select_device,
     shown_prompts,
 )
-from zoreward.cli.printing import Outcome, is_first, report_failure
+from zoreward.cli.printing import Outcome, is_first, report, report_failure
+from zoreward.cli.publishing import make_repository, upload
 from zoreward.cli.report import write_page
 from zoreward.cli.saving import (
     CONFIG_NAME,
@@ -107,6 +108,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if options.dry_run:
         return _dry_run(objective, options, rows)
     output, start = Path(options.output), time.perf_counter()
+    make_repository(options.hub)
     findings, problem, reward_head = None, "", None
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
     from_first = _found_by_first(objective)
@@ -143,7 +145,18 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if not is_first():
         return 0
     summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
-    return Outcome(summary, sentence_of(summary))
+    return _published(options, Outcome(summary, sentence_of(summary)))
+
+
+def _published(options: TuneOptions, outcome: Outcome) -> Outcome | int:
+    """Upload the model where that was asked for; what is known of the run is printed in any case."""
+    if options.hub is not None:
+        try:
+            print(printable(f"uploaded: {upload(options.hub, Path(options.output))}"))
+        except StorageError as error:
+            report(error)
+            return dataclasses.replace(outcome, code=1)
+    return outcome
 
 
 def _with_output(options: TuneOptions, source: str) -> TuneOptions:
@@ -372,7 +385,7 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
         name, equals, value = assignment.partition("=")
         if not equals:
             raise InputError(f"--set {assignment}: there is no value", hint="--set name=value")
-        if name in settings:
+        if name in (*settings, "push_to_hub"):
             raise InputError(f"--set {name}: it has an option of its own", hint="zoreward tune … --help lists them")
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, n=1)

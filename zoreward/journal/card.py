@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zoreward.journal.disk import write_whole
+from zoreward.records import one_line
 
 CARD_NAME = "README.md"
 LONGEST = 300
@@ -70,6 +72,7 @@ def card_of(header: Mapping[str, Any], told: Told) -> str:
     | base | `gpt2` |
     | objective | `accuracy` |
     | method | `spsa`: eps=0.001 |
+    | paper | MeZO: Malladi et al. 2023, [arXiv 2305.17333](https://arxiv.org/abs/2305.17333) |
     | seed | 3 |
     | steps | 2 |
     | dev score | 0.5 before step 1, 0.75 after step 2, best 0.75 after step 2 |
@@ -90,7 +93,22 @@ def card_of(header: Mapping[str, Any], told: Told) -> str:
     ]
     if told.command:
         lines += ["", "It was made by", "", *(f"    {line}" for line in told.command.splitlines())]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_replay(base, header, told)]) + "\n"
+
+
+def _replay(base: str, header: Mapping[str, Any], told: Told) -> list[str]:
+    """How to make these weights again, where that needs nothing but the base and the run's trajectory."""
+    adapter, config = header.get("adapter") or {}, header.get("config") or {}
+    # A prefix begins with activations, which are in the run's folder; DoRA's lengths are those of one kind of device.
+    needs_more = config.get("tune") == "prefix" or adapter.get("use_dora")
+    if "fingerprint" not in header or needs_more or not told.has_moved:
+        return []
+    what = "the adapter that was merged into it" if told.kind == "merged" else "these weights"
+    step = [] if told.step == told.steps else ["--step", str(told.step)]
+    words = ["zoreward", "replay", "trajectory.safetensors", "--model", one_line(base) or "BASE", *step]
+    made = f"The run's `trajectory.safetensors` and the base give {what} back, bit for bit:"
+    where = "The file is in the run's folder, and in `replay/` of a repository that `--push-to-hub` made."
+    return ["", made, "", f"    {shlex.join(words)} --output FOLDER", "", where]
 
 
 def _what_it_is(told: Told) -> str:
@@ -131,8 +149,11 @@ def _table(base: str, header: Mapping[str, Any], told: Told) -> list[tuple[str, 
             f"{header['dtype']}, fingerprint {str(header['fingerprint'])[:16]}…" if "fingerprint" in header else "",
         ),
         ("adapter", _named(adapter) if isinstance(adapter, dict) else ""),
+        ("template", _code(config["template"].replace("\n", "\\n")) if config.get("template") else ""),
+        ("answers", ", ".join(map(_code, config.get("choices") or ()))),
         ("objective", " ".join([_code(header.get("objective")), _named(header.get("options") or {})]).strip()),
         ("method", f"{_code(method.get('name'))}: {options}" if options else _code(method.get("name"))),
+        ("paper", _paper(str(method.get("name")))),
         ("learning rate", f"{rate}, {schedule}" if rate and schedule else rate),
         ("seed", method.get("seed")),
         *told.rows.items(),
@@ -142,6 +163,14 @@ def _table(base: str, header: Mapping[str, Any], told: Told) -> list[tuple[str, 
         ("versions", _named(header.get("versions") or {})),
     ]
     return [(name, _cell(value)) for name, value in found if value not in (None, "")]
+
+
+def _paper(method: str) -> str:
+    """Where a method is from, with a link."""
+    from zoreward.methods import METHODS
+
+    source = METHODS[method].source if method in METHODS else ""
+    return re.sub(r"arXiv ([\d.]+)", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
 
 
 def _scores(evaluations: Sequence[tuple[int, float]]) -> str:
