@@ -109,9 +109,8 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
         return _dry_run(objective, options, rows)
     output, start = Path(options.output), time.perf_counter()
     make_repository(options.hub)
-    findings, problem, reward_head = None, "", None
     digest = digest_of_rows(rows.train, rows.dev, rows.shots, rows.test)
-    from_first = _found_by_first(objective)
+    findings, problem, reward_head, from_first = None, "", None, _found_by_first(objective)
     if objective.goes_via_reward:
         objective, rows, reward_head = via_reward(objective, rows, options, digest)
         at_end = objective if at_end.goes_via_reward else at_end
