@@ -288,6 +288,7 @@ COMMAND = [
     *("tune", "neg-cross-entropy", "--model", "model", "--data", "train.jsonl", "--eval-data", "train.jsonl"),
     *("--template", "{text} it was", "--choice", " bad", "--choice", " good", "--lr", "1e-2", "--eval-every", "4"),
     *("--steps", "12", "--num-directions", "2", "--batch-size", "4", "--device", "cpu", "--set", "save_steps=3"),
+    *("--test-data", "train.jsonl"),
 ]
 
 
@@ -339,7 +340,8 @@ def launched(size: int, place: Path, output: str, *more: str, before: Any = lamb
 def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(place):
     assert launched(2, place, "whole") == [0, 0]
     log = (place / "log").read_text()
-    assert log.count("12 steps in") == 1 and log.count("weights are tuned") == 1  # rank 0 alone tells
+    told = ("12 steps in", "weights are tuned", "rows: 12 to tune on")
+    assert [log.count(line) for line in told] == [1, 1, 1]  # rank 0 alone tells
     whole = kept(place / "whole")
 
     for died, size in ((1, 1), (0, 2)):

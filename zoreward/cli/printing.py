@@ -34,7 +34,7 @@ def report(error: ZorewardError, *, help_at: Sequence[str] = (), code: int = 2) 
     """
     launch = launch_of()
     if launch is not None and launch.rank:  # rank 0 tells the rest, unless this rank alone has met with it
-        print(f"rank {launch.rank}: error: {one_line(error, _LONGEST)}", file=sys.stderr)
+        print(f"rank {launch.rank}: error: {one_line(error, _LONGEST)}", file=sys.__stderr__)
         return code
     hint = error.hint or place_of(error.__cause__) or f"`{' '.join(['zoreward', *help_at])} --help` lists what there is"
     print(f"error: {one_line(error, _LONGEST)}", file=sys.stderr)
@@ -58,10 +58,11 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def nothing_printed() -> Iterator[None]:
-    """Keep stdout, and what Python warns of, off the terminal: another rank tells it."""
+    """Keep what is printed, and what Python warns of, off the terminal: another rank tells it."""
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
