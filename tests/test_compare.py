@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,7 @@ def test_another_template_is_the_same_row(folder: Path, capsys: pytest.CaptureFi
         (rows([None] * 5), "b.jsonl: no row has a score of its own", "row by row, as accuracy"),
         (rows([None, None, None, 1.0, 1.0]), "1 of 5 rows have a score in both files", "more rows"),
         (rows([1.0, math.nan, 1.0, 1.0, 1.0]), "b.jsonl: row 2 has the score nan", "zoreward eval"),
+        (rows([1.0] * 5, score=[1.0]), "b.jsonl: row 1 has the score [1.0]", "zoreward eval"),
         (rows([1.0] * 5, score="good"), "b.jsonl: row 1 has the score 'good'", "zoreward eval"),
     ],
 )
@@ -140,7 +144,7 @@ def test_what_cannot_be_compared_is_refused(
     assert error in first and hint in second
 
 
-def test_what_eval_writes_is_compared_without_torch(
+def test_what_eval_writes_is_compared(
     folder: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], commands_are_kept: None
 ) -> None:
     write_rows(Path("data.jsonl"), [{"text": word, "label": n % 2} for n, word in enumerate(["bad", "good", "dull"])])
@@ -155,3 +159,19 @@ def test_what_eval_writes_is_compared_without_torch(
     assert found["other_prompts"] == found["rows"] == 3
     assert main(["compare", "f1.jsonl", "f1.jsonl"]) == 2
     assert "one number for all" in capsys.readouterr().err
+
+
+def test_comparing_waits_for_no_torch(folder: Path) -> None:
+    script = """
+import sys
+from zoreward.cli import main
+assert main(["compare", "a.jsonl", "a.jsonl"]) == 0
+assert not {"torch", "transformers", "sklearn", "datasets"} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -676,6 +676,12 @@ class Command:
         help="Another objective to add, as NAME=WEIGHT: neg-cross-entropy=0.1. Give it once for each.",
         panel=OBJECTIVE,
     )
+    metric: list[str] | None = setting(
+        default=None,
+        help="Another objective to report beside the score, on the rows of eval and the dev rows of tune; no part of "
+        "it. Give it once for each.",
+        panel=OBJECTIVE,
+    )
 
 
 # A class has the fields of its bases, the last one's first. Nobody makes this one itself: it need not be a dataclass.

@@ -122,7 +122,8 @@ def _scored_rows(file: str) -> list[dict[str, Any]]:
         if not {"prompt", "score"} <= row.keys():
             raise InputError(f"{file}: row {number} has no prompt and score", hint=f"give what this wrote: {made_by}")
         score = row["score"]
-        if score is not None and (isinstance(score, bool | str) or not math.isfinite(score)):
+        is_number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+        if score is not None and not is_number:
             raise InputError(f"{file}: row {number} has the score {score!r}", hint=f"give what this wrote: {made_by}")
     if all(row["score"] is None for row in rows):
         hint = f"evaluate with an objective that scores row by row, as accuracy or token-f1 does: {made_by}"

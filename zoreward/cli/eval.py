@@ -36,7 +36,7 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
     start = time.perf_counter()
     options, task = with_task(context, options)
     of_objective = options_for(source, task) | given_options(context, flags)
-    objective = made_objective(source, of_objective, options.also)
+    objective = made_objective(source, of_objective, options)
     if objective.goes_via_reward:
         raise InputError("--via reward is for tune", hint="leave it out: eval scores the answers of the rows")
     if options.base_model is not None and not objective.compares_with_base:

@@ -7,14 +7,16 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Common, Prompting, Rewarding, part_of
 from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
 from zoreward.data.rows import WRITERS
+from zoreward.neighbours.of_launchers import launch_of
 from zoreward.records import InputError
-from zoreward.registry import Objective, get_objective, weighted_sum
+from zoreward.registry import Objective, get_objective, spelled_out, weighted_sum
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -27,21 +29,46 @@ Rows = list[dict[str, Any]]
 _LIBRARIES = "accelerate|datasets|evaluate|huggingface_hub|peft|sklearn|tokenizers|torch|transformers|trl"
 
 
-def made_objective(source: str, options: dict[str, Any], also: list[str] | None) -> Objective:
-    """Return the objective that is asked for, with those that --also adds.
+def made_objective(source: str, options: dict[str, Any], asked: Common) -> Objective:
+    """Return the objective that is asked for, with those that --also adds, and beside it those of --metric.
 
     Raises:
-        ZorewardError: one cannot be found or made, or a weight is no number.
+        ZorewardError: one cannot be found or made, or a weight is no number, or a metric needs something else.
     """
     objectives, weights = [get_objective(source, **options)], [1.0]
-    for added in also or ():
+    for added in asked.also or ():
         name, equals, weight = added.rpartition("=")
         objectives.append(get_objective(name if equals else added))
         try:
             weights.append(float(weight) if equals else 1.0)
         except ValueError:
             raise InputError(f"--also {added}: {weight!r} is no weight", hint=f"--also {name}=0.1") from None
-    return weighted_sum(objectives, weights)
+    made = weighted_sum(objectives, weights)
+    return replace(made, beside=_metrics(asked.metric, made)) if asked.metric else made
+
+
+def _metrics(names: list[str], objective: Objective) -> tuple[Objective, ...]:
+    """The objectives of --metric, which are given what this one is given."""
+    if objective.goes_via_reward:
+        raise InputError("--metric reports nothing beside --via reward", hint="leave --metric out, and eval afterwards")
+    if launch_of() is not None:  # a rank may not know what another's members wrote
+        raise InputError("--metric is for one process", hint="leave it out, and eval afterwards")
+    found: dict[str, Objective] = {}
+    for name in names:
+        source, options = spelled_out(name) or (name, {})
+        metric = get_objective(source, **options)
+        problem = f"needs {metric.needs}, and {objective.name} {objective.needs}"
+        if metric.compares_with_base or metric.reads_base:
+            problem = "compares with the model before tuning"
+        elif metric.needs == objective.needs:
+            problem = ""
+        if problem:
+            hint = f"leave it out, and score the tuned model afterwards: zoreward eval {source}"
+            raise InputError(f"--metric {name} {problem}", hint=hint)
+        if metric.name in (objective.name, *(part.name for _, part in objective.parts), *found):
+            raise InputError(f"--metric {name} is reported already", hint="leave it out")
+        found[metric.name] = metric
+    return tuple(found.values())
 
 
 def objective_with_retries(objective: Objective, options: Rewarding) -> Objective:

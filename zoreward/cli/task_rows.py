@@ -171,6 +171,10 @@ def tuning_rows(
     with offering(words, objective, options, train):
         head = check_for_model(objective, options, train, shots)
     dev, test = _dev_rows(parts, options, task), _test_rows(parts, options, task)
+    if options.metric and not dev:
+        raise InputError(
+            "--metric has no dev rows to report on", hint="give --dev-rows 64 or --eval-data, or leave it out"
+        )
     for held_out, source, scorer in ((dev, options.eval_data, objective), (test, options.test_data, at_end)):
         if held_out is not None:
             with _named(source or str(options.data)):

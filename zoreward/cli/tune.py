@@ -91,7 +91,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     _check(options)
     of_objective = options_for(source, task) | given_options(context, flags)
     written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
-    objective = made_objective(source, of_objective, options.also)
+    objective = made_objective(source, of_objective, options)
     objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
     at_end = objective
     if task is not None and task.objective != objective.name:

@@ -77,6 +77,7 @@ class Objective:
         stateful: it is made from a class, so `values` went to its `__init__`.
         parts: for a weighted sum: the weights and the objectives that are summed.
         rowwise: it has said that the score of a row depends on what it is given of that row alone.
+        beside: others that are reported where a model is evaluated, and are no part of the score.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Objective:
     stateful: bool = False
     parts: tuple[tuple[float, Objective], ...] = ()
     rowwise: bool = False
+    beside: tuple[Objective, ...] = ()
 
     @property
     def compares_with_base(self) -> bool:
@@ -144,6 +146,12 @@ class Objective:
                 getattr(part.function, "check_choices", _any_number)(count)
             except ValueError as error:
                 raise ObjectiveError(f"objective {part.name!r}: {one_line(error)}", hint=hint_of(error)) from error
+        for other in self.beside:
+            try:
+                other.check_choices(count)
+            except ObjectiveError as error:
+                error.hint = "leave it out of --metric, or name it with its option in one word, as f1-macro"
+                raise
 
     def _names(self, *outputs: str) -> bool:
         parts = [part for _, part in self.parts] or [self]

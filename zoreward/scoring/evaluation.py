@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoreward.config import Prompting
 from zoreward.data import check_calibration, content_free_examples
-from zoreward.records import Evaluation, Example, InputError, Scored
+from zoreward.records import Evaluation, Example, InputError, Scored, Writing
 from zoreward.registry import Objective, Source, get_objective, no_score
 from zoreward.scoring.baselines import calibrated_logprobs
 from zoreward.scoring.checkpoints import Head, head_of, length_limit
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.protocol import Generation
-from zoreward.scoring.requests import scores_of, statistics_of
+from zoreward.scoring.requests import score_writings, scores_of, statistics_of
 from zoreward.scoring.scorer import Scorer, examples_of, running, scorer_of
 
 if TYPE_CHECKING:
@@ -241,8 +241,21 @@ def evaluated(
         fewer_shots=0 if objective.needs == "completions" else sum(example.shots < shots for example in examples),
         parts=scored.part_scores if objective.parts else {},
         statistics=statistics_of([scored]),
-        metrics=scored.metrics,
+        metrics=scored.metrics | _beside(objective, examples, scored, trainer_state),
         examples=tuple(examples),
         scored=scored,
     )
     return evaluation, scored
+
+
+def _beside(objective: Objective, examples: Sequence[Example], scored: Scored, trainer_state: Any) -> dict[str, float]:
+    """What the objectives that are reported beside this one say of the same answers, by their names."""
+    found = {}
+    for other in objective.beside:
+        own: Sequence[Scored]
+        if isinstance(scored, Writing):
+            own = score_writings(other, examples, [scored.completions], trainer_state)
+        else:
+            own = scores_of(other, examples, [scored.logprobs_NC])
+        found[f"metric/{other.name}"] = own[0].score
+    return found
