@@ -455,12 +455,15 @@ def test_eval_takes_every_layout(layout, model_dir, tmp_path, capfd):
 def test_tune_takes_them(layout, model_dir, tmp_path, capfd):
     path = written(tmp_path, layout())
     words = ["tune", "preference", "--model", str(model_dir), "--data", path, "--eval-data", path, "--steps", "1"]
-    assert main([*words, "--batch-size", "4", "--output", str(tmp_path / "run")]) == 0, capfd.readouterr().err
+    assert main([*words, "--batch-size", "4", "--num-directions", "1", "--output", str(tmp_path / "run")]) == 0, (
+        capfd.readouterr().err
+    )
     assert capfd.readouterr().err.count("Of 50 preferences zoreward leaves out") == 1
 
 
 def test_a_trainer_takes_them(model_dir, tmp_path):
-    args = ZOConfig(str(tmp_path / "run"), use_cpu=True, disable_tqdm=True, max_steps=1, per_device_train_batch_size=4)
+    few = {"max_steps": 1, "per_device_train_batch_size": 4, "num_directions": 1}
+    args = ZOConfig(str(tmp_path / "run"), use_cpu=True, disable_tqdm=True, **few)
     run = ZOTrainer(str(model_dir), objective="preference", args=args, train_dataset=hh(), eval_dataset=with_tools())
     run.train()
     assert 0 < run.evaluate()["eval_score"] < 1
