@@ -196,3 +196,11 @@ def test_a_choice_that_is_a_label_is_for_it(labels: list[str], choices: list[str
 def test_what_could_be_two_labels_is_none(labels: list[str], choices: list[str]) -> None:
     with pytest.raises(InputError, match="belongs to none of the 2 choices"):
         fixed_choices([{"label": label} for label in labels], choices, "label")
+
+
+def test_the_row_whose_label_does_not_fit_is_named() -> None:
+    rows = [{"label": label} for label in ("good", "bad", "good", "neutral", "bad")]
+    with pytest.raises(InputError, match="^row 4: the label 'neutral' belongs to none of the 2 choices"):
+        fixed_choices(rows, [" bad", " good"], "label")
+    with pytest.raises(InputError, match="^row 2: the label '' belongs to none"):
+        fixed_choices([{"label": "good"}, {"label": ""}], [" bad", " good"], "label")

@@ -189,6 +189,7 @@ def test_rows_may_have_different_columns(tmp_path):
         ),
         ("rows.csv", 'a,b\n"never closed,1\nx,2\n', "is not CSV", ".jsonl"),
         ("rows.csv", "a,b,a\n1,2,3\n", "two columns named 'a'", "rename"),
+        ("rows.csv", "text;label\nslow, but fine;good\n", "separated by ';'", "commas"),
         ("rows.jsonl", b'{"a": "\xff"}\n', "not UTF-8 text: invalid start byte at byte 7", "UTF-8"),
         ("rows.parquet", b"no parquet", "is not a Parquet file", "anew"),
     ],

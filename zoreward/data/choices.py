@@ -66,11 +66,14 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
     alike = keyed.alike
     spelled = [value if alike is None else alike(_word(value) or "") for value in labels]
     references = [_index(value, keyed.keys) for value in spelled]
-    for number, (value, reference) in enumerate(zip(labels, references, strict=True), 1):
-        if reference is None:
-            hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
-            message = f"row {number}: the label {value!r} belongs to none of the {len(choices)} choices"
-            raise InputError(message, hint=hint if keyed.explicit else f"{hint}; or give label=answer")
+    if None in references:
+        # Where choices are the names of most labels, the row that does not fit is one of the others.
+        fits = {_folded(choice) for choice in choices}
+        wrong = [n for n, reference in enumerate(references) if reference is None]
+        n = next((n for n in wrong if _folded(_word(labels[n]) or "") not in fits), wrong[0])
+        hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
+        message = f"row {n + 1}: the label {labels[n]!r} belongs to none of the {len(choices)} choices"
+        raise InputError(message, hint=hint if keyed.explicit else f"{hint}; or give label=answer")
     if not keyed.explicit:
         _refuse_counting_from_one(labels, keyed.answers, label)
     return [(tuple(keyed.answers), reference) for reference in references if reference is not None]

@@ -204,6 +204,10 @@ def _read_csv(path: Path) -> list[Row]:
             for name in names:
                 if names.count(name) > 1:
                     raise InputError(f"{path} has two columns named {name!r}", hint="rename one of them in the header")
+            if len(names) == 1 and (other := next((one for one in ";\t" if one in names[0]), None)):
+                raise InputError(
+                    f"{path} is separated by {other!r}, not by commas", hint="save it with commas, or as .jsonl"
+                )
             for row in reader:
                 if None in row:
                     raise InputError(

@@ -262,10 +262,10 @@ def check_model_name(name: str) -> None:
     # Not Path.is_dir, which raises where a name is too long to be one.
     if os.path.isdir(path):
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
-            raise InputError(
-                f"the folder '{name}' is no model: it has no config.json",
-                hint="Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m.",
-            )
+            hint = "Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m."
+            if (path / "model" / "config.json").is_file() or (path / "model" / "adapter_config.json").is_file():
+                hint = f"A run's model is in its folder: '{path / 'model'}'. Else give one that save_pretrained wrote."
+            raise InputError(f"the folder '{name}' is no model: it has no config.json", hint=hint)
     elif os.path.exists(path):
         raise InputError(f"'{name}' is a file, not a model", hint="Give the folder that holds config.json.")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
