@@ -200,7 +200,7 @@ def test_what_could_be_two_labels_is_none(labels: list[str], choices: list[str])
 
 def test_the_row_whose_label_does_not_fit_is_named() -> None:
     rows = [{"label": label} for label in ("good", "bad", "good", "neutral", "bad")]
-    with pytest.raises(InputError, match="^row 4: the label 'neutral' belongs to none of the 2 choices"):
+    with pytest.raises(InputError, match=r"^row 4: the label 'neutral' belongs to none of the 2 choices"):
         fixed_choices(rows, [" bad", " good"], "label")
-    with pytest.raises(InputError, match="^row 2: the label '' belongs to none"):
+    with pytest.raises(InputError, match=r"^row 2: the label '' belongs to none"):
         fixed_choices([{"label": "good"}, {"label": ""}], [" bad", " good"], "label")
