@@ -13,16 +13,13 @@ was handed to the operating system counts as kept. All in all some 230 kills; th
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,28 +105,20 @@ def command(kind: str, output: str, *more: str, schedule: str = "linear") -> lis
 
 def start(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
     """Run a command in a process of its own; returns its id. `prepare` is called in it."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99  # pragma: no cover
-    try:
+    [child] = start_ranks(1, folder, words, prepare)
+    return child
+
+
+def start_ranks(size: int, folder: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> list[int]:
+    """Run a command as several ranks; returns their ids. `prepare` is called in each."""
+
+    def work(rank: int) -> int:
         os.chdir(folder)
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        sys.stdout, sys.stderr = (os.fdopen(handle, "w", closefd=False) for handle in (1, 2))
         print("\n$", *words, flush=True)
-        faulthandler.enable()  # a child that crashes says where, in the log
-        # transformers converts weights in threads of its own; torch refuses new ones in a fork ("Invalid thread pool").
-        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         prepare()
-        code = main(words)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return main(words)
+
+    return launches.start(size, folder / "log.txt", work)
 
 
 def ended(child: int) -> int:
@@ -224,20 +213,10 @@ def test_killed_at_random_instants(kind: str, folder: Path, whole: Callable) -> 
 BEGUN_BY = {"float32": 2, "bfloat16": 3, "low-rank, writing": 2, "an adapter": 1, BACK: 2}
 
 
-def ranks_of(size: int, folder: Path, words: list[str]) -> list[int]:
-    """Start a command as several ranks; returns their ids."""
-
-    def work(rank: int) -> int:
-        os.chdir(folder)
-        return main(words)
-
-    return launches.start(size, folder / "log.txt", work)
-
-
 @pytest.mark.parametrize("kind", BEGUN_BY)
 def test_a_random_rank_is_killed_at_random_instants(kind: str, folder: Path) -> None:
     size, instants, number = BEGUN_BY[kind], random.Random(kind), list(BEGUN_BY).index(kind)
-    assert launches.ended(ranks_of(size, folder, command(kind, f"ranks-whole-{number}"))) == [0] * size
+    assert launches.ended(start_ranks(size, folder, command(kind, f"ranks-whole-{number}"))) == [0] * size
     expected = kept(folder / f"ranks-whole-{number}")
     output, killed = folder / f"ranks-{number}", 0
     words, journal = command(kind, output.name, "--resume"), output / "journal.jsonl"
@@ -245,7 +224,7 @@ def test_a_random_rank_is_killed_at_random_instants(kind: str, folder: Path) -> 
         begun = journal.stat().st_size if journal.exists() else 0
         # The unit of work is that of those who begin it; from its first step on, others may go on.
         now = instants.choice((1, 2, size)) if begun > 3000 else size
-        children = ranks_of(now, folder, words)
+        children = start_ranks(now, folder, words)
         victim = children.pop(instants.randrange(now))
         aim = begun + instants.random() * (len(expected["journal.jsonl"]) - begun) / (KILLS - killed)
         code, dead = kill_at(victim, journal, int(aim), instants.random() * 0.03), time.monotonic()
@@ -257,7 +236,7 @@ def test_a_random_rank_is_killed_at_random_instants(kind: str, folder: Path) -> 
             break
     assert killed >= 2
     last = 3 - min(size, 2)  # another number than began it
-    assert launches.ended(ranks_of(last, folder, words)) == [0] * last, (folder / "log.txt").read_text()[-3000:]
+    assert launches.ended(start_ranks(last, folder, words)) == [0] * last, (folder / "log.txt").read_text()[-3000:]
     # What is shown of texts is that of rank 0's own members.
     found, whole = (
         {name: held for name, held in files.items() if not name.startswith("completions/")}

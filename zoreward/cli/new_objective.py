@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from zoreward.cli.flags import command
-from zoreward.cli.prepare import check_folder
+from zoreward.cli.prepare import check_folder, next_to
 from zoreward.cli.printing import Outcome
 from zoreward.config import NewObjectiveOptions
 from zoreward.records import InputError, StorageError
@@ -109,7 +109,8 @@ def _new_objective(context: typer.Context, options: NewObjectiveOptions) -> Outc
     folder = options.output or f"zoreward-{name}"
     check_folder(folder)
     if os.path.lexists(folder):
-        raise InputError(f"'{folder}' exists already", hint=f"give another folder: --output {shlex.quote(folder)}-2")
+        hint = f"give another folder: --output {shlex.quote(str(next_to(Path(folder))))}"
+        raise InputError(f"'{folder}' exists already", hint=hint)
     function = name.replace("-", "_")
     option, outputs, score = _WORTH[options.needs]
     words = {"name": name, "module": f"zoreward_{function}", "function": function}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import warnings
@@ -203,6 +204,16 @@ def shown_prompts(objective: Objective, options: Common, rows: Rows, shot_rows: 
         seed=options.seed,
     )
     return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """Return the names for more folders of this kind: `NAME-2`, `NAME-3`, …"""
+    return (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+
+
+def next_to(folder: Path) -> Path:
+    """Return the first of these names that nothing has."""
+    return next(other for other in numbered(folder) if not os.path.lexists(other))
 
 
 def check_folder(output: str, option: str = "--output", hint: str = "give a folder that does not exist yet") -> None:

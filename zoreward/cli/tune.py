@@ -32,6 +32,8 @@ from zoreward.cli.flags import given_options, objective_command, resolved
 from zoreward.cli.prepare import (
     check_folder,
     made_objective,
+    next_to,
+    numbered,
     objective_with_retries,
     quiet_transformers,
     select_device,
@@ -165,19 +167,9 @@ def _with_output(options: TuneOptions, source: str) -> TuneOptions:
     if launch_of() is not None:  # each rank would choose by what it finds there
         raise InputError("several ranks share a run folder", hint="name it: --output runs/NAME")
     first = Path(DEFAULT_OUTPUT).with_name(re.sub(r"[^\w.-]+", "-", source.rpartition(":")[2]))
-    new = _next_to(first) if os.path.lexists(first) else first
-    before = [first, *itertools.takewhile(lambda folder: folder != new, _numbered(first))] if new != first else [first]
+    new = next_to(first) if os.path.lexists(first) else first
+    before = [first, *itertools.takewhile(lambda folder: folder != new, numbered(first))] if new != first else [first]
     return dataclasses.replace(options, output=str(before[-1] if options.resume else new))
-
-
-def _numbered(folder: Path) -> Iterator[Path]:
-    """The names for more folders of this kind: `NAME-2`, `NAME-3`, …"""
-    return (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-
-
-def _next_to(folder: Path) -> Path:
-    """The first of these names that nothing has."""
-    return next(other for other in _numbered(folder) if not os.path.lexists(other))
 
 
 def _with_steps(options: TuneOptions, rows: TuningRows) -> TuneOptions:
@@ -473,7 +465,7 @@ def _check_numbers(options: TuneOptions) -> None:
 def check_output(output: str, *, resume: bool | None = None) -> None:
     """Refuse a folder that a run cannot be written to. `resume`: whether that was asked for; None: it cannot be."""
     check_folder(output)
-    other = f"choose another folder: --output {shlex.quote(str(_next_to(Path(output))))}"
+    other = f"choose another folder: --output {shlex.quote(str(next_to(Path(output))))}"
     if Path(output, CONFIG_NAME).is_dir():
         raise InputError(f"{Path(output, CONFIG_NAME)} is a folder", hint=other)
     for name in _RUN_FILES:

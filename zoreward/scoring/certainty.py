@@ -48,8 +48,7 @@ def standard_error(objective: Objective, evaluation: Evaluation, *, seed: int = 
     if scored is None:
         return None
     if (of_rows := row_scores(objective, scored)) is not None:
-        scores = [score for score in of_rows if score is not None]
-        return stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+        return error_of_mean(of_rows)
     if scored.logprobs_NC is None or len(examples) < 2:
         return None
     draws = np.random.default_rng(seed).integers(len(examples), size=(DRAWS, len(examples)))
@@ -60,6 +59,16 @@ def standard_error(objective: Objective, evaluation: Evaluation, *, seed: int = 
         score = _score_of(objective, [examples[n] for n in draw], scored.logprobs_NC[draw])
         finite += [score] if math.isfinite(score) else []
     return stdev(finite) if len(finite) >= _LEAST_DRAWS else None
+
+
+def error_of_mean(of_rows: Sequence[float | None]) -> float | None:
+    """Return s / √n of the rows that have a score, s their standard deviation; None of fewer than two.
+
+    >>> round(error_of_mean([1.0, None, 0.0]), 4)
+    0.5
+    """
+    scores = [score for score in of_rows if score is not None]
+    return stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
 
 
 def row_scores(objective: Objective, scored: Scored) -> list[float | None] | None:

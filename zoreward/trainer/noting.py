@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import time
 from collections.abc import Iterator, Sequence
-from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from zoreward.journal.notes import append_note
 from zoreward.members import has_adapter
 from zoreward.records import Example, Scored, Writing, one_line
 from zoreward.registry import Objective
-from zoreward.scoring.certainty import row_scores
+from zoreward.scoring.certainty import error_of_mean, row_scores
 from zoreward.scoring.requests import have_same_answers
 from zoreward.trainer.resuming import rows_told
 from zoreward.trainer.window import completion_rows
@@ -71,8 +69,8 @@ def answers_of(objective: Objective, examples: Sequence[Example], scored: Scored
     try:
         found: dict[str, Any] = {}
         of_rows = row_scores(objective, scored)
-        if len(scores := [score for score in of_rows or () if score is not None]) > 1:
-            found["standard_error"] = stdev(scores) / math.sqrt(len(scores))
+        if (error := error_of_mean(of_rows or ())) is not None:
+            found["standard_error"] = error
         if isinstance(scored, Writing):
             if texts:
                 rows = zip(examples, scored.completions, of_rows or [None] * len(examples), strict=True)
