@@ -127,9 +127,9 @@ def main() -> None:
     results = results_in(path, "run", "seed")
     best = [max(names, key=lambda name: results[name, first]["share"]) for names in searched.values()]
     last = [(name, seed) for seed in options.seeds for name in best]
-    do_missing(options, path, last + [("random-moves", first)] * ("zo-margin-fixed" in options.runs))
+    extra = ["random-moves"] if far_runs(options) else []
+    do_missing(options, path, last + [(name, first) for name in extra])
     results, lines = results_in(path, "run", "seed"), dict[str, list[Result]]()
-    extra = ["random-moves"] if "zo-margin-fixed" in options.runs else []
     for name in ("base", "probe", *named, *best, *extra):
         lines[name] = [results[name, seed] for seed in options.seeds if (name, seed) in results]
     print_table(options, lines)
@@ -175,6 +175,11 @@ def parsed() -> argparse.Namespace:
 def rates_of(name: str) -> tuple[str, ...]:
     """Return the rates of which one is chosen."""
     return RATES[name.split("-")[1]]
+
+
+def far_runs(options: argparse.Namespace) -> list[str]:
+    """Return the runs with which random moves can be compared: they move all weights, by the margin."""
+    return [name for name in options.runs if name in ("zo-margin-fixed", "zo-margin-full")]
 
 
 def is_wanted(name: str, seed: int, first: int) -> bool:
@@ -381,8 +386,8 @@ def best_of(by: Yardstick, head: Any, count: int) -> Result:
 
 
 def random_moves(options: argparse.Namespace, by: Yardstick) -> Result:
-    """Return the share that the best of many random moves gains, each as far as zo-margin-fixed went."""
-    tuned = f"{options.output}/zo-margin-fixed-{options.seeds[0]}"
+    """Return the share that the best of many random moves gains, each as far as a run by the margin went."""
+    tuned = f"{options.output}/{far_runs(options)[0]}-{options.seeds[0]}"
     run = load_run(tuned)
     count = options.random or run.n_steps * 2 * int(run.header["method"]["num_directions"])
     rows, dtype = load_rows(f"{options.output}/dev.jsonl"), options.dtype
