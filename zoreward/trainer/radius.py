@@ -25,8 +25,10 @@ TEXT_NATS = 0.2
 # 1, 2 and 4 in all of those settings, and 4 was the worst.
 RADII = 1.5
 
-# What share of a bound of the KL such steps may take up, where there is one: the rest is for what the run learns.
-NOISE_SHARE = 0.5
+# Such steps take up a share of a bound of the KL, where there is one: 1/(1 + T/75). The rest is for what the run
+# learns, which for the same walk grows with T. With it runs of 75 steps (share ½) had 0.084 of 0.1 nats at their end,
+# of 300 (share 0.2) met the bound after 210, 260 and 290: preferences, a head as the reward, LoRA (docs/results.md).
+AS_MUCH_LEARNED = 75
 
 # Of answers that are given as texts the steps lead so many radii away, and of a bound take up such a share: a tenth of
 # 0.05 nats a token. What is learned of pairs moves the model more than that walk, along LoRA's weights by far. Which
@@ -105,9 +107,9 @@ def found_rate(
     Of answers that are given as texts (preferences, log-likelihoods) δ is 0.0125 nats a token, and 0.6 stands for 1.5.
 
     With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
-    they learn comes on top, what they break is bounded. Where the KL of texts is bounded, they would take up half of
-    the bound at most, of given answers a tenth: min(1.5, √(max_kl / 2δ)) or min(0.6, √(max_kl / 10δ)) stands in the
-    place of 1.5. rms(w) is 1 by every way of normalising but that of ranks.
+    they learn comes on top, what they break is bounded. Where the KL is bounded, they would take up a share s of the
+    bound at most, 1/(1 + T/75) of texts and a tenth of given answers: min(1.5, √(s · max_kl / δ)), or 0.6 for 1.5,
+    stands in the place of 1.5. rms(w) is 1 by every way of normalising but that of ranks.
     Looks at ε z are repeated nearer to r until they agree within a factor of 2.
 
     Args:
@@ -123,13 +125,13 @@ def found_rate(
     writes = objective.needs == "completions"
     reads_base = 2 if writes else 1  # after it has written
     examples, terms = examples[: TEXTS if writes else ROWS], _directions_of(method)
-    rows, radii, noise_share = len(examples), RADII, NOISE_SHARE
+    rows, radii, given = len(examples), RADII, False
     steps_after(rows * (len(terms) + reads_base))  # a budget that does not pay for one look is refused before it
     if writes:
         change, nats = _change_of_texts(engine, examples, generation), TEXT_NATS
     elif are_texts(objective, examples):
         change, nats = _change_of_answers(engine, examples), GIVEN_NATS
-        radii, noise_share = GIVEN_RADII, GIVEN_NOISE_SHARE
+        radii, given = GIVEN_RADII, True
     else:
         change, nats = _change_of_choices(engine, examples), ANSWER_NATS
 
@@ -142,9 +144,11 @@ def found_rate(
 
     radius, looks, converged = _radius(moved_at, nats, first)
     rows *= len(looks) * len(terms) + reads_base
+    steps = steps_after(rows)
     if max_kl is not None and nats != ANSWER_NATS:
-        radii = min(radii, math.sqrt(noise_share * max_kl / nats))
-    rate = _rounded(rate_of(radii * radius, method, steps_after(rows)))
+        share = GIVEN_NOISE_SHARE if given else 1 / (1 + steps / AS_MUCH_LEARNED)
+        radii = min(radii, math.sqrt(share * max_kl / nats))
+    rate = _rounded(rate_of(radii * radius, method, steps))
     return Found(radius, radius, rate, nats, looks, converged, rows)
 
 
