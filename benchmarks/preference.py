@@ -14,6 +14,7 @@ A run is called
 - grpo-full-RATE, grpo-lora-RATE: 256 completions a step, a constant rate, on the head that `probe` fits
 - best-of-N: of N samples of the base that which the head likes best; KL is log N − (N − 1)/N a text, at most
 - probe: the head itself, a Bradley–Terry model on the base's states; it writes nothing.
+- shuffled-RUN, beside zo-reward-lora and zo-margin-lora: what the run moved in each weight, shuffled; a random move.
 
 Each is done in a worker process, of which `--jobs` share the machine, and written down as a line of
 OUTPUT/preference.jsonl; what stands there is not done again: one OUTPUT is for one model and one set of options.
@@ -129,8 +130,10 @@ def main() -> None:
     last = [(name, seed) for seed in options.seeds for name in best]
     extra = ["random-moves"] if far_runs(options) else []
     do_missing(options, path, last + [(name, first) for name in extra])
+    shuffled = [f"shuffled-{name}" for name in ("zo-reward-lora", "zo-margin-lora") if name in options.runs]
+    do_missing(options, path, [(name, seed) for name in shuffled for seed in options.seeds])
     results, lines = results_in(path, "run", "seed"), dict[str, list[Result]]()
-    for name in ("base", "probe", *named, *best, *extra):
+    for name in ("base", "probe", *named, *best, *extra, *shuffled):
         lines[name] = [results[name, seed] for seed in options.seeds if (name, seed) in results]
     print_table(options, lines)
     if options.figure:
@@ -149,8 +152,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--chat", action="store_true", help="for a model with a chat template: see above")
     parser.add_argument("--runs", nargs="+", default=RUNS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=75, help="of zo-reward")
-    parser.add_argument("--margin-steps", type=int, default=100, help="of zo-margin")
+    parser.add_argument("--steps", type=int, default=300, help="of zo-reward")
+    parser.add_argument("--margin-steps", type=int, default=50, help="of zo-margin")
     parser.add_argument("--trl-steps", type=int, default=105, help="of DPO and KTO: three times 2,237 pairs")
     parser.add_argument("--grpo-steps", type=int, default=30)
     parser.add_argument("--completions", type=int, default=256, help="of a step of GRPO: a multiple of 8")
@@ -239,6 +242,8 @@ def run(options: argparse.Namespace, name: str, seed: int) -> list[Result]:
     by = yardstick(*(getattr(options, key) for key in ("model", "output", "judge", "new_tokens")))
     if name == "random-moves":
         return [result | random_moves(options, by)]
+    if name.startswith("shuffled-"):
+        return [result | measured(by, shuffled_run(options, name.removeprefix("shuffled-"), seed))]
     if name == "probe":
         return [result | probed(options, by)]
     if name == "base":
@@ -394,6 +399,21 @@ def random_moves(options: argparse.Namespace, by: Yardstick) -> Result:
     found = null("preference", options.model, f"{tuned}/model", rows, count=count, rank=1, seed=0, dtype=dtype)
     shares = [one.metrics["metric/share"] for one in found["scored"]]
     return {"share": max(shares), "median": statistics.median(shares), "norm": found["norm"], "steps": count}
+
+
+def shuffled_run(options: argparse.Namespace, name: str, seed: int) -> Any:
+    """Return the model that a run kept, with what it moved in each weight shuffled: a random move, as long."""
+    kept = results_in(Path(options.output, "preference.jsonl"), "run", "seed")[name, seed]["kept"]
+    run, generator = load_run(Path(options.output, f"{name}-{seed}")), torch.Generator().manual_seed(seed)
+    before, after = (
+        replay(run, load_model(options.model, dtype=run.header["dtype"]), step=step).float() for step in (0, kept)
+    )
+    with torch.no_grad():
+        for old, new in zip(before.parameters(), after.parameters(), strict=True):
+            moved = (new - old).flatten()
+            order = torch.randperm(len(moved), generator=generator).to(moved.device)
+            new.copy_(old + moved[order].view_as(old))
+    return after.eval().requires_grad_(False)
 
 
 def by_zoreward(
