@@ -242,6 +242,7 @@ class Coordinator:
     def _leave(self, worker: _Worker) -> None:
         with self._changed:
             del self._workers[worker.number]
+            self._took.pop(worker.number, None)
             for holders in self._out:
                 holders.pop(worker.number, None)
             self._changed.notify_all()
