@@ -74,6 +74,7 @@ from zoreward.registry import Objective, get_objective, place_of
 
 if TYPE_CHECKING:
     from zoreward.cli.progress import ProgressCallback
+    from zoreward.data import Task
     from zoreward.scoring import RewardHead
     from zoreward.scoring.elastic import Coordinator
     from zoreward.trainer import ZOConfig, ZOTrainer
@@ -97,10 +98,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     objective = made_objective(source, of_objective, options)
     objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
     _refuse_with_workers(objective, options)
-    at_end = objective
-    if task is not None and task.objective != objective.name:
-        reported = of_objective if task.objective == source else options_for(task.objective, task)
-        at_end = get_objective(task.objective, **reported)
+    at_end = _scored_at_end(objective, source, of_objective, task)
     if objective.goes_via_reward:
         options = with_reward_defaults(context, options)
     rows = tuning_rows(objective, at_end, options, task, words)
@@ -150,6 +148,14 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
         return 0
     summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
     return _published(options, Outcome(summary, sentence_of(summary)))
+
+
+def _scored_at_end(objective: Objective, source: str, of_objective: dict[str, Any], task: Task | None) -> Objective:
+    """What the test rows are scored by: the task's objective, where it is another than what is tuned on."""
+    if task is None or task.objective == objective.name:
+        return objective
+    reported = of_objective if task.objective == source else options_for(task.objective, task)
+    return get_objective(task.objective, **reported)
 
 
 def _published(options: TuneOptions, outcome: Outcome) -> Outcome | int:

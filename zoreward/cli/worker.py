@@ -40,8 +40,9 @@ def make_command() -> Callable[..., int]:
 
 
 def _worker(context: typer.Context, options: WorkerOptions) -> Outcome | int:
-    from zoreward.scoring.channel import TOKEN, TOKEN_FILE, connected, given_token
+    from zoreward.scoring.channel import TOKEN, TOKEN_FILE, connected, given_token, place_of_address
 
+    place_of_address(options.address)
     start, token = time.perf_counter(), given_token()
     if token is None:
         hint = f"set {TOKEN} to what tune printed, or {TOKEN_FILE} to a file that holds it"

@@ -184,10 +184,10 @@ class Coordinator:
                 break
             if late is None and patience is not None and now - min(holders.values()) > patience:
                 late = number
-        number = late if free is None else free
-        if number is not None:
-            self._out[number][who] = now
-        return number
+        found = late if free is None else free
+        if found is not None:
+            self._out[found][who] = now
+        return found
 
     def _keep(self, who: int, of_round: int, number: int, scored: list[Scored]) -> None:
         """Keep what came of a unit, if nobody was faster."""
