@@ -59,6 +59,29 @@ CASES: dict[str, list[str]] = {
     BACK: [*FAST, "--num-directions", "2"],
     "svrg": [*LOSS, "--method", "svrg", "--full-every", "3"],
     "a prefix": [*FAST, "--num-directions", "2", "--tune", "prefix"],
+    "rows held out": [*LOSS, "--num-directions", "2", "--eval-data", "", "--dev-rows", "4", "--test-rows", "2"],
+    "a sum, dev rows drawn": [
+        *("f1", *ANSWERS, "--average", "macro", "--also", "neg-cross-entropy=0.5", "--num-directions", "2"),
+        *("--dev-rows", "5", "--train-rows", "8", "--test-data", "train.jsonl", "--metric", "accuracy"),
+    ],
+    "a new head": ["accuracy", "--template", "{text}", "--head", "classifier", "--num-directions", "4"],
+    "pairs, a base, a budget": [
+        *("preference", "--data", "pairs.jsonl", "--eval-data", "pairs.jsonl", "--num-directions", "4"),
+        *("--max-forwards", "200", "--drift", "--max-kl", "9"),
+    ],
+    "a task": [
+        "accuracy",
+        "--task",
+        "task.yaml",
+        "--data",
+        "",
+        "--eval-data",
+        "",
+        "--lr",
+        "1e-2",
+        "--num-directions",
+        "2",
+    ],
     "momentum, blocks": [*LOSS, "--method", "bcd", "--momentum", "0.5", "--num-directions", "2"],
 }
 CODE = ["--code", "./objectives.py:right", "--code", "./objectives.py:brevity"]
@@ -69,6 +92,12 @@ def place(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "model").symlink_to(tiny_model_dir, target_is_directory=True)
     (tmp_path / "objectives.py").write_text(OBJECTIVES)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    pairs = [{"prompt": f"{row['text']} it was", "chosen": " good", "rejected": " bad film"} for row in ROWS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (tmp_path / "task.yaml").write_text(
+        'data: train.jsonl\nobjective: accuracy\nrows: {train: 6, dev: 4}\ntemplate: "{text} it was"\n'
+        'choices: [" bad", " good"]\n'
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOREWARD_TOKEN", TOKEN)
     return tmp_path
@@ -76,7 +105,12 @@ def place(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch)
 
 def command(case: str, output: str, *more: str, steps: int = 12) -> list[str]:
     objective, *options = CASES[case]
-    data = ["--model", "model", "--data", "train.jsonl", "--eval-data", "train.jsonl", "--device", "cpu"]
+    data = ["--model", "model", "--device", "cpu"]
+    for flag in ("--data", "--eval-data"):  # a case may have another, or none
+        if flag not in options:
+            data += [flag, "train.jsonl"]
+        elif not options[options.index(flag) + 1]:
+            del options[options.index(flag) : options.index(flag) + 2]
     run = ["--steps", str(steps), "--batch-size", "4", "--output", output, "--set", "save_steps=0"]
     others = [] if "--eval-every" in options else ["--eval-every", "6"]
     return ["tune", objective, *data, *run, *options, *others, *more]
@@ -444,7 +478,8 @@ def hostile(number: int, coordinator: Coordinator, recorded: list[Recorded], cha
         frame = bytearray(own.kept * 2)
     with contextlib.suppress(OSError):
         own.real.sendall(frame)
-        own.real.shutdown(socket.SHUT_WR)
+        if kind != 5:  # of which nobody waits for the rest
+            own.real.shutdown(socket.SHUT_WR)
         while own.real.recv(1 << 16):
             pass
     return own.real.close()
