@@ -30,7 +30,7 @@ test: $(READY) ## Run the tests and the examples in docstrings; more for pytest 
 	$(TESTING) $(BIN)/python $(PYTEST) $(ARGS)
 
 test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
-	$(TESTING) $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py $(ARGS)
+	$(TESTING) $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py tests/test_elastic.py $(ARGS)
 
 test-newest: ## The same tests with the newest libraries; what we call that is deprecated is an error
 	rm -rf $(NEWEST)

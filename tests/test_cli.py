@@ -92,7 +92,7 @@ def test_help_imports_nothing_heavy() -> None:
 import sys
 from zoreward.cli import main
 lines = "--help", "--version", "tune --help", "tune f1 --help", "eval f1 -h", "bench --help", "win-rate -h"
-lines += ("compare -h",)
+lines += ("compare -h", "worker -h")
 for words in (*lines, "objectives"):
     words = words.split()
     assert main(words) == 0, words

@@ -717,6 +717,12 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
     output: str = setting(
         default=DEFAULT_OUTPUT, help="The run folder to write to; by default a new one, which then has a number."
     )
+    elastic: str | None = setting(
+        default=None,
+        help="Listen at tcp://host:port for workers, which help with the steps and come and go as they like: `zoreward "
+        "worker`. Port 0: any that is free. docs/ranks.md.",
+        kept=False,
+    )
     hub: str | None = setting(
         default=None,
         flag="--push-to-hub",
@@ -729,6 +735,24 @@ class TuneOptions(Running, Steps, Tuning, Held, DevRows, Common):
         help="Go on with the run in --output from its last step: the same command again. Begin it if there is none.",
         kept=False,
     )
+
+
+@options(DATA)
+class WorkerOptions:
+    """The options of `zoreward worker`."""
+
+    address: str = setting(help="Where the run listens, as it says itself: tcp://host:port.", argument="ADDRESS")
+    model: str | None = setting(default=None, help="Where the run's base is here. Default: where the run has it.")
+    data: str | None = setting(default=None, help="Where the run's rows are here. Default: where the run has them.")
+    device: str | None = same_as(Data, "device")
+    code: list[str] | None = setting(
+        default=None,
+        help="Code that the run calls and that you know, as it was given to tune: FILE.py:function. Nothing runs here "
+        "because the coordinator names it. Give it once for each.",
+        panel=OBJECTIVE,
+    )
+    trust_remote_code: bool = same_as(Loading, "trust_remote_code")
+    json: bool = same_as(Command, "json", panel=RUN)
 
 
 @options(RUN)

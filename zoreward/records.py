@@ -71,7 +71,7 @@ class SilentRunError(ZorewardError, RuntimeError):
 
 
 class RanksError(ZorewardError, RuntimeError):
-    """Another process of the launch has ended or cannot be reached, or one of them is not like the others."""
+    """Another process of the run has ended or cannot be reached, or one of them is not like the others."""
 
 
 class StorageError(ZorewardError, OSError):

@@ -35,6 +35,7 @@ _OTHERS = {
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
     "report": "Write a page to look at: what became of a run, or how several compare.",
     "replay": "Make the tuned model from a stored run and its base weights, bit for bit.",
+    "worker": "Help with a run that listens for workers: tune … --elastic.",
     "win-rate": "Let two models write, and a judge say how often one writes better.",
 }
 _HELP_FLAGS = ("-h", "--help")

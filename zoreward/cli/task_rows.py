@@ -43,15 +43,28 @@ def with_task(context: typer.Context, options: _Options) -> tuple[_Options, Task
             raise InputError("there are no rows", hint="give --data, a file or a Hub dataset, or --task")
         return options, None
     given = {option.name for option in fields(options) if source_of(context, option.name) not in ("", "DEFAULT")}
-    task = load_task(options.task)
-    kind = kind_for(options)
-    task = _for_kind(task, kind)
+    task, kind = _task_and_kind(options)
     prompt = _text_alone(task) if kind == "classifier" else _prompt(task, options.bare, given)
     of_task = {**prompt, **_data(task, options)}
     options = replace(options, **{n: value for n, value in of_task.items() if n not in given and value is not None})
     if options.data is None:
         raise InputError(f"the task {task.name!r} names no data", hint="give --data, a file or a Hub dataset")
     return options, task
+
+
+def task_of(options: Common) -> Task | None:
+    """Return the task of options in which all that it says stands already; None without one.
+
+    Raises:
+        ZorewardError: there is no such task, or it is for other models.
+    """
+    return None if options.task is None else _task_and_kind(options)[0]
+
+
+def _task_and_kind(options: Common) -> tuple[Task, str]:
+    task = load_task(str(options.task))
+    kind = kind_for(options)
+    return _for_kind(task, kind), kind
 
 
 def options_for(source: str, task: Task | None) -> dict[str, Any]:

@@ -74,7 +74,9 @@ from zoreward.registry import Objective, get_objective, place_of
 
 if TYPE_CHECKING:
     from zoreward.cli.progress import ProgressCallback
+    from zoreward.data import Task
     from zoreward.scoring import RewardHead
+    from zoreward.scoring.elastic import Coordinator
     from zoreward.trainer import ZOConfig, ZOTrainer
 
 _RUN_FILES = (CONFIG_NAME, "journal.jsonl")
@@ -95,10 +97,8 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     written = {name: value for name, value in of_objective.items() if name in flags}  # a task may set others too
     objective = made_objective(source, of_objective, options)
     objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
-    at_end = objective
-    if task is not None and task.objective != objective.name:
-        reported = of_objective if task.objective == source else options_for(task.objective, task)
-        at_end = get_objective(task.objective, **reported)
+    _refuse_with_workers(objective, options)
+    at_end = _scored_at_end(objective, source, of_objective, task)
     if objective.goes_via_reward:
         options = with_reward_defaults(context, options)
     rows = tuning_rows(objective, at_end, options, task, words)
@@ -124,17 +124,18 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     else:
         say_why(problem, output)
         with contextlib.ExitStack() as held:
+            workers = held.enter_context(_workers(options))
             with _no_new_folder(output):
                 with contextlib.chdir("."):  # a reward function may change it
-                    trainer, progress = _prepared(objective, rows, options)
+                    trainer, progress = _prepared(objective, rows, options, workers)
                 trainer.provenance = provenance_of(options, rows, words)
                 held.enter_context(trainer.holding_run())
-                _write_down(source, trainer, options, written, reward_head)
+                config = _write_down(source, trainer, options, written, reward_head)
                 if is_first():
                     held.callback(write_page, output)
             start = time.perf_counter()
             try:
-                with contextlib.chdir("."), finishing_steps(trainer), progress:
+                with contextlib.chdir("."), finishing_steps(trainer), progress, _helped(trainer, workers, config):
                     trainer.train(resume_from_checkpoint=options.resume)
                 if trainer.keeper.ends:
                     return interrupted(trainer, options.output, words)
@@ -147,6 +148,14 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
         return 0
     summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
     return _published(options, Outcome(summary, sentence_of(summary)))
+
+
+def _scored_at_end(objective: Objective, source: str, of_objective: dict[str, Any], task: Task | None) -> Objective:
+    """What the test rows are scored by: the task's objective, where it is another than what is tuned on."""
+    if task is None or task.objective == objective.name:
+        return objective
+    reported = of_objective if task.objective == source else options_for(task.objective, task)
+    return get_objective(task.objective, **reported)
 
 
 def _published(options: TuneOptions, outcome: Outcome) -> Outcome | int:
@@ -207,6 +216,61 @@ def _found_by_first(objective: Objective) -> Callable[[Callable[[], Any]], Any]:
     return lambda find: ranks.from_first(find() if ranks.first else None)
 
 
+@contextlib.contextmanager
+def _workers(options: TuneOptions) -> Iterator[Coordinator | None]:
+    """Listen for workers, if that is asked for, and say how to start one."""
+    if options.elastic is None:
+        yield None
+        return
+    from zoreward.scoring.channel import TOKEN, given_token, new_token
+    from zoreward.scoring.elastic import Coordinator
+
+    given = given_token()
+    token = given or new_token()
+    with Coordinator(options.elastic, token) as workers:
+        print(f"to help: {'' if given else f'{TOKEN}={token} '}zoreward worker {workers.address}")
+        if not workers.is_local:
+            print("other machines may connect: what is sent is signed with the token, and not encrypted")
+        yield workers
+
+
+@contextlib.contextmanager
+def _helped(trainer: ZOTrainer, workers: Coordinator | None, config: dict[str, Any]) -> Iterator[None]:
+    """Let workers help with the steps that are done inside, and tell them the end."""
+    if workers is None:
+        yield
+        return
+    from zoreward.trainer.follower import open_to_workers
+
+    with workers:
+        open_to_workers(trainer, workers, config)
+        yield
+
+
+def _refuse_with_workers(objective: Objective, options: TuneOptions) -> None:
+    """Refuse what workers cannot help with yet."""
+    if options.elastic is None:
+        return
+    from zoreward.scoring.channel import place_of_address
+
+    place_of_address(options.elastic)
+    refusals = {
+        "a launch of several ranks": (launch_of() is not None, "start one process, and workers beside it"),
+        "--via reward": (objective.goes_via_reward, "make the reward first, and give it: --reward-model"),
+        "--ranks-split rows": (options.ranks_split == "rows", "leave it out: workers share members"),
+        "--rows-per-direction": (options.rows_per_direction is not None, "leave it out, or take torchrun"),
+        "--kl": (bool(options.kl), "take --max-kl, which is measured by the coordinator alone; or torchrun"),
+        "--device-map": (options.device_map is not None, "leave it out, where one GPU holds the model"),
+        "--set dataloader_num_workers": (
+            any(given.startswith("dataloader_num_workers") for given in options.set or ()),
+            "leave it out: rows are in memory",
+        ),
+    }
+    for what, (is_given, hint) in refusals.items():
+        if is_given:
+            raise InputError(f"--elastic does not go with {what}", hint=hint)
+
+
 def _check(options: TuneOptions) -> None:
     """Find what is wrong with the options themselves."""
     check_output(options.output, resume=options.resume)
@@ -223,26 +287,28 @@ def _check(options: TuneOptions) -> None:
 
 def _write_down(
     source: str, trainer: ZOTrainer, options: TuneOptions, written: dict[str, Any], head: RewardHead | None
-) -> None:
-    """Say what was found, and write down what a run is made of, beside its journal, which is open."""
+) -> dict[str, Any]:
+    """Say what was found, and write down what a run is made of, beside its journal, which is open; return that."""
     if trainer.found is not None and trainer.found.converged:
         print(trainer.found)
     if trainer.keeper.budget is not None:
         print(trainer.keeper.budget)
-    if not is_first():
-        return
     output = Path(options.output)
     names = [name for name in (*DEFAULTED, "max_steps") if getattr(options, name) is None]
     chosen = {name: getattr(trainer.args, name) for name in names}
+    config = resolved(source, dataclasses.replace(options, **chosen), written)
+    if not is_first():
+        return config
     try:
         if head is not None:
             save_head(head, output)
-        write_config(output, resolved(source, dataclasses.replace(options, **chosen), written))
+        write_config(output, config)
     except (InputError, StorageError):
         if not options.resume:  # the journal is ours: nobody else holds the run
             Path(output, "journal.jsonl").unlink(missing_ok=True)
             remove_notes(output)
         raise
+    return config
 
 
 @contextlib.contextmanager
@@ -258,9 +324,15 @@ def _no_new_folder(output: Path) -> Iterator[None]:
         raise
 
 
-def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> tuple[ZOTrainer, ProgressCallback]:
+def _prepared(
+    objective: Objective, rows: TuningRows, options: TuneOptions, workers: Coordinator | None
+) -> tuple[ZOTrainer, ProgressCallback]:
     """Everything else that can fail before the run is opened."""
-    trainer = _trainer(objective, options, rows)
+    trainer = trainer_for(objective, options, rows)
+    if workers is not None:
+        from zoreward.trainer.follower import coordinate
+
+        coordinate(trainer, workers)
     print(_what_is_tuned(trainer))
     if trainer.memory is not None:
         print(f"memory: {trainer.memory}")
@@ -280,7 +352,8 @@ def _prepared(objective: Objective, rows: TuningRows, options: TuneOptions) -> t
     return trainer, progress
 
 
-def _trainer(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZOTrainer:
+def trainer_for(objective: Objective, options: TuneOptions, rows: TuningRows) -> ZOTrainer:
+    """Return the trainer of a run, whose model is loaded."""
     with _made_config(options, rows) as args:
         from zoreward.trainer import ZOTrainer
         from zoreward.trainer.resuming import EndsRun

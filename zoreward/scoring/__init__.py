@@ -65,7 +65,7 @@ from zoreward.scoring.requests import (
 )
 from zoreward.scoring.reward_head import RewardHead, answer_states, fit_head, preference_states
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, try_objective
-from zoreward.scoring.sharded import ShardedEngine, ShardedScorer, sharded
+from zoreward.scoring.sharded import ShardedEngine, ShardedScorer, members_of_a_pass, sharded
 from zoreward.scoring.stepping import Stepper
 from zoreward.scoring.wins import WinRate, win_rate
 
@@ -126,6 +126,7 @@ __all__ = [
     "majority_score",
     "mean_length",
     "member_scores",
+    "members_of_a_pass",
     "model_kind",
     "needed_memory",
     "one_of_its_own",

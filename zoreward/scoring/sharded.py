@@ -213,7 +213,7 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
     if not ranks.several:
         return scorer
     unit = scorer.reader.unit
-    size = _members_of_a_pass(members, ranks.size)
+    size = members_of_a_pass(members, ranks.size)
     busy = -(-len(members) // size)
     chosen = ("members" if busy >= ranks.size else "rows") if split == "auto" else split
     if chosen == "members" and busy < ranks.size:
@@ -229,7 +229,7 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
     return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
 
 
-def _members_of_a_pass(members: Sequence[Member], ranks: int) -> int:
+def members_of_a_pass(members: Sequence[Member], ranks: int) -> int:
     """How many members share a pass where ranks share them: two at least where alone they would be rounded copies."""
     size = -(-len(members) // ranks)
     if not any(term.family.rank for member in members for term in member):

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 # Fields of TrainingArguments that do not touch the steps, or how they begin: what is logged, evaluated, saved and sent
 # where. Of our own options each says so itself. Whatever is not named must be what it was.
 _MAY_CHANGE = (
-    *("eval_", "per_device_eval_batch_size", "log", "report_to", "run_name", "save_", "load_best_model_at_end"),
+    *(
+        "eval_",
+        "do_eval",
+        "per_device_eval_batch_size",
+        "log",
+        "report_to",
+        "run_name",
+        "save_",
+        "load_best_model_at_end",
+    ),
     *("metric_for_best_model", "greater_is_better", "disable_tqdm", "project", "trackio_", "hub_", "push_to_hub"),
     *("resume_from_checkpoint", "skip_memory_metrics", "dataloader_num_workers", "dataloader_prefetch_factor"),
     *("dataloader_persistent_workers", "dataloader_pin_memory", "restore_callback_states_from_checkpoint"),
