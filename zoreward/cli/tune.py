@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoreward.cli.as_tuned import as_tuned
 from zoreward.cli.dry_run import told_of
 from zoreward.cli.ending import (
     finishing_steps,
@@ -99,8 +100,8 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     if task is not None and task.objective != objective.name:
         reported = of_objective if task.objective == source else options_for(task.objective, task)
         at_end = get_objective(task.objective, **reported)
-    if objective.goes_via_reward:
-        options = with_reward_defaults(context, options)
+    options = with_reward_defaults(context, options) if objective.goes_via_reward else options
+    options = as_tuned(context, options, objective)
     rows = tuning_rows(objective, at_end, options, task, words)
     words += () if source_of(context, "output") != "DEFAULT" else ("--output", options.output)
     if options.show_prompts:

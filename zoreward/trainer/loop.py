@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainOutp
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, write_snapshot
-from zoreward.journal.card import CARD_NAME, Told, write_card
+from zoreward.journal.card import CARD_NAME, Told, write_card, write_prompting
 from zoreward.journal.disk import remove, sync_all
 from zoreward.journal.notes import append_note, remove_notes
 from zoreward.journal.stored import OVER_MAX_KL
@@ -966,6 +966,7 @@ class ZOTrainer(Trainer):
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         self.write_card(folder, merged=merge)  # PEFT has written one of its own
+        write_prompting(folder, self.header.get("config") or self.args.changed())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
