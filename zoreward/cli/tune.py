@@ -104,7 +104,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     options = as_tuned(context, options, objective)
     rows = tuning_rows(objective, at_end, options, task, words)
     words += () if source_of(context, "output") != "DEFAULT" else ("--output", options.output)
-    if options.show_prompts:
+    if options.show_prompts and not options.dry_run:  # which shows prompts too
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
     options = _with_steps(options, rows)
