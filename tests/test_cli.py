@@ -409,6 +409,16 @@ def test_a_score_that_rises_while_no_weight_moves_says_so(update: Update) -> Non
     assert "no weight moved" not in callback.status(4, 8)
 
 
+@pytest.mark.parametrize(("steps", "lines"), [(1, [1]), (3, [1, 3]), (10, [1, 10]), (12, [1, 10, 12])])
+def test_the_first_and_the_last_step_have_a_line(
+    steps: int, lines: list[int], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "neg-cross-entropy", *TUNE, "--steps", str(steps), "--lr", "1e-3", "--eps", "1e-2"]) == 0
+
+    printed = re.findall(rf"^step (\d+)/{steps} · score -\d", capsys.readouterr().err, re.MULTILINE)
+    assert list(map(int, printed)) == lines
+
+
 def test_a_run_that_moved_nothing_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tune", "neg-cross-entropy", *TUNE, "--steps", "2", "--test-data", "dev.jsonl", "--test-rows", "2"]
     assert main([*words, "--lr", "0"]) == 0

@@ -117,7 +117,11 @@ def test_two_files_are_compared(name: str, folder: Path, capsys: pytest.CaptureF
 def test_another_template_is_the_same_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(Path("b.jsonl"), rows([1.0] * 5, prompt="other"))
 
-    assert told(capsys, "a.jsonl", "b.jsonl")["other_prompts"] == 5
+    assert main(["compare", "a.jsonl", "b.jsonl", "--json"]) == 0
+
+    out, err = capsys.readouterr()
+    assert json.loads(out)["other_prompts"] == 5
+    assert "5 of 5 rows were read behind another prompt in b.jsonl" in err
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,13 @@ def test_it_shows_what_would_be_and_writes_nothing(line: list[str], capsys: pyte
     assert [path.name for path in Path().iterdir()] == ["rows.jsonl"]
 
 
+def test_with_show_prompts_it_shows_both(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line, "--show-prompts"]) == 0
+
+    out = capsys.readouterr().out
+    assert "row 2 of 20" in out and "1,000, in which members read" in out and "This was a dry run" in out
+
+
 def test_as_json_it_has_what_was_given(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*line, "--lr", "1e-3", "--eps", "2e-3", "--max-seconds", "9", "--json"]) == 0
 

@@ -72,3 +72,25 @@ def test_a_run_that_held_none_out_goes_on_with_all_rows(
 
     assert main([*many, "--resume", "--steps", "3"]) == 0
     assert "held out" not in capsys.readouterr().err
+
+
+def test_rows_that_are_tuned_on_and_chosen_by_are_told(many: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*many, "--eval-data", "rows.jsonl", "--eval-limit", "7", "--dry-run"]) == 0
+
+    assert capsys.readouterr().err.count("7 of 7 dev rows are rows to tune on too: ") == 1
+
+
+def test_rows_of_a_table_that_are_in_two_parts_are_told(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"sentence": f"a {word} film", "label": n % 2} for n, word in enumerate("good bad dull bright".split())]
+    for name, part in (("train", rows), ("dev", rows[:1]), ("test", [*rows[2:], {"sentence": "new", "label": 1}])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    assert main(["bench", "sst2", "--model", str(tiny_model_dir), "--data-dir", ".", "--methods", "majority,zero-shot",
+                 "--seeds", "1", "--output", "table"]) == 0  # fmt: skip
+
+    out = "".join(capsys.readouterr())
+    assert "sst2: 1 of 1 dev rows is a row to tune on too" in out
+    assert "sst2: 2 of 3 test rows are rows to tune on or to choose by too" in out

@@ -37,6 +37,8 @@ def error_and_offer(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[str,
 
 ROWS = [[str(i), text, ["bad", "good", "not"][i % 3]] for i, text in enumerate(TEXTS)]
 NUMBERS = [[str(i), text, str(i % 2)] for i, text in enumerate(TEXTS)]
+FROM_ONE = [[str(i), text, str(1 + i % 2)] for i, text in enumerate(TEXTS)]
+FROM_SEVEN = [[str(i), text, ["7", "9", "10"][i % 3]] for i, text in enumerate(TEXTS)]
 CHOICES = "--choice ' bad' --choice ' good' --choice ' not'"
 
 
@@ -51,9 +53,14 @@ CHOICES = "--choice ' bad' --choice ' good' --choice ' not'"
          f"--template '{{message}} is' {CHOICES}"),
         ("id,message,label", ROWS, "--template '{message} is' --choice ' bad' --choice=' good'",
          f"--template '{{message}} is' {CHOICES}"),
+        ("id,message,label", FROM_ONE, "--template '{message} is' --choice ' bad' --choice ' good'",
+         "--template '{message} is' --choice '1= bad' --choice '2= good'"),
+        ("id,message,label", FROM_SEVEN, "--template '{message} is' --choice ' bad' --choice ' good' --choice ' not'",
+         "--template '{message} is' --choice '7= bad' --choice '9= good' --choice '10= not'"),
         ("id,message,label", NUMBERS, "", r"--template '{message}\nlabel:' --choice '0= 0' --choice '1= 1'"),
     ],
-    ids=["nothing", "another label", "a column with a space", "template", "all but the words", "choice", "numbers"],
+    ids=["nothing", "another label", "a column with a space", "template", "all but the words", "choice", "from 1",
+         "from 7", "numbers"],
 )  # fmt: skip
 def test_the_command_has_what_is_missing_and_keeps_the_rest(
     header: str, rows: list[list[str]], typed: str, offered: str, home: Path, capsys: pytest.CaptureFixture[str]
@@ -63,7 +70,7 @@ def test_the_command_has_what_is_missing_and_keeps_the_rest(
     error, command = error_and_offer(f"eval accuracy --model M --data rows.csv {typed}", capsys)
 
     assert f"the columns are {header.replace(',', ', ')}" in error
-    shown = sorted({row[2] for row in rows})
+    shown = sorted({row[2] for row in rows}, key=lambda label: (len(label) if label.isdecimal() else 0, label))
     assert f"{header.split(',')[2]!r} holds {', '.join(shown)}" in error
     words = shlex.split(command)
     assert words[:7] == ["zoreward", *shlex.split("eval accuracy --model M --data rows.csv")]

@@ -258,8 +258,45 @@ def test_an_answer_that_makes_its_prompt_s_last_word_unknown_is_told(tokenizer, 
     rows = [{"q": "the film was", "a": "good"}]
     [one] = render(rows, tokenizer, needs="likelihood", template="{q}", answer="{a}")
     assert one.candidate_tokens == ((tokenizer.unk_token_id,),)
-    [record] = caplog.records
+    record = caplog.records[-1]
     assert "The answer 'good' with the end of its prompt makes a word that the tokenizer" in record.getMessage()
+
+
+LABELS = [{"text": "a film", "label": label} for label in ("great", "terrible")]
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"template": "{text} It was"}, "--choice ' great' --choice ' terrible'"),
+        ({"template": "{text}\nlabel:"}, "--choice ' great' --choice ' terrible'"),
+        ({"template": "{text} It was", "choices": ["great= great", "terrible=terrible"]},
+         "--choice 'great= great' --choice 'terrible= terrible'"),
+        ({"template": "{text} It was", "needs": "likelihood", "answer": "{label}"}, "--answer ' {label}'"),
+        ({"template": "{text}\nlabel:", "choices": None, "choice_column": "ends", "label": "at"},
+         "--template '{text}\\nlabel: '"),
+        ({"template": "{text} It was "}, None),
+        ({"template": "{text} It was\n"}, None),
+        ({"template": "{text} It was", "choices": [" great", " terrible"]}, None),
+        ({"template": "{text} It was ("}, None),
+        ({"template": "{text} It was", "choices": ["great=!", "terrible=?"]}, None),
+        ({"template": "{label}{text} It was", "choices": ["great=素", "terrible=悪"]}, None),
+    ],
+)  # fmt: skip
+def test_answers_that_go_on_with_the_last_word_are_told_with_what_to_type(options, instead, plain, caplog):
+    warning_once.cache_clear()
+    rows = [{**row, "ends": ["great", "terrible"], "at": n} for n, row in enumerate(LABELS)]
+
+    choose(plain, rows, **{"choices": ["great", "terrible"], **options})
+
+    told = [record.getMessage().partition("If that is not meant: ")[2] for record in caplog.records]
+    assert told == ([] if instead is None else [instead])
+
+
+def test_where_a_space_makes_no_difference_none_is_missed(caplog):
+    warning_once.cache_clear()
+    choose(wordpiece(), [{"text": "a film", "label": 0}], "{text} it was:", ["terrible", "great"])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("cell", ["", "  ", "\n"])

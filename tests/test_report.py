@@ -14,7 +14,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from browser import measured
 from zoreward.cli import main
@@ -208,7 +210,21 @@ def test_texts_stand_beside_one_another(home: Path) -> None:
     shutil.copy(home / "texts" / "journal.jsonl", old)
     shutil.copytree(home / "texts" / "completions", old / "completions")
     assert main(["report", str(old)]) == 0
-    assert "What the best member of a step wrote" in Page(old / "report.html").written
+    page = Page(old / "report.html")
+    assert "What the best member of a step wrote" in page.written
+    path = min((old / "completions").iterdir())
+    table = parquet.read_table(path).to_pylist()
+    ours = [line for line in table if line["member"] == table[0]["member"]][:8]
+    assert {line["size"] for line in ours} != {ours[0]["score"]}
+    # Beside a text stands its own score, not the mean of its member; without one it is said that it is the mean.
+    shown = re.findall(r"in step 1, score (\S+?\d)(?=[a-z <])", page.written)
+    assert shown == [number(-len(line["completion"])) for line in ours]
+    for line in table:
+        del line["size"]
+    parquet.write_table(pyarrow.Table.from_pylist(table), path)
+    assert main(["report", str(old)]) == 0
+    mean = f"in step 1, mean score of what this member wrote {number(ours[0]['score'])}"
+    assert Page(old / "report.html").written.count(mean) == len(ours)
 
 
 def test_texts_are_not_kept_where_none_are_to_be(at_home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,15 @@ def one_in_the_batch(predictions: list[int], references: list[int]) -> float:
     return float(sum(predictions) >= 0) + sum(n * reference for n, reference in enumerate(references))
 
 
-def made(output: Path, tokenizer: Any, objective: Any, rows: Any = ROWS, callbacks: Any = None, **changes: Any) -> Any:
+def made(
+    output: Path,
+    tokenizer: Any,
+    objective: Any,
+    rows: Any = ROWS,
+    callbacks: Any = None,
+    eval_dataset: Any = None,
+    **changes: Any,
+) -> Any:
     settings = {"max_steps": 22, "per_device_train_batch_size": 4, "learning_rate": 1e-3, **changes}
     args = ZOConfig(str(output), use_cpu=True, disable_tqdm=True, logging_steps=10, **settings)
     return ZOTrainer(
@@ -51,6 +60,7 @@ def made(output: Path, tokenizer: Any, objective: Any, rows: Any = ROWS, callbac
         objective=objective,
         args=args,
         train_dataset=rows,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
         callbacks=callbacks,
     )
@@ -89,10 +99,50 @@ CAUSES: dict[str, tuple[Any, dict[str, Any], str, str]] = {
 def test_after_twenty_steps_a_silent_run_says_why_once(cause: str, tmp_path: Path, tokenizer: Any, caplog: Any) -> None:
     objective, changes, why, hint = CAUSES[cause]
     trainer = made(tmp_path, tokenizer, objective, **changes)
+    trainer.add_callback(Resuming(trainer))
     [line] = told_of(trainer, caplog)
     assert line.startswith("None of the first 20 steps moved anything: ") and why in line
     assert hint in line.partition(why)[2]
     assert trainer.method_state.step == 22
+
+
+OF_SCORES = ("a constant", "no score", "rewards alike")
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_short_run_that_its_objective_kept_silent_has_failed_and_others_are_told_of(
+    cause: str, steps: int, tmp_path: Path, tokenizer: Any, caplog: Any
+) -> None:
+    objective, changes, why, hint = CAUSES[cause]
+    trainer = made(tmp_path, tokenizer, objective, eval_dataset=ROWS, max_steps=steps, **changes)
+    if cause == "no score" or (cause in OF_SCORES and steps == 8):  # few scores may be alike by chance
+        with pytest.raises(SilentRunError) as it:
+            trainer.train()
+        assert str(it.value).startswith(f"none of the {steps} steps has moved anything: ") and why in str(it.value)
+        assert hint in it.value.hint
+    else:
+        [line] = told_of(trainer, caplog)
+        assert line.startswith(f"None of the first {steps} steps moved anything: ")
+        assert why in line or (cause, steps) == ("coarse", 1)
+    stored = load_run(tmp_path)
+    assert stored.n_steps == steps and not stored.has_moved_by(steps)
+
+
+def test_a_reward_without_scores_ends_a_short_command_with_1_and_resuming_it_saves_the_base(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "none.py").write_text("def none(predictions):\n    return [None] * len(predictions)\n")
+    words = ["tune", "./none.py:none", *TUNE, "--steps", "3", "--lr", "1e-3", "--eps", "0.5"]
+    assert main(words) == 1
+    error, hint, resume = capsys.readouterr().err.splitlines()[-3:]
+    assert error == "error: none of the 3 steps has moved anything: 'none' has no score on the rows of any step"
+    assert hint.startswith("hint: See what it returns")
+    assert not Path("run/model").exists() and load_run("run").n_steps == 3
+
+    assert main([*shlex.split(resume.removeprefix("resume: zoreward "))]) == 0
+    assert "no step moved a weight" in capsys.readouterr().out and Path("run/model").exists()
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "f1", "neg-cross-entropy", "sklearn:accuracy"])
@@ -118,6 +168,16 @@ def test_nothing_is_said_where_a_step_moved_something_or_none_should(
     assert told_of(moving, caplog) == [] and 0 < moving.method_state.silent < 22
     resting = made(tmp_path / "rests", tokenizer, seven, **ANSWERS, eps=FAR, learning_rate=0.0, max_steps=28)
     assert told_of(resting, caplog) == [] and resting.method_state.step == 28
+
+
+class Resuming(TrainerCallback):
+    """Has a run take its last steps for those of one that was resumed, which fails for no silence."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.keeper.judges_silence = state.global_step < state.max_steps
 
 
 class Told(TrainerCallback):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoreward.data import k_shot_rows, sample_rows, split_rows
+from zoreward.data import k_shot_rows, sample_rows, seen_before, split_rows
 from zoreward.data.rows import PUBLISHED_SEEDS
 from zoreward.records import InputError, UnknownNameError
 
@@ -105,3 +106,24 @@ def test_the_draw_reads_and_sets_no_global_state() -> None:
 def test_seeds_out_of_range(seed: int) -> None:
     with pytest.raises(InputError, match=f"--split-seed {seed} is out of range"):
         split_rows(ROWS, train=3, seed=seed)
+
+
+ONE, TWO, THREE = ({"text": text, "label": 0} for text in ("one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "test", "told"),
+    [
+        ([ONE, TWO], [THREE], None, []),
+        ([ONE, TWO], [{**ONE, "label": 1}], [{**ONE, "id": 3}], []),  # another label, another column
+        ([ONE, TWO], [dict(reversed(ONE.items())), ONE, THREE], None, ["2 of 3 dev rows are rows to tune on too"]),
+        ([ONE], [TWO], [TWO, THREE], ["1 of 2 test rows is a row to tune on or to choose by too"]),
+        ([ONE], None, [ONE, ONE], ["2 of 2 test rows are rows to tune on too"]),
+        ([ONE], [ONE], [ONE], ["1 of 1 dev rows is", "1 of 1 test rows is"]),
+        ([{"prompt": [{"role": "user"}]}], [{"prompt": [{"role": "user"}]}], None, ["1 of 1 dev rows is"]),
+    ],
+)
+def test_rows_that_were_seen_before_are_told(train: Any, dev: Any, test: Any, told: list[str]) -> None:
+    found = seen_before(train, dev, test)
+
+    assert [line.startswith(start) for line, start in zip(found, told, strict=True)] == [True] * len(told)

@@ -15,7 +15,7 @@ from bad_lines import write_rows
 from test_cli import EVAL, TUNE, folder, last_object  # noqa: F401  (a fixture)
 from whole_models import classifier, word_tokenizer
 from zoreward.cli import main
-from zoreward.cli.printing import json_line, printable_warnings
+from zoreward.cli.printing import json_line, printable_warnings, show_table
 from zoreward.records import Completion, Example, Writing, one_line, printable
 
 pytestmark = pytest.mark.usefixtures("commands_are_kept", "trials_are_kept")
@@ -241,3 +241,22 @@ def test_a_run_of_a_stranger_is_shown(odd: Path, capsys: pytest.CaptureFixture[s
     assert main(["replay", "theirs", "--json"]) == 2
     assert main(["replay", "theirs\x1b[31m", "--json"]) == 2
     assert not OBEYED.search(capsys.readouterr().err)
+
+
+def test_a_table_of_one_row_that_is_too_wide_stands_on_end() -> None:
+    from rich.console import Console
+
+    heads = ["objective", "score", "metric/share improved", "metric/logprob chosen", "rows", "standard_error"]
+    row = ["preference", "0.5123 ± 0.0123", "0.5312", "-143.1234", "1,000", "0.0123"]
+    for width in (80, 120):
+        show_table(heads, [row], console=Console(file=(screen := io.StringIO()), width=width))
+        lines = screen.getvalue().splitlines()
+        assert "…" not in screen.getvalue() and max(map(len, lines)) <= width
+        together = [line for line in lines if all(cell in line for cell in row)]
+        pairs = [line.split("  ", 1) for line in map(str.strip, lines) if line.strip()]
+        if width == 120:
+            assert len(together) == 1
+        else:
+            assert [[cell.strip() for cell in pair] for pair in pairs] == [
+                list(p) for p in zip(heads, row, strict=True)
+            ]

@@ -41,7 +41,7 @@ from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report_failure
 from zoreward.cli.task_rows import refuse_masked
 from zoreward.config import MOST_SEED
-from zoreward.data import check_chat_template, load_task
+from zoreward.data import check_chat_template, load_task, seen_before
 from zoreward.data.tasks import Counts
 from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ZorewardError, one_line, printable
@@ -81,6 +81,8 @@ def _bench(context: typer.Context, options: BenchOptions) -> Outcome:
     for name, plan in plans.items():
         train, dev, test = (f"{len(rows):,}" for rows in (plan.rows.train, plan.rows.dev, plan.rows.test))
         print(printable(f"{name}: {train} to tune on, {dev} dev, {test} test rows"))
+        for line in seen_before(plan.rows.train, plan.rows.dev, plan.rows.test):
+            print(printable(f"{name}: {line}"))
         results.begin(plan.configuration())
     code = _run(plans, tables, seeds, results, options, shlex.join(["zoreward", *words_of(context)]))
     lines = []

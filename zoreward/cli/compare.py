@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from zoreward.cli.flags import command
 from zoreward.cli.printing import Outcome, show_table
 from zoreward.config import CompareOptions
 from zoreward.data import load_rows
-from zoreward.records import InputError
+from zoreward.records import InputError, printable
 
 _DRAWS = 10_000
 # Random numbers at once: 8 MB of them.
@@ -37,6 +38,9 @@ def _compare(context: typer.Context, options: CompareOptions) -> Outcome:
         raise InputError(f"{len(both)} of {len(pairs)} rows have a score in both files, which says nothing", hint=hint)
     found = paired_difference([a for a, _ in both], [b for _, b in both], seed=options.seed)
     other_prompts = sum(_text(a["prompt"]) != _text(b["prompt"]) for a, b in zip(rows_a, rows_b, strict=True))
+    if other_prompts:
+        what = f"{other_prompts:,} of {len(rows_a):,} rows were read behind another prompt in {options.b}"
+        print(printable(f"{what}: models and prompts are compared at once; evaluate both alike"), file=sys.stderr)
     beside = {"rows": len(both), "left_out": len(pairs) - len(both), "other_prompts": other_prompts}
     summary = {**found, **beside, "a": options.a, "b": options.b}
     return Outcome(summary, lambda: _show(summary))

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from zoreward.cli.as_tuned import as_tuned
 from zoreward.cli.flags import given_options, objective_command
 from zoreward.cli.prepare import (
     check_new_file,
@@ -42,6 +43,7 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
     if options.base_model is not None and not objective.compares_with_base:
         hint = "leave --base-model out, or take preference"
         raise InputError(f"--base-model has no use: {objective.name!r} compares with no base", hint=hint)
+    options = as_tuned(context, options, objective)
     content_free = _content_free(objective, options, task)
     if options.output is not None:
         check_new_file(options.output)

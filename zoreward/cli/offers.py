@@ -106,7 +106,10 @@ def _offered(rows: Rows, given: Prompting, kind: str) -> dict[str, Any]:
     labels = label_names(rows, column) if column and kind != "classifier" and given.choice_column is None else []
     are_numbers = all(label.isdecimal() for label in labels)
     says_which = given.choices is not None and (are_numbers or any("=" in choice for choice in given.choices))
-    if 1 < len(labels) <= _MOST_LABELS and given.answer is None and not says_which:
+    typed = given.choices or []
+    if are_numbers and len(typed) == len(labels) > 1 and not any("=" in choice for choice in typed):
+        offered["choices"] = [f"{label}={choice}" for label, choice in zip(labels, typed, strict=True)]
+    elif 1 < len(labels) <= _MOST_LABELS and given.answer is None and not says_which:
         offered["choices"] = [f"{label}= {label}" if are_numbers else f" {label}" for label in labels]
     return offered
 

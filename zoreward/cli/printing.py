@@ -108,6 +108,8 @@ def show_table(
 ) -> None:
     """Print a table; no cell is taken for markup, and a terminal obeys none.
 
+    A table of one row that is wider than the screen stands on end: a line for each column.
+
     Args:
         heads: of the columns.
         rows: the cells of each.
@@ -120,12 +122,19 @@ def show_table(
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*(Column(Text(printable(head))) for head in heads), box=box.SIMPLE_HEAD, title=title)
+    console, rows = console or Console(), [list(row) for row in rows]
+    if len(rows) == 1:
+        widths = (3 + max(len(printable(str(text))) for text in column) for column in zip(heads, rows[0], strict=True))
+        if 1 + sum(widths) > console.width:
+            [row] = rows
+            heads, rows = ("", ""), [list(pair) for pair in zip(heads, row, strict=True)]
+    columns = (Column(Text(printable(head))) for head in heads)
+    table = Table(*columns, box=box.SIMPLE_HEAD, title=title, show_header=any(heads))
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     if is_last_bold:
         table.rows[-1].style = "bold"
-    (console or Console()).print(table)
+    console.print(table)
 
 
 @contextlib.contextmanager

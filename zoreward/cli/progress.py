@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -59,7 +60,7 @@ class ProgressCallback(TrainerCallback):
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._moved: deque[bool] = deque(maxlen=WINDOW)
         self._best = -math.inf
-        self._begun = 0.0
+        self._begun, self._line_at = 0.0, 0  # the latter: after how many steps the last line was printed
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -113,6 +114,19 @@ class ProgressCallback(TrainerCallback):
             except Exception as error:  # what a reward logged may be anything; the run does not need the table
                 self._print(f"step {state.global_step}: the table of completions cannot be drawn: {one_line(error)}")
 
+        if self._bar.disable and not self._line_at:  # a score, and how long it will take, before the first log
+            self._print_status(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print how a run ended that was not logged at its last step."""
+        if self._bar.disable and self._seconds and self._line_at < state.global_step:
+            self._print_status(state)
+
+    def _print_status(self, state: Any, statistics: Sequence[str] = ()) -> None:
+        self._line_at, steps = state.global_step, state.max_steps
+        told = self.status(self._line_at, steps)
+        self._print(" · ".join([f"step {self._line_at}/{steps}", told, *statistics]))
+
     def _show_completions(self, step: int) -> None:
         """Print what the best and the worst member wrote for the step's first prompts."""
         table = completion_rows(self._trainer.last_rows, self._trainer.last_scored)
@@ -135,8 +149,7 @@ class ProgressCallback(TrainerCallback):
         if logs and not {"score", "silent"}.isdisjoint(logs):  # no score where no step has one
             statistics = [f"{name.replace('_', '-')} {logs[name]:.3g}" for name in _OF_TEXTS if name in logs]
             if self._bar.disable or statistics:
-                status = self.status(state.global_step, state.max_steps)
-                self._print(" · ".join([f"step {state.global_step}/{state.max_steps}", status, *statistics]))
+                self._print_status(state, statistics)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any

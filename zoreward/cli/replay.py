@@ -104,7 +104,7 @@ def _moved(run: StoredRun, model: PreTrainedModel, steps: int) -> PreTrainedMode
 
 def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: StoredRun, steps: int) -> None:
     """Write all of it, or nothing: into a folder that is empty, or not there yet."""
-    from zoreward.journal.card import Told, write_card
+    from zoreward.journal.card import Told, write_card, write_prompting
 
     kind = "adapter" if getattr(model, "peft_config", None) else "whole"
     evaluations = [(step, score) for step, score in run.evaluations if step <= steps]
@@ -115,6 +115,7 @@ def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         tokenizer.save_pretrained(output)
         description = Told(steps, run.n_steps, kind, evaluations, has_moved=run.has_moved_by(steps))
         write_card(output, run.header, description)  # PEFT has written one of its own
+        write_prompting(output, run.header.get("config") or {})
     except Exception as error:  # safetensors raises its own
         with contextlib.suppress(OSError):
             for path in output.iterdir():

@@ -16,7 +16,18 @@ from zoreward.cli.offers import offering
 from zoreward.cli.prepare import Rows, check_for_model, check_rows, kind_for, shot_rows_of
 from zoreward.cli.saving import keeps_last
 from zoreward.config import Common, EvalOptions, TuneOptions
-from zoreward.data import BORDER, MASK, Split, Task, k_shot_rows, load_rows, load_task, sample_rows, split_rows
+from zoreward.data import (
+    BORDER,
+    MASK,
+    Split,
+    Task,
+    k_shot_rows,
+    load_rows,
+    load_task,
+    sample_rows,
+    seen_before,
+    split_rows,
+)
 from zoreward.neighbours.of_typer import source_of
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import Objective
@@ -196,6 +207,8 @@ def tuning_rows(
     if task is not None or parts.dev or test is not None:
         why = "held out of --data, as no others choose; --dev-rows says how many, --keep last tunes on all"
         _say(train, dev, test, options, why if held else "")
+    for line in seen_before(train, dev, test):
+        print(line, file=sys.stderr)
     return TuningRows(train, dev, shots, test)
 
 

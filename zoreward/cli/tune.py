@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoreward.cli.as_tuned import as_tuned
 from zoreward.cli.dry_run import told_of
 from zoreward.cli.ending import (
     finishing_steps,
@@ -99,11 +100,11 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     objective_with_retries(objective, options)  # the trainer makes it so; here it is seen whether it can be
     _refuse_with_workers(objective, options)
     at_end = _scored_at_end(objective, source, of_objective, task)
-    if objective.goes_via_reward:
-        options = with_reward_defaults(context, options)
+    options = with_reward_defaults(context, options) if objective.goes_via_reward else options
+    options = as_tuned(context, options, objective)
     rows = tuning_rows(objective, at_end, options, task, words)
     words += () if source_of(context, "output") != "DEFAULT" else ("--output", options.output)
-    if options.show_prompts:
+    if options.show_prompts and not options.dry_run:  # which shows prompts too
         text = shown_prompts(objective, options, rows.train, rows.shots)
         return Outcome({"prompts": text}, text)
     options = _with_steps(options, rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from zoreward.cli.as_tuned import as_tuned
 from zoreward.cli.flags import command
 from zoreward.cli.prepare import objective_with_retries, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, show_table
@@ -27,6 +28,7 @@ def make_command() -> Callable[..., int]:
 
 def _win_rate(context: typer.Context, options: WinRateOptions) -> Outcome:
     start = time.perf_counter()
+    options = as_tuned(context, options)
     prompting = Prompting(**{name: getattr(options, name) for name in _OF_PROMPTS})
     place = {"config": options.data_config, "revision": options.revision, "split": options.split}
     rows = with_prompts(load_rows(options.data, limit=options.limit, **place), prompting)

@@ -16,7 +16,7 @@ from zoreward.data.prompts import (
     render_prompts,
     without_content,
 )
-from zoreward.data.rows import Split, k_shot_rows, load_rows, rows_of, sample_rows, split_rows, write_rows
+from zoreward.data.rows import Split, k_shot_rows, load_rows, rows_of, sample_rows, seen_before, split_rows, write_rows
 from zoreward.data.tasks import Task, list_tasks, load_task
 from zoreward.data.tokens import BORDER, MASK, PAIRS, WHOLE
 
@@ -45,6 +45,7 @@ __all__ = [
     "render_prompts",
     "rows_of",
     "sample_rows",
+    "seen_before",
     "split_rows",
     "with_prompts",
     "without_content",

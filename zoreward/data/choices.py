@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from zoreward.data.columns import NamedLabel, broken_text, columns_of, is_missing, listed, values_of
@@ -73,7 +73,9 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
         n = next((n for n in wrong if _folded(_word(labels[n]) or "") not in fits), wrong[0])
         hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
         message = f"row {n + 1}: the label {labels[n]!r} belongs to none of the {len(choices)} choices"
-        raise InputError(message, hint=hint if keyed.explicit else f"{hint}; or give label=answer")
+        names = label_names(rows, label)
+        of_each = flags_of(names, keyed.answers) if len(names) == len(keyed.answers) else "label=answer"
+        raise InputError(message, hint=hint if keyed.explicit else f"{hint}; or give {of_each}")
     if not keyed.explicit:
         _refuse_counting_from_one(labels, keyed.answers, label)
     return [(tuple(keyed.answers), reference) for reference in references if reference is not None]
@@ -140,11 +142,21 @@ def _refuse_counting_from_one(labels: Sequence[Any], answers: Sequence[str], col
     highest, count = max(numbers), len(answers)
     if numbers != set(range(1, highest + 1)) or highest < 2 or highest < min(3, count - 1):
         return
-    flags = " ".join(f"--choice {shlex.quote(f'{number}={answer}')}" for number, answer in enumerate(answers, 1))
+    flags = flags_of(range(1, len(answers) + 1), answers)
     raise InputError(
         f"the labels in column {column!r} are 1 to {highest}, never 0, and the first of the {count} answers is for 0",
         hint=f"say which label each is for: {flags}; or 0=… for the first",
     )
+
+
+def flags_of(labels: Iterable[Any], answers: Sequence[str]) -> str:
+    """How answers are typed that say which label each is for.
+
+    >>> flags_of([1, 2], [" bad", " good"])
+    "--choice '1= bad' --choice '2= good'"
+    """
+    pairs = zip(labels, answers, strict=True)
+    return " ".join(f"--choice {shlex.quote(f'{label}={answer}')}" for label, answer in pairs)
 
 
 def class_choices(rows: list[dict[str, Any]], classes: Sequence[str], label: str) -> list[Chosen]:

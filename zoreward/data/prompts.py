@@ -27,7 +27,7 @@ from zoreward.data.conversations import (
 from zoreward.data.preferences import are_preferences, preference_texts, refuse_none, tell_of_faults, with_prompts
 from zoreward.data.rows import rows_of
 from zoreward.data.templates import fields_of, fill, warn_of_empty
-from zoreward.data.texts import demonstrations, refuse_mask, texts_of, tokenize_with, whole_texts
+from zoreward.data.texts import demonstrations, refuse_mask, texts_of, tokenize_with, warn_of_run_on, whole_texts
 from zoreward.data.tokens import WHOLE, Ends, Text, prompt_tokens, tokens_of
 from zoreward.records import Example, InputError, UnknownNameError, ZorewardError
 
@@ -158,6 +158,8 @@ def render(
             return in_turns(text, shots, rows[text.number - 1], tokenizer, prompting)
 
         how["put_behind"] = turns
+    elif kind == "causal" and not preferences:
+        warn_of_run_on(texts, prompting, tokenizer)
     ready = tokenize_with(shots[: len(texts)], texts, tokenizer, prompting.max_length, kind, **how)
     if left_out is not None:
         left_out["with messages that the chat template does not take"] = len(own_rows) - len(texts)

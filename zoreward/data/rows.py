@@ -374,6 +374,31 @@ def split_rows(rows: Sequence[Row], *, train: int | None = None, dev: int = 0, t
     return Split(drawn[:cut], drawn[cut:], sample_rows(rows, test))
 
 
+def seen_before(train: Sequence[Row], dev: Sequence[Row] | None, test: Sequence[Row] | None) -> list[str]:
+    """Return a sentence where dev rows are rows to tune on, and one where test rows are those or dev rows.
+
+    Rows are the same where all their columns are. What is scored on them says less of rows that nobody has seen.
+
+    >>> seen_before([{"text": "fine"}], [{"text": "fine"}, {"text": "dull"}], None)[0].partition(":")[0]
+    '1 of 2 dev rows is a row to tune on too'
+    """
+    told, known, use = [], set(map(_spelled, train)), "to tune on"
+    for name, rows in (("dev", dev), ("test", test)):
+        spelled = [_spelled(row) for row in rows or ()]
+        if count := sum(row in known for row in spelled):
+            are = "is a row" if count == 1 else "are rows"
+            why = "their scores say less of rows that nobody has seen; take them out of one of the two"
+            told.append(f"{count:,} of {len(spelled):,} {name} rows {are} {use} too: {why}")
+        if spelled:
+            known.update(spelled)
+            use = "to tune on or to choose by"
+    return told
+
+
+def _spelled(row: Row) -> str:
+    return json.dumps(row, default=str, skipkeys=True, sort_keys=True)
+
+
 def k_shot_rows(rows: Sequence[Row], label: str, k: int, *, seed: int) -> Split:
     """`k` rows of each class to tune on, and the next `k` of it that choose.
 

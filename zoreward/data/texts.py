@@ -6,6 +6,7 @@ Free of torch.
 from __future__ import annotations
 
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,52 @@ def _chosen(rows: list[dict[str, Any]], prompting: Prompting, classes: Sequence[
         hint = "give --choice once for each label, or --choice-column where every row has its own answers"
         raise InputError("there are no answers to choose from", hint=hint)
     return fixed_choices(rows, prompting.choices, prompting.label)
+
+
+def warn_of_run_on(texts: Sequence[Text], prompting: Prompting, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say, once, that answers go on with the last word of their prompts, where a space was surely meant.
+
+    It was where most prompts end in a letter, a digit or a mark that ends words, some answer begins with a letter or a
+    digit, and the tokens of both together are others with a space between.
+
+    Args:
+        texts: of a model that writes from left to right, without a chat template.
+        prompting: what was typed.
+        tokenizer: of the model.
+    """
+    run_on = [(text.prompt, answer) for text in texts if (answer := _run_on(text)) is not None]
+    if 2 * len(run_on) < len(texts):
+        return
+    prompt, answer = run_on[0]
+    joined, apart = encode(tokenizer, [prompt + answer, f"{prompt} {answer}"])
+    if joined == apart:
+        return
+    from transformers.utils import logging
+
+    choices = prompting.choices or ()
+    if prompting.choice_column is not None:
+        instead = f"--template {_typed(f'{prompting.template} ')}"
+    elif prompting.answer is not None:
+        instead = f"--answer {_typed(f' {prompting.answer}')}"
+    elif texts[0].candidates == tuple(choices):
+        instead = " ".join(f"--choice {_typed(f' {choice.lstrip()}')}" for choice in choices)
+    else:  # label=answer
+        pairs = [choice.partition("=") for choice in choices]
+        instead = " ".join(f"--choice {_typed(f'{label}= {text.lstrip()}')}" for label, _, text in pairs)
+    logging.get_logger(__name__).warning_once(
+        f"Answers go on with the prompt's last word, without a space. If that is not meant: {instead}"
+    )
+
+
+def _run_on(text: Text) -> str | None:
+    """The first answer that goes on with the last word of its prompt; None where none does."""
+    last = text.prompt[-1:]
+    begin = (answer for answer in text.candidates if answer[:1].isdigit() or answer[:1].lower() != answer[:1].upper())
+    return next(begin, None) if last.isalnum() or (last and last in ".,:;?!)]}") else None
+
+
+def _typed(text: str) -> str:
+    return shlex.quote(text.replace("\n", "\\n"))
 
 
 # For models that read a text as a whole: those that fill a mask, and those that name a class

@@ -6,17 +6,22 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from zoreward.journal.disk import write_whole
-from zoreward.records import one_line
+from zoreward.config import Prompting
+from zoreward.data.reading import fitting
+from zoreward.journal.disk import open_file, write_whole
+from zoreward.records import InputError, one_line
 
 CARD_NAME = "README.md"
+PROMPTING_NAME = "prompting.json"
 LONGEST = 300
 """Characters of a value."""
 
+# A record of the prompt's options is a hundredth of this.
+_MOST_BYTES = 1 << 20
 # Options of a method that are told under a name of their own, or that are not the user's.
 _TOLD = ("name", "seed", "lr")
 
@@ -56,6 +61,32 @@ def write_card(folder: str | Path, header: Mapping[str, Any], told: Told) -> Non
     """
     text = card_of(header, told)
     write_whole(Path(folder, CARD_NAME), lambda file: file.write(text.encode("utf-8", "replace")))
+
+
+def write_prompting(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Write beside a model how its rows became prompts, so that it can be asked as it was tuned.
+
+    Args:
+        folder: of the model.
+        config: of the run's header: the options that are not at their defaults.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    asked = {option.name: config[option.name] for option in fields(Prompting) if option.name in config}
+    text = json.dumps(asked, indent=1, default=str)
+    write_whole(Path(folder, PROMPTING_NAME), lambda file: file.write(text.encode()))
+
+
+def read_prompting(path: str | Path) -> Prompting | None:
+    """Return the options that `write_prompting` wrote; None where there are none, or none that could be understood."""
+    kinds = get_type_hints(Prompting)
+    try:
+        with open_file(path) as file:
+            written = json.loads(file.read(_MOST_BYTES))
+        return Prompting(**{name: fitting(value, str(value), kinds[name], name) for name, value in written.items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, InputError):
+        return None
 
 
 def card_of(header: Mapping[str, Any], told: Told) -> str:

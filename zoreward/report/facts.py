@@ -64,7 +64,8 @@ class Written:
 
     Args:
         step: its number.
-        rows: each with `prompt`, `completion`, `score`.
+        rows: each with `prompt`, `completion`, `score`, the text's own, and `mean`, that of the member's texts; of
+            the two the former is None where the table has none, as of several objectives.
     """
 
     step: int
@@ -179,6 +180,7 @@ def facts_of(path: str | Path, *, kept: int | None = None, findings: Mapping[str
     answers = {note["step"]: note for note in notes if note.get("kind") == "answers" and type(note.get("step")) is int}
     has_texts = any(note.get("texts") for note in answers.values())  # better ones: before and after of the same rows
     tables = [] if has_texts else _tables(folder, run.n_steps)
+    name = str(run.header.get("objective"))
     return Facts(
         path=str(path),
         header=run.header,
@@ -191,8 +193,8 @@ def facts_of(path: str | Path, *, kept: int | None = None, findings: Mapping[str
         session={name: value for session in sessions for name, value in session.items() if value is not None},
         seconds=math.fsum(seconds) if seconds else None,
         passes=sum(len(record.scores) for record in records),
-        before=_read_table(*tables[0]) if tables else None,
-        after=_read_table(*tables[-1]) if len(tables) > 1 else None,
+        before=_read_table(*tables[0], name) if tables else None,
+        after=_read_table(*tables[-1], name) if len(tables) > 1 else None,
     )
 
 
@@ -229,8 +231,16 @@ def _tables(folder: Path, steps: int) -> list[tuple[int, Path]]:
     return [(int(number), path) for number, path in numbered if number.isdigit() and int(number) < steps]
 
 
-def _read_table(step: int, path: Path) -> Written | None:
-    """What the best member of a step wrote; None where the table cannot be read."""
+def _read_table(step: int, path: Path, objective: str) -> Written | None:
+    """What the best member of a step wrote; None where the table cannot be read.
+
+    Args:
+        step: its number.
+        path: the table.
+        objective: by whose name, or `reward/` and it, the column with each text's own score is called.
+    """
+    # One that is called as a column of the table's own stands behind the prefix.
+    own = [name for name in (f"reward/{objective}", objective) if name not in ("member", "score", "prompt")]
     try:
         with open_file(path) as file:
             content = file.read(_TABLE_BYTES)
@@ -242,9 +252,14 @@ def _read_table(step: int, path: Path) -> Written | None:
             from pyarrow import parquet
 
             known = parquet.read_schema(BytesIO(content)).names
-            columns = [name for name in ("member", "score", "prompt", "completion") if name in known]
+            columns = [name for name in ("member", "score", "prompt", "completion", *own) if name in known]
             lines = parquet.read_table(BytesIO(content), columns=columns).slice(0, TEXTS).to_pylist()
         best = [line for line in lines if line.get("member") == lines[0].get("member")]
-        return Written(step, [{name: line.get(name) for name in ("prompt", "completion", "score")} for line in best])
+        rows = []
+        for line in best:
+            score = next((line[name] for name in own if name in line), None)
+            told = {"score": score, "mean": line.get("score")}
+            rows.append({**{name: line.get(name) for name in ("prompt", "completion")}, **told})
+        return Written(step, rows)
     except Exception:  # pyarrow is missing, or whatever it raises of a file that is damaged
         return None

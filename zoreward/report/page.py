@@ -294,8 +294,10 @@ def _side(written: Written) -> tuple[str, list[Any]]:
 
 
 def _written(title: str, row: Mapping[str, Any], same: bool) -> str:
-    score = row.get("score")
-    worth = f", score {number(float(score))}" if is_number(score, LARGEST_SCORE) else ""
+    worth = ""
+    for name, what in (("score", "score"), ("mean", "mean score of what this member wrote")):
+        if not worth and is_number(row.get(name), LARGEST_SCORE):
+            worth = f", {what} {number(float(row[name]))}"
     prompt = "" if same else f"<small>{text(row.get('prompt'))}</small>"
     return f"<div><small>{text(title)}{worth}</small>{prompt}{text(row.get('completion'))}</div>"
 

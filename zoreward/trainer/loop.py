@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput, SaveStrategy, TrainOutp
 from transformers.utils import logging
 
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, write_snapshot
-from zoreward.journal.card import CARD_NAME, Told, write_card
+from zoreward.journal.card import CARD_NAME, Told, write_card, write_prompting
 from zoreward.journal.disk import remove, sync_all
 from zoreward.journal.notes import append_note, remove_notes
 from zoreward.journal.stored import OVER_MAX_KL
@@ -294,8 +294,9 @@ class ZOTrainer(Trainer):
         Raises:
             InputError: the run folder holds a run that is not to be resumed, or that cannot be.
             StorageError: the journal cannot be written; the weights are those of its last step.
-            SilentRunError: none of the first steps moved anything. The run has ended as it ends otherwise, but for the
-                best step, which is not taken; it can be resumed, and has as many steps again.
+            SilentRunError: none of the first steps moved anything; or of all, as the objective had no score, or one for
+                all. The run has ended as it ends otherwise, but for the best step, which is not taken; it can be
+                resumed, and has as many steps again.
         """
         args, start = self.args, time.time()
         self._memory_tracker.start()
@@ -415,6 +416,8 @@ class ZOTrainer(Trainer):
     def _judge_silence(self, done: int) -> None:
         """Where no step has moved anything, say once why, and ask for the end where it stays so.
 
+        A whole run whose objective had no score, or one score for all, has failed, however short it was.
+
         Args:
             done: steps since the run began, or went on: whoever resumes it means it.
         """
@@ -422,16 +425,19 @@ class ZOTrainer(Trainer):
         assert self.last_step is not None
         if self.method_state.silent < step or not self.last_step.lr or not self.keeper.judges_silence:
             return
-        ends = done >= steps_before_end(steps) and step < steps and not self.control.should_training_stop
-        if not ends and step != steps_before_look(steps):
+        is_over = step >= steps or self.control.should_training_stop
+        ends, looks = done >= steps_before_end(steps) and not is_over, steps_before_look(steps)
+        was_whole = is_over and done == step and not self.keeper.ends
+        if not ends and not was_whole and step != looks:
             return
         advice = why_silent(self.run, load_run(self.args.output_dir).records())
-        if ends:
-            message = f"none of the {step} steps so far has moved anything: {advice.why}"
+        if ends or (was_whole and advice.by_scores):
+            message = f"none of the {step} steps{' so far' if ends else ''} has moved anything: {advice.why}"
             self._silence = SilentRunError(message, hint=f"{advice.hint}.")
-            self.keeper.stopped_by, self.control.should_training_stop = "silence", True
-        else:
+        elif step <= looks:
             logger.warning("None of the first %d steps moved anything: %s. %s.", step, advice.why, advice.hint)
+        if ends:
+            self.keeper.stopped_by, self.control.should_training_stop = "silence", True
 
     def _log_evaluate_save(self) -> None:
         """Do what callbacks have asked for."""
@@ -966,6 +972,7 @@ class ZOTrainer(Trainer):
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         self.write_card(folder, merged=merge)  # PEFT has written one of its own
+        write_prompting(folder, self.header.get("config") or self.args.changed())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -17,6 +17,8 @@ from zoreward.scoring import Engine, candidate_logprobs, scores_of, share_that_d
 from zoreward.trainer.inputs import one_answer
 from zoreward.trainer.run import Run
 
+# Equal scores by which an objective counts as constant: fewer may be so by chance.
+ENOUGH = 16
 # How many steps the share of silent ones is expected from, at least, and on how many rows; the share below which
 # nothing is said of it; and the steps of a run that are too few to ask.
 SAMPLES, ROWS, MUCH, LEAST_STEPS = 12, 64, 0.25, 200
@@ -43,10 +45,17 @@ def steps_before_end(steps: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Why no step moves anything, and what to try: a sentence without its full stop."""
+    """Why no step moves anything, and what to try: a sentence without its full stop.
+
+    Args:
+        why: no step does.
+        hint: what to try.
+        by_scores: whether it is the objective's doing, which has no score, or one for all members, though they differ.
+    """
 
     why: str
     hint: str
+    by_scores: bool = False
 
 
 def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
@@ -60,14 +69,16 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
     """
     assert run.last is not None
     objective, rows, eps = run.objective, run.last.rows, run.method.eps
-    values = {score for record in records for score in record.scores if not math.isnan(score)}
+    scores = [score for record in records for score in record.scores if not math.isnan(score)]
+    values = set(scores)
     if not values:
         if objective.needs == "choices" and one_answer(rows) is not None:
             why = f"batches of {len(rows)} rows hold rows of one answer, on which {objective.name!r} has no score"
-            return Advice(why, "Take a larger --batch-size")
+            return Advice(why, "Take a larger --batch-size", True)
         why = f"{objective.name!r} has no score on the rows of any step"
-        return Advice(why, "See what it returns for these rows, or take a larger --batch-size")
+        return Advice(why, "See what it returns for these rows, or take a larger --batch-size", True)
     constant = f"every score is {next(iter(values)):g}" if len(values) == 1 else ""
+    is_constant = bool(constant) and len(scores) >= ENOUGH
     written = [member for member in run.last.scored if isinstance(member, Writing)]
     if objective.needs == "completions":  # a rank may have none: then another one tells
         if written and not share_that_differs([[text.text for text in member.completions] for member in written]):
@@ -75,14 +86,16 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
             return Advice("all members write the same texts", hint)
         why = constant or "the texts of all members are worth the same"
         hint = "Take a reward that tells these texts apart, prompts of which some succeed, or a larger --batch-size"
-        return Advice(why, hint)
+        return Advice(why, hint, is_constant)
     logprobs_MNC = candidate_logprobs(run.scorer.engine, rows, run.method.ask(run.state).parts[0])
     answers_MN = logprobs_MNC.argmax(axis=2) if objective.needs == "choices" else logprobs_MNC[:, :, 0]
     if (answers_MN == answers_MN[0]).all():
         why = f"the answers to a batch of {len(rows)} rows are the same for all members at eps {eps:g}"
         return Advice(why, f"Take a larger --eps or --batch-size, or {_SMOOTH}")
     if constant:
-        return Advice(f"{constant}, whatever members answer", "See what the objective returns, or take other rows")
+        return Advice(
+            f"{constant}, whatever members answer", "See what the objective returns, or take other rows", is_constant
+        )
     why = f"{objective.name!r} moves in coarse steps on the {len(rows)} rows of a batch, and members score the same"
     return Advice(why, f"Take a larger --batch-size or --eps, or {_SMOOTH}")
 
