@@ -188,22 +188,6 @@ def test_something_else_is_refused(change: Any, told: str, capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("data")
-def test_several_gpus_are_refused_before_the_first_run_where_mezo_would_be_refused(
-    asked: list[Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert main(words_of("out", "zero-shot,mezo")) == 2
-    error, hint = capsys.readouterr().err.splitlines()[-2:]
-    assert error == "error: this process sees several GPUs"
-    assert "CUDA_VISIBLE_DEVICES" in hint and "--device cuda:0" in hint
-    assert not asked and not Path("out").exists()
-    assert main([*words_of("out", "zero-shot,mezo"), "--device", "cuda"]) == 2
-    bench(words_of("out", "zero-shot,adamw"), capsys)  # which take the first
-    bench([*words_of("other", "mezo"), "--device", "cpu"], capsys)
-
-
-@pytest.mark.usefixtures("data")
 def test_a_table_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # not installed
     words = words_of("out", "zero-shot,shots,calibrated,linear-probe,mezo,adamw", seeds="2")

@@ -199,6 +199,19 @@ def test_what_has_no_score_on_batches_of_one_class_says_so_before_the_first_step
     assert "'has_a_score' has no score on rows of one class, as in about 48 % of the batches of 2 rows" in caplog.text
 
 
+def test_of_several_gpus_a_run_takes_the_first_and_says_how_to_take_all(tmp_path, tokenizer, monkeypatch, caplog):
+    """transformers would put a copy of the model on each, and give each as many rows."""
+    args = config(tmp_path, per_device_train_batch_size=2)
+    monkeypatch.setattr(args, "_n_gpu", 3)  # as on a machine with three
+    assert args.train_batch_size == 6
+    made = ZOTrainer(
+        random_model("llama"), "neg-cross-entropy", args=args, train_dataset=ROWS, processing_class=tokenizer
+    )
+    assert (made.args.n_gpu, made.args.train_batch_size) == (1, 2)
+    told = "Of 3 GPUs this run takes the first. All of them: torchrun --nproc-per-node 3"
+    assert [record for record in caplog.records if told in record.getMessage()]
+
+
 def test_a_reward_that_changes_the_directory_does_not_move_the_run(tmp_path, tokenizer, monkeypatch):
     elsewhere, base = tmp_path / "elsewhere", tmp_path / "base"
     elsewhere.mkdir()

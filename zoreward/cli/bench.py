@@ -74,7 +74,7 @@ def _bench(context: typer.Context, options: BenchOptions) -> Outcome:
     results = Results(Path(options.output))
     for plan in plans.values():
         results.check(plan.configuration())
-    _check_model(plans, tables)
+    _check_model(plans)
     for name, plan in plans.items():
         if "shots" in tables[name]:
             check_shots(plan)
@@ -147,11 +147,9 @@ def _methods_of(plan: Plan, methods: Sequence[str], *, is_all: bool) -> list[str
     return names
 
 
-def _check_model(plans: dict[str, Plan], tables: Tables) -> None:
+def _check_model(plans: dict[str, Plan]) -> None:
     """Find out what is wrong with model, dtype and device before the first run."""
-    import torch
-
-    from zoreward.scoring import check_model_name, check_one_gpu, checked_device, head_of, load_tokenizer
+    from zoreward.scoring import check_model_name, checked_device, head_of, load_tokenizer
     from zoreward.scoring.devices import first_device
     from zoreward.scoring.loading import checked_dtype
 
@@ -159,9 +157,6 @@ def _check_model(plans: dict[str, Plan], tables: Tables) -> None:
     plan = next(iter(plans.values()))
     device = checked_device(first_device() if plan.settings.device is None else plan.settings.device)
     checked_dtype(plan.settings.dtype, device)
-    if device.type == "cuda" and any(METHODS[name].kind == "zo" for table in tables.values() for name in table):
-        hint = "set CUDA_VISIBLE_DEVICES to one of them, or where it is not set, give --device cuda:0"
-        check_one_gpu(torch.cuda.device_count(), hint=hint)
     check_model_name(plan.model)
     kind = head_of(plan.model, trust_remote_code=plan.settings.trust_remote_code).kind
     if kind != "causal":

@@ -26,7 +26,6 @@ from zoreward.scoring.decoding import HFGenerator, end_tokens_of
 from zoreward.scoring.devices import (
     check_device_map,
     check_loaded,
-    check_one_gpu,
     checked_device,
     free_bytes,
     one_of_its_own,
@@ -98,7 +97,6 @@ __all__ = [
     "check_memory",
     "check_model_name",
     "check_needs",
-    "check_one_gpu",
     "checked_device",
     "checked_engine",
     "checked_generator",

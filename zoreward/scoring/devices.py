@@ -52,22 +52,6 @@ def first_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_one_gpu(count: int, *, hint: str) -> None:
-    """Refuse to guess on which of several GPUs a run goes.
-
-    Args:
-        count: how many GPUs the process sees.
-        hint: what to do.
-
-    Raises:
-        InputError: there are several.
-
-    >>> check_one_gpu(1, hint="")
-    """
-    if count > 1:
-        raise InputError("this process sees several GPUs", hint=hint)
-
-
 def check_device_map(device_map: str | None, device: Any = None) -> None:
     """Find out that a way to spread a model makes no sense.
 

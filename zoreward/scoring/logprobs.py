@@ -21,8 +21,8 @@ from zoreward.scoring.forward import Reader, forward, padded
 from zoreward.scoring.packing import log_softmax_at
 from zoreward.scoring.protocol import OwnPasses, Tokens
 
-# Logits that are turned into float32 at once: 256 MB.
-LOGITS_AT_ONCE = 1 << 26
+# Logits that are turned into float32 at once: 64 MB.
+LOGITS_AT_ONCE = 1 << 24
 
 Group = list[Request]
 """Requests that are read together, behind one prompt."""

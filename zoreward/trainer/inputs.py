@@ -20,6 +20,7 @@ from zoreward.members import (
     check_tune,
     has_adapter,
 )
+from zoreward.neighbours.of_transformers import use_one_gpu_
 from zoreward.records import Example, InputError, ObjectiveError
 from zoreward.registry import Objective, get_objective, weighted_sum
 from zoreward.registry.retries import with_retries
@@ -30,7 +31,6 @@ from zoreward.scoring import (
     check_device_map,
     check_loaded,
     check_model_name,
-    check_one_gpu,
     config_of_model,
     examples_of,
     generation_of,
@@ -328,9 +328,12 @@ def refuse_what_is_missing(model: Any, args: ZOConfig, peft_config: Any) -> None
     check_device_map(args.device_map)
     if args.device_map or (not isinstance(model, str) and getattr(model, "hf_device_map", None)):
         _check_spread(model, args)
-    else:
-        hint = "Set CUDA_VISIBLE_DEVICES to one of them; or device_map=auto to spread the model over all."
-        check_one_gpu(args.n_gpu, hint=hint)
+    elif args.n_gpu > 1:
+        logging.get_logger(__name__).warning_once(
+            f"Of {args.n_gpu} GPUs this run takes the first. All of them: torchrun --nproc-per-node {args.n_gpu}, or "
+            "for a model that one does not hold, device_map=auto."
+        )
+        use_one_gpu_(args)  # else transformers would put a copy of the model on each
     if args.load_best_model_at_end and args.save_strategy != "best" and not name_of(model):
         hint = 'Give the model as a folder or Hub id; or save_strategy="best", which writes its weights down.'
         raise InputError("the best step is made from the base weights, and this model has no name", hint=hint)
