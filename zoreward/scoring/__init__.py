@@ -32,6 +32,7 @@ from zoreward.scoring.devices import (
     one_of_its_own,
     peak_bytes,
 )
+from zoreward.scoring.divided import Division, check_division, load_divided
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, evaluated
 from zoreward.scoring.forward import Reader
@@ -71,6 +72,7 @@ from zoreward.scoring.wins import WinRate, win_rate
 
 __all__ = [
     "Base",
+    "Division",
     "Engine",
     "Generation",
     "HFGenerator",
@@ -94,6 +96,7 @@ __all__ = [
     "calibrated_logprobs",
     "candidate_logprobs",
     "check_device_map",
+    "check_division",
     "check_loaded",
     "check_memory",
     "check_model_name",
@@ -120,6 +123,7 @@ __all__ = [
     "last_hidden_states",
     "length_limit",
     "linear_probe",
+    "load_divided",
     "load_model",
     "load_tokenizer",
     "load_with_head",

@@ -68,6 +68,15 @@ class Ranks:
         with self._told(mine):
             return torch.stack(self._group.gather(mine)).numpy()
 
+    def tensors(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors of all ranks, which are of one shape and dtype, on the CPU."""
+        mine = own.detach().cpu().contiguous()
+        if self._group is None:
+            return [mine]
+        bits = mine.view(-1).view(torch.uint8)
+        with self._told(bits):
+            return [one.view(mine.dtype).view(mine.shape) for one in self._group.gather(bits)]
+
     def least(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return of each number the least that a rank has in its place."""
         mine = torch.tensor(own)
@@ -170,7 +179,7 @@ def _group_of(launch: Launch) -> GlooGroup:
         hint = "Start it with torchrun, or accelerate launch --multi_gpu: each rank holds the whole model."
         raise InputError(f"{launch.divides} would divide the model, and has no use here", hint=hint)
     try:
-        store = _store_of(launch)
+        store = store_of(launch)
         of_start = f"zoreward/{launch.restart}"
         number = store.add(f"{of_start}/{launch.rank}", 1)  # the how manieth group of this process
         return GlooGroup(PrefixStore(f"{of_start}/group-{number}", store), launch.rank, launch.size, SECONDS)
@@ -180,7 +189,8 @@ def _group_of(launch: Launch) -> GlooGroup:
 
 
 @cache  # rank 0 may keep it for all: it must last as long as the process
-def _store_of(launch: Launch) -> Any:
+def store_of(launch: Launch) -> Any:
+    """Return the store in which the processes of a launch find each other."""
     from torch.distributed import TCPStore
 
     host, port = launch.address

@@ -4,20 +4,24 @@ Passes are shared as a whole, cut as the engine's unit of work says, so that sco
 there are. Where members are shared, a rank reads all rows under its own, scores them, and gives numbers alone. Where
 rows are shared, and where the model itself is asked, all are given what each has read or written, and rank 0 calls the
 objective. So a function is called once for each completion, whatever the number of ranks.
+
+Where ranks hold a model together, all of them make all passes, since each has a part of every layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
 from zoreward.members import Tuned
-from zoreward.records import Completion, Example, Member, RanksError, Scored, Update, Writing
+from zoreward.records import Completion, Example, Member, RanksError, Scored, Update, Writing, one_line
 from zoreward.scoring.local import LocalEngine
 from zoreward.scoring.protocol import Generation, OwnPasses, Split, Work
 from zoreward.scoring.ranks import Ranks
@@ -101,6 +105,27 @@ class ShardedEngine:
     @property
     def _passes(self) -> OwnPasses:
         return OwnPasses(self.ranks.rank, self.ranks.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DividedEngine(ShardedEngine):
+    """An `Engine` of ranks that hold a model together: all make all passes, and all take what rank 0 has read."""
+
+    def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
+        """See `Engine.logprobs`."""
+        with _told_of_the_dead():
+            own = self.local.logprobs(work, rows=rows)
+        of_first = self.ranks.floats(np.concatenate(own))[0]
+        return np.split(of_first, np.cumsum([len(one) for one in own])[:-1])
+
+    @property
+    def unit(self) -> dict[str, Any]:
+        """See `Engine.unit`."""
+        return {**self.local.unit, "ranks": 1, "tensor_parallel": self.ranks.size}
+
+    def owners(self, members: Sequence[Member]) -> list[list[int]] | None:
+        """Return None: no member is one rank's."""
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,6 +238,12 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
     if not ranks.several:
         return scorer
     unit = scorer.reader.unit
+    # Ranks that share a GPU may have found room for different sizes.
+    read, written = ranks.least(np.array([unit["read"], unit["written"] or 0], dtype=np.float64)).astype(int).tolist()
+    own: dict[str, Any] = {"read": read, "written": written or None}
+    if scorer.reader.tuned.parts:
+        divided = DividedEngine(scorer.reader.cut_as(own), ranks)
+        return ShardedScorer(divided, scorer.objective, scorer.generation, scorer.base)
     size = _members_of_a_pass(members, ranks.size)
     busy = -(-len(members) // size)
     chosen = ("members" if busy >= ranks.size else "rows") if split == "auto" else split
@@ -221,10 +252,8 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
             "%d members keep %d of %d ranks busy: take more directions, or --ranks-split rows.",
             *(len(members), busy, ranks.size),
         )
-    # Ranks that share a GPU may have found room for different sizes.
-    read, written = ranks.least(np.array([unit["read"], unit["written"] or 0], dtype=np.float64)).astype(int).tolist()
     together = size if chosen == "members" else len(members)
-    own = {"ranks": ranks.size, "split": chosen, "members": together, "read": read, "written": written or None}
+    own |= {"ranks": ranks.size, "split": chosen, "members": together}
     engine = ShardedEngine(scorer.reader.cut_as(own), ranks)
     return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
 
@@ -238,3 +267,22 @@ def _members_of_a_pass(members: Sequence[Member], ranks: int) -> int:
     while len(members) % size == 1 and size < len(members):
         size += 1
     return size
+
+
+@contextmanager
+def _told_of_the_dead() -> Iterator[None]:
+    """Say that another rank has ended, where a layer could not gather.
+
+    Raises:
+        RanksError: in the place of what torch's process group raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or not ("gloo" in told or "NCCL" in told):
+            raise
+        why = one_line(told.splitlines()[0].rpartition("] ")[2], 120)
+        raise RanksError(
+            f"another rank has ended, or cannot be reached: {why}", hint="What it said stands near."
+        ) from error

@@ -191,8 +191,8 @@ class ZOTrainer(Trainer):
         self.given, self.memory, given = plan.given, plan.memory, plan.given
         args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
         refuse_other_inputs(self.ranks, given)
-        self.ready = ready_model(model, self.head, args, peft_config)
-        args.eps = eps_that_shows(self.ready.tuned, args, given=given.eps_given)
+        self.ready = ready_model(model, self.head, args, peft_config, self.ranks)
+        args.eps = self._eps_that_shows(args)
         method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
         query = method.ask(method.init())
         scorer = checked_scorer(
@@ -701,7 +701,7 @@ class ZOTrainer(Trainer):
         )
         if not given.eps_given:
             args.eps = found.eps
-        eps = eps_that_shows(self.ready.tuned, self.args, given=given.eps_given)
+        eps = self._eps_that_shows(args)
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
@@ -709,6 +709,11 @@ class ZOTrainer(Trainer):
             self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_paid(found.rows)))
         if self._steps_paid(found.rows) >= LEAST_STEPS:
             self._tell_of_silent_steps()
+
+    def _eps_that_shows(self, args: ZOConfig) -> float:
+        """See `eps_that_shows`; of ranks that hold a model together all take what rank 0 finds in its part."""
+        eps = eps_that_shows(self.ready.tuned, args, given=self.given.eps_given)
+        return float(self.ranks.from_first(eps)) if self.ready.division else eps
 
     def _steps_after(self, rows: int, scored: Sequence[int] = (), done: int = 0) -> int:
         """Return how many steps there are when so many rows were read to find the rate; see `budget_of`."""
@@ -922,7 +927,7 @@ class ZOTrainer(Trainer):
     def _write_snapshot(self) -> None:
         """Write the weights down. That they cannot be is a warning: the journal has it all."""
         over = self.state.global_step >= self.state.max_steps
-        if not self.ranks.first:
+        if not self.ranks.first or self.ready.division:  # each rank has a part, and the journal has it all
             return
         if over and not self.keeper.ends and self.args.save_steps == 0:
             return
@@ -957,13 +962,14 @@ class ZOTrainer(Trainer):
         Raises:
             InputError: the merged model gives something else than the model with its adapter; nothing is saved.
         """
+        state = self.ready.division.state(self.model) if self.ready.division else None
         if not self.ranks.first:
             return
         merge, folder = self.args.merge and not _internal_call, output_dir or self.args.output_dir
         model: Any = merged_copy(self.model) if merge else self.model
         if merge:
             check_merged(self.model, model, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({"state_dict": state} if state else {}))
         self.processing_class.save_pretrained(folder)
         self.write_card(folder, merged=merge)  # PEFT has written one of its own
         if self.args.push_to_hub and not _internal_call:

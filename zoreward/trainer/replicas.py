@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen
 from zoreward.members import Tuned
-from zoreward.neighbours.of_launchers import launch_of
+from zoreward.neighbours.of_launchers import Launch, launch_of
 from zoreward.records import InputError, RanksError, Rewind, StepRecord
 from zoreward.scoring import Ranks
 from zoreward.trainer.header import digest_of
@@ -150,8 +150,11 @@ def joined(args: ZOConfig | None = None) -> Ranks:
         RanksError: the others do not come.
     """
     launch = launch_of()
-    if launch is not None and args is not None:
-        _refuse_over_ranks(args)
+    if args is not None:
+        if args.tensor_parallel is not None:
+            _refuse_to_divide(args, launch)
+        if launch is not None:
+            _refuse_over_ranks(args)
     ranks = Ranks(launch)
     if not ranks.first:
         transformers_logging.set_verbosity_error()
@@ -169,6 +172,13 @@ def _refuse_over_ranks(args: ZOConfig) -> None:
     if getattr(args, "rows_per_direction", None) is not None:
         hint = "Leave it out, or start one process."
         raise InputError("rows_per_direction divides rows that several ranks cannot share yet", hint=hint)
+
+
+def _refuse_to_divide(args: ZOConfig, launch: Launch | None) -> None:
+    size, started = args.tensor_parallel, launch.size if launch is not None else 1
+    if started != size:
+        hint = f"Start as many: torchrun --nproc-per-node {size} …; several groups of ranks are not built yet."
+        raise InputError(f"tensor_parallel={size} divides a model among {size} ranks, not among {started}", hint=hint)
 
 
 def refuse_other_inputs(ranks: Ranks, given: Given) -> None:
@@ -228,12 +238,14 @@ def digest_of_weights(tuned: Tuned) -> str:
 
         sha256(name, Σ_i bits_i mod 2^64 of each weight),  bits_i of entry i as an integer
 
-    It notices an entry that differs, and not entries that have changed places.
+    It notices an entry that differs, and not entries that have changed places. Weights of which this process holds a
+    part are left out: each rank has another one.
     """
+    whole = {name: weight for name, weight in tuned.weights.items() if name not in tuned.parts}
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {
         name: weight.detach().contiguous().view(kinds[weight.element_size()]).sum(dtype=torch.int64)
-        for name, weight in tuned.weights.items()
+        for name, weight in whole.items()
     }
     told = [(name, int(total)) for name, total in sums.items()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
