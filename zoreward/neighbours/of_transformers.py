@@ -222,8 +222,9 @@ def _early_stopping(callbacks: Iterable[Any]) -> list[Any]:
     return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
 
 
-# How layers are divided among ranks: which of transformers' own plans we take as they are.
-DIVIDED_BY = frozenset({"colwise", "rowwise", "replicated_with_grad_allreduce", "replicate"})
+# How layers are divided among ranks, of the ways that transformers has: those that we take.
+UNDIVIDED = "replicated_with_grad_allreduce"  # which without gradients is to leave a layer as it is
+DIVIDED_BY = frozenset({"colwise", "rowwise", UNDIVIDED})
 # By type of model: plans that transformers has none of.
 _PLANS = {
     "opt": {
@@ -250,7 +251,7 @@ def tensor_plan(model: Any) -> dict[str, str] | None:
         return None
     whole = [model.get_input_embeddings(), model.get_output_embeddings()]
     names = [name for name, module in model.named_modules() if any(module is one for one in whole)]
-    return {**own, **dict.fromkeys(names, "replicate")}
+    return {**own, **dict.fromkeys(names, UNDIVIDED)}
 
 
 def divided_by(plan: Mapping[str, str], size: int) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def take_parts_(model: Any, plan: Mapping[str, str], size: int) -> dict[str, tup
 
     parts: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for name, module in model.named_modules():
-        if plan.get(name) == "replicate":
+        if plan.get(name) == UNDIVIDED:
             module.__dict__.pop("forward", None)  # it only calls the module's own
         if model.config.model_type in _PLANS and hasattr(module, "q_proj"):
             module.num_heads //= size
