@@ -121,7 +121,7 @@ def load_divided(name: str, ranks: Ranks, device: torch.device, **place: Any) ->
         ZorewardError: it cannot be loaded, or divided.
     """
     plan = _plan_of(name, place.get("trust_remote_code", False))
-    with _seen_by_transformers(device):
+    with seen_by_transformers(device):
         model = load_model(name, device=device, divided=(plan, ranks.size), **place)
     try:
         found = take_parts_(model, plan, ranks.size)
@@ -142,7 +142,7 @@ def _plan_of(name: str, trust_remote_code: bool) -> dict[str, str]:
 
 
 @contextmanager
-def _seen_by_transformers(device: torch.device) -> Iterator[None]:
+def seen_by_transformers(device: torch.device) -> Iterator[None]:
     """Begin the process group by which layers gather, unless there is one; this process has one GPU, its first."""
     from torch import distributed
 
