@@ -26,7 +26,7 @@ from zoreward.scoring.local import LocalEngine
 from zoreward.scoring.protocol import Generation, OwnPasses, Split, Work
 from zoreward.scoring.ranks import Ranks
 from zoreward.scoring.requests import candidate_logprobs, mismatched_ratios, prompts_of, score_writings, scores_of
-from zoreward.scoring.scorer import Scorer
+from zoreward.scoring.scorer import Result, Scorer
 
 _HOLES = "ranks cut their work differently: some passes were made by none"
 _HINT = "One of them may have run out of memory: take fewer rows or members at a time, or resume on GPUs of one kind."
@@ -216,6 +216,11 @@ class ShardedScorer(Scorer):
                 found.append(Scored(score, parts, logprobs_NC=logprobs_MNC[m], **known))
         return found
 
+    def once(self, work: Callable[[], Result]) -> Result:
+        """See `Scorer.once`."""
+        ranks = self.engine.ranks
+        return ranks.from_first(work() if ranks.first else None)  # type: ignore[no-any-return]
+
     @property
     def reader(self) -> LocalEngine:
         """The engine of this rank: what is read by it in other ways, all ranks read alike."""
@@ -255,6 +260,24 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
     together = size if chosen == "members" else len(members)
     own |= {"ranks": ranks.size, "split": chosen, "members": together}
     engine = ShardedEngine(scorer.reader.cut_as(own), ranks)
+    return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
+
+
+def sharing_passes(scorer: Scorer, ranks: Ranks | None, examples: Sequence[Example]) -> Scorer:
+    """Return a scorer whose ranks share the passes that one process would make: its scores are that one's, bit for bit.
+
+    Args:
+        scorer: of this rank, which scores the model as it is.
+        ranks: all of them; None: there is one process.
+        examples: the rows.
+
+    Raises:
+        RanksError: a rank has other rows.
+    """
+    if ranks is None or not ranks.several:
+        return scorer
+    ranks.refuse_unlike({"other rows": repr([(one.prompt_tokens, one.candidate_tokens) for one in examples])})
+    engine = ShardedEngine(scorer.reader, ranks)
     return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
 
 
