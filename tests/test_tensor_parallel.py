@@ -65,7 +65,12 @@ def divided(
         held = sum(weight.numel() for weight in own.model.parameters())
         own.train()
         own.save_model(str(folder / "model"))
-        told = {"before": before, "held": held, "eval": [log for log in own.state.log_history if "eval_score" in log]}
+        told = {
+            "before": before,
+            "held": held,
+            "weights": own.memory.weights if own.memory else 0,
+            "eval": [log for log in own.state.log_history if "eval_score" in log],
+        }
         (folder / f"told-{rank}.json").write_text(json.dumps(told))
 
     codes = launches.ended(launches.start(2, folder / "log", work))
@@ -84,6 +89,7 @@ def test_ranks_that_hold_a_model_together_read_what_one_process_reads(divided):
     whole = logprobs_of(engine_of(model, 0))
     assert first["before"] == second["before"]
     assert first["held"] < sum(weight.numel() for weight in model.parameters())
+    assert first["weights"] == first["held"] * torch.finfo(getattr(torch, dtype)).bits // 8  # as was forecast
     exact = {"float32": 1e-5, "bfloat16": 0.2}[dtype]  # partial sums are rounded
     torch.testing.assert_close(torch.tensor(first["before"]), torch.tensor(whole), atol=exact, rtol=0)
     assert first["before"][1] != first["before"][2]  # members differ

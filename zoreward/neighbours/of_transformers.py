@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -252,6 +253,18 @@ def tensor_plan(model: Any) -> dict[str, str] | None:
     whole = [model.get_input_embeddings(), model.get_output_embeddings()]
     names = [name for name, module in model.named_modules() if any(module is one for one in whole)]
     return {**own, **dict.fromkeys(names, UNDIVIDED)}
+
+
+def divided_weights(model: Any, plan: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the names and weights of a whole model that are cut where it is divided by a plan.
+
+    Private: that biases of what is cut by columns are cut, and others are not.
+    """
+    for name, weight in model.named_parameters():
+        module, _, key = name.rpartition(".")
+        style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", module))
+        if style == "colwise" or (style == "rowwise" and key == "weight"):
+            yield name, weight
 
 
 def divided_by(plan: Mapping[str, str], size: int) -> dict[str, Any]:

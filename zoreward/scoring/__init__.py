@@ -32,7 +32,7 @@ from zoreward.scoring.devices import (
     one_of_its_own,
     peak_bytes,
 )
-from zoreward.scoring.divided import Division, check_division, load_divided
+from zoreward.scoring.divided import Division, check_division, divided_memory, load_divided
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, evaluated
 from zoreward.scoring.forward import Reader
@@ -109,6 +109,7 @@ __all__ = [
     "completion_scores",
     "config_of_model",
     "distinct_2",
+    "divided_memory",
     "end_tokens_of",
     "engine_of",
     "evaluate",

@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from zoreward.kernels.parts import Part
-from zoreward.members import Tuned, divided
+from zoreward.members import Tuned, bytes_of, divided
 from zoreward.neighbours.of_launchers import launch_of
-from zoreward.neighbours.of_transformers import DIVIDED_BY, take_parts_, tensor_plan
+from zoreward.neighbours.of_transformers import DIVIDED_BY, divided_weights, take_parts_, tensor_plan
 from zoreward.noise import canonical_name
 from zoreward.records import InputError
 from zoreward.scoring.checkpoints import Head, adapter_base, load_config
 from zoreward.scoring.loading import blank_model, load_model
+from zoreward.scoring.memory import Memory
 from zoreward.scoring.ranks import SECONDS, Ranks, store_of
 
 if TYPE_CHECKING:
@@ -128,6 +129,20 @@ def load_divided(name: str, ranks: Ranks, device: torch.device, **place: Any) ->
     except ValueError as error:
         raise InputError(f"'{name}' is not divided among ranks yet: {error}", hint=_WHOLE) from error
     return model, Division(ranks, {canonical_name(name): Part(*one) for name, one in found.items()})
+
+
+def divided_memory(memory: Memory, model: torch.nn.Module, size: int) -> Memory:
+    """Return what a rank needs of the memory that one process would: its parts, and a whole tensor of each shape.
+
+    Args:
+        memory: of a process that holds the whole model.
+        model: it may lie on torch's meta device.
+        size: among how many ranks it is divided.
+    """
+    parts = dict(divided_weights(model, tensor_plan(model) or {}))
+    shapes = {tuple(weight.shape): weight for weight in parts.values()}
+    spared = bytes_of(parts.values()) * (size - 1) // size
+    return replace(memory, weights=memory.weights - spared, scratch=memory.scratch + bytes_of(shapes.values()))
 
 
 def _plan_of(name: str, trust_remote_code: bool) -> dict[str, str]:

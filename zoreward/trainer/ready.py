@@ -41,6 +41,7 @@ from zoreward.scoring import (
     Ranks,
     blank_model,
     check_memory,
+    divided_memory,
     load_divided,
     load_model,
     load_with_head,
@@ -104,7 +105,7 @@ def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, pef
     """
     args, head, examples = given.args, given.head, given.examples
     blank: Any = model
-    if args.device_map is not None or args.tensor_parallel is not None:
+    if args.device_map is not None:
         return None
     if isinstance(model, str):
         place = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
@@ -132,6 +133,8 @@ def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, pef
         copied=copied,
         device=args.device,
     )
+    if memory is not None and args.tensor_parallel is not None:
+        memory = divided_memory(memory, blank, args.tensor_parallel)
     if memory is not None:
         check_memory(memory, Path(name_of(model)).name or type(model).__name__, dtype)
     return memory
