@@ -50,7 +50,7 @@ def divided_model(shape: str, ranks: Ranks, device: torch.device, dtype: torch.d
         model = OPTForCausalLM(opt_config(shape)).to(dtype)
     plan = {name: style for name, style in (tensor_plan(model) or {}).items() if "layers" in name}
     config = divided_by(plan, ranks.size)["distributed_config"]
-    with seen_by_transformers(device):
+    with seen_by_transformers(device, ranks.size):
         config, _, mesh = OPTForCausalLM.prepare_distribute_model(config)
         model = OPTForCausalLM.maybe_distribute_model(model, config, mesh)
     model = model.to_empty(device=device).eval().requires_grad_(False)
@@ -75,7 +75,7 @@ def scorer_of(model: Any, tuned: Tuned, ranks: Ranks) -> Scorer:
     """Scores couples of the model, by all ranks."""
     spsa = SPSA(eps=1e-3)
     alone = Scorer(engine_of(model, 1, tuned=tuned), get_objective("neg-cross-entropy"), Generation())
-    return sharded(alone, ranks, "auto", spsa.ask(spsa.init()).members)
+    return sharded(alone, ranks, "auto", spsa.ask(spsa.init()).members, ranks.size)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -135,6 +135,33 @@ def test_a_run_goes_on_and_back_to_its_best_step(tiny_model_dir, tmp_path):
     assert all(torch.equal(weight, alone[name]) for name, weight in saved.items())
 
 
+@pytest.mark.parametrize("split", ["members", pytest.param("rows", marks=pytest.mark.slow)])
+def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_path):
+    """Two groups of two, whose run goes on with one group."""
+    options = {"tensor_parallel": 2, "ranks_split": split, "max_steps": 4}
+
+    def work(rank: int) -> None:
+        own = trainer(tiny_model_dir, tmp_path / "four", **options)
+        own.train()
+        own.save_model(str(tmp_path / "model"))
+        trainer(tiny_model_dir, tmp_path / "two", **{**options, "max_steps": 2}).train()
+
+    def go_on(rank: int) -> None:
+        trainer(tiny_model_dir, tmp_path / "two", **options).train(resume_from_checkpoint=True)
+
+    for size, task in ((4, work), (2, go_on)):
+        codes = launches.ended(launches.start(size, tmp_path / "log", task))
+        assert codes == [0] * size, (tmp_path / "log").read_text()[-5000:]
+    run, two = (load_run(tmp_path / name) for name in ("four", "two"))
+    unit = run.header["unit"]
+    assert (unit["ranks"], unit["split"], unit["tensor_parallel"]) == (2, split, 2)
+    assert unit["members"] == (2 if split == "members" else 4)
+    assert [record.scores for record in run.records()] == [record.scores for record in two.records()]
+    saved = load_model(str(tmp_path / "model"), device="cpu").state_dict()
+    alone = replay(run, load_model(str(tiny_model_dir), device="cpu")).state_dict()
+    assert all(torch.equal(weight, alone[name]) for name, weight in saved.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("dim", "first"), [(0, 5), (1, 3)])
 def test_a_part_moves_as_the_whole_does_there(dtype, dim, first):
@@ -177,7 +204,7 @@ def test_what_cannot_be_divided_is_refused_before_weights_are_read(tmp_path, tok
     for name, words in {
         "three heads": "2 ranks cannot share the 3 attention heads",
         "no plan": "cannot be divided among ranks: nobody says how, for Bloom",
-        "four": "tensor_parallel=4 divides a model among 4 ranks, not among 2",
+        "four": "tensor_parallel=4 divides a model among 4 ranks, and 2 started",
         "low rank": "tensor_parallel=2 is not built for low-rank directions",
         "lora": "is not built for adapters",
         "blocks": "is not built for anchor, share and blocks",
@@ -186,5 +213,5 @@ def test_what_cannot_be_divided_is_refused_before_weights_are_read(tmp_path, tok
 
 
 def test_a_model_is_not_divided_by_a_process_alone(tiny_model_dir, tmp_path):
-    with pytest.raises(InputError, match="divides a model among 2 ranks, not among 1"):
+    with pytest.raises(InputError, match="divides a model among 2 ranks, and 1 started"):
         trainer(tiny_model_dir, tmp_path / "run", tensor_parallel=2)

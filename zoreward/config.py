@@ -499,8 +499,8 @@ class Running:
     )
     tensor_parallel: int | None = setting(
         default=None,
-        help="Divide the model's layers among so many ranks, all that were started: for a model that one GPU does not "
-        "hold. Dense directions, and answers that are given.",
+        help="Divide the model's layers among so many ranks (torchrun), for a model that one GPU does not hold; of "
+        "more, groups of so many share the work. Dense directions, and answers that are given.",
         least=2,
     )
     max_seconds: float | None = setting(

@@ -44,7 +44,7 @@ class Division:
     """Which parts of a model this rank holds.
 
     Args:
-        ranks: that hold it together.
+        ranks: those that hold it together.
         parts: canonical name → where this rank's part lies in the whole weight; of those that are divided.
     """
 
@@ -122,7 +122,7 @@ def load_divided(name: str, ranks: Ranks, device: torch.device, **place: Any) ->
         ZorewardError: it cannot be loaded, or divided.
     """
     plan = _plan_of(name, place.get("trust_remote_code", False))
-    with seen_by_transformers(device):
+    with seen_by_transformers(device, ranks.size):
         model = load_model(name, device=device, divided=(plan, ranks.size), **place)
     try:
         found = take_parts_(model, plan, ranks.size)
@@ -157,15 +157,16 @@ def _plan_of(name: str, trust_remote_code: bool) -> dict[str, str]:
 
 
 @contextmanager
-def seen_by_transformers(device: torch.device) -> Iterator[None]:
-    """Begin the process group by which layers gather, unless there is one; this process has one GPU, its first."""
+def seen_by_transformers(device: torch.device, size: int) -> Iterator[None]:
+    """Begin the process group of so many ranks by which layers gather, unless there is one, and name this one's GPU."""
     from torch import distributed
 
     launch = launch_of()
     assert launch is not None
     if not distributed.is_initialized():
-        store = distributed.PrefixStore(f"zoreward/{launch.restart}/model", store_of(launch))
-        how: dict[str, Any] = {"rank": launch.rank, "world_size": launch.size, "timeout": timedelta(seconds=SECONDS)}
+        group, rank = divmod(launch.rank, size)
+        store = distributed.PrefixStore(f"zoreward/{launch.restart}/model-{group}", store_of(launch))
+        how: dict[str, Any] = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=SECONDS)}
         if device.type == "cuda":
             how["device_id"] = torch.device("cuda", device.index or 0)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, **how)

@@ -5,7 +5,8 @@ there are. Where members are shared, a rank reads all rows under its own, scores
 rows are shared, and where the model itself is asked, all are given what each has read or written, and rank 0 calls the
 objective. So a function is called once for each completion, whatever the number of ranks.
 
-Where ranks hold a model together, all of them make all passes, since each has a part of every layer.
+Where some ranks hold a model together, such a group shares in the work as a rank does elsewhere: all in it make the
+same passes, since each has a part of every layer.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class ShardedEngine:
     Args:
         local: that of this rank, cut alike on all.
         ranks: who shares its work.
+        group: how many ranks, next to each other, hold a model together.
 
     Example:
         >>> engine = ShardedEngine(engine_of(model, 0), Ranks(launch_of()))  # doctest: +SKIP
@@ -48,10 +50,22 @@ class ShardedEngine:
 
     local: LocalEngine
     ranks: Ranks
+    group: int = 1
+
+    @property
+    def share(self) -> int:
+        """Which share of the work is this rank's, and that of those that hold the model with it."""
+        return self.ranks.rank // self.group
+
+    @property
+    def shares(self) -> int:
+        """Into how many shares the work falls."""
+        return self.ranks.size // self.group
 
     def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
         """See `Engine.logprobs`: each rank makes some of the passes, and what is sent are log-probabilities."""
-        own = self.local.logprobs(work, rows=rows, passes=self._passes)
+        with told_of_the_dead():
+            own = self.local.logprobs(work, rows=rows, passes=self._passes)
         every = self.ranks.least(np.concatenate(own))  # +inf stands where a rank has read nothing
         if np.isposinf(every).any():
             raise RanksError(_HOLES, hint=_HINT)
@@ -81,7 +95,8 @@ class ShardedEngine:
     @property
     def unit(self) -> dict[str, Any]:
         """See `Engine.unit`."""
-        return self.local.unit
+        of_group = {"ranks": self.shares, "tensor_parallel": self.group} if self.group > 1 else {}
+        return {**self.local.unit, **of_group}
 
     @property
     def problem(self) -> str | None:
@@ -93,39 +108,18 @@ class ShardedEngine:
         return replace(self, local=self.local.cut_as(unit))
 
     def owners(self, members: Sequence[Member]) -> list[list[int]] | None:
-        """Return the numbers of the members that each rank scores by itself; None where members are not shared."""
+        """Return the numbers of the members in each share of the work; None where members are not shared."""
         size = self.local.together or len(members)
-        if self.local.split != "members" or size >= len(members) or not any(members):
+        if self.local.split != "members" or size >= len(members) or not any(members) or self.shares == 1:
             return None
-        owned: list[list[int]] = [[] for _ in range(self.ranks.size)]
+        owned: list[list[int]] = [[] for _ in range(self.shares)]
         for m in range(len(members)):
-            owned[m // size % self.ranks.size].append(m)
+            owned[m // size % self.shares].append(m)
         return owned
 
     @property
     def _passes(self) -> OwnPasses:
-        return OwnPasses(self.ranks.rank, self.ranks.size)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DividedEngine(ShardedEngine):
-    """An `Engine` of ranks that hold a model together: all make all passes, and all take what rank 0 has read."""
-
-    def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
-        """See `Engine.logprobs`."""
-        with _told_of_the_dead():
-            own = self.local.logprobs(work, rows=rows)
-        of_first = self.ranks.floats(np.concatenate(own))[0]
-        return np.split(of_first, np.cumsum([len(one) for one in own])[:-1])
-
-    @property
-    def unit(self) -> dict[str, Any]:
-        """See `Engine.unit`."""
-        return {**self.local.unit, "ranks": 1, "tensor_parallel": self.ranks.size}
-
-    def owners(self, members: Sequence[Member]) -> list[list[int]] | None:
-        """Return None: no member is one rank's."""
-        return None
+        return OwnPasses(self.share, self.shares)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,24 +141,26 @@ class ShardedScorer(Scorer):
         owned = self.engine.owners(members)
         if owned is None:
             return self._by_rows(examples, members, seed=seed, rows=rows, trainer_state=trainer_state)
-        own = owned[self.engine.ranks.rank]
+        own = owned[self.engine.share]
         local = Scorer(self.engine.local, self.objective, self.generation, self.base)
         how: dict[str, Any] = {"seed": seed, "rows": rows, "trainer_state": trainer_state}
-        scored = dict(zip(own, local.score(examples, [members[m] for m in own], **how) if own else [], strict=True))
+        with told_of_the_dead():
+            found = local.score(examples, [members[m] for m in own], **how) if own else []
+        scored = dict(zip(own, found, strict=True))
         beside = [[one.part_scores, one.metrics] for one in scored.values()]
         is_more = any(len(parts) > 1 or metrics for parts, metrics in beside)
         [more], scores = self._shared(owned, [one.score for one in scored.values()], [float(is_more)])
         told = [[{self.objective.name: score}, {}] for score in scores]
         if more:
-            for numbers, found in zip(owned, self.engine.ranks.values(beside), strict=True):
-                for m, one in zip(numbers, found or (), strict=True):
+            for numbers, of_share in zip(owned, self.engine.ranks.values(beside)[:: self.engine.group], strict=True):
+                for m, one in zip(numbers, of_share or (), strict=True):
                     told[m] = one
         return [scored.get(m) or Scored(scores[m], parts, metrics=metrics) for m, (parts, metrics) in enumerate(told)]
 
     def shared_out(self, members: Sequence[Member], work: Callable[[Sequence[int]], list[float]]) -> list[float]:
         """See `Scorer.shared_out`."""
-        owned = self.engine.owners(members) or [[*range(len(members))], *[[]] * (self.engine.ranks.size - 1)]
-        own = owned[self.engine.ranks.rank]
+        owned = self.engine.owners(members) or [[*range(len(members))], *[[]] * (self.engine.shares - 1)]
+        own = owned[self.engine.share]
         return self._shared(owned, work(own) if own else [])[1]
 
     def _shared(
@@ -172,7 +168,7 @@ class ShardedScorer(Scorer):
     ) -> tuple[list[float], list[float]]:
         """The largest of each flag over all ranks, and a number for each member, from those that each rank owns."""
         most = max(map(len, owned))
-        every = self.engine.ranks.floats([*flags, *own, *[0.0] * (most - len(own))])
+        every = self.engine.ranks.floats([*flags, *own, *[0.0] * (most - len(own))])[:: self.engine.group]
         values = [0.0] * sum(map(len, owned))
         for numbers, found in zip(owned, every[:, len(flags) :].tolist(), strict=True):
             for m, value in zip(numbers, found, strict=False):
@@ -231,7 +227,9 @@ class ShardedScorer(Scorer):
         return replace(self, engine=self.engine.cut_as(unit))
 
 
-def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, members: Sequence[Member]) -> Scorer:
+def sharded(
+    scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, members: Sequence[Member], group: int = 1
+) -> Scorer:
     """Return a scorer whose work the ranks share; the scorer itself where there is one process.
 
     Args:
@@ -239,27 +237,25 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
         ranks: all of them.
         split: what they share; `auto`: members where there are enough of them.
         members: those of a step that are scored together.
+        group: how many ranks hold a model together.
     """
     if not ranks.several:
         return scorer
     unit = scorer.reader.unit
     # Ranks that share a GPU may have found room for different sizes.
     read, written = ranks.least(np.array([unit["read"], unit["written"] or 0], dtype=np.float64)).astype(int).tolist()
-    own: dict[str, Any] = {"read": read, "written": written or None}
-    if scorer.reader.tuned.parts:
-        divided = DividedEngine(scorer.reader.cut_as(own), ranks)
-        return ShardedScorer(divided, scorer.objective, scorer.generation, scorer.base)
-    size = _members_of_a_pass(members, ranks.size)
+    shares = ranks.size // group
+    size = _members_of_a_pass(members, shares)
     busy = -(-len(members) // size)
-    chosen = ("members" if busy >= ranks.size else "rows") if split == "auto" else split
-    if chosen == "members" and busy < ranks.size:
+    chosen = ("members" if busy >= shares else "rows") if split == "auto" else split
+    if chosen == "members" and busy < shares:
         logging.get_logger(__name__).warning(
             "%d members keep %d of %d ranks busy: take more directions, or --ranks-split rows.",
-            *(len(members), busy, ranks.size),
+            *(len(members), busy * group, ranks.size),
         )
     together = size if chosen == "members" else len(members)
-    own |= {"ranks": ranks.size, "split": chosen, "members": together}
-    engine = ShardedEngine(scorer.reader.cut_as(own), ranks)
+    own = {"ranks": shares, "split": chosen, "members": together, "read": read, "written": written or None}
+    engine = ShardedEngine(scorer.reader.cut_as(own), ranks, group)
     return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
 
 
@@ -293,7 +289,7 @@ def _members_of_a_pass(members: Sequence[Member], ranks: int) -> int:
 
 
 @contextmanager
-def _told_of_the_dead() -> Iterator[None]:
+def told_of_the_dead() -> Iterator[None]:
     """Say that another rank has ended, where a layer could not gather.
 
     Raises:

@@ -199,7 +199,7 @@ class ZOTrainer(Trainer):
             self.ready.model, given.tokenizer, chosen, given.generation, examples[:TRIAL_ROWS],
             in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
         )  # fmt: skip
-        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0])
+        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0], args.tensor_parallel or 1)
         try_objective(scorer, examples[:TRIAL_ROWS])
         if scorer.problem:
             times = f"a step takes up to {len(query.members)} times as long"
@@ -321,7 +321,7 @@ class ZOTrainer(Trainer):
                 has_best = self._finished or self.state.best_model_checkpoint is not None
                 if args.load_best_model_at_end and has_best and self._silence is None:
                     self._take_best_step()
-                compare_weights(self.ranks, self.ready.tuned, self.method_state.step)
+                compare_weights(self.ranks, self.ready, self.method_state.step)
                 if not self._finished:
                     self._fire("on_train_end")
                 if self._silence is not None:
@@ -390,7 +390,7 @@ class ZOTrainer(Trainer):
         with told_where(args.output_dir):
             run.journal_and_apply(step)
         if (step.record.step + 1) % COMPARE_EVERY == 0:
-            compare_weights(self.ranks, self.ready.tuned, step.record.step + 1)
+            compare_weights(self.ranks, self.ready, step.record.step + 1)
         self.optimizer.step()
         self._fire("on_optimizer_step")
         if not hasattr(self.lr_scheduler, "best"):  # else it follows the scores
@@ -803,7 +803,7 @@ class ZOTrainer(Trainer):
 
     def _compare_ranks(self) -> None:
         engine, done = self.scorer.reader, self.state.global_step
-        refuse_other_runs(self.ranks, self.header, self.method_state, engine, done)
+        refuse_other_runs(self.ranks, self.header, self.method_state, engine, self.ready, done)
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.

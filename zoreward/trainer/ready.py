@@ -169,7 +169,7 @@ def ready_model(
         head: what it gives for a row, or will.
         args: completed options.
         peft_config: of the adapter that is put in.
-        ranks: that hold it together, where it is divided.
+        ranks: all of them, of which some next to each other hold it together where it is divided.
 
     Raises:
         ZorewardError: it cannot be loaded, or nothing of it can be tuned so.
@@ -212,7 +212,8 @@ def ready_model(
 def _ready_parts(name: str, head: Head, args: ZOConfig, ranks: Ranks) -> Ready:
     """Load this rank's parts of a model that all ranks hold together."""
     place: dict[str, Any] = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-    model, division = load_divided(name, ranks, args.device, **place)
+    assert args.tensor_parallel is not None
+    model, division = load_divided(name, ranks.within(args.tensor_parallel), args.device, **place)
     tuned = division.of(tuned_weights(model))
     model.eval().requires_grad_(False)
     source = os.path.abspath(name) if os.path.isdir(name) else name

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoreward.scoring import LocalEngine
     from zoreward.trainer.inputs import Given
     from zoreward.trainer.options import ZOConfig
+    from zoreward.trainer.ready import Ready
 
 # Steps from one comparison of the weights to the next. What differs is noticed before, where scores follow from it: the
 # journal's line is compared in each step.
@@ -176,9 +177,10 @@ def _refuse_over_ranks(args: ZOConfig) -> None:
 
 def _refuse_to_divide(args: ZOConfig, launch: Launch | None) -> None:
     size, started = args.tensor_parallel, launch.size if launch is not None else 1
-    if started != size:
-        hint = f"Start as many: torchrun --nproc-per-node {size} …; several groups of ranks are not built yet."
-        raise InputError(f"tensor_parallel={size} divides a model among {size} ranks, not among {started}", hint=hint)
+    assert size is not None
+    if started % size:
+        hint = f"Start as many, or a multiple: torchrun --nproc-per-node {size} …"
+        raise InputError(f"tensor_parallel={size} divides a model among {size} ranks, and {started} started", hint=hint)
 
 
 def refuse_other_inputs(ranks: Ranks, given: Given) -> None:
@@ -199,7 +201,7 @@ def refuse_other_inputs(ranks: Ranks, given: Given) -> None:
 
 
 def refuse_other_runs(
-    ranks: Ranks, header: Mapping[str, Any], state: SPSAState, engine: LocalEngine, done: int
+    ranks: Ranks, header: Mapping[str, Any], state: SPSAState, engine: LocalEngine, ready: Ready, done: int
 ) -> None:
     """See that all ranks begin, or go on, with the same: base, rows, options, state of the method, weights.
 
@@ -219,17 +221,23 @@ def refuse_other_runs(
     tried = [engine.problem is None, engine.packer is None, stepper is None or stepper.problem is None]
     told |= {"another outcome of the trial of members": _text_of(tried)}
     told |= {"another state of the method": _text_of(asdict(state)), "other steps done": str(done)}
-    ranks.refuse_unlike({**told, "other weights": digest_of_weights(engine.tuned)})
+    ranks.refuse_unlike({**told, "other weights": _digest_of_group(ready)})
 
 
-def compare_weights(ranks: Ranks, tuned: Tuned, step: int) -> None:
+def compare_weights(ranks: Ranks, ready: Ready, step: int) -> None:
     """See that all ranks have the same weights.
 
     Raises:
         RanksError: some have not; the message names them.
     """
     if ranks.several:
-        ranks.refuse_unlike({f"other weights after step {step}": digest_of_weights(tuned)})
+        ranks.refuse_unlike({f"other weights after step {step}": _digest_of_group(ready)})
+
+
+def _digest_of_group(ready: Ready) -> str:
+    """The digest of this rank's weights; where several hold a model together, those of all of them."""
+    own = digest_of_weights(ready.tuned)
+    return own if ready.division is None else " ".join(ready.division.ranks.values(own))
 
 
 @torch.no_grad()
@@ -238,14 +246,12 @@ def digest_of_weights(tuned: Tuned) -> str:
 
         sha256(name, Σ_i bits_i mod 2^64 of each weight),  bits_i of entry i as an integer
 
-    It notices an entry that differs, and not entries that have changed places. Weights of which this process holds a
-    part are left out: each rank has another one.
+    It notices an entry that differs, and not entries that have changed places.
     """
-    whole = {name: weight for name, weight in tuned.weights.items() if name not in tuned.parts}
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {
         name: weight.detach().contiguous().view(kinds[weight.element_size()]).sum(dtype=torch.int64)
-        for name, weight in whole.items()
+        for name, weight in tuned.weights.items()
     }
     told = [(name, int(total)) for name, total in sums.items()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
