@@ -10,6 +10,8 @@ journal and all that ranks tell each other. Two ways to share it: 16 rows and K 
 and one direction on 16 rows for each rank. Where fewer ranks are measured than there are, several groups of them do
 the same at the same time, so that all keep the same weights, which is compared behind each case.
 
+With `--split texts` low-rank members write behind each of 16 prompts instead, 64 of them 48 tokens.
+
     efficiency = T_1 / (W · T_W)
 
 T_1 is one rank's time for the same members and rows, cut into passes as one process cuts them or as W ranks do,
@@ -25,8 +27,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,6 +54,7 @@ ROWS = 16
 # The most members that parts are measured for; what lies beyond is extrapolated.
 MOST_MEMBERS, MOST_DIRECTIONS = 128, 64
 NOISES = {"dense": 0, "low-rank": 1}
+PROMPT_TOKENS = 8  # of those behind which texts are written
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,9 @@ def cases_of(options: argparse.Namespace, size: int) -> Iterator[Case]:
             if share[0] in options.split:
                 for measured, cut in ((ranks, ranks), (1, ranks), (1, 1)):
                     yield Case(noise, tokens, *share, measured, cut)
+    for ranks in counts if "texts" in options.split else ():
+        for measured, cut in ((ranks, ranks), (1, ranks), (1, 1)):
+            yield Case("low-rank", options.new_tokens, "texts", options.writers // 2, ROWS, measured, cut)
 
 
 class Bench:
@@ -101,8 +108,13 @@ class Bench:
         self.device = torch.device("cpu" if options.cpu else "cuda")
         self.everyone, self._commit, self._groups = Ranks(launch_of()), options.commit, dict[int, Ranks]()
         torch.manual_seed(0)
-        self.engine: LocalEngine = engine_of(random_model(options.shape, self.device), 1)
-        self.objective = get_objective("neg-cross-entropy")
+        model = random_model(options.shape, self.device)
+        self.engine: LocalEngine = engine_of(model, 1)
+        self.scorer = Scorer(self.engine, get_objective("neg-cross-entropy"), Generation())
+        model.generation_config.eos_token_id = None  # so that no text ends before the others
+        words: Any = SimpleNamespace(eos_token_id=None, pad_token_id=1, decode=lambda tokens, **_: str(tokens))
+        written = Generation(max_new_tokens=options.new_tokens, temperature=1.0)
+        self.writer = Scorer(engine_of(model, 1, words, tuned=self.engine.tuned), get_objective(length), written)
         self._done = {tuple(key) for key in self.everyone.from_first([*results_in(self.output, *KEY)])}
 
     def is_done(self, key: tuple[Any, ...]) -> bool:
@@ -123,19 +135,8 @@ class Bench:
 
     def group(self, size: int) -> Ranks:
         """The group of so many ranks that this one is in; several of them do the same."""
-        launch = launch_of()
-        if size == 1 or launch is None:
-            return Ranks()
         if size not in self._groups:
-            self._groups[size] = Ranks(
-                replace(
-                    launch,
-                    rank=launch.rank % size,
-                    size=size,
-                    restart=1000 * size + launch.rank // size,  # addresses of their own
-                    has_store=launch.has_store or launch.rank != 0,
-                )
-            )
+            self._groups[size] = self.everyone.within(size) if size > 1 else Ranks()
         return self._groups[size]
 
     def median(self, work: Callable[[], object], most: int = 30) -> float:
@@ -160,14 +161,20 @@ class Bench:
         return int(self.everyone.from_first(min(most, max(1, int(self.seconds / seconds)))))
 
 
+def length(completions: Sequence[str]) -> list[float]:
+    """A reward that costs nothing."""
+    return [float(len(text)) for text in completions]
+
+
 def measure_step(bench: Bench, case: Case) -> None:
     """Measure steps of a case, and what they are made of."""
     ranks, cutters = bench.group(case.ranks), bench.group(case.cut)
-    examples = examples_of(case.rows, case.tokens)
+    writes = case.split == "texts"
+    examples = examples_of(case.rows, PROMPT_TOKENS if writes else case.tokens)
     spsa = SPSA(eps=1e-3, lr=1e-6, num_directions=case.directions, rank=NOISES[case.noise])
     members = spsa.ask(spsa.init()).members
-    alone = Scorer(bench.engine.cut_as({"members": len(members)}), bench.objective, Generation())
-    scorer = sharded(alone, cutters, case.split, members)  # type: ignore[arg-type]
+    alone = (bench.writer if writes else bench.scorer).cut_as({"members": len(members)})
+    scorer = sharded(alone, cutters, "members" if writes else case.split, members)  # type: ignore[arg-type]
     if case.ranks < case.cut:
         scorer = alone.cut_as(scorer.reader.unit)
     with tempfile.TemporaryDirectory() as own:
@@ -254,7 +261,7 @@ def measure_scores(bench: Bench, noise: str, tokens: int, members: Sequence[Any]
         key = key_of("score", bench.shape, noise=noise, tokens=tokens, members=count, rows=ROWS)
         if bench.is_done(key) or bench.everyone.from_first(took > 4 * bench.seconds):
             continue
-        scorer = Scorer(bench.engine.cut_as({"members": count}), bench.objective, Generation())
+        scorer = bench.scorer.cut_as({"members": count})
         took = bench.median(lambda scorer=scorer, count=count: scorer.score(examples, members[:count]))  # type: ignore[misc]
         bench.write(key, seconds=took)
 
@@ -295,7 +302,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 400], help="of a row")
     parser.add_argument("--directions", type=int, nargs="+", default=[8, 32], help="K, where members are split")
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=[*NOISES])
-    parser.add_argument("--split", nargs="+", choices=["members", "rows"], default=["members", "rows"])
+    parser.add_argument("--split", nargs="+", choices=["members", "rows", "texts"], default=["members", "rows"])
+    parser.add_argument("--writers", type=int, default=64, help="members, where texts are written")
+    parser.add_argument("--new-tokens", type=int, default=48, help="of each text")
     parser.add_argument("--ranks", type=int, nargs="+", help="how many; by default 2, 4, 8 … as far as there are")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure, which is of one time at least")
     parser.add_argument("--cpu", action="store_true")

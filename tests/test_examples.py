@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from zoreward.cli import main
+from zoreward.journal import load_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,6 +45,16 @@ def test_own_metric() -> None:
 def test_a_metric_of_scikit_learn(steps: int, gain: float) -> None:
     before, after = runpy.run_path(str(EXAMPLES / "scikit_learn.py"))["main"](steps=steps)
     assert after > before + gain, (before, after)
+
+
+@pytest.mark.slow
+def test_ray_s_workers_are_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is no library that zoreward needs")
+    monkeypatch.chdir(tmp_path)
+    folder = runpy.run_path(str(EXAMPLES / "ray_train.py"))["main"](str(tiny_model_dir), 2, steps=3)
+    run = load_run(folder)
+    assert (run.n_steps, run.header["unit"]["ranks"], run.header["unit"]["split"]) == (3, 2, "members")
+    assert (folder / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

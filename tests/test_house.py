@@ -16,7 +16,7 @@ CIRCLES: list[set[str]] = []
 LONG: dict[str, int] = {}
 MANY_PARAMETERS = {
     # The two that users call with everything there is. Kernels are not counted: Triton knows no other way.
-    "zoreward.scoring.evaluation:evaluate": 26,
+    "zoreward.scoring.evaluation:evaluate": 27,
     "zoreward.trainer.loop:ZOTrainer.__init__": 11,
 }
 # Private names of other libraries outside of zoreward/neighbours: on how many lines.

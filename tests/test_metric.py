@@ -78,19 +78,3 @@ def test_f1_of_one_choice_is_refused_for_three(line: list[str], capsys: pytest.C
     error, hint = capsys.readouterr().err.splitlines()[-2:]
     assert "objective 'f1'" in error and "as f1-macro" in hint
     assert 0 <= told(capsys, *words, "--metric", "f1-macro")["metric/f1"] <= 1
-
-
-def test_ranks_report_no_metric(
-    line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-
-    assert main(["tune", "accuracy", *line, *CHOICES, "--output", "run", "--metric", "auc"]) == 2
-    assert "--metric is for one process" in capsys.readouterr().err

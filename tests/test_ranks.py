@@ -288,7 +288,7 @@ COMMAND = [
     *("tune", "neg-cross-entropy", "--model", "model", "--data", "train.jsonl", "--eval-data", "train.jsonl"),
     *("--template", "{text} it was", "--choice", " bad", "--choice", " good", "--lr", "1e-2", "--eval-every", "4"),
     *("--steps", "12", "--num-directions", "2", "--batch-size", "4", "--device", "cpu", "--set", "save_steps=3"),
-    *("--test-data", "train.jsonl"),
+    *("--test-data", "train.jsonl", "--metric", "accuracy"),
 ]
 
 
@@ -365,9 +365,42 @@ def test_all_ranks_end_after_the_step_in_which_one_was_told_to(place):
 
 
 def test_a_command_that_is_one_process_is_refused(place):
-    words = ["eval", "accuracy", "--model", "model", "--data", "train.jsonl"]
+    words = ["bench", "accuracy", "--model", "model", "--data", "train.jsonl"]
     assert launches.ended(launches.start(2, place / "log", lambda rank: main(words))) == [2, 2]
-    assert "error: zoreward eval is one process, and 2 were started" in (place / "log").read_text()
+    assert "error: zoreward bench is one process, and 2 were started" in (place / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *(["--calibrate", "--metric", "neg-cross-entropy"], ["--eval-batch-size", "2"]),
+        ["--objective-of-texts", "--max-new-tokens", "3", "--temperature", "1", "--seed", "3"],
+    ],
+    ids=["calibrated", "many passes", "texts"],
+)
+def test_ranks_that_evaluate_find_what_one_process_finds(place, more, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    (place / "own.py").write_text(
+        "def length(completions):\n"
+        "    with open('calls', 'a') as calls: calls.write('x' * len(completions))\n"
+        "    return [float(len(text)) for text in completions]\n"
+    )
+    words = ["eval", "accuracy", "--template", ANSWERS["template"], "--choice", " bad", "--choice", " good"]
+    if more[0] == "--objective-of-texts":
+        words, more = ["eval", "callable", "--function", "own.py:length", "--prompt", "text"], more[1:]
+    words += ["--model", "model", "--data", "train.jsonl", "--device", "cpu", *more]
+    found = []
+    for size in (1, 2, 3):
+        output = [*words, "--output", f"rows-{size}.jsonl", "--json"]
+        children = launches.start(size, place / f"log-{size}", lambda rank, line=output: main(line))
+        assert launches.ended(children) == [0] * size
+        told = (place / f"log-{size}").read_text()
+        summary = json.loads(next(line for line in told.splitlines() if line.startswith("{")))
+        assert told.count('"score"') == 1  # rank 0 alone tells
+        found.append(({**summary, "seconds": 0}, (place / f"rows-{size}.jsonl").read_bytes()))
+    assert found[0] == found[1] == found[2]
+    if Path("calls").exists():
+        assert Path("calls").read_text() == "x" * 3 * len(ROWS)  # once for each completion
 
 
 @pytest.mark.slow

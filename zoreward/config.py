@@ -497,6 +497,12 @@ class Running:
         "members. auto: members where there are enough for all ranks. A resume shares what the run began with.",
         recorded=False,
     )
+    tensor_parallel: int | None = setting(
+        default=None,
+        help="Divide the model's layers among so many ranks (torchrun), for a model that one GPU does not hold; of "
+        "more, groups of so many share the work. Dense directions, and answers that are given.",
+        least=2,
+    )
     max_seconds: float | None = setting(
         default=None,
         help="Stop after the step in which so many seconds have passed since the first began; a rate that is found is "

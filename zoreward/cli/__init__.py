@@ -84,10 +84,10 @@ def refuse_over_ranks(words: list[str]) -> None:
     """Refuse a command that a launcher started several times, where all would do the same.
 
     Raises:
-        InputError: it is another than `tune`.
+        InputError: it is another than `tune` and `eval`.
     """
     launch = launch_of()
-    if launch is not None and words[0] != "tune":
+    if launch is not None and words[0] not in ("tune", "eval"):
         hint = f"Start it alone: zoreward {shlex.join(words)}"
         raise InputError(f"zoreward {words[0]} is one process, and {launch.size} were started", hint=hint)
 

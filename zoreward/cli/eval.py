@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,13 +19,17 @@ from zoreward.cli.prepare import (
     select_device,
     shown_prompts,
 )
-from zoreward.cli.printing import Outcome, show_table
+from zoreward.cli.printing import Outcome, is_first, show_table
 from zoreward.cli.task_rows import options_for, scored_rows, with_task
 from zoreward.config import EvalOptions, Prompting, part_of
 from zoreward.data import Task, check_calibration, without_content, write_rows
+from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_typer import words_of
 from zoreward.records import Evaluation, InputError
 from zoreward.registry import Objective
+
+if TYPE_CHECKING:
+    from zoreward.scoring import Ranks
 
 
 def make_command(source: str, objective: Objective) -> Callable[..., int]:
@@ -49,6 +53,7 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         check_new_file(options.output)
     objective = objective_with_retries(objective, options)
     rows, shot_rows = scored_rows(objective, options, task, words_of(context))
+    ranks = _ranks(options)
     device = select_device(options.device)
     if options.show_prompts:
         text = shown_prompts(objective, options, rows, shot_rows)
@@ -71,7 +76,10 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         generation=generation_of(options, options.seed),
         base=options.base_model,
         content_free=content_free,
+        ranks=ranks,
     )
+    if not is_first():
+        return Outcome({}, "")
     if options.output is not None:
         write_rows(Path(options.output), rows_of_evaluation(objective, result))
     summary = {
@@ -89,6 +97,24 @@ def _eval(source: str, context: typer.Context, options: EvalOptions, flags: dict
         "seconds": round(time.perf_counter() - start, 3),
     }
     return Outcome(summary, lambda: _show(summary))
+
+
+def _ranks(options: EvalOptions) -> Ranks | None:
+    """The processes that share the passes, each of which has a GPU of its own; None: there is one.
+
+    Raises:
+        InputError: each is to spread the model.
+    """
+    if launch_of() is None:
+        return None
+    if options.device_map is not None:
+        raise InputError("device_map spreads a model that each of several ranks is to hold", hint="leave it out")
+    from zoreward.scoring import one_of_its_own
+    from zoreward.trainer.replicas import joined
+
+    with one_of_its_own(options.device == "cpu"):
+        pass  # from now on it sees its own GPU alone
+    return joined()
 
 
 def _beside(objective: Objective, result: Evaluation, seed: int) -> dict[str, float]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from zoreward.config import Common, Prompting, Rewarding, part_of
 from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
 from zoreward.data.rows import WRITERS
-from zoreward.neighbours.of_launchers import launch_of
 from zoreward.records import InputError
 from zoreward.registry import Objective, get_objective, spelled_out, weighted_sum
 
@@ -52,8 +51,6 @@ def _metrics(names: list[str], objective: Objective) -> tuple[Objective, ...]:
     """The objectives of --metric, which are given what this one is given."""
     if objective.goes_via_reward:
         raise InputError("--metric reports nothing beside --via reward", hint="leave --metric out, and eval afterwards")
-    if launch_of() is not None:  # a rank may not know what another's members wrote
-        raise InputError("--metric is for one process", hint="leave it out, and eval afterwards")
     found: dict[str, Objective] = {}
     for name in names:
         source, options = spelled_out(name) or (name, {})

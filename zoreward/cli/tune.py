@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
+import math
 import os
 import re
 import shlex
@@ -464,14 +465,16 @@ def _others(given: list[str] | None, settings: dict[str, Any], config: type) -> 
 
 
 def _what_is_tuned(trainer: ZOTrainer) -> str:
-    count = sum(weight.numel() for weight in trainer.scorer.reader.tuned.weights.values())
-    head = trainer.head
+    tuned, head = trainer.scorer.reader.tuned, trainer.head
+    elsewhere = sum(math.prod(part.shape) - tuned.weights[name].numel() for name, part in tuned.parts.items())
+    count = elsewhere + sum(weight.numel() for weight in tuned.weights.values())
     if head.kind == "classifier":
         whose = "a new head" if head.is_new else "the checkpoint has it"
         print(printable(f"a classifier of {', '.join(head.classes)}: {whose}"))
     elif head.kind == "masked":
         print("a masked model")
-    return f"{count:,} of {sum(weight.numel() for weight in trainer.model.parameters()):,} weights are tuned"
+    every = elsewhere + sum(weight.numel() for weight in trainer.model.parameters())
+    return f"{count:,} of {every:,} weights are tuned"
 
 
 def _saved_and_found(
@@ -479,12 +482,17 @@ def _saved_and_found(
 ) -> dict[str, Any]:
     """Save the model of a run that is over, and return what is known of it beside the scores in the journal.
 
-    Of several ranks the first one does; where the score of the test rows needs the trainer, all share it.
+    Of several ranks the first one does; where the score of the test rows needs the trainer, all share it, and where
+    they hold a model together, all of it.
     """
     from zoreward.journal import load_run
 
     if not is_first():
-        if rows.test is not None and at_end.reads_base:
+        if options.tensor_parallel is not None:  # it has a part of the model
+            trainer.save_model()
+            if rows.test is not None:
+                _test_score(trainer, at_end, rows, options)
+        elif rows.test is not None and at_end.reads_base:
             trainer.predict(rows.test)
         return {}
     output = Path(options.output)

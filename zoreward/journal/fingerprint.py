@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,29 @@ def fingerprint(model: nn.Module) -> str:
     import torch  # not above: who reads a journal needs none
 
     _undo_packing(model)
-    named = sorted((canonical_name(name), weight) for name, weight in model.named_parameters())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        digests = list(pool.map(_digest, [weight.detach() for _, weight in named]))
-    lines = [
-        f"{name} {str(weight.dtype).removeprefix('torch.')} {'x'.join(map(str, weight.shape))} {digest}\n"
-        for (name, weight), digest in zip(named, digests, strict=True)
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return _of_lines(pool.map(_line, model.named_parameters()))
+
+
+def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the `fingerprint` of a model of which only one weight is at hand at a time, with its name.
+
+    >>> from torch import nn
+    >>> layer = nn.Linear(2, 1)
+    >>> fingerprint_of(reversed(list(layer.named_parameters()))) == fingerprint(layer)
+    True
+    """
+    return _of_lines(map(_line, weights))
+
+
+def _line(named: tuple[str, torch.Tensor]) -> tuple[str, str]:
+    name, weight = canonical_name(named[0]), named[1].detach()
+    shape = "x".join(map(str, weight.shape))
+    return name, f"{name} {str(weight.dtype).removeprefix('torch.')} {shape} {_digest(weight)}\n"
+
+
+def _of_lines(lines: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256("".join(line for _, line in sorted(lines)).encode()).hexdigest()
 
 
 def weights_dtype(model: nn.Module) -> str:

@@ -41,7 +41,7 @@ from zoreward.members.restrictions import (
     smallest,
 )
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
-from zoreward.members.tuned import Slot, Tuned, bytes_of, has_triton, tuned_weights
+from zoreward.members.tuned import Slot, Tuned, bytes_of, divided, has_triton, tuned_weights
 
 __all__ = [
     "ENOUGH",
@@ -66,6 +66,7 @@ __all__ = [
     "check_no_adapter",
     "check_tune",
     "config_of",
+    "divided",
     "draw_head_",
     "first_spread",
     "float32_layer",

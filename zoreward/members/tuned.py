@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zoreward.kernels import cpu, portable
+from zoreward.kernels.parts import Part, PartKernels
 from zoreward.kernels.subspaces import Keeping
 from zoreward.members.chosen import chosen_names
 from zoreward.neighbours.of_torch import is_made_of_tensors, weights_in
@@ -55,6 +56,7 @@ class Tuned:
         blocks: canonical name → the block of layers to which a weight belongs; empty where all are tuned at once.
         around: where there are blocks: owner → the owners that it lies in.
         base: weight → a copy of it before any update; empty where no update has an anchor.
+        parts: canonical name → where a weight lies in the whole one, of those of which this process holds a part.
         tables: the modules whose `compute_bias` looks up in a table of relative positions once for all rows.
         kernels: what works on the weights of each device; filled as it is needed.
         shared: what a context or an update leaves to the next one; see `zoreward.members.context`.
@@ -67,6 +69,7 @@ class Tuned:
     blocks: dict[str, int] = field(default_factory=dict)
     around: dict[nn.Module, list[nn.Module]] = field(default_factory=dict, repr=False)
     base: dict[torch.Tensor, torch.Tensor] = field(default_factory=dict, repr=False)
+    parts: dict[str, Part] = field(default_factory=dict, repr=False)
     tables: tuple[nn.Module, ...] = ()
     kernels: Kernels = field(default_factory=dict, repr=False)
     shared: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
@@ -144,6 +147,25 @@ def tuned_weights(model: nn.Module, tune: str | Collection[str] = "full") -> Tun
     return Tuned(
         weights, stream_of_name, tuple((owner, tuple(slots)) for owner, slots in owners.items()), tables=tables
     )
+
+
+def divided(tuned: Tuned, parts: Mapping[str, Part]) -> Tuned:
+    """Return tuned weights some of which are parts of whole ones: they move as these would, bit for bit.
+
+    Args:
+        tuned: the weights.
+        parts: canonical name → where a weight lies in the whole one.
+
+    Example:
+        >>> layer = nn.Linear(2, 4, bias=False)  # the lower half of a matrix of 8 lines
+        >>> divided(tuned_weights(layer), {"weight": Part((8, 2), 0, 4)}).parts["weight"].shape
+        (8, 2)
+    """
+    own = {name: part for name, part in parts.items() if name in tuned.weights}
+    by_stream = {tuned.streams[name]: part for name, part in own.items()}
+    pairs = [(weight, tuned.streams[name]) for name, weight in tuned.weights.items()]
+    kernels = {same[0][0].device: PartKernels(kernel, by_stream) for kernel, same in by_kernel(pairs, {})}
+    return replace(tuned, parts=own, kernels=kernels)
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -220,3 +221,104 @@ def _early_stopping(callbacks: Iterable[Any]) -> list[Any]:
     from transformers import EarlyStoppingCallback
 
     return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
+
+
+# How layers are divided among ranks, of the ways that transformers has: those that we take.
+UNDIVIDED = "replicated_with_grad_allreduce"  # which without gradients is to leave a layer as it is
+DIVIDED_BY = frozenset({"colwise", "rowwise", UNDIVIDED})
+# By type of model: plans that transformers has none of.
+_PLANS = {
+    "opt": {
+        **{f"model.decoder.layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
+        "model.decoder.layers.*.self_attn.out_proj": "rowwise",
+        "model.decoder.layers.*.fc1": "colwise",
+        "model.decoder.layers.*.fc2": "rowwise",
+    }
+}
+
+
+def tensor_plan(model: Any) -> dict[str, str] | None:
+    """Return how the layers of a model are divided among ranks, by their names with * for numbers; None: not known.
+
+    Its embeddings and its head are not: their outputs are read as those of a whole model.
+
+    Private: the plan that a model of transformers has, and its style that divides nothing.
+
+    Args:
+        model: it may lie on torch's meta device.
+    """
+    own = _PLANS.get(model.config.model_type) or getattr(model, "_tp_plan", None)
+    if not own:
+        return None
+    whole = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = [name for name, module in model.named_modules() if any(module is one for one in whole)]
+    return {**own, **dict.fromkeys(names, UNDIVIDED)}
+
+
+def divided_weights(model: Any, plan: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the names and weights of a whole model that are cut where it is divided by a plan.
+
+    Private: that biases of what is cut by columns are cut, and others are not.
+    """
+    for name, weight in model.named_parameters():
+        module, _, key = name.rpartition(".")
+        style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", module))
+        if style == "colwise" or (style == "rowwise" and key == "weight"):
+            yield name, weight
+
+
+def divided_by(plan: Mapping[str, str], size: int) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` by which a model's layers are divided among so many ranks.
+
+    Private: the config of what is divided, of which releases have more fields.
+    """
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=size, tp_plan=dict(plan))}
+
+
+def take_parts_(model: Any, plan: Mapping[str, str], size: int) -> dict[str, tuple[tuple[int, ...], int, int]]:
+    """Hang plain tensors into a divided model in the place of distributed ones, and let it forget that it is divided.
+
+    Its layers go on to gather what they have to: without gradients they ask for nothing but plain tensors.
+
+    Private: the forwards that were hung into modules, the fields by which a model knows that it is divided, and that
+    OPT's attention cuts its heads by a number that it keeps.
+
+    Args:
+        model: as `from_pretrained` returned it.
+        plan: by which it is divided.
+        size: among how many ranks.
+
+    Returns:
+        Name → the shape of the whole weight, the dimension that is cut, and where this rank's part begins.
+
+    Raises:
+        ValueError: a weight is cut in another way.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    parts: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for name, module in model.named_modules():
+        if plan.get(name) == UNDIVIDED:
+            module.__dict__.pop("forward", None)  # it only calls the module's own
+        if model.config.model_type in _PLANS and hasattr(module, "q_proj"):
+            module.num_heads //= size
+        for key, weight in list(module._parameters.items()):
+            if not isinstance(weight, DTensor):
+                continue
+            [placement], own = weight.placements, weight.to_local().detach().contiguous()
+            if type(placement) is Shard:
+                dim = placement.dim % weight.ndim
+                first = own.shape[dim] * weight.device_mesh.get_local_rank()
+                if own.shape[dim] * size != weight.shape[dim]:
+                    raise ValueError(f"{name}.{key} is not cut into {size} parts of one size")
+                parts[f"{name}.{key}"] = (tuple(weight.shape), dim, first)
+            elif type(placement) is not Replicate:
+                raise ValueError(f"{name}.{key} is cut by {placement}")
+            module._parameters[key] = torch.nn.Parameter(own, requires_grad=False)
+    model.config.__dict__.pop("distributed_config", None)
+    model._tp_size = model._device_mesh = model._mesh_manager = None
+    model._is_distributed_loading_by_transformers = False
+    return parts

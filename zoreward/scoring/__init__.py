@@ -31,6 +31,7 @@ from zoreward.scoring.devices import (
     one_of_its_own,
     peak_bytes,
 )
+from zoreward.scoring.divided import Division, check_division, divided_memory, load_divided
 from zoreward.scoring.drift import Base, base_of, kl_to_base, weights_moved
 from zoreward.scoring.evaluation import evaluate, evaluated
 from zoreward.scoring.forward import Reader
@@ -70,6 +71,7 @@ from zoreward.scoring.wins import WinRate, win_rate
 
 __all__ = [
     "Base",
+    "Division",
     "Engine",
     "Generation",
     "HFGenerator",
@@ -93,6 +95,7 @@ __all__ = [
     "calibrated_logprobs",
     "candidate_logprobs",
     "check_device_map",
+    "check_division",
     "check_loaded",
     "check_memory",
     "check_model_name",
@@ -104,6 +107,7 @@ __all__ = [
     "completion_scores",
     "config_of_model",
     "distinct_2",
+    "divided_memory",
     "end_tokens_of",
     "engine_of",
     "evaluate",
@@ -118,6 +122,7 @@ __all__ = [
     "last_hidden_states",
     "length_limit",
     "linear_probe",
+    "load_divided",
     "load_model",
     "load_tokenizer",
     "load_with_head",

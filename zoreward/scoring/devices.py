@@ -92,7 +92,7 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that can be allocated on a device now; None where nobody knows."""
+    """Return the bytes that can be allocated on a device now, of the CPU's this rank's share; None: nobody knows."""
     if device.type == "cuda":
         import torch
 
@@ -101,7 +101,8 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cpu":
         from psutil import virtual_memory
 
-        return int(virtual_memory().available)
+        launch = launch_of()  # whose ranks share the machine
+        return int(virtual_memory().available) // (launch.local_size if launch is not None else 1)
     return None
 
 

@@ -15,8 +15,10 @@ from zoreward.scoring.checkpoints import Head, head_of, length_limit
 from zoreward.scoring.devices import check_device_map
 from zoreward.scoring.loading import load_model, load_tokenizer, prepare_tokenizer
 from zoreward.scoring.protocol import Generation
+from zoreward.scoring.ranks import Ranks
 from zoreward.scoring.requests import score_writings, scores_of, statistics_of
 from zoreward.scoring.scorer import Scorer, examples_of, running, scorer_of
+from zoreward.scoring.sharded import sharing_passes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +54,7 @@ def evaluate(
     chat_template_kwargs: dict[str, Any] | str | None = None,
     chat: Literal["auto", "on", "off"] = "auto",
     system_prompt: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Score a model on rows. Nothing is changed.
 
@@ -85,6 +88,7 @@ def evaluate(
         chat: `on`: prompts that are texts are the user's turn, and answers the assistant's, by the chat template;
             `off`: they are raw; `auto`: so too, which is said where there is a chat template.
         system_prompt: the system's turn of conversations that begin with none.
+        ranks: processes of a launch that share the work; all must call this, and rank 0 has all that is returned.
 
     Raises:
         ZorewardError: the rows, the template or the objective do not fit together, or it has no score on them.
@@ -116,11 +120,11 @@ def evaluate(
     place = dict[str, Any](dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     if chosen.compares_with_base:
         before = scorer_of(_base_model(base, place, chosen.name), tokenizer, chosen, generation)
-        examples = before.with_base(examples, rows=batch_size)
+        examples = sharing_passes(before, ranks, examples).with_base(examples, rows=batch_size)
         del before  # one model at a time in memory
     model = load_model(model, **place) if isinstance(model, str) else model
     with running(model):
-        scorer = scorer_of(model.eval(), tokenizer, chosen, generation)
+        scorer = sharing_passes(scorer_of(model.eval(), tokenizer, chosen, generation), ranks, examples)
         known = None if free is None else calibrated_logprobs(scorer.engine, examples, free, rows=batch_size)
         settings: dict[str, Any] = {"seed": generation.seed, "rows": batch_size, "shots": shots}
         return evaluated(scorer, examples, logprobs_NC=known, must_score=True, **settings)[0]
@@ -233,6 +237,9 @@ def evaluated(
         [scored] = scores_of(objective, examples, [logprobs_NC])
     if must_score and math.isnan(scored.score):
         raise no_score(objective.name, len(examples))
+    beside = dict[str, float]()
+    if objective.beside:
+        beside = scorer.once(lambda: _beside(objective, examples, scored, trainer_state))
     evaluation = Evaluation(
         objective=objective.name,
         score=scored.score,
@@ -241,7 +248,7 @@ def evaluated(
         fewer_shots=0 if objective.needs == "completions" else sum(example.shots < shots for example in examples),
         parts=scored.part_scores if objective.parts else {},
         statistics=statistics_of([scored]),
-        metrics=scored.metrics | _beside(objective, examples, scored, trainer_state),
+        metrics=scored.metrics | beside,
         examples=tuple(examples),
         scored=scored,
     )

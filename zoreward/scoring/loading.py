@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zoreward.data import WHOLE
 from zoreward.members import draw_head_, first_spread, head_names, new_names
 from zoreward.neighbours.of_peft import quiet_peft
-from zoreward.neighbours.of_transformers import missing_weights
+from zoreward.neighbours.of_transformers import divided_by, missing_weights
 from zoreward.records import InputError
 from zoreward.scoring.checkpoints import (
     Kind,
@@ -75,6 +75,7 @@ def load_model(
     device: Any = None,
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    divided: tuple[Mapping[str, str], int] | None = None,
 ) -> PreTrainedModel:
     """Load a model for scoring, in eval mode; with an adapter where `name` is that of an adapter.
 
@@ -89,6 +90,7 @@ def load_model(
         device_map: instead of a device: how to spread its layers over the GPUs that are seen, one of `DEVICE_MAPS`;
             weights go straight to their place.
         trust_remote_code: run the code that comes with it.
+        divided: by which plan, and among how many ranks; see `zoreward.scoring.divided`.
 
     Raises:
         MissingFileError: a path that does not exist.
@@ -100,7 +102,8 @@ def load_model(
     base = _checked_base(name)
     kind = model_kind(load_config(base or name, trust_remote_code=trust_remote_code))
     with names_the_model(name):
-        model, missing = _loaded(base or name, kind, dtype, device, device_map, trust_remote_code)
+        settings = divided_by(*divided) if divided is not None else {}
+        model, missing = _loaded(base or name, kind, dtype, device, device_map, trust_remote_code, **settings)
     if missing:
         hint = "Take a checkpoint with its head; or give the base with --head classifier for a new one."
         raise InputError(f"'{name}' lacks weights of {type(model).__name__}: {missing[0]}", hint=hint)

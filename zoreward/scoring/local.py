@@ -223,7 +223,7 @@ def checked_engine(
     engine = _fitting(engine, requests, members)
     check = self_check(engine.model, members, lambda some: _logits_of(engine, requests, some), tuned=engine.tuned)
     engine = replace(engine, problem=check.problem, check=check)
-    if packer is None and engine.device.type == "cuda" and engine.grouped:
+    if packer is None and engine.device.type == "cuda" and engine.grouped and not engine.tuned.parts:
         packer = Packer(engine)
     return replace(engine, packer=_checked_packer(packer, engine, asked, check))
 

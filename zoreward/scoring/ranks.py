@@ -48,7 +48,7 @@ class Ranks:
 
     def __init__(self, launch: Launch | None = None):
         self.rank, self.size, self.sent = (launch.rank, launch.size, 0) if launch else (0, 1, 0)
-        self._group = _group_of(launch) if launch else None
+        self._launch, self._group = launch, _group_of(launch) if launch else None
 
     @property
     def first(self) -> bool:
@@ -60,6 +60,15 @@ class Ranks:
         """Whether there are others."""
         return self._group is not None
 
+    def within(self, size: int) -> Ranks:
+        """Return the group of so many, next to each other, that this rank is of; `size` divides how many there are."""
+        if size == self.size or self._launch is None:
+            return self
+        found = Ranks()
+        found.rank, found.size, found._launch = self.rank % size, size, self._launch
+        found._group = _group_of(self._launch, size)
+        return found
+
     def floats(self, own: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the numbers of all ranks, (size, n); each gives n."""
         mine = torch.tensor(np.asarray(own, dtype=np.float64))
@@ -67,6 +76,15 @@ class Ranks:
             return mine[None].numpy()
         with self._told(mine):
             return torch.stack(self._group.gather(mine)).numpy()
+
+    def tensors(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors of all ranks, which are of one shape and dtype, on the CPU."""
+        mine = own.detach().cpu().contiguous()
+        if self._group is None:
+            return [mine]
+        bits = mine.view(-1).view(torch.uint8)
+        with self._told(bits):
+            return [one.view(mine.dtype).view(mine.shape) for one in self._group.gather(bits)]
 
     def least(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return of each number the least that a rank has in its place."""
@@ -162,25 +180,30 @@ def _short_digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _group_of(launch: Launch) -> GlooGroup:
-    """The group of a launch, by addresses of this start alone: those of the dead stay in the launcher's store."""
+def _group_of(launch: Launch, size: int | None = None) -> GlooGroup:
+    """All ranks of a launch, or the group of `size` that this one is of.
+
+    By addresses of this start alone: those of the dead stay in the launcher's store.
+    """
     from torch.distributed import PrefixStore
 
     if launch.divides:
         hint = "Start it with torchrun, or accelerate launch --multi_gpu: each rank holds the whole model."
         raise InputError(f"{launch.divides} would divide the model, and has no use here", hint=hint)
     try:
-        store = _store_of(launch)
-        of_start = f"zoreward/{launch.restart}"
+        store = store_of(launch)
+        of_start, size = f"zoreward/{launch.restart}", size or launch.size
+        of_start += f"/{launch.rank // size}-of-{size}" if size < launch.size else ""
         number = store.add(f"{of_start}/{launch.rank}", 1)  # the how manieth group of this process
-        return GlooGroup(PrefixStore(f"{of_start}/group-{number}", store), launch.rank, launch.size, SECONDS)
+        return GlooGroup(PrefixStore(f"{of_start}/group-{number}", store), launch.rank % size, size, SECONDS)
     except RuntimeError as error:
         message = f"rank {launch.rank} does not find the others at {':'.join(map(str, launch.address))}"
         raise RanksError(message, hint=f"Start them with torchrun. {one_line(error, 120)}") from error
 
 
 @cache  # rank 0 may keep it for all: it must last as long as the process
-def _store_of(launch: Launch) -> Any:
+def store_of(launch: Launch) -> Any:
+    """Return the store in which the processes of a launch find each other."""
     from torch.distributed import TCPStore
 
     host, port = launch.address

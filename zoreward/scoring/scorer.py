@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers.utils import logging
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 # Tokens that are written when members and objective are tried before step 1.
 TRIAL_TOKENS = 16
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +134,10 @@ class Scorer:
             work: returns a number for each of some members, whose places among them it is given.
         """
         return work(range(len(members)))
+
+    def once(self, work: Callable[[], Result]) -> Result:
+        """Return what a piece of work gives that one process is to do: what JSON can hold."""
+        return work()
 
     def cut_as(self, unit: Mapping[str, Any]) -> Scorer:
         """Return the scorer with another unit of work; see `LocalEngine.cut_as`."""

@@ -4,25 +4,30 @@ Passes are shared as a whole, cut as the engine's unit of work says, so that sco
 there are. Where members are shared, a rank reads all rows under its own, scores them, and gives numbers alone. Where
 rows are shared, and where the model itself is asked, all are given what each has read or written, and rank 0 calls the
 objective. So a function is called once for each completion, whatever the number of ranks.
+
+Where some ranks hold a model together, such a group shares in the work as a rank does elsewhere: all in it make the
+same passes, since each has a part of every layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
 from zoreward.members import Tuned
-from zoreward.records import Completion, Example, Member, RanksError, Scored, Update, Writing
+from zoreward.records import Completion, Example, Member, RanksError, Scored, Update, Writing, one_line
 from zoreward.scoring.local import LocalEngine
 from zoreward.scoring.protocol import Generation, OwnPasses, Split, Work
 from zoreward.scoring.ranks import Ranks
 from zoreward.scoring.requests import candidate_logprobs, mismatched_ratios, prompts_of, score_writings, scores_of
-from zoreward.scoring.scorer import Scorer
+from zoreward.scoring.scorer import Result, Scorer
 
 _HOLES = "ranks cut their work differently: some passes were made by none"
 _HINT = "One of them may have run out of memory: take fewer rows or members at a time, or resume on GPUs of one kind."
@@ -35,6 +40,7 @@ class ShardedEngine:
     Args:
         local: that of this rank, cut alike on all.
         ranks: who shares its work.
+        group: how many ranks, next to each other, hold a model together.
 
     Example:
         >>> engine = ShardedEngine(engine_of(model, 0), Ranks(launch_of()))  # doctest: +SKIP
@@ -44,10 +50,22 @@ class ShardedEngine:
 
     local: LocalEngine
     ranks: Ranks
+    group: int = 1
+
+    @property
+    def share(self) -> int:
+        """Which share of the work is this rank's, and that of those that hold the model with it."""
+        return self.ranks.rank // self.group
+
+    @property
+    def shares(self) -> int:
+        """Into how many shares the work falls."""
+        return self.ranks.size // self.group
 
     def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
         """See `Engine.logprobs`: each rank makes some of the passes, and what is sent are log-probabilities."""
-        own = self.local.logprobs(work, rows=rows, passes=self._passes)
+        with told_of_the_dead():
+            own = self.local.logprobs(work, rows=rows, passes=self._passes)
         every = self.ranks.least(np.concatenate(own))  # +inf stands where a rank has read nothing
         if np.isposinf(every).any():
             raise RanksError(_HOLES, hint=_HINT)
@@ -77,7 +95,8 @@ class ShardedEngine:
     @property
     def unit(self) -> dict[str, Any]:
         """See `Engine.unit`."""
-        return self.local.unit
+        of_group = {"ranks": self.shares, "tensor_parallel": self.group} if self.group > 1 else {}
+        return {**self.local.unit, **of_group}
 
     @property
     def problem(self) -> str | None:
@@ -89,18 +108,18 @@ class ShardedEngine:
         return replace(self, local=self.local.cut_as(unit))
 
     def owners(self, members: Sequence[Member]) -> list[list[int]] | None:
-        """Return the numbers of the members that each rank scores by itself; None where members are not shared."""
+        """Return the numbers of the members in each share of the work; None where members are not shared."""
         size = self.local.together or len(members)
-        if self.local.split != "members" or size >= len(members) or not any(members):
+        if self.local.split != "members" or size >= len(members) or not any(members) or self.shares == 1:
             return None
-        owned: list[list[int]] = [[] for _ in range(self.ranks.size)]
+        owned: list[list[int]] = [[] for _ in range(self.shares)]
         for m in range(len(members)):
-            owned[m // size % self.ranks.size].append(m)
+            owned[m // size % self.shares].append(m)
         return owned
 
     @property
     def _passes(self) -> OwnPasses:
-        return OwnPasses(self.ranks.rank, self.ranks.size)
+        return OwnPasses(self.share, self.shares)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,24 +141,26 @@ class ShardedScorer(Scorer):
         owned = self.engine.owners(members)
         if owned is None:
             return self._by_rows(examples, members, seed=seed, rows=rows, trainer_state=trainer_state)
-        own = owned[self.engine.ranks.rank]
+        own = owned[self.engine.share]
         local = Scorer(self.engine.local, self.objective, self.generation, self.base)
         how: dict[str, Any] = {"seed": seed, "rows": rows, "trainer_state": trainer_state}
-        scored = dict(zip(own, local.score(examples, [members[m] for m in own], **how) if own else [], strict=True))
+        with told_of_the_dead():
+            found = local.score(examples, [members[m] for m in own], **how) if own else []
+        scored = dict(zip(own, found, strict=True))
         beside = [[one.part_scores, one.metrics] for one in scored.values()]
         is_more = any(len(parts) > 1 or metrics for parts, metrics in beside)
         [more], scores = self._shared(owned, [one.score for one in scored.values()], [float(is_more)])
         told = [[{self.objective.name: score}, {}] for score in scores]
         if more:
-            for numbers, found in zip(owned, self.engine.ranks.values(beside), strict=True):
-                for m, one in zip(numbers, found or (), strict=True):
+            for numbers, of_share in zip(owned, self.engine.ranks.values(beside)[:: self.engine.group], strict=True):
+                for m, one in zip(numbers, of_share or (), strict=True):
                     told[m] = one
         return [scored.get(m) or Scored(scores[m], parts, metrics=metrics) for m, (parts, metrics) in enumerate(told)]
 
     def shared_out(self, members: Sequence[Member], work: Callable[[Sequence[int]], list[float]]) -> list[float]:
         """See `Scorer.shared_out`."""
-        owned = self.engine.owners(members) or [[*range(len(members))], *[[]] * (self.engine.ranks.size - 1)]
-        own = owned[self.engine.ranks.rank]
+        owned = self.engine.owners(members) or [[*range(len(members))], *[[]] * (self.engine.shares - 1)]
+        own = owned[self.engine.share]
         return self._shared(owned, work(own) if own else [])[1]
 
     def _shared(
@@ -147,7 +168,7 @@ class ShardedScorer(Scorer):
     ) -> tuple[list[float], list[float]]:
         """The largest of each flag over all ranks, and a number for each member, from those that each rank owns."""
         most = max(map(len, owned))
-        every = self.engine.ranks.floats([*flags, *own, *[0.0] * (most - len(own))])
+        every = self.engine.ranks.floats([*flags, *own, *[0.0] * (most - len(own))])[:: self.engine.group]
         values = [0.0] * sum(map(len, owned))
         for numbers, found in zip(owned, every[:, len(flags) :].tolist(), strict=True):
             for m, value in zip(numbers, found, strict=False):
@@ -191,6 +212,11 @@ class ShardedScorer(Scorer):
                 found.append(Scored(score, parts, logprobs_NC=logprobs_MNC[m], **known))
         return found
 
+    def once(self, work: Callable[[], Result]) -> Result:
+        """See `Scorer.once`."""
+        ranks = self.engine.ranks
+        return ranks.from_first(work() if ranks.first else None)  # type: ignore[no-any-return]
+
     @property
     def reader(self) -> LocalEngine:
         """The engine of this rank: what is read by it in other ways, all ranks read alike."""
@@ -201,7 +227,9 @@ class ShardedScorer(Scorer):
         return replace(self, engine=self.engine.cut_as(unit))
 
 
-def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, members: Sequence[Member]) -> Scorer:
+def sharded(
+    scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, members: Sequence[Member], group: int = 1
+) -> Scorer:
     """Return a scorer whose work the ranks share; the scorer itself where there is one process.
 
     Args:
@@ -209,23 +237,43 @@ def sharded(scorer: Scorer, ranks: Ranks, split: Literal["auto"] | Split, member
         ranks: all of them.
         split: what they share; `auto`: members where there are enough of them.
         members: those of a step that are scored together.
+        group: how many ranks hold a model together.
     """
     if not ranks.several:
         return scorer
     unit = scorer.reader.unit
-    size = members_of_a_pass(members, ranks.size)
-    busy = -(-len(members) // size)
-    chosen = ("members" if busy >= ranks.size else "rows") if split == "auto" else split
-    if chosen == "members" and busy < ranks.size:
-        logging.get_logger(__name__).warning(
-            "%d members keep %d of %d ranks busy: take more directions, or --ranks-split rows.",
-            *(len(members), busy, ranks.size),
-        )
     # Ranks that share a GPU may have found room for different sizes.
     read, written = ranks.least(np.array([unit["read"], unit["written"] or 0], dtype=np.float64)).astype(int).tolist()
+    shares = ranks.size // group
+    size = members_of_a_pass(members, shares)
+    busy = -(-len(members) // size)
+    chosen = ("members" if busy >= shares else "rows") if split == "auto" else split
+    if chosen == "members" and busy < shares:
+        logging.get_logger(__name__).warning(
+            "%d members keep %d of %d ranks busy: take more directions, or --ranks-split rows.",
+            *(len(members), busy * group, ranks.size),
+        )
     together = size if chosen == "members" else len(members)
-    own = {"ranks": ranks.size, "split": chosen, "members": together, "read": read, "written": written or None}
-    engine = ShardedEngine(scorer.reader.cut_as(own), ranks)
+    own = {"ranks": shares, "split": chosen, "members": together, "read": read, "written": written or None}
+    engine = ShardedEngine(scorer.reader.cut_as(own), ranks, group)
+    return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
+
+
+def sharing_passes(scorer: Scorer, ranks: Ranks | None, examples: Sequence[Example]) -> Scorer:
+    """Return a scorer whose ranks share the passes that one process would make: its scores are that one's, bit for bit.
+
+    Args:
+        scorer: of this rank, which scores the model as it is.
+        ranks: all of them; None: there is one process.
+        examples: the rows.
+
+    Raises:
+        RanksError: a rank has other rows.
+    """
+    if ranks is None or not ranks.several:
+        return scorer
+    ranks.refuse_unlike({"other rows": repr([(one.prompt_tokens, one.candidate_tokens) for one in examples])})
+    engine = ShardedEngine(scorer.reader, ranks)
     return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)
 
 
@@ -238,3 +286,22 @@ def members_of_a_pass(members: Sequence[Member], ranks: int) -> int:
     while len(members) % size == 1 and size < len(members):
         size += 1
     return size
+
+
+@contextmanager
+def told_of_the_dead() -> Iterator[None]:
+    """Say that another rank has ended, where a layer could not gather.
+
+    Raises:
+        RanksError: in the place of what torch's process group raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or not ("gloo" in told or "NCCL" in told):
+            raise
+        why = one_line(told.splitlines()[0].rpartition("] ")[2], 120)
+        raise RanksError(
+            f"another rank has ended, or cannot be reached: {why}", hint="What it said stands near."
+        ) from error

@@ -13,7 +13,7 @@ import torch
 
 from zoreward.config import ZOArguments
 from zoreward.journal import fingerprint
-from zoreward.journal.fingerprint import forward_config, other_config, short_value, without_address
+from zoreward.journal.fingerprint import fingerprint_of, forward_config, other_config, short_value, without_address
 from zoreward.members import adapter_options, first_spread
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, code_of
@@ -75,7 +75,7 @@ def header_of(
         "model": model.name_or_path,
         **({"start": START_NAME} if ready.start else {}),  # in the run folder, wherever that is
         "dtype": ready.dtype,
-        "fingerprint": fingerprint(model),
+        "fingerprint": fingerprint_of(ready.division.wholes(model)) if ready.division else fingerprint(model),
         "config": args.changed(),
         "code": code_of(objective),
         "model_config": forward_config(model),

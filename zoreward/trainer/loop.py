@@ -191,15 +191,15 @@ class ZOTrainer(Trainer):
         self.given, self.memory, given = plan.given, plan.memory, plan.given
         args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
         refuse_other_inputs(self.ranks, given)
-        self.ready = ready_model(model, self.head, args, peft_config)
-        args.eps = eps_that_shows(self.ready.tuned, args, given=given.eps_given)
+        self.ready = ready_model(model, self.head, args, peft_config, self.ranks)
+        args.eps = self._eps_that_shows(args)
         method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
         query = method.ask(method.init())
         scorer = checked_scorer(
             self.ready.model, given.tokenizer, chosen, given.generation, examples[:TRIAL_ROWS],
             in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
         )  # fmt: skip
-        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0])
+        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0], args.tensor_parallel or 1)
         try_objective(scorer, examples[:TRIAL_ROWS])
         if scorer.problem:
             times = f"a step takes up to {len(query.members)} times as long"
@@ -322,7 +322,7 @@ class ZOTrainer(Trainer):
                 has_best = self._finished or self.state.best_model_checkpoint is not None
                 if args.load_best_model_at_end and has_best and self._silence is None:
                     self._take_best_step()
-                compare_weights(self.ranks, self.ready.tuned, self.method_state.step)
+                compare_weights(self.ranks, self.ready, self.method_state.step)
                 if not self._finished:
                     self._fire("on_train_end")
                 if self._silence is not None:
@@ -391,7 +391,7 @@ class ZOTrainer(Trainer):
         with told_where(args.output_dir):
             run.journal_and_apply(step)
         if (step.record.step + 1) % COMPARE_EVERY == 0:
-            compare_weights(self.ranks, self.ready.tuned, step.record.step + 1)
+            compare_weights(self.ranks, self.ready, step.record.step + 1)
         self.optimizer.step()
         self._fire("on_optimizer_step")
         if not hasattr(self.lr_scheduler, "best"):  # else it follows the scores
@@ -707,7 +707,7 @@ class ZOTrainer(Trainer):
         )
         if not given.eps_given:
             args.eps = found.eps
-        eps = eps_that_shows(self.ready.tuned, self.args, given=given.eps_given)
+        eps = self._eps_that_shows(args)
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
@@ -715,6 +715,11 @@ class ZOTrainer(Trainer):
             self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_paid(found.rows)))
         if self._steps_paid(found.rows) >= LEAST_STEPS:
             self._tell_of_silent_steps()
+
+    def _eps_that_shows(self, args: ZOConfig) -> float:
+        """See `eps_that_shows`; of ranks that hold a model together all take what rank 0 finds in its part."""
+        eps = eps_that_shows(self.ready.tuned, args, given=self.given.eps_given)
+        return float(self.ranks.from_first(eps)) if self.ready.division else eps
 
     def _steps_after(self, rows: int, scored: Sequence[int] = (), done: int = 0) -> int:
         """Return how many steps there are when so many rows were read to find the rate; see `budget_of`."""
@@ -804,7 +809,7 @@ class ZOTrainer(Trainer):
 
     def _compare_ranks(self) -> None:
         engine, done = self.scorer.reader, self.state.global_step
-        refuse_other_runs(self.ranks, self.header, self.method_state, engine, done)
+        refuse_other_runs(self.ranks, self.header, self.method_state, engine, self.ready, done)
 
     def resume(self, run_folder: str | Path | Literal[True] = True) -> int:
         """Go to where the run in the output folder ended; `train` goes on from there.
@@ -928,7 +933,7 @@ class ZOTrainer(Trainer):
     def _write_snapshot(self) -> None:
         """Write the weights down. That they cannot be is a warning: the journal has it all."""
         over = self.state.global_step >= self.state.max_steps
-        if not self.ranks.first:
+        if not self.ranks.first or self.ready.division:  # each rank has a part, and the journal has it all
             return
         if over and not self.keeper.ends and self.args.save_steps == 0:
             return
@@ -963,13 +968,14 @@ class ZOTrainer(Trainer):
         Raises:
             InputError: the merged model gives something else than the model with its adapter; nothing is saved.
         """
+        state = self.ready.division.state(self.model) if self.ready.division else None
         if not self.ranks.first:
             return
         merge, folder = self.args.merge and not _internal_call, output_dir or self.args.output_dir
         model: Any = merged_copy(self.model) if merge else self.model
         if merge:
             check_merged(self.model, model, self.train_dataset[0].prompt_tokens)  # type: ignore[index]
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({"state_dict": state} if state else {}))
         self.processing_class.save_pretrained(folder)
         self.write_card(folder, merged=merge)  # PEFT has written one of its own
         write_prompting(folder, self.header.get("config") or self.args.changed())

@@ -34,7 +34,19 @@ from zoreward.members import (
 from zoreward.neighbours.of_peft import quiet_peft
 from zoreward.neighbours.of_transformers import use_one_gpu_
 from zoreward.records import InputError, Query
-from zoreward.scoring import Head, Memory, blank_model, check_memory, load_model, load_with_head, needed_memory
+from zoreward.scoring import (
+    Division,
+    Head,
+    Memory,
+    Ranks,
+    blank_model,
+    check_memory,
+    divided_memory,
+    load_divided,
+    load_model,
+    load_with_head,
+    needed_memory,
+)
 from zoreward.trainer.inputs import Given, name_of
 from zoreward.trainer.options import family_of_run, takes_turns
 from zoreward.trainer.penalty import keeps_base
@@ -64,6 +76,7 @@ class Ready:
         start: the folder of the run's prefix, where it made one; this is then the source.
         makes_adapter: whether the run put in an adapter that a replay makes again.
         new_weights: canonical names of the weights of a new head.
+        division: which parts of the model this rank holds; None where it has it all.
     """
 
     model: Any
@@ -74,6 +87,7 @@ class Ready:
     start: str | None
     makes_adapter: bool
     new_weights: list[str]
+    division: Division | None = None
 
 
 def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, peft_config: Any) -> Memory | None:
@@ -119,6 +133,8 @@ def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, pef
         copied=copied,
         device=args.device,
     )
+    if memory is not None and args.tensor_parallel is not None:
+        memory = divided_memory(memory, blank, args.tensor_parallel)
     if memory is not None:
         check_memory(memory, Path(name_of(model)).name or type(model).__name__, dtype)
     return memory
@@ -143,7 +159,9 @@ def _tuned(model: Any, args: ZOConfig, peft_config: Any, blank: bool) -> Tuned |
         return None
 
 
-def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOConfig, peft_config: Any) -> Ready:
+def ready_model(
+    model: PreTrainedModel | PeftModel | str, head: Head, args: ZOConfig, peft_config: Any, ranks: Ranks
+) -> Ready:
     """Load a model, put in what is asked for, and bring it to its place.
 
     Args:
@@ -151,10 +169,13 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
         head: what it gives for a row, or will.
         args: completed options.
         peft_config: of the adapter that is put in.
+        ranks: all of them, of which some next to each other hold it together where it is divided.
 
     Raises:
         ZorewardError: it cannot be loaded, or nothing of it can be tuned so.
     """
+    if args.tensor_parallel is not None:
+        return _ready_parts(name_of(model), head, args, ranks)
     source, new_weights = name_of(model), list[str]()
     source = os.path.abspath(source) if source and os.path.isdir(source) else source  # read again, wherever we are then
     if isinstance(model, str):
@@ -186,6 +207,17 @@ def ready_model(model: PreTrainedModel | PeftModel | str, head: Head, args: ZOCo
         tuned = anchored(tuned)
     loaded.eval().requires_grad_(False)  # no dropout; and autocast would cache copies of weights that want a grad
     return Ready(loaded, tuned, head, dtype, start or source, start, made and not prefix, new_weights)
+
+
+def _ready_parts(name: str, head: Head, args: ZOConfig, ranks: Ranks) -> Ready:
+    """Load this rank's parts of a model that all ranks hold together."""
+    place: dict[str, Any] = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    assert args.tensor_parallel is not None
+    model, division = load_divided(name, ranks.within(args.tensor_parallel), args.device, **place)
+    tuned = division.of(tuned_weights(model))
+    model.eval().requires_grad_(False)
+    source = os.path.abspath(name) if os.path.isdir(name) else name
+    return Ready(model, tuned, head, weights_dtype(model), source, None, False, [], division)
 
 
 def in_turns(model: Any, tuned: Tuned, args: ZOConfig) -> Tuned:

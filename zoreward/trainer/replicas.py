@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen
 from zoreward.members import Tuned
-from zoreward.neighbours.of_launchers import launch_of
+from zoreward.neighbours.of_launchers import Launch, launch_of
 from zoreward.records import InputError, RanksError, Rewind, StepRecord
 from zoreward.scoring import Ranks
 from zoreward.trainer.header import digest_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoreward.scoring import LocalEngine
     from zoreward.trainer.inputs import Given
     from zoreward.trainer.options import ZOConfig
+    from zoreward.trainer.ready import Ready
 
 # Steps from one comparison of the weights to the next. What differs is noticed before, where scores follow from it: the
 # journal's line is compared in each step.
@@ -150,8 +151,11 @@ def joined(args: ZOConfig | None = None) -> Ranks:
         RanksError: the others do not come.
     """
     launch = launch_of()
-    if launch is not None and args is not None:
-        _refuse_over_ranks(args)
+    if args is not None:
+        if args.tensor_parallel is not None:
+            _refuse_to_divide(args, launch)
+        if launch is not None:
+            _refuse_over_ranks(args)
     ranks = Ranks(launch)
     if not ranks.first:
         transformers_logging.set_verbosity_error()
@@ -169,6 +173,14 @@ def _refuse_over_ranks(args: ZOConfig) -> None:
     if getattr(args, "rows_per_direction", None) is not None:
         hint = "Leave it out, or start one process."
         raise InputError("rows_per_direction divides rows that several ranks cannot share yet", hint=hint)
+
+
+def _refuse_to_divide(args: ZOConfig, launch: Launch | None) -> None:
+    size, started = args.tensor_parallel, launch.size if launch is not None else 1
+    assert size is not None
+    if started % size:
+        hint = f"Start as many, or a multiple: torchrun --nproc-per-node {size} …"
+        raise InputError(f"tensor_parallel={size} divides a model among {size} ranks, and {started} started", hint=hint)
 
 
 def refuse_other_inputs(ranks: Ranks, given: Given) -> None:
@@ -189,7 +201,7 @@ def refuse_other_inputs(ranks: Ranks, given: Given) -> None:
 
 
 def refuse_other_runs(
-    ranks: Ranks, header: Mapping[str, Any], state: SPSAState, engine: LocalEngine, done: int
+    ranks: Ranks, header: Mapping[str, Any], state: SPSAState, engine: LocalEngine, ready: Ready, done: int
 ) -> None:
     """See that all ranks begin, or go on, with the same: base, rows, options, state of the method, weights.
 
@@ -209,17 +221,23 @@ def refuse_other_runs(
     tried = [engine.problem is None, engine.packer is None, stepper is None or stepper.problem is None]
     told |= {"another outcome of the trial of members": _text_of(tried)}
     told |= {"another state of the method": _text_of(asdict(state)), "other steps done": str(done)}
-    ranks.refuse_unlike({**told, "other weights": digest_of_weights(engine.tuned)})
+    ranks.refuse_unlike({**told, "other weights": _digest_of_group(ready)})
 
 
-def compare_weights(ranks: Ranks, tuned: Tuned, step: int) -> None:
+def compare_weights(ranks: Ranks, ready: Ready, step: int) -> None:
     """See that all ranks have the same weights.
 
     Raises:
         RanksError: some have not; the message names them.
     """
     if ranks.several:
-        ranks.refuse_unlike({f"other weights after step {step}": digest_of_weights(tuned)})
+        ranks.refuse_unlike({f"other weights after step {step}": _digest_of_group(ready)})
+
+
+def _digest_of_group(ready: Ready) -> str:
+    """The digest of this rank's weights; where several hold a model together, those of all of them."""
+    own = digest_of_weights(ready.tuned)
+    return own if ready.division is None else " ".join(ready.division.ranks.values(own))
 
 
 @torch.no_grad()

@@ -124,7 +124,8 @@ def put_base_back_(ready: Ready, run: StoredRun, args: ZOConfig) -> None:
             hint=f"zoreward replay {args.output_dir} --step {run.best_step} makes them from another copy.",
         ) from error
     for canonical, weight in ready.tuned.weights.items():
-        weight.copy_(fresh.weights[canonical])
+        whole = fresh.weights[canonical]
+        weight.copy_(ready.division.own(canonical, whole, weight) if ready.division else whole)
 
 
 def due(args: Any, state: TrainerState, per_epoch: int) -> TrainerControl:
