@@ -4,8 +4,8 @@ is of another run, changes nothing at all."""
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
+import math
 import os
 import random
 import re
@@ -586,27 +586,65 @@ def test_a_worker_is_told_nothing_by_who_does_not_know_the_token() -> None:
             connected(address, TOKEN, 5)
 
 
+class Ends:
+    """Both ends of a connection."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+            found: list[Channel] = []
+            thread = threading.Thread(target=lambda: found.append(accepted(server.accept()[0], TOKEN)))
+            thread.start()
+            self.worker = connected(address, TOKEN, 5)
+            thread.join(5)
+        [self.coordinator] = found
+
+    def received(self) -> Any:
+        return self.coordinator.receive(5)
+
+
 def test_messages_in_both_directions_keep_all_bits_and_their_order() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(accepted(theirs, TOKEN)))
-    thread.start()
-    greeting = ours.recv(100)
-    nonces = greeting[19:] + bytes(32)
-    proof = hmac.new(TOKEN.encode(), b"worker\0" + nonces, "sha256").digest()
-    ours.sendall(bytes(32) + proof)
-    thread.join(5)
-    assert ours.recv(32) == hmac.new(TOKEN.encode(), b"coordinator\0" + nonces, "sha256").digest()
-    here, there = Channel(ours, TOKEN, nonces, "worker", "coordinator"), found[0]
-    numbers = [0.1, -1 / 3, 5e-324, 1.7976931348623157e308, 2**63]
-    here.send({"numbers": numbers})
-    there.send({"numbers": [float("nan")]})
-    assert there.receive(5) == {"numbers": numbers}
-    assert str(here.receive(5)["numbers"][0]) == "nan"
+    ends, numbers = Ends(), [0.1, -1 / 3, 5e-324, 1.7976931348623157e308, 2**63]
+    for number in numbers:
+        ends.worker.send({"number": number})
+        ends.coordinator.send({"number": [number, float("nan")]})
+    assert [ends.coordinator.receive(5)["number"] for _ in numbers] == numbers
+    assert str([ends.worker.receive(5)["number"] for _ in numbers]) == str([[number, math.nan] for number in numbers])
     with pytest.raises(OSError):
-        there.receive(0.05)
+        ends.coordinator.receive(0.05)
+
+
+def frames_of(ends: Ends, recorded: list[Recorded]) -> list[bytes]:
+    """Two messages of a worker, as they would go over the line."""
+    frames = []
+    for number in (11, 22):
+        recorded[-1].kept = b""
+        ends.worker.send({"number": number})
+        frames.append(recorded[-1].kept)
+    return frames
+
+
+def test_a_message_that_is_changed_repeated_left_out_or_from_elsewhere_is_not_read(recorded: list[Recorded]) -> None:
+    ends = Ends()
+    first, second = frames_of(ends, recorded)
+    recorded[-1].real.sendall(first + second)
+    assert [ends.received(), ends.received()] == [{"number": 11}, {"number": 22}]
+    elsewhere, _ = frames_of(Ends(), recorded)
+    for number in range(40):
+        ends = Ends()
+        first, second = frames_of(ends, recorded)
+        changed = bytearray(first)
+        changed[-2 if number % 2 else 4 + number % 32] ^= 1  # the last digit, which stays one, or the signature
+        sent, good = [(bytes(changed), 0), (first * 2, 1), (second, 0), (elsewhere, 0)][number % 4]
+        recorded[-1].real.sendall(sent)
+        assert [ends.received() for _ in range(good)] == [{"number": 11}] * good
+        with pytest.raises(ConnectionError, match="not signed"):
+            ends.received()
+    ends = Ends()  # turned round: what the coordinator has said comes back to it
+    ends.coordinator.send({"number": 11})
+    recorded[-1].real.sendall(recorded[-1].real.recv(1000))
+    with pytest.raises(ConnectionError, match="not signed"):
+        ends.received()
 
 
 # --- who takes which unit --------------------------------------------------------------------------------------------
