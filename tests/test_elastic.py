@@ -190,7 +190,7 @@ def test_workers_change_no_byte(case: str, place: Path) -> None:
     log, address = place / "log", f"tcp://127.0.0.1:{launches.free_port()}"
     alone = started(log, command(case, "alone", "--elastic", "tcp://127.0.0.1:0"))
     run = started(log, command(case, "run", "--elastic", address), compared(2))
-    workers = [started(log, ["worker", address, "--device", "cpu", *CODE], compared()) for _ in range(2)]
+    workers = [started(log, ["worker", address, *more, *CODE], compared()) for more in ([], ["--device", "cpu"])]
     assert launches.ended([alone, run, *workers]) == [0] * 4, log.read_text()[-5000:]
     assert bytes_of(place / "run") == bytes_of(place / "alone")
     assert len(members_scored(log)) == 2 and all(members_scored(log)), log.read_text()

@@ -54,11 +54,11 @@ def open_to_workers(trainer: ZOTrainer, coordinator: Coordinator, config: Mappin
     """
     folder, address = trainer.args.output_dir, coordinator.address
     header = load_run(folder).header
-    then = {**header, "rows": {"tune": header["rows"]["tune"]}}  # others are the coordinator's affair
+    config = {**config, "dtype": config["dtype"] or trainer.ready.dtype}  # its default is not the same on all devices
 
     def check(of_worker: Mapping[str, Any]) -> None:
         try:
-            refuse_other_run(address, then, dict(of_worker))
+            refuse_other_run(address, _compared(header), _compared(of_worker))
         except InputError as error:
             raise InputError(str(error), hint=_HINT) from None
 
@@ -69,6 +69,12 @@ def open_to_workers(trainer: ZOTrainer, coordinator: Coordinator, config: Mappin
         )
         logging.get_logger(__name__).warning("%s", message)
     coordinator.open(Opened(config, Path(folder, JOURNAL_NAME), check, header["versions"]["zoreward"]))
+
+
+def _compared(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a header must be the same for a worker: not the dev rows, nor on what device it is."""
+    config = {name: value for name, value in header["config"].items() if name not in ("use_cpu", "dtype")}
+    return {**header, "config": config, "rows": {"tune": header["rows"]["tune"]}}
 
 
 class _Digests(TrainerCallback):
