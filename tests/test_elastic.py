@@ -210,9 +210,13 @@ def test_an_elastic_run_goes_on_as_a_plain_one_and_back(place: Path) -> None:
     run = started(log, command(case, "run", *elastic), chain(compared(1), at_step(4)))
     worker = started(log, ["worker", address, "--device", "cpu"], compared())
     assert launches.ended([run, worker]) == [-signal.SIGKILL, 1], log.read_text()[-3000:]
-    assert f"the coordinator at {address} has ended" in log.read_text()
-    assert launches.ended([started(log, command(case, "run", "--resume"), at_step(8))]) == [-signal.SIGKILL]
-    assert load_run(place / "run").n_steps == 8
+    assert f"error: the run at {address} has ended before its last step" in log.read_text()
+    assert launches.ended([started(log, command(case, "run", "--resume"), at_step(6))]) == [-signal.SIGKILL]
+    assert load_run(place / "run").n_steps == 6
+    run = started(log, command(case, "run", "--resume", *elastic), chain(compared(1), at_step(8, signal.SIGTERM)))
+    worker = started(log, ["worker", address, "--device", "cpu"], compared())
+    assert launches.ended([run, worker]) == [130, 1], log.read_text()[-3000:]
+    assert load_run(place / "run").n_steps == 9
     run = started(log, command(case, "run", "--resume", *elastic), compared(1))
     worker = started(log, ["worker", address, "--device", "cpu"], compared())
     assert launches.ended([run, worker]) == [0, 0], log.read_text()[-3000:]
@@ -695,13 +699,19 @@ def test_a_worker_that_is_faster_than_the_coordinator_counts(
         assert wait() == [0.0, 1.0, 2.0]
 
 
-def test_an_error_of_the_objective_ends_the_step_for_all(coordinator: Coordinator) -> None:
+def test_an_error_of_the_objective_ends_the_step_for_all(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoreward.scoring.elastic.POLL", 0.1)
+
     def work(number: int) -> list[Scored]:
         raise RanksError("judge is down")
 
     with joined(coordinator) as channel:
         with pytest.raises(RanksError):
             coordinator.shared(UNITS, work)
+        channel.send({"kind": "work", "have": 8, "digest": None, "done": None})
+        assert channel.receive(5) == {"wait": True}
         wait = in_thread(coordinator, lambda number: (time.sleep(0.05), scored(float(number)))[1])
         assert unit_of(channel)[0] == 2  # of the step that came then
         assert wait() == [0.0, 1.0, 2.0]
@@ -712,7 +722,7 @@ def test_the_end_is_told(coordinator: Coordinator) -> None:
         channel.send({"kind": "work", "have": 8, "digest": None, "done": None})
         begun = time.monotonic()
         coordinator.close()
-        assert channel.receive(5) == {"end": True} and time.monotonic() - begun < 2
+        assert channel.receive(5) == {"end": False} and time.monotonic() - begun < 2
     with pytest.raises((RanksError, InputError)):
         connected(coordinator.address, TOKEN, 0.1)
 
@@ -756,6 +766,18 @@ REFUSED = {
     "--device-map": ["--device-map", "auto"],
     "--set dataloader_num_workers": ["--set", "dataloader_num_workers=2"],
 }
+
+
+def test_a_launch_and_a_reward_that_is_yet_to_be_fitted_are_refused_by_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command("pairs, a base, a budget", "run", "--elastic", "tcp://:0")
+    assert main([*words, "--via", "reward"]) == 2
+    assert "error: --elastic does not go with --via reward\n" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 2
+    assert "error: --elastic does not go with a launch of several ranks\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", REFUSED)
