@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import launches
+import zoreward
 from conftest import random_model
 from zoreward.cli import main
 from zoreward.journal import load_run, replay
@@ -757,6 +758,59 @@ def test_a_token_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatc
     monkeypatch.setenv("ZOREWARD_TOKEN", "too short")
     with pytest.raises(InputError, match="can be guessed"):
         given_token()
+
+
+CODE_OF = {
+    "./own.py:f": {"objective": "./own.py:f"},
+    "own:f": {"objective": "own:f"},
+    "sklearn:accuracy_score": {"objective": "sklearn:accuracy_score"},
+    "callable": {"objective": "callable"},
+    "./own.py:f, added": {"objective": "accuracy", "also": ["./own.py:f=0.5"]},
+    "./own.py:f, without a weight": {"objective": "accuracy", "also": ["./own.py:f"]},
+    "./own.py:f, of an option": {"objective": "pass-at-k", "check": "./own.py:f"},
+    "win-rate' and './own.py:f": {"objective": "win-rate", "judge": "./own.py:f"},
+    "own.py": {"objective": "pass-at-k", "check": ["own.py"]},
+}
+
+
+@pytest.mark.parametrize("what", CODE_OF)
+def test_a_worker_runs_no_code_that_only_the_coordinator_names(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "open('has-run', 'w').close()\ndef f(completions): return [0.0 for _ in completions]"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ZOREWARD_TOKEN", TOKEN)
+    config = {"model": "gone", "data": "gone.jsonl", "trust_remote_code": False, **CODE_OF[what]}
+    own, version = what.partition(",")[0], zoreward.__version__
+    with Coordinator("tcp://127.0.0.1:0", TOKEN) as coordinator:
+        coordinator.open(Opened(config, tmp_path / "journal.jsonl", lambda header: None, version))
+        assert main(["worker", coordinator.address]) == 2
+        said = capsys.readouterr().err
+        assert f"error: the run calls '{own}', and a worker takes no code on another's word" in said
+        code = [word for text in own.split("' and '") for word in ("--code", text)]
+        assert " ".join(code) in said
+        assert main(["worker", coordinator.address, "--code", "./other.py:f"]) == 2
+        assert "takes no code" in capsys.readouterr().err and not Path("has-run").exists()
+        assert main(["worker", coordinator.address, *code]) == 2  # since something else is wrong
+        assert "takes no code" not in capsys.readouterr().err
+
+
+def test_a_worker_loads_no_model_s_code_that_only_the_coordinator_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZOREWARD_TOKEN", TOKEN)
+    config = {"objective": "accuracy", "model": "gone", "data": "gone.jsonl", "trust_remote_code": True}
+    with Coordinator("tcp://127.0.0.1:0", TOKEN) as coordinator:
+        coordinator.open(Opened(config, tmp_path / "journal.jsonl", lambda header: None, zoreward.__version__))
+        assert main(["worker", coordinator.address]) == 2
+        assert (
+            "error: the run's model brings code, and a worker takes none on another's word" in capsys.readouterr().err
+        )
+        assert main(["worker", coordinator.address, "--trust-remote-code"]) == 2
+        assert "gone.jsonl" in capsys.readouterr().err
 
 
 REFUSED = {

@@ -106,10 +106,10 @@ def _refuse_code(config: Mapping[str, Any], options: WorkerOptions) -> None:
     Raises:
         InputError: the message names it.
     """
-    for text in _code_of(config):
-        if text not in (options.code or ()):
-            hint = f"if you know it: zoreward worker {options.address} --code {shlex.quote(text)}"
-            raise InputError(f"the run calls {text!r}, and a worker takes no code on another's word", hint=hint)
+    if code := [text for text in dict.fromkeys(_code_of(config)) if text not in (options.code or ())]:
+        flags = " ".join(f"--code {shlex.quote(text)}" for text in (*(options.code or ()), *code))
+        message = f"the run calls {' and '.join(map(repr, code))}, and a worker takes no code on another's word"
+        raise InputError(message, hint=f"if you know it: zoreward worker {options.address} {flags}")
     if config.get("trust_remote_code") and not options.trust_remote_code:
         hint = f"if you know it: zoreward worker {options.address} --trust-remote-code"
         raise InputError("the run's model brings code, and a worker takes none on another's word", hint=hint)
