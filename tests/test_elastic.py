@@ -4,8 +4,8 @@ is of another run, changes nothing at all."""
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
+import math
 import os
 import random
 import re
@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import launches
+import zoreward
 from conftest import random_model
 from zoreward.cli import main
 from zoreward.journal import load_run, replay
@@ -190,7 +191,7 @@ def test_workers_change_no_byte(case: str, place: Path) -> None:
     log, address = place / "log", f"tcp://127.0.0.1:{launches.free_port()}"
     alone = started(log, command(case, "alone", "--elastic", "tcp://127.0.0.1:0"))
     run = started(log, command(case, "run", "--elastic", address), compared(2))
-    workers = [started(log, ["worker", address, "--device", "cpu", *CODE], compared()) for _ in range(2)]
+    workers = [started(log, ["worker", address, *more, *CODE], compared()) for more in ([], ["--device", "cpu"])]
     assert launches.ended([alone, run, *workers]) == [0] * 4, log.read_text()[-5000:]
     assert bytes_of(place / "run") == bytes_of(place / "alone")
     assert len(members_scored(log)) == 2 and all(members_scored(log)), log.read_text()
@@ -210,9 +211,13 @@ def test_an_elastic_run_goes_on_as_a_plain_one_and_back(place: Path) -> None:
     run = started(log, command(case, "run", *elastic), chain(compared(1), at_step(4)))
     worker = started(log, ["worker", address, "--device", "cpu"], compared())
     assert launches.ended([run, worker]) == [-signal.SIGKILL, 1], log.read_text()[-3000:]
-    assert f"the coordinator at {address} has ended" in log.read_text()
-    assert launches.ended([started(log, command(case, "run", "--resume"), at_step(8))]) == [-signal.SIGKILL]
-    assert load_run(place / "run").n_steps == 8
+    assert f"error: the run at {address} has ended before its last step" in log.read_text()
+    assert launches.ended([started(log, command(case, "run", "--resume"), at_step(6))]) == [-signal.SIGKILL]
+    assert load_run(place / "run").n_steps == 6
+    run = started(log, command(case, "run", "--resume", *elastic), chain(compared(1), at_step(8, signal.SIGTERM)))
+    worker = started(log, ["worker", address, "--device", "cpu"], compared())
+    assert launches.ended([run, worker]) == [130, 1], log.read_text()[-3000:]
+    assert load_run(place / "run").n_steps == 9
     run = started(log, command(case, "run", "--resume", *elastic), compared(1))
     worker = started(log, ["worker", address, "--device", "cpu"], compared())
     assert launches.ended([run, worker]) == [0, 0], log.read_text()[-3000:]
@@ -586,27 +591,65 @@ def test_a_worker_is_told_nothing_by_who_does_not_know_the_token() -> None:
             connected(address, TOKEN, 5)
 
 
+class Ends:
+    """Both ends of a connection."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+            found: list[Channel] = []
+            thread = threading.Thread(target=lambda: found.append(accepted(server.accept()[0], TOKEN)))
+            thread.start()
+            self.worker = connected(address, TOKEN, 5)
+            thread.join(5)
+        [self.coordinator] = found
+
+    def received(self) -> Any:
+        return self.coordinator.receive(5)
+
+
 def test_messages_in_both_directions_keep_all_bits_and_their_order() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(accepted(theirs, TOKEN)))
-    thread.start()
-    greeting = ours.recv(100)
-    nonces = greeting[19:] + bytes(32)
-    proof = hmac.new(TOKEN.encode(), b"worker\0" + nonces, "sha256").digest()
-    ours.sendall(bytes(32) + proof)
-    thread.join(5)
-    assert ours.recv(32) == hmac.new(TOKEN.encode(), b"coordinator\0" + nonces, "sha256").digest()
-    here, there = Channel(ours, TOKEN, nonces, "worker", "coordinator"), found[0]
-    numbers = [0.1, -1 / 3, 5e-324, 1.7976931348623157e308, 2**63]
-    here.send({"numbers": numbers})
-    there.send({"numbers": [float("nan")]})
-    assert there.receive(5) == {"numbers": numbers}
-    assert str(here.receive(5)["numbers"][0]) == "nan"
+    ends, numbers = Ends(), [0.1, -1 / 3, 5e-324, 1.7976931348623157e308, 2**63]
+    for number in numbers:
+        ends.worker.send({"number": number})
+        ends.coordinator.send({"number": [number, float("nan")]})
+    assert [ends.coordinator.receive(5)["number"] for _ in numbers] == numbers
+    assert str([ends.worker.receive(5)["number"] for _ in numbers]) == str([[number, math.nan] for number in numbers])
     with pytest.raises(OSError):
-        there.receive(0.05)
+        ends.coordinator.receive(0.05)
+
+
+def frames_of(ends: Ends, recorded: list[Recorded]) -> list[bytes]:
+    """Two messages of a worker, as they would go over the line."""
+    frames = []
+    for number in (11, 22):
+        recorded[-1].kept = b""
+        ends.worker.send({"number": number})
+        frames.append(recorded[-1].kept)
+    return frames
+
+
+def test_a_message_that_is_changed_repeated_left_out_or_from_elsewhere_is_not_read(recorded: list[Recorded]) -> None:
+    ends = Ends()
+    first, second = frames_of(ends, recorded)
+    recorded[-1].real.sendall(first + second)
+    assert [ends.received(), ends.received()] == [{"number": 11}, {"number": 22}]
+    elsewhere, _ = frames_of(Ends(), recorded)
+    for number in range(40):
+        ends = Ends()
+        first, second = frames_of(ends, recorded)
+        changed = bytearray(first)
+        changed[-2 if number % 2 else 4 + number % 32] ^= 1  # the last digit, which stays one, or the signature
+        sent, good = [(bytes(changed), 0), (first * 2, 1), (second, 0), (elsewhere, 0)][number % 4]
+        recorded[-1].real.sendall(sent)
+        assert [ends.received() for _ in range(good)] == [{"number": 11}] * good
+        with pytest.raises(ConnectionError, match="not signed"):
+            ends.received()
+    ends = Ends()  # turned round: what the coordinator has said comes back to it
+    ends.coordinator.send({"number": 11})
+    recorded[-1].real.sendall(recorded[-1].real.recv(1000))
+    with pytest.raises(ConnectionError, match="not signed"):
+        ends.received()
 
 
 # --- who takes which unit --------------------------------------------------------------------------------------------
@@ -657,13 +700,19 @@ def test_a_worker_that_is_faster_than_the_coordinator_counts(
         assert wait() == [0.0, 1.0, 2.0]
 
 
-def test_an_error_of_the_objective_ends_the_step_for_all(coordinator: Coordinator) -> None:
+def test_an_error_of_the_objective_ends_the_step_for_all(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoreward.scoring.elastic.POLL", 0.1)
+
     def work(number: int) -> list[Scored]:
         raise RanksError("judge is down")
 
     with joined(coordinator) as channel:
         with pytest.raises(RanksError):
             coordinator.shared(UNITS, work)
+        channel.send({"kind": "work", "have": 8, "digest": None, "done": None})
+        assert channel.receive(5) == {"wait": True}
         wait = in_thread(coordinator, lambda number: (time.sleep(0.05), scored(float(number)))[1])
         assert unit_of(channel)[0] == 2  # of the step that came then
         assert wait() == [0.0, 1.0, 2.0]
@@ -674,7 +723,7 @@ def test_the_end_is_told(coordinator: Coordinator) -> None:
         channel.send({"kind": "work", "have": 8, "digest": None, "done": None})
         begun = time.monotonic()
         coordinator.close()
-        assert channel.receive(5) == {"end": True} and time.monotonic() - begun < 2
+        assert channel.receive(5) == {"end": False} and time.monotonic() - begun < 2
     with pytest.raises((RanksError, InputError)):
         connected(coordinator.address, TOKEN, 0.1)
 
@@ -711,6 +760,59 @@ def test_a_token_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatc
         given_token()
 
 
+CODE_OF = {
+    "./own.py:f": {"objective": "./own.py:f"},
+    "own:f": {"objective": "own:f"},
+    "sklearn:accuracy_score": {"objective": "sklearn:accuracy_score"},
+    "callable": {"objective": "callable"},
+    "./own.py:f, added": {"objective": "accuracy", "also": ["./own.py:f=0.5"]},
+    "./own.py:f, without a weight": {"objective": "accuracy", "also": ["./own.py:f"]},
+    "./own.py:f, of an option": {"objective": "pass-at-k", "check": "./own.py:f"},
+    "win-rate' and './own.py:f": {"objective": "win-rate", "judge": "./own.py:f"},
+    "own.py": {"objective": "pass-at-k", "check": ["own.py"]},
+}
+
+
+@pytest.mark.parametrize("what", CODE_OF)
+def test_a_worker_runs_no_code_that_only_the_coordinator_names(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "open('has-run', 'w').close()\ndef f(completions): return [0.0 for _ in completions]"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ZOREWARD_TOKEN", TOKEN)
+    config = {"model": "gone", "data": "gone.jsonl", "trust_remote_code": False, **CODE_OF[what]}
+    own, version = what.partition(",")[0], zoreward.__version__
+    with Coordinator("tcp://127.0.0.1:0", TOKEN) as coordinator:
+        coordinator.open(Opened(config, tmp_path / "journal.jsonl", lambda header: None, version))
+        assert main(["worker", coordinator.address]) == 2
+        said = capsys.readouterr().err
+        assert f"error: the run calls '{own}', and a worker takes no code on another's word" in said
+        code = [word for text in own.split("' and '") for word in ("--code", text)]
+        assert " ".join(code) in said
+        assert main(["worker", coordinator.address, "--code", "./other.py:f"]) == 2
+        assert "takes no code" in capsys.readouterr().err and not Path("has-run").exists()
+        assert main(["worker", coordinator.address, *code]) == 2  # since something else is wrong
+        assert "takes no code" not in capsys.readouterr().err
+
+
+def test_a_worker_loads_no_model_s_code_that_only_the_coordinator_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZOREWARD_TOKEN", TOKEN)
+    config = {"objective": "accuracy", "model": "gone", "data": "gone.jsonl", "trust_remote_code": True}
+    with Coordinator("tcp://127.0.0.1:0", TOKEN) as coordinator:
+        coordinator.open(Opened(config, tmp_path / "journal.jsonl", lambda header: None, zoreward.__version__))
+        assert main(["worker", coordinator.address]) == 2
+        assert (
+            "error: the run's model brings code, and a worker takes none on another's word" in capsys.readouterr().err
+        )
+        assert main(["worker", coordinator.address, "--trust-remote-code"]) == 2
+        assert "gone.jsonl" in capsys.readouterr().err
+
+
 REFUSED = {
     "--ranks-split rows": ["--ranks-split", "rows"],
     "--rows-per-direction": ["--rows-per-direction", "2"],
@@ -718,6 +820,18 @@ REFUSED = {
     "--device-map": ["--device-map", "auto"],
     "--set dataloader_num_workers": ["--set", "dataloader_num_workers=2"],
 }
+
+
+def test_a_launch_and_a_reward_that_is_yet_to_be_fitted_are_refused_by_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command("pairs, a base, a budget", "run", "--elastic", "tcp://:0")
+    assert main([*words, "--via", "reward"]) == 2
+    assert "error: --elastic does not go with --via reward\n" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 2
+    assert "error: --elastic does not go with a launch of several ranks\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", REFUSED)

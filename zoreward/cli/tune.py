@@ -247,6 +247,7 @@ def _helped(trainer: ZOTrainer, workers: Coordinator | None, config: dict[str, A
     with workers:
         open_to_workers(trainer, workers, config)
         yield
+        workers.is_finished = not trainer.keeper.ends
 
 
 def _refuse_with_workers(objective: Objective, options: TuneOptions) -> None:

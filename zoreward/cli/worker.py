@@ -57,7 +57,7 @@ def _worker(context: typer.Context, options: WorkerOptions) -> Outcome | int:
         except OSError as error:
             if isinstance(error, ZorewardError):
                 raise
-            message = f"the coordinator at {options.address} has ended, or cannot be reached: {one_line(error, 120)}"
+            message = f"the run at {options.address} has ended before its last step: {one_line(error, 120)}"
             return report_failure(RanksError(message, hint="when it has been resumed, start workers again"), again)
 
 
@@ -72,6 +72,8 @@ def _helped(channel: Channel, options: WorkerOptions, start: float) -> Outcome |
         with tempfile.TemporaryDirectory(prefix="zoreward-worker-") as folder:
             trainer = _trainer_of(reply["config"], options, folder)
             found = follow(trainer, channel, options.address)
+    if not found.is_finished and not reply.get("end"):
+        raise ConnectionError("it was interrupted, or has failed")
     summary = {"steps": found.steps, "members": found.members, "seconds": round(time.perf_counter() - start, 3)}
     return Outcome(summary, f"the run is over after {found.steps} steps; {found.members} members were scored here")
 
@@ -104,10 +106,10 @@ def _refuse_code(config: Mapping[str, Any], options: WorkerOptions) -> None:
     Raises:
         InputError: the message names it.
     """
-    for text in _code_of(config):
-        if text not in (options.code or ()):
-            hint = f"if you know it: zoreward worker {options.address} --code {shlex.quote(text)}"
-            raise InputError(f"the run calls {text!r}, and a worker takes no code on another's word", hint=hint)
+    if code := [text for text in dict.fromkeys(_code_of(config)) if text not in (options.code or ())]:
+        flags = " ".join(f"--code {shlex.quote(text)}" for text in (*(options.code or ()), *code))
+        message = f"the run calls {' and '.join(map(repr, code))}, and a worker takes no code on another's word"
+        raise InputError(message, hint=f"if you know it: zoreward worker {options.address} {flags}")
     if config.get("trust_remote_code") and not options.trust_remote_code:
         hint = f"if you know it: zoreward worker {options.address} --trust-remote-code"
         raise InputError("the run's model brings code, and a worker takes none on another's word", hint=hint)
@@ -122,4 +124,5 @@ def _code_of(config: Mapping[str, Any]) -> Iterator[str]:
     known = {field.name for field in fields(TuneOptions)}
     own = [value for name, value in config.items() if name not in known and name != "objective"]
     for value in own:
-        yield from (one for one in (value if isinstance(value, list) else [value]) if ":" in str(one))
+        texts = map(str, value if isinstance(value, list) else [value])
+        yield from (text for text in texts if ":" in text or text.endswith(".py"))

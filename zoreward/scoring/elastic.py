@@ -88,6 +88,7 @@ class Coordinator:
 
     Attributes:
         address: with the port, as workers call it; and `is_local`, whether only this machine can reach it.
+        is_finished: whether the run has done its last step, which workers are told with its end.
         digests: steps done → a digest of the weights behind them. A worker that has another one is sent away.
 
     Raises:
@@ -109,7 +110,8 @@ class Coordinator:
         self._token, self._changed = token, threading.Condition()
         self._strangers = threading.BoundedSemaphore(MOST_STRANGERS)
         self._opened: Opened | None = None
-        self._ended, self._count = False, 0
+        self.is_finished = self._ended = False
+        self._count = 0
         self._workers: dict[int, _Worker] = {}
         self._round, self._units = 0, list[dict[str, Any]]()
         self._scored: dict[int, list[Scored]] = {}
@@ -177,7 +179,7 @@ class Coordinator:
         patience = AGAIN * statistics.median(self._took[who]) if self._took.get(who) else None
         for number in range(len(self._units)):
             holders = self._out[number]
-            if number in self._scored or who in holders:
+            if number in self._scored:
                 continue
             if not holders:
                 free = number
@@ -192,8 +194,10 @@ class Coordinator:
     def _keep(self, who: int, of_round: int, number: int, scored: list[Scored]) -> None:
         """Keep what came of a unit, if nobody was faster."""
         with self._changed:
-            if of_round != self._round or number >= len(self._units) or who not in self._out[number]:
+            if of_round != self._round or number not in range(len(self._units)) or who not in self._out[number]:
                 return  # of a step that is over
+            if len(scored) != len(self._units[number]["members"]):
+                raise ValueError("there is a score for each member")
             took = self._took.setdefault(who, deque(maxlen=8))
             took.append(time.monotonic() - self._out[number][who])
             self._scored.setdefault(number, scored)
@@ -262,7 +266,7 @@ class Coordinator:
         with self._changed:
             self._changed.wait_for(lambda: self._opened or self._ended, POLL)
         if self._ended:
-            return {"end": True}
+            return {"end": self.is_finished}
         if self._opened is None:
             return {"wait": True}
         if message["version"] != self._opened.version:
@@ -283,7 +287,8 @@ class Coordinator:
         if not (type(have) is int and have >= 0):
             raise ValueError("it has no number of bytes")
         if done is not None:
-            self._take(worker, *done)
+            of_round, number, told = done
+            self._keep(worker.number, of_round, number, scored_from(told))
         if digest is not None:
             step, found = digest
             if self.digests.get(step, found) != found:
@@ -295,20 +300,12 @@ class Coordinator:
                 if have < self._run.journal.stat().st_size and (lines := self._lines(have)):
                     return {"lines": lines}
                 if self._ended:
-                    return {"end": True}
+                    return {"end": self.is_finished}
                 if (number := self._taken(worker.number)) is not None:
                     return {"unit": [self._round, number, self._units[number]]}
                 if time.monotonic() > until:
                     return {"wait": True}
                 self._changed.wait(LOOK)
-
-    def _take(self, worker: _Worker, of_round: int, number: int, told: Any) -> None:
-        """Keep what a worker has made of a unit, unless the step is over."""
-        with self._changed:
-            if not (of_round == self._round and 0 <= number < len(self._units)):
-                return
-            count = len(self._units[number]["members"])
-        self._keep(worker.number, of_round, number, scored_from(told, count))
 
     @property
     def _run(self) -> Opened:
@@ -386,17 +383,15 @@ def told_scores(scored: Sequence[Scored]) -> list[list[Any]]:
     return [[one.score, one.part_scores, one.metrics] for one in scored]
 
 
-def scored_from(told: Any, count: int) -> list[Scored]:
-    """Return what `told_scores` has told of so many members.
+def scored_from(told: Any) -> list[Scored]:
+    """Return what `told_scores` has told.
 
     Raises:
         ValueError: it is not that.
 
-    >>> scored_from([[0.1, {"f1": 0.1}, {}]], 1)[0].score
+    >>> scored_from([[0.1, {"f1": 0.1}, {}]])[0].score
     0.1
     """
-    if not isinstance(told, list) or len(told) != count:
-        raise ValueError(f"scores of {count} members were asked for")
     found = []
     for score, parts, metrics in told:
         if not isinstance(score, float) or math.isinf(score):

@@ -54,21 +54,27 @@ def open_to_workers(trainer: ZOTrainer, coordinator: Coordinator, config: Mappin
     """
     folder, address = trainer.args.output_dir, coordinator.address
     header = load_run(folder).header
-    then = {**header, "rows": {"tune": header["rows"]["tune"]}}  # others are the coordinator's affair
+    config = {**config, "dtype": config["dtype"] or trainer.ready.dtype}  # its default is not the same on all devices
 
     def check(of_worker: Mapping[str, Any]) -> None:
         try:
-            refuse_other_run(address, then, dict(of_worker))
+            refuse_other_run(address, _compared(header), _compared(of_worker))
         except InputError as error:
             raise InputError(str(error), hint=_HINT) from None
 
     together, query = header["unit"]["members"], trainer.method.ask(trainer.method.init())
     if together is None or together >= len(query.parts[0]):
-        message = (
-            "The members of a step share one pass, as they did when the run began: workers will have nothing to do."
+        logging.get_logger(__name__).warning(
+            "The members of a step share one pass, so workers will have nothing to do. More directions make more of "
+            "them; a run that goes on keeps the passes that it began with."
         )
-        logging.get_logger(__name__).warning("%s", message)
     coordinator.open(Opened(config, Path(folder, JOURNAL_NAME), check, header["versions"]["zoreward"]))
+
+
+def _compared(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a header must be the same for a worker: not the dev rows, nor on what device it is."""
+    config = {name: value for name, value in header["config"].items() if name not in ("use_cpu", "dtype")}
+    return {**header, "config": config, "rows": {"tune": header["rows"]["tune"]}}
 
 
 class _Digests(TrainerCallback):
@@ -88,11 +94,13 @@ class Followed:
 
     Args:
         steps: of the run, when it ended.
+        is_finished: whether that was its last one.
         members: how many were scored here.
         digest: of the weights, after so many steps, where they are compared.
     """
 
     steps: int = 0
+    is_finished: bool = False
     members: int = 0
     digest: tuple[int, str] | None = None
 
@@ -112,6 +120,7 @@ def follow(trainer: ZOTrainer, channel: Channel, address: str) -> Followed:
     ready, rows = trainer.ready, trainer.run.rows
     header = header_of(ready, trainer.objective, trainer.method, trainer.args, rows, None)
     ask(channel, "join", header=json.loads(json.dumps(header, default=str)))
+    logging.get_logger(__name__).warning("joined the run at %s", address)
     if ready.start:  # going back, the prefix is read again
         trainer.model.save_pretrained(ready.start)
     scan, scorer, found, done = Scan(Path(address)), trainer.scorer, Followed(), None
@@ -119,6 +128,7 @@ def follow(trainer: ZOTrainer, channel: Channel, address: str) -> Followed:
         reply = ask(channel, "work", have=scan.end, done=done, digest=found.digest)
         done = None
         if "end" in reply:
+            found.is_finished = bool(reply["end"])
             return found
         if "lines" in reply:
             back = len(scan.rewinds)
