@@ -402,7 +402,7 @@ class ZOTrainer(Trainer):
         if every and number % every == 0 and self.objective.needs == "completions" and self.ranks.first:
             try:
                 save_completions(args.output_dir, number, step.rows, step.scored)
-                send_completions(step.rows, step.scored, args.report_to)
+                send_completions(self)
             except Exception as error:  # the run does not need them
                 logger.warning("Completions could not be written: %s.", one_line(error))
         if run.state.unscored == 1 and not all_scored(step.record.scores):
