@@ -118,6 +118,6 @@ def send_completions(trainer: ZOTrainer) -> None:
 
 def _as_markdown(table: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for line in table for name in line))
-    lines = [names, ["---"] * len(names), *([line.get(name) for name in names] for line in table)]
+    lines: list[list[Any]] = [names, ["---"] * len(names), *([line.get(name) for name in names] for line in table)]
     cells = [[one_line(cell, COMPLETION).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
