@@ -63,6 +63,8 @@ def problem_of(command: str, is_whole: bool, command_of: Callable[[list[str]], A
     try:
         words = with_objective(words)
         parser = command_of(words)
+        for option in parser.params:  # of which one installs something
+            option.callback = lambda context, option, value: context.exit() if value else None
         for leaf in leaves(parser):
             leaf.callback = lambda **options: 0
             for option in leaf.params:

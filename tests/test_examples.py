@@ -47,6 +47,12 @@ def test_a_metric_of_scikit_learn(steps: int, gain: float) -> None:
     assert after > before + gain, (before, after)
 
 
+@pytest.mark.parametrize(("steps", "gain"), [(1, 0.0), pytest.param(20, 0.7, marks=pytest.mark.slow)])
+def test_a_text_environment_of_two_turns(steps: int, gain: float) -> None:
+    before, after = runpy.run_path(str(EXAMPLES / "text_environment.py"))["main"](steps=steps)
+    assert before < 0.2 and after - before >= gain, (before, after)
+
+
 @pytest.mark.slow
 def test_ray_s_workers_are_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is no library that zoreward needs")

@@ -35,6 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import cache_utils, trainer_callback
+from transformers.integrations import TensorBoardCallback
 
 import zoreward
 import zoreward_objectives
@@ -59,6 +60,7 @@ from zoreward.neighbours.of_transformers import (
     recount_patience_,
     silence_,
     start_logger,
+    tensorboard_writers,
     use_one_gpu_,
 )
 from zoreward.neighbours.of_typer import UsageError, source_of, words_of
@@ -449,6 +451,14 @@ def test_a_trainer_is_silent_without_its_callbacks(tmp_path: Path, capsys: pytes
         trainer.log({"score": 0.25})
         told = f"a Trainer prints by other callbacks than before: {trainer.callback_handler.callbacks}"
         holds("0.25" not in "".join(capsys.readouterr()), f"{told} (neighbours/of_transformers.py)")
+
+
+def test_tensorboard_s_callback_holds_its_writer_before_and_in_a_run() -> None:
+    callback = TensorBoardCallback.__new__(TensorBoardCallback)  # it need not be installed
+    for writer in (None, object()):
+        callback.tb_writer = writer
+        assert tensorboard_writers([callback, object()]) == ([] if writer is None else [writer])
+    assert list(inspect.signature(TensorBoardCallback.__init__).parameters) == ["self", "tb_writer"]
 
 
 def test_a_logger_that_is_not_known_raises() -> None:

@@ -52,9 +52,9 @@ PAIRS = [
 ]
 
 
-def made_of_pairs(folder: Path, tokenizer: Any, objective: str = "preference", **changes: Any) -> Any:
+def made_of_pairs(folder: Path, tokenizer: Any, objective: str = "preference", copies: int = 1, **changes: Any) -> Any:
     settings = {"max_steps": 3, "per_device_train_batch_size": 8, **changes}
-    args, sets = ZOConfig(str(folder), use_cpu=True, disable_tqdm=True, **settings), (PAIRS[:8], PAIRS[8:])
+    args, sets = ZOConfig(str(folder), use_cpu=True, disable_tqdm=True, **settings), (PAIRS[:8] * copies, PAIRS[8:])
     rows = dict(zip(("train_dataset", "eval_dataset"), sets, strict=True))
     return ZOTrainer(random_model("llama", 1), objective=objective, args=args, **rows, processing_class=tokenizer)
 
@@ -148,14 +148,27 @@ def test_a_token_of_a_given_answer_changes_by_as_much_as_said(objective: str, tm
         ratios_KR, tokens_R = ratios_KR[:, ::2] - ratios_KR[:, 1::2], tokens_R[::2] + tokens_R[1::2]
     assert 0.5 < float((ratios_KR**2 / (2 * tokens_R)).mean()) / 0.0125 < 2
     assert found.eps == found.radius
-    # Four steps of four directions: signs that mean nothing lead 0.6 radii away.
-    assert math.isclose(found.learning_rate, 0.6 * found.radius, rel_tol=0.005)
+    # Four steps of four directions: signs that mean nothing lead 0.6 radii away; with fewer than 64 rows less far.
+    rows = len(trainer.train_dataset)
+    assert rows < 64 and math.isclose(found.learning_rate, 0.6 * math.sqrt(rows / 64) * found.radius, rel_tol=0.005)
+
+
+@pytest.mark.parametrize(("copies", "steps", "share"), [(1, 2, 8 / 64), (4, 2, 0.5), (8, 1, 1.0), (12, 150, 1.0)])
+def test_few_pairs_lead_a_shorter_way_and_many_the_whole_however_few_the_steps(
+    copies: int, steps: int, share: float, tmp_path: Path, tokenizer: Any
+) -> None:
+    trainer = made_of_pairs(tmp_path, tokenizer, copies=copies, num_directions=2, max_steps=steps)
+    with trainer.holding_run():
+        found = trainer.found
+
+    way = found.learning_rate * math.sqrt(steps / 2)  # of steps whose signs are drawn
+    assert math.isclose(way, 0.6 * math.sqrt(share) * found.radius, rel_tol=0.01)
 
 
 def test_pairs_that_can_be_told_apart_are_learned_with_no_rate_given(tmp_path: Path, tokenizer: Any) -> None:
     margins = {}
     for name, rate in (("found", None), ("published", 1e-6)):
-        trainer = made_of_pairs(tmp_path / name, tokenizer, learning_rate=rate, max_steps=20)
+        trainer = made_of_pairs(tmp_path / name, tokenizer, copies=8, learning_rate=rate, max_steps=20)
         trainer.train()
         margins[name] = {key: trainer.evaluate()[f"eval_metric/{key}"] for key in ("margin", "share")}
     assert margins["found"]["share"] > 0.6 and margins["found"]["margin"] > 0.5

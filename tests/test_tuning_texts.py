@@ -16,6 +16,7 @@ import torch
 from pyarrow import parquet
 from rich.console import Console
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from conftest import random_model
 from zoreward.cli import main
@@ -377,3 +378,29 @@ def test_loggers_that_show_tables_get_what_was_written(run, tmp_path, tokenizer,
         kept = parquet.read_table(tmp_path / "run" / "completions" / f"step-{step:06}.parquet")
         assert log["completions"]["completion"].tolist() == kept["completion"].to_pylist()
         assert log["completions"]["score"].tolist() == kept["score"].to_pylist()
+
+
+class Texts(TensorBoardCallback):
+    """Keeps the texts of TensorBoard, which need not be installed."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, int]] = []
+        self.tb_writer = SimpleNamespace(add_text=lambda *words: self.told.append(words))
+
+    def on_train_begin(self, *args, **kwargs) -> None:
+        pass
+
+    on_log = on_train_end = on_train_begin
+
+
+def test_tensorboard_gets_what_the_best_member_wrote_as_text(tmp_path, tokenizer):
+    tuning = tuned(tmp_path, tokenizer, length, max_steps=3, completions_every=2)
+    tuning.add_callback(texts := Texts())
+    tuning.train()
+
+    assert [(name, step) for name, _, step in texts.told] == [("completions", 1), ("completions", 3)]
+    kept = parquet.read_table(tmp_path / "run" / "completions" / "step-000002.parquet").to_pylist()
+    heads, _, *lines = texts.told[1][1].splitlines()
+    best = [line for line in kept if line["member"] == kept[0]["member"]]
+    assert heads == f"| {' | '.join(kept[0])} |"
+    assert len(lines) == len(best) and all(line["completion"] in shown for line, shown in zip(best, lines, strict=True))

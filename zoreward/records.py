@@ -391,11 +391,13 @@ class Completion:
         text: without special tokens, and up to the first stop string.
         tokens: as the model wrote them; the token that ended it (EOS, or the last one of a stop string) is the last.
         ended: whether it came to an end by itself; otherwise it was cut off at the greatest length.
+        columns: what a `rollout_func` says of it, for objectives.
     """
 
     text: str
     tokens: tuple[int, ...] = field(repr=False)
     ended: bool
+    columns: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

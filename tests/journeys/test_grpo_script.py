@@ -128,8 +128,18 @@ class Quiet(TrainerCallback):
 # What is given, the message, a part of the hint, and what is given when the hint is followed.
 MISTAKES = {
     "ref_model": ({"ref_model": "tiny-model"}, "ZOTrainer takes no ref_model", "beta", {"config": {"beta": 0.04}}),
-    "rollout_func": ({"rollout_func": reward}, "ZOTrainer takes no rollout_func", "Leave it out", {}),
-    "tools": ({"tools": [reward]}, "ZOTrainer takes no tools", "Leave it out", {}),
+    "rollout_func": (
+        {"rollout_func": lambda prompts, trainer: {"completion_ids": [[5]] * 8 * len(prompts)}},
+        "rollout_func returned 16 completion_ids for 2 prompts",
+        "One for each prompt",
+        {"rollout_func": lambda prompts, trainer: {"completion_ids": [[5]] * len(prompts)}},
+    ),
+    "tools": (
+        {"tools": [reward]},
+        "ZOTrainer takes no tools",
+        "rollout_func=your_function",
+        {"rollout_func": lambda prompts, trainer: {"completion_ids": [[5]] * len(prompts)}},
+    ),
     "optimizers": ({"optimizers": (torch.optim.SGD, None)}, "ZOTrainer takes no optimizers", "Leave it out", {}),
     "masked": (
         {"config": {"mask_truncated_completions": True}},

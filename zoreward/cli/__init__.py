@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shlex
 import sys
@@ -18,7 +19,7 @@ from zoreward.cli.printing import is_first, nothing_printed, printable_warnings,
 from zoreward.cli.printing import report as print_error  # `report` is a command here, and its module
 from zoreward.data import load_task
 from zoreward.neighbours.of_launchers import launch_of
-from zoreward.neighbours.of_typer import UsageError
+from zoreward.neighbours.of_typer import UsageError, words_to_complete
 from zoreward.neighbours.releases import newer_than_tested
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective, spelled_out
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoreward 0.1.0
     0
     """
+    if (so_far := words_to_complete()) is not None:
+        return complete(so_far)
     words = list(sys.argv[1:] if argv is None else argv)
     if words in ([], ["tune"], ["eval"]):
         words.append("--help")
@@ -75,9 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted", file=sys.stderr)
         return 130
     except (Exception, SystemExit) as error:  # a model's code, or an objective's, may raise either
+        if words[0].startswith("-") and isinstance(error, SystemExit):  # Typer's, behind --install-completion
+            return int(error.code or 0)
         if isinstance(error.__context__, BrokenPipeError):  # `zoreward … | head` has read enough; Typer ends by 1
             return 1
         return print_error(unexpected(error))
+
+
+def complete(so_far: list[str]) -> int:
+    """Print how a command line may go on; a shell shows it. What is wrong in it is told when it is run."""
+    words = [*so_far, *_HELP_FLAGS[-1:]]
+    if words[0] in _FOR_OBJECTIVES and (len(words) < 3 or words[1].startswith("-")):
+        words = [words[0], _HELP_FLAGS[-1]]
+    with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stderr(None):
+        command_for(words).main(args=so_far, prog_name="zoreward", standalone_mode=False)
+    return 0
 
 
 def refuse_over_ranks(words: list[str]) -> None:
@@ -126,7 +141,7 @@ def command_for(words: list[str]) -> Any:
     """
     app = typer.Typer(
         help="Tune Hugging Face language models on whatever can be scored, with forward passes alone.",
-        add_completion=False,
+        add_completion=words[0].startswith("-") or words_to_complete() is not None,
         context_settings={"help_option_names": list(_HELP_FLAGS)},
         rich_markup_mode="rich",
     )

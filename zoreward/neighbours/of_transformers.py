@@ -183,6 +183,17 @@ def start_logger(name: str) -> None:
         kind()
 
 
+def tensorboard_writers(callbacks: Iterable[Any]) -> list[Any]:
+    """Return what writes for TensorBoard, where a run is logged there.
+
+    Private: the field of the callback that holds it, None before the run.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    writers = [callback.tb_writer for callback in callbacks if isinstance(callback, TensorBoardCallback)]
+    return [writer for writer in writers if writer is not None]
+
+
 def silence_(trainer: Any) -> None:
     """Take away what a `Trainer` prints of a run by itself.
 

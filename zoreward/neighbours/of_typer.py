@@ -1,7 +1,10 @@
-"""What we use of Typer without its promise: what it takes over from the Click that it vendors."""
+"""What we use of Typer without its promise: what it takes over from the Click that it vendors, and its completion."""
 
 from __future__ import annotations
 
+import os
+import shlex
+from contextlib import suppress
 from typing import cast
 
 import typer
@@ -25,3 +28,19 @@ def words_of(context: typer.Context) -> tuple[str, ...]:
     Private: that what `main(obj=…)` was given stands at the root of the contexts.
     """
     return tuple(context.find_root().obj or ())
+
+
+def words_to_complete() -> list[str] | None:
+    """Return the whole words of a command line that a shell asks to complete; None where no shell asks.
+
+    Private: the variables in which the scripts of `--install-completion` ask: for all shells but bash Typer's own.
+    """
+    if not os.environ.get("_ZOREWARD_COMPLETE"):
+        return None
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    words: list[str] = line.split()
+    with suppress(ValueError):  # a quotation that is not closed
+        words = shlex.split(line)
+    is_bash, ends = "COMP_WORDS" in os.environ, line[-1:].isspace()
+    whole = int(os.environ.get("COMP_CWORD") or 0) if is_bash else len(words) if ends else len(words) - 1
+    return words[1 : max(1, whole)]

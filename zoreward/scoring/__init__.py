@@ -64,6 +64,7 @@ from zoreward.scoring.requests import (
     with_base,
 )
 from zoreward.scoring.reward_head import RewardHead, answer_states, fit_head, preference_states
+from zoreward.scoring.rollouts import Rollouts
 from zoreward.scoring.scorer import Scorer, checked_scorer, examples_of, scorer_of, try_objective
 from zoreward.scoring.sharded import ShardedEngine, ShardedScorer, members_of_a_pass, sharded
 from zoreward.scoring.stepping import Stepper
@@ -82,6 +83,7 @@ __all__ = [
     "Ranks",
     "Reader",
     "RewardHead",
+    "Rollouts",
     "Scorer",
     "ShardedEngine",
     "ShardedScorer",

@@ -379,7 +379,10 @@ def completion_outputs(examples: Sequence[Example], written: Sequence[Completion
         `completion_ids`.
     """
     chat = examples[0].messages is not None
-    columns = {name: values for name, values in columns_of(examples).items() if name not in _KEPT_BACK}
+    columns = columns_of(examples)
+    for name in dict.fromkeys(name for one in written for name in one.columns or ()):  # a rollout's win, as in TRL
+        columns[name] = [(one.columns or {}).get(name) for one in written]
+    columns = {name: values for name, values in columns.items() if name not in _KEPT_BACK}
     of_base = [example.base_completion for example in examples if example.base_completion is not None]
     sides = {"": written} | ({"base_": of_base} if len(of_base) == len(examples) else {})
     outputs = {**columns, "prompts": [list(one.messages) if one.messages else one.prompt for one in examples]}

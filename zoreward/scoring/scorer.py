@@ -27,12 +27,14 @@ from zoreward.scoring.requests import (
     completion_scores,
     divided_scores,
     mismatched_ratios,
+    score_writings,
     scores_of,
     with_base,
     with_mismatched,
     written,
 )
 from zoreward.scoring.reward_head import answer_states
+from zoreward.scoring.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,12 +55,14 @@ class Scorer:
         objective: what members are scored by.
         generation: how they write, for an objective that needs `completions`.
         base: the model before tuning, for an objective that reads what it holds of what was written.
+        rollouts: write in the place of the engine, where a user's function does.
     """
 
     engine: Engine
     objective: Objective
     generation: Generation
     base: Base | None = None
+    rollouts: Rollouts | None = None
 
     def score(
         self,
@@ -88,6 +92,9 @@ class Scorer:
             if self.objective.reads_mismatched:
                 of_all["mismatched_ratios"] = mismatched_ratios(self.engine, examples, rows=rows)
             return scores_of(self.objective, examples, list(logprobs_MNC), of_all)
+        if self.rollouts is not None:
+            turns = ([self.rollouts.written(self.reader, examples, one, seed=seed, rows=rows)] for one in members)
+            return [one for own in turns for one in score_writings(self.objective, examples, own, trainer_state)]
         how = replace(self.generation, seed=seed, rows=rows or self.generation.rows)
         what = (self.engine, self.objective, examples, members, how)
         states_of = self._states_of if self.base is not None and self.objective.reads_base else None

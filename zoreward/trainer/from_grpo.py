@@ -275,11 +275,11 @@ def _parsed(value: Any) -> dict[str, Any]:
 
 # --- a trainer's arguments --------------------------------------------------------------------------------------------
 
-_TURNS = "Leave it out: each prompt is answered once, and reward_funcs score the answer."
+_TURNS = "Write the turns yourself, with the model: rollout_func=your_function; docs/coming-from-grpo.md has one."
 _NO_OPTIMIZER = "Leave it out: ZOConfig(method=…, learning_rate=…) say how the weights move."
 # Arguments of GRPOTrainer, of its older releases and of transformers' Trainer that have no counterpart.
 OTHER_ARGUMENTS = {
-    **dict.fromkeys(("rollout_func", "environment_factory", "tools"), _TURNS),
+    **dict.fromkeys(("environment_factory", "tools"), _TURNS),
     **dict.fromkeys(("optimizers", "optimizer_cls_and_kwargs"), _NO_OPTIMIZER),
     "quantization_config": "Load the model with it: AutoModelForCausalLM.from_pretrained(NAME, quantization_config=…).",
     "ref_model": "Leave it out: beta of GRPOConfig, kl of ZOConfig, compares with the model before step 1.",
@@ -290,15 +290,29 @@ OTHER_ARGUMENTS = {
 }
 
 
-def refuse_other_arguments(others: Values) -> None:
-    """Refuse arguments of GRPOTrainer that have no counterpart, unless they say nothing.
+def rollout_of(others: Values, args: Any) -> Callable[[list[Any], Any], Any] | None:
+    """Return `rollout_func`, if it is given; refuse arguments of GRPOTrainer without a counterpart, unless they say
+    nothing.
+
+    Args:
+        others: arguments of GRPOTrainer that ZOTrainer does not name.
+        args: the options, as they are given.
 
     Raises:
-        InputError: one is given.
+        InputError: one is given that has no counterpart, or the function cannot write here.
         TypeError: nobody knows one.
     """
+    rollout = others.get("rollout_func")
+    if rollout is not None and not callable(rollout):
+        raise InputError("rollout_func is no function", hint="It is called with prompts and the trainer.")
+    if rollout is not None and getattr(args, "use_vllm", False):
+        hint = "Leave use_vllm out, and write with trainer.model.generate: it is one member at a time."
+        raise InputError("a rollout_func that writes with vLLM would see no member of a step", hint=hint)
     for name, value in others.items():
+        if name == "rollout_func":
+            continue
         if name not in OTHER_ARGUMENTS:
             raise TypeError(f"ZOTrainer.__init__() got an unexpected keyword argument {name!r}")
         if value is not None and value != (None, None):
             raise InputError(f"ZOTrainer takes no {name}", hint=OTHER_ARGUMENTS[name])
+    return rollout

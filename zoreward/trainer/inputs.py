@@ -219,6 +219,32 @@ def one_answer(examples: Sequence[Example]) -> str | None:
     return first.candidates[first.reference] if same else None
 
 
+def check_rollout(objective: Objective, args: ZOConfig, *, several: bool) -> None:
+    """Refuse a `rollout_func` beside what cannot go with one yet.
+
+    Args:
+        objective: what is tuned on.
+        args: completed options.
+        several: whether ranks share the run.
+
+    Raises:
+        InputError: it cannot.
+    """
+    problem = ""
+    if objective.needs != "completions":
+        problem, hint = (
+            f"{objective.name!r} scores answers that are given",
+            "Take one of what is written.",
+        )
+    elif several:
+        problem, hint = "its members are not shared by ranks", "Start one process."
+    elif keeps_base(args) or objective.reads_base or objective.compares_with_base:
+        problem = "what the environment says would count as the model's in a comparison with the base"
+        hint = "Leave kl, max_kl and drift out, and objectives that compare with the base."
+    if problem:
+        raise InputError(f"rollout_func: {problem}", hint=hint)
+
+
 def warn_about_context(examples: Sequence[Example], shots: int) -> None:
     """Say how many prompts lost something to fit the context."""
     logger = logging.get_logger(__name__)

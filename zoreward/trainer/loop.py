@@ -30,8 +30,9 @@ from zoreward.methods import Method, SPSAState, all_scored, state_after
 from zoreward.neighbours.of_launchers import alone
 from zoreward.neighbours.of_transformers import silence_
 from zoreward.records import Example, InputError, Scored, SilentRunError, StepRecord, one_line
-from zoreward.registry import Objective, Source
+from zoreward.registry import Objective, Source, assume_completions, code_of
 from zoreward.scoring import (
+    Rollouts,
     Scorer,
     candidate_logprobs,
     checked_scorer,
@@ -40,9 +41,10 @@ from zoreward.scoring import (
     try_objective,
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
-from zoreward.trainer.from_grpo import refuse_other_arguments
+from zoreward.trainer.from_grpo import rollout_of
 from zoreward.trainer.header import header_of, options_of, refuse_other_run
 from zoreward.trainer.inputs import (
+    check_rollout,
     name_of,
     one_objective,
     refuse_what_is_missing,
@@ -126,7 +128,8 @@ class ZOTrainer(Trainer):
             sum, with `reward_weights` of the options.
         shot_dataset: rows to take demonstrations from, where `shots` of the options asks for some; by default those to
             tune on, but never the row itself.
-        others: arguments of GRPOTrainer that have no counterpart; None, or they are refused.
+        others: `rollout_func` of GRPOTrainer, for members in turn (docs/coming-from-grpo.md); others of its arguments
+            have no counterpart: None, or they are refused.
 
     Attributes:
         run: the `Run` that it drives.
@@ -181,8 +184,7 @@ class ZOTrainer(Trainer):
         shot_dataset: Dataset | Sequence[dict[str, Any]] | None = None,
         **others: Any,
     ):
-        refuse_other_arguments(others)
-        args = config_of(args)
+        rollout, args = rollout_of(others, args), config_of(args)
         self.ranks = joined(args)
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
@@ -191,21 +193,12 @@ class ZOTrainer(Trainer):
         self.given, self.memory, given = plan.given, plan.memory, plan.given
         args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
         refuse_other_inputs(self.ranks, given)
+        if rollout is not None:
+            check_rollout(chosen, args, several=self.ranks.several)
         self.ready = ready_model(model, self.head, args, peft_config, self.ranks)
         args.eps = self._eps_that_shows(args)
         method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
-        query = method.ask(method.init())
-        scorer = checked_scorer(
-            self.ready.model, given.tokenizer, chosen, given.generation, examples[:TRIAL_ROWS],
-            in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
-        )  # fmt: skip
-        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0], args.tensor_parallel or 1)
-        try_objective(scorer, examples[:TRIAL_ROWS])
-        if scorer.problem:
-            times = f"a step takes up to {len(query.members)} times as long"
-            logger.warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
-            if family_of_run(args).rank:  # so each is rounded, after all
-                eps_that_shows(self.ready.tuned, args, given=True, one_at_a_time=True)
+        scorer = self._tried_scorer(method, examples, rollout)
         warn_about_one_class(scorer, examples, args)
         eval_examples = given.eval_examples
         if chosen.compares_with_base:  # which the model is now, and after step 1 no more
@@ -225,6 +218,28 @@ class ZOTrainer(Trainer):
         self.begun_with_a_score = self._finished = False
         self._silence: SilentRunError | None = None
         self._become_trainer(args, examples, eval_examples, callbacks)
+        if rollout is not None:
+            try_objective(self.scorer, examples[:TRIAL_ROWS])
+
+    def _tried_scorer(self, method: Method, examples: Sequence[Example], rollout: Any) -> Scorer:
+        """Return what scores members, once they and the objective were tried on a few rows."""
+        given, args, objective = self.given, self.given.args, self.given.objective
+        query = method.ask(method.init())
+        scorer = checked_scorer(
+            self.ready.model, given.tokenizer, objective, given.generation, examples[:TRIAL_ROWS],
+            in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
+        )  # fmt: skip
+        scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0], args.tensor_parallel or 1)
+        if rollout is not None:  # it is given this trainer, and tried when that is ready
+            scorer = replace(scorer, rollouts=Rollouts(rollout, self))
+        else:
+            try_objective(scorer, examples[:TRIAL_ROWS])
+            if scorer.problem:
+                times = f"a step takes up to {len(query.members)} times as long"
+                logger.warning("Members are scored one at a time (%s): %s.", times, scorer.problem)
+        if (scorer.problem or rollout is not None) and family_of_run(args).rank:  # so each is rounded, after all
+            eps_that_shows(self.ready.tuned, args, given=True, one_at_a_time=True)
+        return scorer
 
     def _become_trainer(
         self, args: ZOConfig, examples: Any, eval_examples: Any, callbacks: list[TrainerCallback] | None
@@ -247,6 +262,13 @@ class ZOTrainer(Trainer):
     def objective(self) -> Objective:
         """What members are scored by."""
         return self.run.objective
+
+    @property
+    def num_generations(self) -> int:
+        """How many completions a `rollout_func` returns for a prompt: members take the place of generations."""
+        return 1
+
+    num_generations_eval = num_generations
 
     @property
     def method(self) -> Method:
@@ -402,7 +424,7 @@ class ZOTrainer(Trainer):
         if every and number % every == 0 and self.objective.needs == "completions" and self.ranks.first:
             try:
                 save_completions(args.output_dir, number, step.rows, step.scored)
-                send_completions(step.rows, step.scored, args.report_to)
+                send_completions(self)
             except Exception as error:  # the run does not need them
                 logger.warning("Completions could not be written: %s.", one_line(error))
         if run.state.unscored == 1 and not all_scored(step.record.scores):
@@ -430,7 +452,8 @@ class ZOTrainer(Trainer):
         was_whole = is_over and done == step and not self.keeper.ends
         if not ends and not was_whole and step != looks:
             return
-        advice = why_silent(self.run, load_run(self.args.output_dir).records())
+        may_look = not is_over or self.keeper.budget is None  # which would be exceeded behind the last step
+        advice = why_silent(self.run, load_run(self.args.output_dir).records(), may_look=may_look)
         if ends or (was_whole and advice.by_scores):
             message = f"none of the {step} steps{' so far' if ends else ''} has moved anything: {advice.why}"
             self._silence = SilentRunError(message, hint=f"{advice.hint}.")
@@ -805,6 +828,9 @@ class ZOTrainer(Trainer):
         rows = (self.train_dataset, self.eval_dataset)
         header = header_of(self.ready, self.objective, self.method, self.args, *rows)  # type: ignore[arg-type]
         searched = {"searched": self.found.rows} if self.found and self.args.max_forwards else {}
+        if self.scorer.rollouts is not None:
+            [code] = code_of(assume_completions(self.scorer.rollouts.function)).values()
+            header["code"] = {**header["code"], "rollout_func": code}
         return {**header, **searched, "unit": self.scorer.engine.unit}
 
     def _compare_ranks(self) -> None:

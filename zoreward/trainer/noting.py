@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from zoreward.journal.notes import append_note
 from zoreward.members import has_adapter
+from zoreward.neighbours.of_transformers import tensorboard_writers
 from zoreward.records import Example, Scored, Writing, one_line
 from zoreward.registry import Objective
 from zoreward.scoring.certainty import error_of_mean, row_scores
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Of texts so many rows are kept, of a text so many characters; and a table of so many classes at most.
 TEXTS, PROMPT, COMPLETION, CLASSES = 8, 800, 1600, 40
+# Lines of a table that is shown as text.
+SHOWN = 16
 
 
 @contextlib.contextmanager
@@ -91,19 +94,30 @@ def answers_of(objective: Objective, examples: Sequence[Example], scored: Scored
         return {}
 
 
-def send_completions(rows: Sequence[Example], scored: Sequence[Scored], report_to: Sequence[str]) -> None:
-    """Send a table of completions to Weights & Biases and Trackio, where a run is logged there, as TRL's trainers do.
+def send_completions(trainer: ZOTrainer) -> None:
+    """Send the table of what the last step's members wrote to where a run is logged, as TRL's trainers do.
+
+    Weights & Biases and Trackio get all of it; TensorBoard, whose pages show it as text, the best member's lines.
 
     Args:
-        rows: of a step.
-        scored: its members.
-        report_to: the loggers' names.
+        trainer: of the run, behind a step.
     """
+    table = completion_rows(trainer.last_rows, trainer.last_scored)
     for name in ("wandb", "trackio"):
-        if name in report_to:
+        if name in trainer.args.report_to:
             logger = importlib.import_module(name)  # the callback of this name has imported it
             if getattr(logger, "run", logger) is not None:
                 import pandas
 
-                table = pandas.DataFrame(completion_rows(rows, scored))
-                logger.log({"completions": logger.Table(dataframe=table)})
+                logger.log({"completions": logger.Table(dataframe=pandas.DataFrame(table))})
+    for writer in tensorboard_writers(trainer.callback_handler.callbacks):
+        best = [line for line in table if line["member"] == table[0]["member"]][:SHOWN]
+        if best:
+            writer.add_text("completions", _as_markdown(best), trainer.state.global_step)
+
+
+def _as_markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for line in table for name in line))
+    lines: list[list[Any]] = [names, ["---"] * len(names), *([line.get(name) for name in names] for line in table)]
+    cells = [[one_line(cell, COMPLETION).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

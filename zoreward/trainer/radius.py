@@ -104,7 +104,8 @@ def found_rate(
         ε  = r
         lr = 1.5 · r · √(K B / T) / rms(w)
 
-    Of answers that are given as texts (preferences, log-likelihoods) δ is 0.0125 nats a token, and 0.6 stands for 1.5.
+    Of answers that are given as texts (preferences, log-likelihoods) δ is 0.0125 nats a token, and 0.6 stands for 1.5;
+    of fewer than 64 rows, N, which say less of other texts than of their own, 0.6 √(N/64).
 
     With signs that mean nothing, T steps of one rate, K directions and B blocks would take the weights 1.5 r away: what
     they learn comes on top, what they break is bounded. Where the KL is bounded, they would take up a share s of the
@@ -148,6 +149,8 @@ def found_rate(
     if max_kl is not None and nats != ANSWER_NATS:
         share = GIVEN_NOISE_SHARE if given else 1 / (1 + steps / AS_MUCH_LEARNED)
         radii = min(radii, math.sqrt(share * max_kl / nats))
+    if given:
+        radii *= math.sqrt(min(1.0, len(examples) / ROWS))
     rate = _rounded(rate_of(radii * radius, method, steps))
     return Found(radius, radius, rate, nats, looks, converged, rows)
 

@@ -58,7 +58,7 @@ class Advice:
     by_scores: bool = False
 
 
-def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
+def why_silent(run: Run, records: Iterable[StepRecord], *, may_look: bool = True) -> Advice:
     """Return why no step has moved anything, as far as rows, texts, scores and one more look at members tell.
 
     Where answers are given, it is looked whether those of the next step's members differ on the rows of the last.
@@ -66,6 +66,7 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
     Args:
         run: stands behind such a step.
         records: all its steps.
+        may_look: whether forward passes for one more look may be taken.
     """
     assert run.last is not None
     objective, rows, eps = run.objective, run.last.rows, run.method.eps
@@ -87,6 +88,8 @@ def why_silent(run: Run, records: Iterable[StepRecord]) -> Advice:
         why = constant or "the texts of all members are worth the same"
         hint = "Take a reward that tells these texts apart, prompts of which some succeed, or a larger --batch-size"
         return Advice(why, hint, is_constant)
+    if not may_look:
+        return Advice(constant or "all members score the same", f"Take a larger --eps or --batch-size, or {_SMOOTH}")
     logprobs_MNC = candidate_logprobs(run.scorer.engine, rows, run.method.ask(run.state).parts[0])
     answers_MN = logprobs_MNC.argmax(axis=2) if objective.needs == "choices" else logprobs_MNC[:, :, 0]
     if (answers_MN == answers_MN[0]).all():
