@@ -267,6 +267,33 @@ def dies_at(call: int) -> Callable[[], None]:
     return before
 
 
+def says_that_it_has_joined() -> None:
+    from zoreward.trainer import follower
+
+    real = follower.ask
+
+    def patched(channel: Channel, kind: str, **message: Any) -> Any:
+        reply = real(channel, kind, **message)
+        if kind == "join":
+            Path("late").touch()
+        return reply
+
+    follower.ask = patched
+
+
+def waits_for_the_late_one() -> None:
+    from zoreward.trainer.run import Run
+
+    real = Run.ask_score_tell
+
+    def patched(self: Run, rows: Any) -> Any:
+        if self.state.step == 20:
+            wait_until(Path("late").exists)
+        return real(self, rows)
+
+    Run.ask_score_tell = patched  # type: ignore[method-assign]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_killed_a_slow_and_a_late_worker_change_no_byte(seed: int, place: Path) -> None:
@@ -277,7 +304,11 @@ def test_a_killed_a_slow_and_a_late_worker_change_no_byte(seed: int, place: Path
     alone = started(log, command(case, "alone", "--elastic", "tcp://127.0.0.1:0", steps=30))
     assert launches.ended([alone]) == [0], log.read_text()[-3000:]
     words = ["worker", address, "--device", "cpu", *CODE]
-    run = started(log, command(case, "run", "--elastic", address, steps=30), chain(compared(2), slow(0.01)))
+    run = started(
+        log,
+        command(case, "run", "--elastic", address, steps=30),
+        chain(compared(2), slow(0.01), waits_for_the_late_one),
+    )
     # The first calls try the objective, and score the model itself.
     dies = started(
         log, words, chain(compared(), slow(0.01), dies_at(chance.randrange(4, 9)) if seed % 2 else compared())
@@ -288,10 +319,11 @@ def test_a_killed_a_slow_and_a_late_worker_change_no_byte(seed: int, place: Path
     if seed % 2 == 0:
         time.sleep(chance.random() * 0.1)
         os.kill(dies, signal.SIGKILL)
-    late = started(log, words, compared())
+    late = started(log, words, chain(compared(), says_that_it_has_joined))
     codes = launches.ended([run, dies, lags, late])
     assert codes == [0, -signal.SIGKILL, 0, 0], log.read_text()[-5000:]
     assert "has left; what it had in hand is scored again" in log.read_text()
+    assert len(members_scored(log)) == 2 and all(members_scored(log)), log.read_text()
     assert bytes_of(place / "run") == bytes_of(place / "alone")
 
 

@@ -17,12 +17,14 @@ from conftest import random_model
 from test_ranks import ANSWERS, ROWS, said_by
 from zoreward import ZOConfig, ZOTrainer
 from zoreward.journal import load_run, replay
-from zoreward.kernels import cpu
+from zoreward.kernels import cpu, portable
 from zoreward.kernels.parts import Part, PartKernels
+from zoreward.kernels.subspaces import Keeping
 from zoreward.records import InputError, Request, Term, Update
 from zoreward.scoring import engine_of, load_model
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="transformers would divide the model over GPUs")
+Kernels = pytest.importorskip("zoreward.kernels.gpu").Kernels
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REQUESTS = [Request(tuple(range(3, 5 + n)), (target,)) for n in range(4) for target in (3, 7)]
 COUPLE = ((Term(1, 0.05),), (Term(1, -0.05),))
 
@@ -49,9 +51,18 @@ def logprobs_of(engine: Any) -> list[list[float]]:
     return [own.tolist() for own in engine.logprobs([(member, REQUESTS) for member in ((), *COUPLE)])]
 
 
+@pytest.fixture(scope="session")
+def without_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("transformers would divide the model over GPUs")
+
+
 @pytest.fixture(scope="module", params=[("llama", "float32"), ("opt", "float32"), ("llama", "bfloat16")], ids=str)
 def divided(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerFast,
+    without_gpu: None,
 ) -> tuple[Path, str]:
     """A folder with a model, and in it what two ranks that hold it together have done."""
     family, dtype = request.param
@@ -115,7 +126,7 @@ def test_a_saved_model_knows_nothing_of_its_division(divided):
     assert json.loads(config).keys() == json.loads(before).keys()
 
 
-def test_a_run_goes_on_and_back_to_its_best_step(tiny_model_dir, tmp_path):
+def test_a_run_goes_on_and_back_to_its_best_step(tiny_model_dir, tmp_path, without_gpu):
     whole = {"max_steps": 4, "load_best_model_at_end": True, "tensor_parallel": 2, "learning_rate": 0.3}
 
     def work(rank: int) -> None:
@@ -136,7 +147,7 @@ def test_a_run_goes_on_and_back_to_its_best_step(tiny_model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["members", pytest.param("rows", marks=pytest.mark.slow)])
-def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_path):
+def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_path, without_gpu):
     """Two groups of two, whose run goes on with one group."""
     options = {"tensor_parallel": 2, "ranks_split": split, "max_steps": 4}
 
@@ -163,23 +174,31 @@ def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_p
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("dim", "first"), [(0, 5), (1, 3)])
-def test_a_part_moves_as_the_whole_does_there(dtype, dim, first):
+# Seven columns: lines begin in the middle of what is drawn at a time. 8 lines of 128: one program's work on a GPU.
+@pytest.mark.parametrize(("name", "columns"), [("cpu", 7), ("cpu", 128), ("portable", 128), ("gpu", 128)])
+@pytest.mark.parametrize(("dim", "first", "count"), [(0, 5, 8), (0, 8, 8), (0, 8, 5), (0, 0, 8), (1, 3, 4)])
+def test_a_part_moves_as_the_whole_does_there(name, dtype, columns, dim, first, count, quick_interpreter):
     torch.manual_seed(0)
-    whole, vector = torch.randn(11, 7).to(dtype), torch.randn(6).to(dtype)
-    part = Part((11, 7), dim, first)
-    own = part.of(whole, torch.empty(4, 4)).clone()
-    kernels, plain = PartKernels(cpu, {3: part}), vector.clone()
+    device = DEVICE if name == "gpu" else "cpu"
+    whole, vector = torch.randn(19, columns).to(dtype), torch.randn(6).to(dtype)
+    part = Part((19, columns), dim, first)
+    own, plain = whole.narrow(dim, first, count).to(device).contiguous().clone(), vector.to(device).clone()
+    beneath = {"cpu": lambda: Keeping(cpu), "portable": lambda: Keeping(portable), "gpu": lambda: Kernels(1024, 1024)}
+    kernels = PartKernels(beneath[name](), {3: part})
+
+    def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return torch.equal(found.cpu(), expected)
+
     copies = kernels.perturb_all([(plain, 9), (own, 3)], COUPLE)
     wholes = cpu.perturb_all([(vector, 9), (whole, 3)], COUPLE)
-    assert all(map(torch.equal, copies[0], wholes[0]))
-    assert all(torch.equal(copy, part.of(one, own)) for copy, one in zip(copies[1], wholes[1], strict=True))
+    assert all(map(same, copies[0], wholes[0]))
+    assert all(same(copy, part.of(one, own)) for copy, one in zip(copies[1], wholes[1], strict=True))
     again = kernels.perturb_all([(plain, 9), (own, 3)], COUPLE[::-1], copies)
-    assert again[1][0] is copies[1][0] and torch.equal(again[1][0], part.of(wholes[1][1], own))
+    assert again[1][0] is copies[1][0] and same(again[1][0], part.of(wholes[1][1], own))
     updates = [Update(0.01, (Term(5, 0.1), Term(6, -0.2)), 7), Update(0.0, (Term(8, 0.3),), 9)]
     kernels.replay_all_([(plain, 9), (own, 3)], updates)
     cpu.replay_all_([(vector, 9), (whole, 3)], updates)
-    assert torch.equal(own, part.of(whole, own)) and torch.equal(plain, vector)
+    assert same(own, part.of(whole, own)) and same(plain, vector)
 
 
 def test_what_cannot_be_divided_is_refused_before_weights_are_read(tmp_path, tokenizer, tiny_model_dir):

@@ -25,6 +25,8 @@ from zoreward.records import Member, Term, Update
 
 # 16,384 blocks: a direction takes some 60 calls of NumPy, a few µs each; and its buffers, 1 MB, stay in a core's cache.
 CHUNK = 1 << 16
+# Of what the place is a multiple where a part of a whole tensor begins.
+ALIGNED = 4
 # Entries of tensors up to SMALL are drawn together, up to TOGETHER in a call: 1 MB, and one thread's work in any case.
 # So are factors up to FACTOR: alone a draw takes some 100 µs to begin, together an entry takes twice as long, 40 ns.
 SMALL, FACTOR, TOGETHER = 1 << 13, 1 << 11, 1 << 18
@@ -45,11 +47,15 @@ class Job:
 
 
 class Directions:
-    """The directions of one tensor, chunk by chunk; of those that are made of parts, the parts are kept."""
+    """The directions of one tensor, chunk by chunk; of those that are made of parts, the parts are kept.
+
+    Where the tensor is the part of a whole one from element `first` on, they are dense.
+    """
 
     def __init__(
-        self, shape: tuple[int, ...], stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn
+        self, shape: tuple[int, ...], stream: int, terms: Iterable[Term], subspaces: Subspaces, drawn: Drawn, first: int
     ) -> None:
+        self.first, drawn = first, {} if first else drawn
         self.stream, self._shape, self._numel, self._drawn = stream, shape, math.prod(shape), drawn
         made = {term.direction: term for term in terms if not isinstance(term.family, Dense) and term.moves(len(shape))}
         self._parts = {
@@ -67,7 +73,8 @@ class Directions:
                     distribution = term.family.distribution
                     z = self._drawn.get((term.seed, self.stream, Purpose.DIRECTION, self._numel, distribution))
                     if z is None:
-                        z = workspace.entries(term.seed, self.stream, start, len(acc), distribution=distribution)
+                        place = self.first + start
+                        z = workspace.entries(term.seed, self.stream, place, len(acc), distribution=distribution)
                 elif term.direction in self._parts:
                     own = self._parts[term.direction]
                     z = term.family.piece(own, self._shape, start, len(acc), np.arange)
@@ -174,6 +181,7 @@ def perturb_all(
     members: Sequence[Member],
     into: list[list[torch.Tensor]] | None = None,
     subspaces: Subspaces | None = None,
+    firsts: Sequence[int] = (),
 ) -> list[list[torch.Tensor]]:
     """Return copies of each tensor at each member: round(θ + Σ coefficient · z(seed)).
 
@@ -183,6 +191,8 @@ def perturb_all(
         into: what this function gave for these tensors, or such of their shapes and dtypes, and M members: to be
             written over and returned.
         subspaces: as for `factors_all`.
+        firsts: where each tensor begins in a whole one, of which it is a part: a multiple of `ALIGNED`, and all
+            directions are dense; empty: all are whole.
 
     Returns:
         For each tensor M contiguous ones of its shape and dtype. Sums are float32 (float64 for float64 weights), added
@@ -190,7 +200,8 @@ def perturb_all(
     """
     copies = into or [[torch.empty(weight.shape, dtype=weight.dtype) for _ in members] for weight, _ in weights]
     terms, jobs = [term for member in members for term in member], []
-    for (weight, _), own, directions in zip(weights, copies, _directions(weights, terms, subspaces), strict=True):
+    all_directions = _directions(weights, terms, subspaces, firsts)
+    for (weight, _), own, directions in zip(weights, copies, all_directions, strict=True):
         theta, outs = _flat(weight.detach().contiguous()), [_flat(copy) for copy in own]
         jobs += _over_chunks(partial(_fill, outs, theta, weight.dtype, members, directions), weight.numel())
     run(jobs)
@@ -203,6 +214,7 @@ def replay_all_(
     updates: Sequence[Update],
     bases: Sequence[torch.Tensor] | None = None,
     subspaces: Subspaces | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """Do updates in place, one after the other, in one pass over the weights.
 
@@ -217,9 +229,10 @@ def replay_all_(
         updates: in their order.
         bases: θ_base of each tensor, where updates have an anchor: what `perturb_all(weights, ((),))` gave before any.
         subspaces: as for `factors_all`.
+        firsts: as for `perturb_all`.
     """
     terms, jobs, copied = [term for update in updates for term in update.terms], [], []
-    all_directions = _directions(weights, terms, subspaces)
+    all_directions = _directions(weights, terms, subspaces, firsts)
     for (weight, _), base, directions in zip(weights, bases or [None] * len(weights), all_directions, strict=True):
         if moving := [update for update in updates if update.moves(weight.ndim)]:
             theta = weight.detach().contiguous()  # a copy where it is not
@@ -230,9 +243,12 @@ def replay_all_(
         weight.copy_(theta)
 
 
-def _directions(weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None) -> Iterator[Directions]:
+def _directions(
+    weights: Sequence[Weight], terms: Sequence[Term], subspaces: Subspaces | None, firsts: Sequence[int]
+) -> Iterator[Directions]:
     held, drawn = holding(subspaces, normals, weights, terms), drawn_together(weights, terms)
-    return (Directions(tuple(weight.shape), stream, terms, held, drawn) for weight, stream in weights)
+    pairs = zip(weights, firsts or [0] * len(weights), strict=True)
+    return (Directions(tuple(weight.shape), stream, terms, held, drawn, first) for (weight, stream), first in pairs)
 
 
 def _fill(
@@ -274,7 +290,8 @@ def _write(
             if update.anchor != 0 and base is not None:
                 acc -= acc.dtype.type(update.anchor) * (before - _load(_flat(base)[start : start + CHUNK], dtype))
         if dtype in (torch.bfloat16, torch.float16):
-            bits = workspace.rounding_bits(update.rounding_seed, directions.stream, start, len(piece))
+            place = directions.first + start
+            bits = workspace.rounding_bits(update.rounding_seed, directions.stream, place, len(piece))
             piece[:] = _round_bf16(acc, bits) if dtype == torch.bfloat16 else noise.round_fp16(acc, bits)
         else:
             piece[:] = acc

@@ -44,6 +44,7 @@ class Kernels:
 
     def __init__(self, block: int = BLOCK, unit: int | None = None) -> None:
         self._copy_unit, self._update_unit = unit or COPY_UNIT, unit or UPDATE_UNIT
+        self.aligned = max(self._copy_unit, self._update_unit)  # see `zoreward.kernels.cpu.perturb_all`
         native = not triton.knobs.runtime.interpret and torch.version.cuda is not None
         options = {"BLOCK": block, "NATIVE": native, "num_warps": WARPS, "enable_fp_fusion": False}
         self._options: dict[str, Any] = options
@@ -55,7 +56,11 @@ class Kernels:
 
     @torch.no_grad()
     def perturb_all(
-        self, weights: Sequence[Weight], members: Sequence[Member], into: list[list[torch.Tensor]] | None = None
+        self,
+        weights: Sequence[Weight],
+        members: Sequence[Member],
+        into: list[list[torch.Tensor]] | None = None,
+        firsts: Sequence[int] = (),
     ) -> list[list[torch.Tensor]]:
         """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb_all`.
 
@@ -63,7 +68,7 @@ class Kernels:
         time where tensors are many and small: what takes the rest is to make a tensor of each copy.
         """
         found: list[list[torch.Tensor]] = into or [[] for _ in weights]
-        for group in self._groups(weights):
+        for group in self._groups(weights, firsts):
             there = [into[number] for number in group.numbers] if into else None
             if group.like.dtype == torch.float64:
                 made = portable.perturb_all(group.weights, members, there, self._subspaces)
@@ -75,7 +80,11 @@ class Kernels:
 
     @torch.no_grad()
     def replay_all_(
-        self, weights: Sequence[Weight], updates: Sequence[Update], bases: Sequence[torch.Tensor] | None = None
+        self,
+        weights: Sequence[Weight],
+        updates: Sequence[Update],
+        bases: Sequence[torch.Tensor] | None = None,
+        firsts: Sequence[int] = (),
     ) -> None:
         """Do updates to all tensors in place, one after the other; see `zoreward.kernels.cpu.replay_all_`.
 
@@ -83,9 +92,10 @@ class Kernels:
             weights: the tensors and their streams.
             updates: in their order.
             bases: what `perturb_all(weights, ((),))` gave, where updates have an anchor: the copies in their place.
+            firsts: see `zoreward.kernels.cpu.perturb_all`.
         """
         drawn = tables.drawn_of(term for update in updates for term in update.terms)
-        for group in self._groups(weights):
+        for group in self._groups(weights, firsts):
             some = [bases[number] for number in group.numbers] if bases else None
             if group.like.dtype == torch.float64 or drawn is None:
                 portable.replay_all_(group.weights, updates, some, self._subspaces)
@@ -228,12 +238,12 @@ class Kernels:
                     copy_all_(places, [side for pair in pairs for side in pair])
         return drawn, begins, size
 
-    def _groups(self, weights: Sequence[Weight]) -> list[Group]:
+    def _groups(self, weights: Sequence[Weight], firsts: Sequence[int] = ()) -> list[Group]:
         """The tensors by dtype. Found again by the tensors themselves, if they still lie where they lay."""
         if not weights:
             return []
         tensors, streams = zip(*weights, strict=True)
-        key = tuple(map(id, tensors)), streams
+        key = tuple(map(id, tensors)), streams, *firsts
         addresses, shapes = list(map(torch.Tensor.data_ptr, tensors)), list(map(torch.Tensor.size, tensors))
         known = self._known.get(key)
         if known is not None and known.addresses == addresses and known.shapes == shapes:
@@ -241,23 +251,28 @@ class Kernels:
         numbers_of: dict[torch.dtype, list[int]] = {}
         for number, (weight, _) in enumerate(weights):
             numbers_of.setdefault(weight.dtype, []).append(number)
-        groups = [self._group(numbers, [weights[n] for n in numbers]) for numbers in numbers_of.values()]
+        begins = firsts or [0] * len(weights)
+        groups = [
+            self._group(numbers, [weights[n] for n in numbers], [begins[n] for n in numbers])
+            for numbers in numbers_of.values()
+        ]
         if not any(group.copied for group in groups):
             if len(self._known) >= MOST_KNOWN:  # other views each time
                 self._known.clear()
             self._known[key] = Known(tensors, addresses, shapes, groups)
         return groups
 
-    def _group(self, numbers: list[int], weights: list[Weight]) -> Group:
+    def _group(self, numbers: list[int], weights: list[Weight], firsts: list[int]) -> Group:
         flats = [_flat(weight) for weight, _ in weights]
         like = next((flat for flat in flats if flat.numel()), flats[0])
         lines, views, place, factors = [], [], 0, 0
-        for flat, (weight, stream) in zip(flats, weights, strict=True):
+        for flat, (weight, stream), first in zip(flats, weights, firsts, strict=True):
             rows, columns = weight.shape if weight.ndim == 2 else (0, 0)
             room = tables.padded(rows)
             kinds = tables.kinds_of(weight.ndim)
             begin = (flat.data_ptr() - like.data_ptr()) // flat.element_size()
-            lines.append([begin, flat.numel(), stream, 0, place, room, columns, factors, kinds])
+            end = first + flat.numel()
+            lines.append([begin - first, end, stream, first, place - first, room, columns, factors, kinds])
             views.append((flat.shape, flat.stride(), place))
             place += -(-flat.numel() // ALIGN) * ALIGN
             factors += room + tables.padded(columns)

@@ -21,6 +21,7 @@ from zoreward.records import Direction, Member, Term, Update
 
 # Elements at once: the seven int64 temporaries of their words take 7 · 8 bytes each, 235 MB.
 GROUP = 1 << 22
+ALIGNED = 4  # as in `cpu.py`
 
 PartsOf = dict[tuple[int, Direction], Sequence[torch.Tensor]]
 """(number of the tensor, `Term.direction`) → parts, of directions that move it and are not dense."""
@@ -46,6 +47,7 @@ def perturb_all(
     members: Sequence[Member],
     into: list[list[torch.Tensor]] | None = None,
     subspaces: Subspaces | None = None,
+    firsts: Sequence[int] = (),
 ) -> list[list[torch.Tensor]]:
     """Return the copies of each tensor at each member; see `zoreward.kernels.cpu.perturb_all`."""
     copies = into or [
@@ -55,7 +57,7 @@ def perturb_all(
     terms = [term for member in members for term in member]
     parts = _parts_of(weights, terms, range(len(weights)), holding(subspaces, normals, weights, terms))
     for group in _groups([weight.numel() for weight, _ in weights]):
-        draw = _Draw([stream for _, stream in weights], group, flats[0].device)
+        draw = _Draw([stream for _, stream in weights], group, flats[0].device, firsts)
         for m, member in enumerate(members):
             z_K = draw.dense(member)
             for piece in group:
@@ -72,15 +74,17 @@ def replay_all_(
     updates: Sequence[Update],
     bases: Sequence[torch.Tensor] | None = None,
     subspaces: Subspaces | None = None,
+    firsts: Sequence[int] = (),
 ) -> None:
     """Do updates to all tensors in place, one after the other; see `zoreward.kernels.cpu.replay_all_`."""
     moved = [any(update.moves(weight.ndim) for update in updates) for weight, _ in weights]
+    firsts = [first for first, moves in zip(firsts, moved, strict=True) if moves] if firsts else ()
     weights = [pair for pair, moves in zip(weights, moved, strict=True) if moves]
     anchors = [base.view(-1) for base, moves in zip(bases, moved, strict=True) if moves] if bases else None
     flats = [weight.detach().reshape(-1) for weight, _ in weights]  # a copy where a weight is not contiguous
     held = holding(subspaces, normals, weights, [term for update in updates for term in update.terms])
     for group in _groups([weight.numel() for weight, _ in weights]):
-        draw = _Draw([stream for _, stream in weights], group, flats[0].device)
+        draw = _Draw([stream for _, stream in weights], group, flats[0].device, firsts)
         for update in updates:
             _update_group_(weights, flats, group, draw, update, anchors, held)
     for (weight, _), flat in zip(weights, flats, strict=True):
@@ -188,8 +192,14 @@ def _add_terms(
 class _Draw:
     """The words of one group of pieces; the last direction is kept, because couples share theirs."""
 
-    def __init__(self, streams: Sequence[int], group: Sequence[Piece], device: torch.device):
-        blocks = [(piece.start // 4, -(-piece.count // 4), streams[piece.tensor]) for piece in group]
+    def __init__(
+        self, streams: Sequence[int], group: Sequence[Piece], device: torch.device, firsts: Sequence[int] = ()
+    ):
+        places = [piece.start + (firsts[piece.tensor] if firsts else 0) for piece in group]
+        blocks = [
+            (place // 4, -(-piece.count // 4), streams[piece.tensor])
+            for place, piece in zip(places, group, strict=True)
+        ]
         self._block = torch.cat([torch.arange(first, first + n, device=device) for first, n, _ in blocks])
         self._stream = torch.cat([torch.full((n,), stream, device=device) for _, n, stream in blocks])
         self._held: tuple[int, Distribution, int] | None = None

@@ -132,14 +132,19 @@ class Keeping:
 
     def __init__(self, functions: ModuleType) -> None:
         self._functions, self._subspaces = functions, Subspaces(functions.normals)
+        self.aligned: int = functions.ALIGNED
 
-    def perturb_all(self, weights: Sequence[Weight], members: Sequence[Member], into: Any = None) -> Any:
+    def perturb_all(
+        self, weights: Sequence[Weight], members: Sequence[Member], into: Any = None, firsts: Sequence[int] = ()
+    ) -> Any:
         """See `zoreward.kernels.cpu.perturb_all`."""
-        return self._functions.perturb_all(weights, members, into, self._subspaces)
+        return self._functions.perturb_all(weights, members, into, self._subspaces, firsts)
 
-    def replay_all_(self, weights: Sequence[Weight], updates: Sequence[Update], bases: Any = None) -> None:
+    def replay_all_(
+        self, weights: Sequence[Weight], updates: Sequence[Update], bases: Any = None, firsts: Sequence[int] = ()
+    ) -> None:
         """See `zoreward.kernels.cpu.replay_all_`."""
-        self._functions.replay_all_(weights, updates, bases, self._subspaces)
+        self._functions.replay_all_(weights, updates, bases, self._subspaces, firsts)
 
     def factors_all(self, weights: Sequence[Weight], terms: Sequence[Term]) -> Any:
         """See `zoreward.kernels.cpu.factors_all`."""

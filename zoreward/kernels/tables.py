@@ -84,18 +84,20 @@ def table_of(lines: Sequence[Sequence[int]], block: int, unit: int, device: torc
     """Return the table of tensors, cut into units.
 
     Args:
-        lines: of the table; field 1 is a tensor's elements, field 3 is filled in.
+        lines: of the table; field 3 is where a tensor begins in the whole one of which it is a part, a multiple of
+            `unit`, and field 1 where it ends there: addresses count from where the whole one would begin. Field 3 is
+            filled in.
         block: elements that a program has in hand at a time.
         unit: elements of a program.
         device: where it is read.
     """
-    one_launch = sum(line[1] for line in lines) <= ONE_LAUNCH and any(line[1] % block for line in lines)
+    one_launch = sum(line[1] - line[3] for line in lines) <= ONE_LAUNCH and any(line[1] % block for line in lines)
     owners: dict[bool, list[int]] = {True: [], False: []}
     placed = []
     for number, line in enumerate(lines):
         own = owners[line[1] % block == 0 and not one_launch]
-        placed.append([*line[:3], len(own), *line[4:]])
-        own += [number] * -(-line[1] // unit)
+        placed.append([*line[:3], len(own) - line[3] // unit, *line[4:]])
+        own += [number] * -(-(line[1] - line[3]) // unit)
     parts = [
         (torch.tensor(own, dtype=torch.int32).to(device, non_blocking=True), whole)
         for whole, own in owners.items()
