@@ -3,13 +3,16 @@
     python benchmarks/scaling.py --parts --shape opt-1.3b    # first, on the GPU in question; opt-13b too
     python benchmarks/scaling_model.py                       # anywhere
 
+What was not measured so is taken from whole steps of scaling.py, less their update and exchange.
+
     members split: T_W = s(⌈2K/W⌉, 16 rows) + u(K) + x(W),  T_1 = s(2K, 16 rows) + u(K)
-    rows split:    T_W = s(2K, 16 rows) + u(K) + x(W),      T_1 = W · s(2K, 16 rows) + u(K),  16 rows for each rank
+    rows split:    T_W = s(2K, 16 rows) + u(K) + x(W),      T_1 = s(2K, 16·W rows) + u(K),  16 rows for each rank
 
 with the seconds s of scoring some members on some rows, u of an update along K directions and x of all that W ranks
 tell each other in a step. s and u are measured at a few sizes and interpolated; beyond the largest they grow in
 proportion. x is measured for some numbers of ranks, and grows with W − 1, as gloo's ring does; with no figure of a GPU
-machine, those of any other count. T_1 is that of the faster way to cut the work, as in scaling.py.
+machine, those of any other count. T_1 is that of the faster way to cut the work, as in scaling.py: 16·W
+rows take one rank at most what W times 16 rows do, or W times as many members, or what was measured.
 
     efficiency = T_1 / (W · T_W) = 1 − update − exchange − idle − passes
 
@@ -30,8 +33,9 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from runs import Result, results_in
@@ -54,16 +58,26 @@ class Costs:
         updates: directions → to move the weights.
         exchanges: ranks → to tell each other all that is told in a step.
         least: members that share a pass at least: two of low rank.
+        rows: rows → to score two members on them as one process does; where it was measured.
     """
 
     scores: Mapping[int, float]
     updates: Mapping[int, float]
     exchanges: Mapping[int, float]
     least: int = 1
+    rows: Mapping[int, float] = field(default_factory=dict)
 
     def score(self, members: int) -> float:
         """Seconds for so many members that share a pass."""
         return between(self.scores, members)
+
+    def alone(self, directions: int, ranks: int) -> float:
+        """Seconds of one rank for the rows of all: by as many passes, or by fuller ones, which take no longer."""
+        members = 2 * directions
+        found = [ranks * self.score(members), self.score(members * ranks)]
+        if directions == 1 and ROWS * ranks >= min(self.rows, default=math.inf):
+            found.append(between(self.rows, ROWS * ranks))
+        return min(found)
 
     def update(self, directions: int) -> float:
         """Seconds of an update."""
@@ -108,8 +122,8 @@ def between(known: Mapping[int, float], wanted: int) -> float:
     return known[below] + part * (known[above] - known[below])
 
 
-def simulated(costs: Costs, split: str, directions: int, ranks: int) -> Step:
-    """Return what a step of so many ranks takes.
+def simulated(costs: Costs, split: str, directions: int, ranks: int) -> Step | None:
+    """Return what a step of so many ranks takes; None where a rank has fewer members than were ever measured.
 
     >>> costs = Costs({1: 1.0, 2: 2.0, 4: 4.0}, {1: 0.5, 4: 2.0}, {2: 0.25})
     >>> step = simulated(costs, "members", 2, 4)
@@ -120,11 +134,12 @@ def simulated(costs: Costs, split: str, directions: int, ranks: int) -> Step:
     (2.75, 0.09090909090909091, 1.0)
     """
     members, update, exchange = 2 * directions, costs.update(directions), costs.exchange(ranks)
-    whole = costs.score(members)
+    whole, size = costs.score(members), members if split == "rows" else max(costs.least, -(-members // ranks))
+    if size < min(costs.scores):
+        return None
     if split == "rows":
-        own, passes, alone = whole, ranks, ranks * whole
+        own, passes, alone = whole, ranks, costs.alone(directions, ranks)
     else:
-        size = max(costs.least, -(-members // ranks))
         own, passes = costs.score(size), -(-members // size)
         alone = min(whole, passes * own)
     seconds = own + update + exchange
@@ -149,14 +164,42 @@ def costs_in(results: Sequence[Result]) -> Iterator[tuple[str, str, int, Costs]]
         if one["what"] == "step" and one["ranks"] > 1 and one["split"] == "members":
             known = exchanges["threads" in one["device"]]
             known[one["ranks"]] = min(one["exchange"], known.get(one["ranks"], one["exchange"]))
-    scored = {(one["shape"], one["noise"], one["tokens"]) for one in results if one["what"] == "score"}
-    for shape, noise, tokens in sorted(scored):
+    whole = [one for one in results if one["what"] == "step" and one["cut"] == one["ranks"]]
+    named = {(one["shape"], one["noise"], one["tokens"]) for one in results if one["what"] == "score"}
+    for shape, noise, tokens in sorted(named | {(one["shape"], one["noise"], one["tokens"]) for one in whole}):
         own = [one for one in results if (one["shape"], one["noise"]) == (shape, noise)]
-        scores = {one["members"]: one["seconds"] for one in own if one["what"] == "score" and one["tokens"] == tokens}
-        updates = {one["directions"]: one["seconds"] for one in own if one["what"] == "update"}
+        steps = [one for one in whole if (one["shape"], one["noise"], one["tokens"]) == (shape, noise, tokens)]
+        scores = parts_of_steps(steps)[0]
+        updates = parts_of_steps([one for one in own if one["what"] == "step"])[1] | {
+            one["directions"]: one["seconds"] for one in own if one["what"] == "update"
+        }
+        scores |= {one["members"]: one["seconds"] for one in own if one["what"] == "score" and one["tokens"] == tokens}
         if updates:
             costs = Costs(scores, updates, exchanges[False] or exchanges[True], 2 if NOISES[noise] else 1)
-            yield shape, noise, tokens, costs
+            alone = [one for one in steps if one["split"] == "rows" and one["ranks"] == 1]
+            rows = {one["rows"]: one["seconds"] - one["update"] for one in alone}
+            yield shape, noise, tokens, replace(costs, rows=rows)
+
+
+def parts_of_steps(steps: Sequence[Result]) -> tuple[dict[int, float], dict[int, float]]:
+    """Return members → seconds of scoring and directions → seconds of an update, by steps of one pass for each rank.
+
+    What a step takes beside its update and exchange is its scores, and what of them the device does while Python begins
+    the next step costs nothing.
+
+    >>> step = {"split": "members", "directions": 4, "ranks": 2, "seconds": 1.0, "update": 0.25, "exchange": 0.25}
+    >>> parts_of_steps([step])
+    ({4: 0.5}, {4: 0.25})
+    """
+    scores: dict[int, float] = {}
+    updates: dict[int, float] = {}
+    for one in steps:
+        members = 2 * one["directions"] // (one["ranks"] if one["split"] == "members" else 1)
+        took = one["seconds"] - one["update"] - one["exchange"]
+        if one["split"] == "members" or one["ranks"] > 1:  # else one rank reads the rows of all
+            scores[members] = min(took, scores.get(members, took))
+        updates[one["directions"]] = min(one["update"], updates.get(one["directions"], one["update"]))
+    return scores, updates
 
 
 def table(costs: Costs, split: str) -> list[str]:
@@ -168,8 +211,10 @@ def table(costs: Costs, split: str) -> list[str]:
     return lines
 
 
-def cell(step: Step) -> str:
+def cell(step: Step | None) -> str:
     """The efficiency, and what most of a loss is."""
+    if step is None:
+        return "–"
     reasons = {name: getattr(step, name) for name in ("update", "exchange", "idle", "passes")}
     return f"{step.efficiency:.2f}" + (f" {max(reasons, key=lambda name: reasons[name])}" * (step.efficiency < 0.9))
 
@@ -197,7 +242,7 @@ def drawing(found: Mapping[tuple[str, str, int], Costs]) -> str:
         lines += [f'<text x="{x - 4}" y="{high + 14}">{ranks}</text>' for x, ranks in zip(xs, RANKS, strict=True)]
         for (split, directions), colour in LINES.items():
             steps = [simulated(costs, split, directions, ranks) for ranks in RANKS]
-            points = " ".join(f"{x},{high * (1 - step.efficiency):.1f}" for x, step in zip(xs, steps, strict=True))
+            points = " ".join(f"{x},{high * (1 - one.efficiency):.1f}" for x, one in zip(xs, steps, strict=True) if one)
             lines.append(f'<polyline stroke="{colour}" stroke-width="1.8" points="{points}"/>')
         lines.append("</g>")
     bottom = 40 + -(-len(found) // across) * (high + 60)
@@ -227,8 +272,10 @@ def main() -> None:
         rows.writerow(["shape", "noise", "tokens", *Step.__dataclass_fields__])
         for key, costs in found.items():
             for split, directions, ranks in itertools.product(("members", "rows"), DIRECTIONS, RANKS):
-                step = asdict(simulated(costs, split, directions, ranks)).values()
-                rows.writerow([*key, *(f"{value:.4g}" if isinstance(value, float) else value for value in step)])
+                step = simulated(costs, split, directions, ranks)
+                values = asdict(step).values() if step else ()
+                if values:
+                    rows.writerow([*key, *(f"{value:.4g}" if isinstance(value, float) else value for value in values)])
     for (shape, noise, tokens), costs in found.items():
         for split in ("members", "rows"):
             rows_told = f"{ROWS} rows" if split == "members" else f"{ROWS} rows for each rank"
