@@ -5,6 +5,7 @@ same bits; their run is saved, replayed, resumed and refused as any other.
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 import launches
 from conftest import random_model
-from test_ranks import ANSWERS, ROWS, said_by
+from test_ranks import ANSWERS, ROWS, at_step, kept, launched, place, said_by  # noqa: F401 (a fixture)
 from zoreward import ZOConfig, ZOTrainer
 from zoreward.journal import load_run, replay
 from zoreward.kernels import cpu, portable
@@ -171,6 +172,22 @@ def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_p
     saved = load_model(str(tmp_path / "model"), device="cpu").state_dict()
     alone = replay(run, load_model(str(tiny_model_dir), device="cpu")).state_dict()
     assert all(torch.equal(weight, alone[name]) for name, weight in saved.items())
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_in_a_layer_ends_the_others_and_the_run_goes_on(place, without_gpu):  # noqa: F811
+    divided = ("--tensor-parallel", "2")
+    assert launched(2, place, "whole", *divided) == [0, 0]
+    log = (place / "log").read_text()
+    assert log.count("on the 12 test rows") == 1 and "weights are tuned" in log
+    whole = kept(place / "whole")
+    for died in (0, 1):
+        codes = launched(2, place, f"killed-{died}", *divided, before=at_step(6, died, signal.SIGKILL))
+        assert sorted(codes) == [-signal.SIGKILL, 1]
+        log = (place / "log").read_text()
+        assert "error: another rank has ended, or cannot be reached" in log and "Traceback" not in log
+        assert launched(2, place, f"killed-{died}", *divided, "--resume") == [0, 0]
+        assert kept(place / f"killed-{died}") == whole
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
