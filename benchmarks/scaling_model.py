@@ -6,12 +6,13 @@
 What was not measured so is taken from whole steps of scaling.py, less their update and exchange.
 
     members split: T_W = s(⌈2K/W⌉, 16 rows) + u(K) + x(W),  T_1 = s(2K, 16 rows) + u(K)
-    rows split:    T_W = s(2K, 16 rows) + u(K) + x(W),      T_1 = W · s(2K, 16 rows) + u(K),  16 rows for each rank
+    rows split:    T_W = s(2K, 16 rows) + u(K) + x(W),      T_1 = s(2K, 16·W rows) + u(K),  16 rows for each rank
 
 with the seconds s of scoring some members on some rows, u of an update along K directions and x of all that W ranks
 tell each other in a step. s and u are measured at a few sizes and interpolated; beyond the largest they grow in
 proportion. x is measured for some numbers of ranks, and grows with W − 1, as gloo's ring does; with no figure of a GPU
-machine, those of any other count. T_1 is that of the faster way to cut the work, as in scaling.py.
+machine, those of any other count. T_1 is that of the faster way to cut the work, as in scaling.py: 16·W
+rows take one rank at most what W times 16 rows do, or W times as many members, or what was measured.
 
     efficiency = T_1 / (W · T_W) = 1 − update − exchange − idle − passes
 
@@ -32,8 +33,9 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from runs import Result, results_in
@@ -56,16 +58,26 @@ class Costs:
         updates: directions → to move the weights.
         exchanges: ranks → to tell each other all that is told in a step.
         least: members that share a pass at least: two of low rank.
+        rows: rows → to score two members on them as one process does; where it was measured.
     """
 
     scores: Mapping[int, float]
     updates: Mapping[int, float]
     exchanges: Mapping[int, float]
     least: int = 1
+    rows: Mapping[int, float] = field(default_factory=dict)
 
     def score(self, members: int) -> float:
         """Seconds for so many members that share a pass."""
         return between(self.scores, members)
+
+    def alone(self, directions: int, ranks: int) -> float:
+        """Seconds of one rank for the rows of all: by as many passes, or by fuller ones, which take no longer."""
+        members = 2 * directions
+        found = [ranks * self.score(members), self.score(members * ranks)]
+        if directions == 1 and ROWS * ranks >= min(self.rows, default=math.inf):
+            found.append(between(self.rows, ROWS * ranks))
+        return min(found)
 
     def update(self, directions: int) -> float:
         """Seconds of an update."""
@@ -126,7 +138,7 @@ def simulated(costs: Costs, split: str, directions: int, ranks: int) -> Step | N
     if size < min(costs.scores):
         return None
     if split == "rows":
-        own, passes, alone = whole, ranks, ranks * whole
+        own, passes, alone = whole, ranks, costs.alone(directions, ranks)
     else:
         own, passes = costs.score(size), -(-members // size)
         alone = min(whole, passes * own)
@@ -164,7 +176,30 @@ def costs_in(results: Sequence[Result]) -> Iterator[tuple[str, str, int, Costs]]
         scores |= {one["members"]: one["seconds"] for one in own if one["what"] == "score" and one["tokens"] == tokens}
         if updates:
             costs = Costs(scores, updates, exchanges[False] or exchanges[True], 2 if NOISES[noise] else 1)
-            yield shape, noise, tokens, costs
+            alone = [one for one in steps if one["split"] == "rows" and one["ranks"] == 1]
+            rows = {one["rows"]: one["seconds"] - one["update"] for one in alone}
+            yield shape, noise, tokens, replace(costs, rows=rows)
+
+
+def parts_of_steps(steps: Sequence[Result]) -> tuple[dict[int, float], dict[int, float]]:
+    """Return members → seconds of scoring and directions → seconds of an update, by steps of one pass for each rank.
+
+    What a step takes beside its update and exchange is its scores, and what of them the device does while Python begins
+    the next step costs nothing.
+
+    >>> step = {"split": "members", "directions": 4, "ranks": 2, "seconds": 1.0, "update": 0.25, "exchange": 0.25}
+    >>> parts_of_steps([step])
+    ({4: 0.5}, {4: 0.25})
+    """
+    scores: dict[int, float] = {}
+    updates: dict[int, float] = {}
+    for one in steps:
+        members = 2 * one["directions"] // (one["ranks"] if one["split"] == "members" else 1)
+        took = one["seconds"] - one["update"] - one["exchange"]
+        if one["split"] == "members" or one["ranks"] > 1:  # else one rank reads the rows of all
+            scores[members] = min(took, scores.get(members, took))
+        updates[one["directions"]] = min(one["update"], updates.get(one["directions"], one["update"]))
+    return scores, updates
 
 
 def parts_of_steps(steps: Sequence[Result]) -> tuple[dict[int, float], dict[int, float]]:

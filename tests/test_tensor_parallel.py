@@ -5,6 +5,7 @@ same bits; their run is saved, replayed, resumed and refused as any other.
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 import launches
 from conftest import random_model
-from test_ranks import ANSWERS, ROWS, said_by
+from test_ranks import ANSWERS, ROWS, at_step, kept, launched, place, said_by  # noqa: F401 (a fixture)
 from zoreward import ZOConfig, ZOTrainer
 from zoreward.journal import load_run, replay
 from zoreward.kernels import cpu, portable
@@ -173,6 +174,22 @@ def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_p
     assert all(torch.equal(weight, alone[name]) for name, weight in saved.items())
 
 
+@pytest.mark.slow
+def test_a_rank_that_dies_in_a_layer_ends_the_others_and_the_run_goes_on(place, without_gpu):  # noqa: F811
+    divided = ("--tensor-parallel", "2")
+    assert launched(2, place, "whole", *divided) == [0, 0]
+    log = (place / "log").read_text()
+    assert log.count("on the 12 test rows") == 1 and "weights are tuned" in log
+    whole = kept(place / "whole")
+    for died in (0, 1):
+        codes = launched(2, place, f"killed-{died}", *divided, before=at_step(6, died, signal.SIGKILL))
+        assert sorted(codes) == [-signal.SIGKILL, 1]
+        log = (place / "log").read_text()
+        assert "error: another rank has ended, or cannot be reached" in log and "Traceback" not in log
+        assert launched(2, place, f"killed-{died}", *divided, "--resume") == [0, 0]
+        assert kept(place / f"killed-{died}") == whole
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 # Seven columns: lines begin in the middle of what is drawn at a time. 8 lines of 128: one program's work on a GPU.
 @pytest.mark.parametrize(("name", "columns"), [("cpu", 7), ("cpu", 128), ("portable", 128), ("gpu", 128)])
@@ -180,25 +197,28 @@ def test_groups_of_ranks_share_the_work_as_ranks_do(split, tiny_model_dir, tmp_p
 def test_a_part_moves_as_the_whole_does_there(name, dtype, columns, dim, first, count, quick_interpreter):
     torch.manual_seed(0)
     device = DEVICE if name == "gpu" else "cpu"
-    whole, vector = torch.randn(19, columns).to(dtype), torch.randn(6).to(dtype)
+    whole, vector, bias = (torch.randn(*shape).to(dtype) for shape in ((19, columns), (6,), (19,)))
     part = Part((19, columns), dim, first)
     own, plain = whole.narrow(dim, first, count).to(device).contiguous().clone(), vector.to(device).clone()
     beneath = {"cpu": lambda: Keeping(cpu), "portable": lambda: Keeping(portable), "gpu": lambda: Kernels(1024, 1024)}
-    kernels = PartKernels(beneath[name](), {3: part})
+    kernels = PartKernels(beneath[name](), {3: part, 4: Part((19,), 0, 9)})
+    line = bias[9:16].to(device).clone()
+    weights, alone = [(plain, 9), (own, 3), (line, 4)], [(vector, 9), (whole, 3), (bias, 4)]
 
     def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
         return torch.equal(found.cpu(), expected)
 
-    copies = kernels.perturb_all([(plain, 9), (own, 3)], COUPLE)
-    wholes = cpu.perturb_all([(vector, 9), (whole, 3)], COUPLE)
+    copies = kernels.perturb_all(weights, COUPLE)
+    wholes = cpu.perturb_all(alone, COUPLE)
+    assert all(same(copy, one[9:16]) for copy, one in zip(copies[2], wholes[2], strict=True))
     assert all(map(same, copies[0], wholes[0]))
     assert all(same(copy, part.of(one, own)) for copy, one in zip(copies[1], wholes[1], strict=True))
-    again = kernels.perturb_all([(plain, 9), (own, 3)], COUPLE[::-1], copies)
+    again = kernels.perturb_all(weights, COUPLE[::-1], copies)
     assert again[1][0] is copies[1][0] and same(again[1][0], part.of(wholes[1][1], own))
     updates = [Update(0.01, (Term(5, 0.1), Term(6, -0.2)), 7), Update(0.0, (Term(8, 0.3),), 9)]
-    kernels.replay_all_([(plain, 9), (own, 3)], updates)
-    cpu.replay_all_([(vector, 9), (whole, 3)], updates)
-    assert same(own, part.of(whole, own)) and same(plain, vector)
+    kernels.replay_all_(weights, updates)
+    cpu.replay_all_(alone, updates)
+    assert same(own, part.of(whole, own)) and same(plain, vector) and same(line, bias[9:16])
 
 
 def test_what_cannot_be_divided_is_refused_before_weights_are_read(tmp_path, tokenizer, tiny_model_dir):

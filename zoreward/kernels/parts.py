@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from zoreward.kernels.subspaces import Weight
+from zoreward.neighbours.of_torch import copy_all_
 from zoreward.records import Member, Update
 
 
@@ -51,6 +52,7 @@ class Part:
         return self.first * math.prod(self.shape[1:]) if self.dim == 0 else None
 
 
+_LINES = torch.contiguous_format
 # What a GPU's kernel works on by itself.
 _FAST = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -77,15 +79,15 @@ class PartKernels:
             made = self._kernel.perturb_all([weights[n] for n in pieces], members, there, [*pieces.values()])
             for number, copies in zip(pieces, made, strict=True):
                 found[number] = copies
-        for number, part, whole in self._filled(weights, pieces):
-            weight, stream = weights[number]
-            [copies] = self._kernel.perturb_all([(whole, stream)], members)
-            cut = [part.of(copy, weight) for copy in copies]
-            if into:
-                for place, copy in zip(into[number], cut, strict=True):
-                    place.copy_(copy)
-            else:
-                found[number] = [copy.clone(memory_format=torch.contiguous_format) for copy in cut]
+        for some in self._filled(weights, pieces):
+            made = self._kernel.perturb_all([(whole, weights[n][1]) for n, whole in some], members)
+            for (number, _), copies in zip(some, made, strict=True):
+                weight, stream = weights[number]
+                cut = [self._parts[stream].of(copy, weight) for copy in copies]
+                if into:
+                    copy_all_(into[number], cut)
+                else:  # no view of a large whole, which would keep it
+                    found[number] = cut if weight.ndim < 2 else [copy.clone(memory_format=_LINES) for copy in cut]
         return found
 
     @torch.no_grad()
@@ -100,10 +102,9 @@ class PartKernels:
         pieces = self._pieces(weights)
         if pieces:
             self._kernel.replay_all_([weights[n] for n in pieces], updates, None, [*pieces.values()])
-        for number, part, whole in self._filled(weights, pieces):
-            weight, stream = weights[number]
-            self._kernel.replay_all_([(whole, stream)], updates)
-            weight.copy_(part.of(whole, weight))
+        for some in self._filled(weights, pieces):
+            self._kernel.replay_all_([(whole, weights[n][1]) for n, whole in some], updates)
+            copy_all_([weights[n][0] for n, _ in some], self._in_place(weights, some))
 
     def _pieces(self, weights: Sequence[Weight]) -> dict[int, int]:
         """The numbers of the tensors that are whole, or a piece that begins where the kernel can, and where it does."""
@@ -114,13 +115,25 @@ class PartKernels:
                 found[number] = place
         return found
 
-    def _filled(self, weights: Sequence[Weight], pieces: Mapping[int, int]) -> Iterator[tuple[int, Part, torch.Tensor]]:
-        """The other tensors, one after the other: their numbers, places, and whole ones that hold them."""
-        for number, (weight, stream) in enumerate(weights):
-            if number not in pieces:
-                part = self._parts[stream]
-                key = part.shape, weight.dtype, weight.device
+    def _filled(self, weights: Sequence[Weight], pieces: Mapping[int, int]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        """The other tensors by number, with whole ones that hold them: all vectors, then one after the other.
+
+        A vector's whole is its own, as vectors are many; matrices of a shape share one.
+        """
+        others = [number for number in range(len(weights)) if number not in pieces]
+        vectors = [number for number in others if weights[number][0].ndim < 2]
+        for numbers in ([vectors] if vectors else []) + [[n] for n in others if weights[n][0].ndim > 1]:
+            some = []
+            for number in numbers:
+                weight, stream = weights[number]
+                shape = self._parts[stream].shape
+                key = weight.dtype, weight.device, stream if weight.ndim < 2 else shape
                 if key not in self._wholes:
-                    self._wholes[key] = torch.zeros(part.shape, dtype=weight.dtype, device=weight.device)
-                part.of(self._wholes[key], weight).copy_(weight)
-                yield number, part, self._wholes[key]
+                    self._wholes[key] = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+                some.append((number, self._wholes[key]))
+            copy_all_(self._in_place(weights, some), [weights[n][0] for n in numbers])
+            yield some
+
+    def _in_place(self, weights: Sequence[Weight], some: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+        """The places of some parts in their wholes."""
+        return [self._parts[weights[number][1]].of(whole, weights[number][0]) for number, whole in some]
