@@ -27,10 +27,12 @@ PROMPT = ["{text} It was", "--choice", " bad", "--choice", " good"]
 
 # What is typed in a terminal, and what the picture is called.
 TYPED = {
-    "tune": """zoreward tune accuracy --model tiny-reviews --data train.jsonl --eval-data heldout.jsonl --template
-"{text} It was" --choice " bad" --choice " good" --steps 60 --batch-size 32 --device cpu --output runs/typed""",
-    "bench": """zoreward bench reviews.yaml --model tiny-reviews --data-dir . --methods zero-shot,mezo --seeds 2
---steps 30 --dev-rows 32 --test-rows 64 --device cpu --output runs/table""",
+    "tune": """zoreward tune accuracy --model tiny-reviews --data train.jsonl
+    --eval-data heldout.jsonl --template "{text} It was" --choice " bad"
+    --choice " good" --steps 60 --batch-size 32 --device cpu --output runs/typed""",
+    "bench": """zoreward bench reviews.yaml --model tiny-reviews --data-dir .
+    --methods zero-shot,mezo --seeds 2 --steps 30 --dev-rows 32 --test-rows 64
+    --device cpu --output runs/table""",
     "quickstart": "zoreward quickstart --steps 60",
 }
 # The shipped reviews as a task, for bench.
@@ -51,8 +53,8 @@ def terminal(line: str, columns: int, image: Path, folder: Path) -> None:
 
     from screens import shown
 
-    typed = " ".join(line.split("\n"))
-    lines = [f"$ {typed}", *shown(shlex.split(typed)[1:], columns, folder)]
+    typed = f"$ {line}".replace("\n", " \\\n").splitlines()
+    lines = [*typed, *shown(shlex.split(line)[1:], columns, folder)]
     console = Console(record=True, width=columns, file=open(os.devnull, "w"))  # noqa: SIM115
     for one in map(Text.from_ansi, lines):
         for start in range(0, max(1, len(one)), columns):  # as a terminal cuts a line that is too long

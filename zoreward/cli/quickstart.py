@@ -38,8 +38,9 @@ SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "lea
 
 YOURS = """\
 zoreward tune accuracy --model facebook/opt-125m --data train.jsonl \\
-    --eval-data dev.jsonl --template "{text} It was" --choice " bad" \\
-    --choice " good" --label label --steps 500 --batch-size 64 --output runs/mine"""
+    --eval-data dev.jsonl --template "{text} It was" --label label \\
+    --choice " bad" --choice " good" --steps 500 --batch-size 64 \\
+    --output runs/mine"""
 
 
 @dataclass(frozen=True, slots=True)
