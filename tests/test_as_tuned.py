@@ -99,7 +99,7 @@ def test_a_replayed_model_and_one_from_the_hub_know_it_too(
 ) -> None:
     again = tmp_path / "again"
     assert main(shlex.split(f"replay run --model base --output {again} --device cpu")) == 0
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(again / file))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(again / file))
 
     _, replayed = typed(f"eval accuracy --model {again} --data rows.jsonl --show-prompts")
     assert (

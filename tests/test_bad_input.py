@@ -295,7 +295,7 @@ TUNE_CASES = {
     "base without a use": ("accuracy", {"--base-device": "cpu"}, "no base is kept", "drift, kl or max_kl"),
     "warmup of a plateau": (
         "accuracy",
-        {"--warmup-steps": "9", "--lr-scheduler-type": "greedy", "--eval-data": "train.jsonl"},
+        {"--warmup-steps": "9", "--lr-scheduler-type": "greedy", "--eval-data": "others.jsonl"},
         "warmup_steps has no use with lr_scheduler_type=greedy",
         "constant_with_warmup",
     ),
@@ -403,6 +403,7 @@ def home(
         (home / name).symlink_to(path, target_is_directory=True)
     rows = [{"sentence": f"a {word} film", "label": i % 2} for i, word in enumerate(["bad", "good", "dull", "bright"])]
     write_rows(home / "train.jsonl", rows)
+    write_rows(home / "others.jsonl", [{**row, "number": n} for n, row in enumerate(rows)])
     write_rows(home / "three.jsonl", [*rows[:2], {**rows[2], "label": 2}])
     write_rows(home / "mask.jsonl", [rows[0], {**rows[1], "sentence": "a [MASK] film"}])
     write_rows(home / "same.jsonl", [{**row, "label": "good"} for row in rows])

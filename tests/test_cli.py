@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from screens import COLOURS, left_on_screen
 from zoreward.cli import main
 from zoreward.config import ZOArguments
 from zoreward.records import Term, Update
@@ -348,18 +349,18 @@ def test_strangers_objectives_are_listed_and_not_loaded(
     assert main(["tune", "f1", "--help"]) == 0
 
 
-def progress(terminal: bool) -> tuple:
+def progress(terminal: bool, width: int = 150, steps: int = 8) -> tuple:
     from rich.console import Console
 
     from zoreward.cli.progress import ProgressCallback
 
     trainer = SimpleNamespace(
-        args=SimpleNamespace(max_steps=8, completions_every=0),
+        args=SimpleNamespace(max_steps=steps, completions_every=0),
         method_state=SimpleNamespace(silent=0, step=0, unscored=0),
         last_step=None,
     )
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=terminal, width=150, color_system=None)
+    console = Console(file=screen, force_terminal=terminal, width=width, color_system=None)
     return trainer, ProgressCallback(trainer, console), screen
 
 
@@ -386,6 +387,34 @@ def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, mo
     assert "no weight moved" not in callback.status(2, 8)
     assert ("2/8" in text) and (("step 2/8 ·" in text) is not terminal)
     assert text.count("dev score 0.5000 · best 0.7500") == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "told", "left_out"),
+    [
+        (40, "score 0.", ["best dev"]),
+        (60, "score 0.4000 · 0:41:40 left", ["best dev", "no signal", "s/step"]),
+        (80, "score 0.4000 · best dev 0.7500 · 0:41:40 left", ["no signal", "s/step"]),
+        (120, "score 0.4000 · best dev 0.7500 · no signal 0% · 5.00 s/step · 0:41:40 left", []),
+    ],
+)
+def test_a_narrow_terminal_keeps_steps_and_bar_and_shortens_the_text(
+    width: int, told: str, left_out: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 5.0, *[5.0] * 999])
+    trainer, callback, screen = progress(True, width, steps=1000)
+    monkeypatch.setattr("zoreward.cli.progress.time.perf_counter", lambda: next(now))
+    state = SimpleNamespace(global_step=500, max_steps=1000)
+    with callback:
+        callback.on_evaluate(None, state, None, metrics={"eval_score": 0.75})
+        callback.on_step_begin(None, state, None)
+        trainer.last_step = SimpleNamespace(scores=(0.3, 0.5), update=Update(0.0, (Term(1, 0.5),), 0))
+        trainer.method_state = SimpleNamespace(silent=0, step=2, unscored=0)
+        callback.on_step_end(None, state, None)
+
+    line = left_on_screen(screen.getvalue())[-1]
+    assert len(line) <= width and re.match(r"step +500/1000 [━╸╺]+ ", COLOURS.sub("", line))
+    assert told in line and not [part for part in left_out if part in line]
 
 
 @pytest.mark.parametrize("name", ["dev score", "no_signal", "a\nstep 9 · dev score 1.0000 · best"])

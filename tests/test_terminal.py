@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from bad_lines import write_rows
+from screens import COLOURS, shown
 from test_cli import EVAL, TUNE, folder, last_object  # noqa: F401  (a fixture)
 from whole_models import classifier, word_tokenizer
 from zoreward.cli import main
@@ -244,8 +246,6 @@ def test_a_run_of_a_stranger_is_shown(odd: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_table_of_one_row_that_is_too_wide_stands_on_end() -> None:
-    from rich.console import Console
-
     heads = ["objective", "score", "metric/share improved", "metric/logprob chosen", "rows", "standard_error"]
     row = ["preference", "0.5123 ± 0.0123", "0.5312", "-143.1234", "1,000", "0.0123"]
     for width in (80, 120):
@@ -260,3 +260,40 @@ def test_a_table_of_one_row_that_is_too_wide_stands_on_end() -> None:
             assert [[cell.strip() for cell in pair] for pair in pairs] == [
                 list(p) for p in zip(heads, row, strict=True)
             ]
+
+
+LINE = {"task": "sst2", "metric": "accuracy", "method": "mezo", "setting": "lr 0.008 to 0.01 (found), step 16 of 30"}
+LINE |= {
+    "test": 0.91,
+    "dev": 0.92,
+    "majority": 0.5,
+    "train_rows": 1000,
+    "dev_rows": 500,
+    "test_rows": 872,
+    "shown": 64_000,
+    "seconds": 40.5,
+}
+
+
+def test_a_table_of_bench_fits_a_terminal_and_is_markdown_in_a_file() -> None:
+    from zoreward.bench.table import COLUMNS, as_markdown, fitting
+
+    lines = [LINE, {**LINE, "method": "zero-shot", "setting": ""}]
+    for width, gone in ((80, {"train/dev/test"}), (160, set())):
+        heads, rows = fitting(lines, width)
+        screen = io.StringIO()
+        show_table(heads, rows, console=Console(file=screen, width=width))
+        shown = screen.getvalue()
+        assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+        assert gone & set(heads) == set() and {"method", "setting", "test", "dev"} <= set(heads)
+        assert {"±", "peak memory"}.isdisjoint(heads)  # nobody has one
+    assert as_markdown(lines).count("|") == (len(COLUMNS) + 1) * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_run_fits_a_terminal(width: int, folder: Path) -> None:  # noqa: F811
+    lines = [COLOURS.sub("", line) for line in shown(["tune", "accuracy", *TUNE, "--steps", "12"], width, folder)]
+
+    [bar] = [line for line in lines if "━" in line]
+    assert len(bar) <= width and bar.startswith("step 12/12 ━") and bar.endswith("left")

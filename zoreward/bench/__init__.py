@@ -19,7 +19,7 @@ from zoreward.bench.plan import (
 )
 from zoreward.bench.pools import bench_rows, check_plan, check_shots
 from zoreward.bench.results import Results
-from zoreward.bench.table import as_csv, as_markdown, draw, lines_of
+from zoreward.bench.table import as_csv, as_markdown, draw, fitting, lines_of
 
 __all__ = [
     "BY_DEFAULT",
@@ -38,6 +38,7 @@ __all__ = [
     "check_shots",
     "checked_methods",
     "draw",
+    "fitting",
     "lines_of",
     "problem_of",
     "rates_of",

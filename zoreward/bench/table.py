@@ -12,6 +12,8 @@ from zoreward.records import ZorewardError
 Result = dict[str, Any]
 Line = dict[str, Any]
 
+# Characters that the settings of a method should have beside one another in a terminal.
+_LINE = 20
 COLUMNS = (
     "method",
     "setting",
@@ -118,6 +120,24 @@ def as_markdown(lines: Sequence[Line]) -> str:
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         tables.append(f"**{task}**, {of_task[0]['metric']}\n\n{table}\n")
     return "\n".join(tables)
+
+
+def fitting(lines: Sequence[Line], width: int) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of a table of one task for a terminal: without columns that are empty, and of a narrow one
+    without those that matter least. The files of the table have them all.
+
+    Args:
+        lines: of the task.
+        width: of the terminal.
+    """
+    rows = [_cells(line) for line in lines]
+    kept = [n for n in range(len(COLUMNS)) if any(row[n] != "–" for row in rows)]
+    # What a table takes at least: the words of a cell may stand below one another.
+    least = {n: 3 + max(len(word) for row in [COLUMNS, *rows] for word in row[n].split()) for n in kept}
+    for name in ("train/dev/test", "peak memory", "rows shown", "majority", "seconds", "±"):
+        if 1 + _LINE + sum(least[n] for n in kept) > width:
+            kept = [n for n in kept if COLUMNS[n] != name]
+    return [COLUMNS[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
 def _cells(line: Line) -> list[str]:

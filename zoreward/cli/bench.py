@@ -29,6 +29,7 @@ from zoreward.bench import (
     check_shots,
     checked_methods,
     draw,
+    fitting,
     lines_of,
     problem_of,
     rates_of,
@@ -38,7 +39,7 @@ from zoreward.bench import (
 from zoreward.cli.ending import SIGNALS
 from zoreward.cli.flags import LARGEST, SMALLEST, command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.cli.printing import Outcome, report_failure
+from zoreward.cli.printing import Outcome, report_failure, show_table
 from zoreward.cli.task_rows import refuse_masked
 from zoreward.config import MOST_SEED
 from zoreward.data import check_chat_template, load_task, seen_before
@@ -90,7 +91,21 @@ def _bench(context: typer.Context, options: BenchOptions) -> Outcome:
         runs = _runs_of(name, tables[name], seeds, results)
         lines += lines_of(plan, runs, len(seeds), results.runs)
     _write(lines, Path(options.output))
-    return Outcome({"model": options.model, "lines": lines, "output": options.output}, as_markdown(lines), code)
+    return Outcome({"model": options.model, "lines": lines, "output": options.output}, lambda: _show(lines), code)
+
+
+def _show(lines: list[dict[str, Any]]) -> None:
+    """Print the tables: as Markdown into a file, as a terminal's where there is one."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        print(printable(as_markdown(lines)))
+        return
+    for task in dict.fromkeys(line["task"] for line in lines):
+        of_task = [line for line in lines if line["task"] == task]
+        heads, rows = fitting(of_task, console.width)
+        show_table(heads, rows, console=console, title=printable(f"{task}, {of_task[0]['metric']}"))
 
 
 def _plans(options: BenchOptions) -> dict[str, Plan]:

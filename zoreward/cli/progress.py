@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 from transformers import TrainerCallback
 
 from zoreward.cli.printing import show_table
@@ -30,6 +31,8 @@ SHOWN = 4
 _CELL = 2000
 # What is told of texts beside the score.
 _OF_TEXTS = ("best", "spread", "length", "distinct_2", "differing", "kl", "moved")
+# What the bar leaves out where the terminal is narrow: the first of these first.
+_LEAST_FIRST = ("pace", "signal", "best", "moved")
 # What the line of an evaluation says elsewhere, or need not say.
 _TOLD = ("eval_score", "eval_rows", "eval_runtime")
 
@@ -53,7 +56,19 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, trainer: ZOTrainer, console: Console | None = None):
         self._trainer = trainer
         self._console = console or Console(stderr=True)
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        most, width = trainer.args.max_steps, self._console.width
+        steps, bar = len(f"{most}/{most}"), min(40, width // 8)
+        self._room = width - len("step ") - steps - bar - 2  # of a narrow terminal the text gets what these leave
+
+        def fixed(least: int) -> Column:
+            return Column(no_wrap=True, min_width=least)
+
+        columns = (
+            TextColumn("step", table_column=fixed(4)),
+            MofNCompleteColumn(table_column=fixed(steps)),
+            BarColumn(bar, table_column=fixed(bar)),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        )
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("", total=trainer.args.max_steps)
         self._scores: deque[float] = deque(maxlen=WINDOW)
@@ -69,24 +84,37 @@ class ProgressCallback(TrainerCallback):
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def status(self, step: int, steps: int) -> str:
-        """Return what is known after `step` of `steps` steps, as one line."""
-        parts = []
+    def status(self, step: int, steps: int, room: int | None = None) -> str:
+        """Return what is known after `step` of `steps` steps, as one line.
+
+        Args:
+            step: how many are done.
+            steps: of how many.
+            room: characters; what matters least is left out until all fits. None: all.
+        """
+        told = self._told(step, steps)
+        for least in _LEAST_FIRST:
+            if room is not None and len(" · ".join(told.values())) > room:
+                told.pop(least, None)
+        return " · ".join(told.values())
+
+    def _told(self, step: int, steps: int) -> dict[str, str]:
+        told = {}
         if self._scores:
-            parts.append(f"score {math.fsum(self._scores) / len(self._scores):.4f}")
+            told["score"] = f"score {math.fsum(self._scores) / len(self._scores):.4f}"
         if self._best > -math.inf:
-            parts.append(f"best dev {self._best:.4f}")
+            told["best"] = f"best dev {self._best:.4f}"
         if step:
             state = self._trainer.method_state
             unscored = f" ({state.unscored} without a score)" if state.unscored else ""
-            parts.append(f"no signal {state.silent / step:.0%}{unscored}")
+            told["signal"] = f"no signal {state.silent / step:.0%}{unscored}"
         if self._moved and not any(self._moved):  # then a score that changes does so with its rows alone
-            parts.append("no weight moved" + (f" in {len(self._moved)} steps" if len(self._moved) > 1 else ""))
+            told["moved"] = "no weight moved" + (f" in {len(self._moved)} steps" if len(self._moved) > 1 else "")
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
-            left = timedelta(seconds=round(pace * (steps - step)))
-            parts.append(f"{pace:.2f} s/step · {left} left")
-        return " · ".join(parts)
+            told["pace"] = f"{pace:.2f} s/step"
+            told["left"] = f"{timedelta(seconds=round(pace * (steps - step)))} left"
+        return told
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in what was done and scored before, where a run goes on."""
@@ -105,7 +133,7 @@ class ProgressCallback(TrainerCallback):
             if all_scored(scores):
                 self._scores.append(math.fsum(scores) / len(scores))
             self._moved.append(moves(self._trainer.last_step.update))
-        status = self.status(state.global_step, state.max_steps)
+        status = self.status(state.global_step, state.max_steps, self._room)
         self._bar.update(self._task, completed=state.global_step, total=state.max_steps, description=status)
         every = self._trainer.args.completions_every
         if every and (state.global_step - 1) % every == 0:

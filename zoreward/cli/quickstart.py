@@ -37,9 +37,10 @@ LOGGING: dict[str, Any] = {"logging_steps": 20}
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 32, "eps": 2e-2, "learning_rate": 5e-4}
 
 YOURS = """\
-zoreward tune accuracy --model facebook/opt-125m --data train.jsonl --eval-data dev.jsonl \\
-    --template "{text} It was" --choice " bad" --choice " good" --label label \\
-    --steps 500 --batch-size 64 --output runs/mine"""
+zoreward tune accuracy --model facebook/opt-125m --data train.jsonl \\
+    --eval-data dev.jsonl --template "{text} It was" --label label \\
+    --choice " bad" --choice " good" --steps 500 --batch-size 64 \\
+    --output runs/mine"""
 
 
 @dataclass(frozen=True, slots=True)
