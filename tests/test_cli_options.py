@@ -281,7 +281,7 @@ def test_an_option_stands_once() -> None:
     groups += (config.Running, config.Data, config.DevRows, config.Splits, config.Held, config.Steps, config.Command)
     names = [one.name for group in groups for one in fields(group)]
     assert len(names) == len(set(names))
-    own = {"set", "keep", "patience", "output", "resume", "dry_run", "hub"}
+    own = {"set", "keep", "patience", "output", "resume", "dry_run", "elastic", "hub"}
     assert {one.name for one in fields(config.TuneOptions)} == {*names, *own}
     assert {one.name for one in fields(config.ZOArguments)} < {one.name for one in fields(ZOConfig)}
     with pytest.raises(FrozenInstanceError):

@@ -40,7 +40,7 @@ def test_where_nobody_says_which_rows_choose_one_in_five_of_many_does(
 ) -> None:
     seen: list[Any] = []
 
-    def stop(objective: Any, rows: Any, options: Any) -> None:
+    def stop(objective: Any, rows: Any, options: Any, *others: Any) -> None:
         seen.append((rows, options))
         raise InputError("far enough", hint="stop")
 
