@@ -202,27 +202,6 @@ def parts_of_steps(steps: Sequence[Result]) -> tuple[dict[int, float], dict[int,
     return scores, updates
 
 
-def parts_of_steps(steps: Sequence[Result]) -> tuple[dict[int, float], dict[int, float]]:
-    """Return members → seconds of scoring and directions → seconds of an update, by steps of one pass for each rank.
-
-    What a step takes beside its update and exchange is its scores, and what of them the device does while Python begins
-    the next step costs nothing.
-
-    >>> step = {"split": "members", "directions": 4, "ranks": 2, "seconds": 1.0, "update": 0.25, "exchange": 0.25}
-    >>> parts_of_steps([step])
-    ({4: 0.5}, {4: 0.25})
-    """
-    scores: dict[int, float] = {}
-    updates: dict[int, float] = {}
-    for one in steps:
-        members = 2 * one["directions"] // (one["ranks"] if one["split"] == "members" else 1)
-        took = one["seconds"] - one["update"] - one["exchange"]
-        if one["split"] == "members" or one["ranks"] > 1:  # else one rank reads the rows of all
-            scores[members] = min(took, scores.get(members, took))
-        updates[one["directions"]] = min(one["update"], updates.get(one["directions"], one["update"]))
-    return scores, updates
-
-
 def table(costs: Costs, split: str) -> list[str]:
     """Efficiencies as lines of Markdown: K down, ranks across; behind each below 0.9 what most of the loss is."""
     lines = ["| K | " + " | ".join(f"{ranks} ranks" for ranks in RANKS[1:]) + " |", "|" + "---|" * len(RANKS)]
