@@ -569,15 +569,16 @@ def reward_of_head(options: argparse.Namespace, by: Yardstick) -> Any:
 
 
 def inference_memory(options: argparse.Namespace, by: Yardstick) -> float | None:
-    """Return the GiB that the base takes to write behind 512 prompts, in the dtype of the runs."""
+    """Return the GiB that the base takes to write behind 512 prompts that are tuned on, in the dtype of the runs."""
     if DEVICE != "cuda":
         return None
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     model = load_model(options.model, dtype=options.dtype).eval()
     engine = engine_of(model, by.tokenizer.pad_token_id, by.tokenizer)
-    examples = (by.ways[0][1] * 512)[:512]
-    written(engine, examples, replace(by.ways[1][2], max_new_tokens=options.new_tokens))
+    rows = prompts_of_preferences(load_rows(f"{options.output}/train.jsonl"), Prompting())
+    examples = examples_of(rows, by.tokenizer, "completions", Prompting(), max_new_tokens=options.new_tokens)
+    written(engine, (examples * 512)[:512], replace(by.ways[1][2], max_new_tokens=options.new_tokens))
     return (torch.cuda.max_memory_allocated() - held) / 2**30
 
 
