@@ -30,7 +30,7 @@ Seconds are those of the whole command, loading and saving too, or of a TRL trai
 best-of-n those of the head are added. A forward pass is one row that is read or written. Of zoreward the search for a
 rate, dev rows and the self-check are left out of the passes (not of the seconds); of best-of-N they are those of one
 prompt. Memory is PyTorch's, beyond what the
-process held before; that of inference is 512 prompts which the base goes on from.
+process held before; that of inference is 512 of the prompts to tune on, which the base goes on from.
 
 With `--chat` the pairs become conversations: the user asks for a film review with the row's prompt as its beginning,
 and the answers are the row's, that beginning in front of them. The judge reads the answer alone.
