@@ -67,6 +67,15 @@ def test_what_is_typed_is_kept_and_told_where_it_is_another_prompt(typed: Typed)
     assert "asked otherwise than the model was tuned, which was with --template '{text} it was'\n" in err
 
 
+def test_answers_in_another_order_are_told(typed: Typed) -> None:
+    """They stand for the labels 0 and 1 by their places, so the score is upside down."""
+    found, err = typed("eval accuracy --model run/model --data rows.jsonl --choice ' good' --choice ' bad'")
+    as_tuned, silent = typed(f"eval accuracy --model run/model --data rows.jsonl {ASKED}")
+
+    assert found["score"] == 1 - as_tuned["score"] and "tuned" not in silent
+    assert f"asked otherwise than the model was tuned, which was with {CHOICES}\n" in err
+
+
 @pytest.mark.parametrize(
     "asked",
     ["--template '{review} it was'", f"--template '{{review}} it was' {CHOICES.replace(' bad', '0= bad')}"],

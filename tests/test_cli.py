@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -358,6 +359,7 @@ def progress(terminal: bool, width: int = 150, steps: int = 8) -> tuple:
         args=SimpleNamespace(max_steps=steps, completions_every=0),
         method_state=SimpleNamespace(silent=0, step=0, unscored=0),
         last_step=None,
+        keeper=SimpleNamespace(seconds_left=math.inf),
     )
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=width, color_system=None)
@@ -385,6 +387,8 @@ def test_progress_tells_score_best_silence_pace_and_time_left(terminal: bool, mo
     # scores 0.2 and 0.6; one silent step of two; six steps of 2.5 s to go
     assert "score 0.4000 · best dev 0.7500 · no signal 50% · 2.50 s/step · 0:00:15 left" in text
     assert "no weight moved" not in callback.status(2, 8)
+    trainer.keeper.seconds_left = 7.0  # where --max-seconds ends it before that
+    assert callback.status(2, 8).endswith(" · 2.50 s/step · 0:00:07 left")
     assert ("2/8" in text) and (("step 2/8 ·" in text) is not terminal)
     assert text.count("dev score 0.5000 · best 0.7500") == 1
 

@@ -520,6 +520,7 @@ def test_seconds_count_from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> N
         keeper.on_step_end(args, state, control)
         ended.append(control.should_training_stop)
     assert ended == [False, False] and keeper.stopped_by is None, "4.5 seconds"
+    assert keeper.seconds_left == 0.5
     keeper.on_step_end(args, state, control)
     assert control.should_training_stop and keeper.stopped_by == "max_seconds"
 

@@ -58,9 +58,11 @@ CHOICES = "--choice ' bad' --choice ' good' --choice ' not'"
         ("id,message,label", FROM_SEVEN, "--template '{message} is' --choice ' bad' --choice ' good' --choice ' not'",
          "--template '{message} is' --choice '7= bad' --choice '9= good' --choice '10= not'"),
         ("id,message,label", NUMBERS, "", r"--template '{message}\nlabel:' --choice '0= 0' --choice '1= 1'"),
+        ("ticket,message,label", ROWS, "--template '{text} is'", f"--template '{{message}} is' {CHOICES}"),
+        ("id,message,label", ROWS, "--template '{mesage} is'", f"--template '{{message}} is' {CHOICES}"),
     ],
     ids=["nothing", "another label", "a column with a space", "template", "all but the words", "choice", "from 1",
-         "from 7", "numbers"],
+         "from 7", "numbers", "a number whose name is like text", "misspelled"],
 )  # fmt: skip
 def test_the_command_has_what_is_missing_and_keeps_the_rest(
     header: str, rows: list[list[str]], typed: str, offered: str, home: Path, capsys: pytest.CaptureFixture[str]
@@ -79,6 +81,16 @@ def test_the_command_has_what_is_missing_and_keeps_the_rest(
     )
     if rows is not NUMBERS:  # which this tokenizer does not know
         assert main([*words[1:], "--show-prompts"]) == 0
+
+
+def test_a_run_in_the_place_of_its_model_is_told_where_that_is(
+    home: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(home / "rows.csv", "id,message,label", *ROWS)
+    (home / "run").mkdir()
+    (home / "run" / "model").symlink_to(tiny_model_dir)
+    error, hint = error_and_offer("eval accuracy --model run --data rows.csv", capsys)
+    assert "'run' is no model" in error and "A run's model is in its folder: 'run/model'" in hint
 
 
 @pytest.mark.parametrize(

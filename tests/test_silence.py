@@ -141,7 +141,7 @@ def test_a_reward_without_scores_ends_a_short_command_with_1_and_resuming_it_sav
     assert hint.startswith("hint: See what it returns")
     assert not Path("run/model").exists() and load_run("run").n_steps == 3
 
-    assert main([*shlex.split(resume.removeprefix("resume: zoreward "))]) == 0
+    assert main([*shlex.split(resume.removeprefix("to save the untuned model all the same: zoreward "))]) == 0
     assert "no step moved a weight" in capsys.readouterr().out and Path("run/model").exists()
 
 

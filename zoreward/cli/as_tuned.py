@@ -55,7 +55,7 @@ def as_tuned(context: typer.Context, options: _Options, objective: Objective | N
     if taken:
         print(printable(f"asked as the model was tuned: {_typed(taken)}"), file=sys.stderr)
     asked = [name for name in _ASKED if name in names]
-    if other := [name for name in asked if _alike(name, getattr(then, name)) != _alike(name, getattr(options, name))]:
+    if other := [name for name in asked if not _is_same(name, getattr(then, name), getattr(options, name))]:
         typed = _typed({name: getattr(then, name) for name in other}) or "none of the prompt's options"
         print(printable(f"asked otherwise than the model was tuned, which was with {typed}"), file=sys.stderr)
     return options
@@ -76,13 +76,25 @@ def _prompting_of(model: str) -> Prompting | None:
     return None
 
 
-def _alike(name: str, value: Any) -> Any:
-    """An option as far as a model sees it: not what columns are called, nor in which order answers are given."""
+def _is_same(name: str, tuned: Any, asked: Any) -> bool:
+    """Tell whether a model sees the same of an option: not what columns are called."""
     if name == "choices":
-        return {choice.partition("=")[2] or choice for choice in value or ()}
-    if name in ("template", "answer") and value is not None:
-        return without_content(value)
-    return value != "on" if name == "chat" else value
+        return _same_choices(tuned or [], asked or [])
+    if name in ("template", "answer"):
+        return (tuned and without_content(tuned)) == (asked and without_content(asked))
+    return (tuned != "on") == (asked != "on") if name == "chat" else bool(tuned == asked)
+
+
+def _same_choices(tuned: list[str], asked: list[str]) -> bool:
+    """Tell whether answers stand for the same labels, as far as it can be seen.
+
+    Without labels of their own they stand for labels by their places: in another order each is another label's.
+    """
+    have_labels = [bool(choices) and all("=" in choice for choice in choices) for choices in (tuned, asked)]
+    if have_labels[0] != have_labels[1]:
+        texts = [sorted(choice.partition("=")[2] or choice for choice in choices) for choices in (tuned, asked)]
+        return texts[0] == texts[1]
+    return sorted(tuned) == sorted(asked) if have_labels[0] else tuned == asked
 
 
 def _typed(asked: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -46,10 +47,16 @@ def offering(words: Sequence[str], objective: Objective, options: Common, rows: 
     except ZorewardError as error:
         can_be = objective.needs in ("choices", "likelihood") and not objective.compares_with_base
         can_be = can_be and options.task is None and not options.shots and bool(words)
+        can_be = can_be and not _is_no_model(options.model)  # which the error is about, and no option of rows mends
         command = _command(words, objective, options, rows) if can_be else None
         if command is None:
             raise
         raise type(error)(f"{error} ({_what_rows_have(rows, options)})", hint=command) from error
+
+
+def _is_no_model(folder: str) -> bool:
+    configs = (os.path.join(folder, name) for name in ("config.json", "adapter_config.json"))
+    return os.path.isdir(folder) and not any(map(os.path.isfile, configs))
 
 
 def _what_rows_have(rows: Rows, options: Common) -> str:
@@ -120,8 +127,11 @@ def _mended(template: str, rows: Rows, texts: Sequence[str]) -> str:
         wrong = {column_in(field) for field in fields_of(template, "--template")} - set(columns_of(rows))
     except ZorewardError:
         return template
+    of_texts = [text[1:-1] for text in texts]
     for name in wrong:
-        near = difflib.get_close_matches(name, columns_of(rows), n=1) or [text[1:-1] for text in texts]
+        # A column that holds no texts is meant only where its name is almost the same: `ticket` is no `text`.
+        near = difflib.get_close_matches(name, of_texts, n=1)
+        near = near or difflib.get_close_matches(name, columns_of(rows), n=1, cutoff=0.75) or of_texts
         if len(near) != 1:
             return template
         template = template.replace(f"{{{name}", f"{{{near[0]}")

@@ -113,7 +113,8 @@ class ProgressCallback(TrainerCallback):
         if self._seconds:
             pace = math.fsum(self._seconds) / len(self._seconds)
             told["pace"] = f"{pace:.2f} s/step"
-            told["left"] = f"{timedelta(seconds=round(pace * (steps - step)))} left"
+            left = min(pace * (steps - step), self._trainer.keeper.seconds_left)
+            told["left"] = f"{timedelta(seconds=round(left))} left"
         return told
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -71,7 +71,7 @@ from zoreward.journal.notes import remove_notes
 from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_transformers import silence_, start_logger
 from zoreward.neighbours.of_typer import source_of, words_of
-from zoreward.records import InputError, StorageError, ZorewardError, one_line, printable
+from zoreward.records import InputError, SilentRunError, StorageError, ZorewardError, one_line, printable
 from zoreward.registry import Objective, get_objective, place_of
 
 if TYPE_CHECKING:
@@ -145,11 +145,16 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
             except KeyboardInterrupt:
                 return interrupted(trainer, options.output, words)
             except (Exception, SystemExit) as error:  # the latter from a reward, which may call sys.exit
-                return report_failure(error, f"resume: {resume_command(words)}")
+                return report_failure(error, _way_on(error, trainer, words))
     if not is_first():
         return 0
     summary = summary_of(objective.name, output, round(time.perf_counter() - start, 3), findings)
     return _published(options, Outcome(summary, sentence_of(summary)))
+
+
+def _way_on(error: BaseException, trainer: ZOTrainer, words: Sequence[str]) -> str:
+    is_over = isinstance(error, SilentRunError) and trainer.method_state.step >= trainer.args.max_steps
+    return f"{'to save the untuned model all the same' if is_over else 'resume'}: {resume_command(words)}"
 
 
 def _scored_at_end(objective: Objective, source: str, of_objective: dict[str, Any], task: Task | None) -> Objective:

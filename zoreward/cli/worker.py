@@ -75,7 +75,7 @@ def _helped(channel: Channel, options: WorkerOptions, start: float) -> Outcome |
     if not found.is_finished and not reply.get("end"):
         raise ConnectionError("it was interrupted, or has failed")
     summary = {"steps": found.steps, "members": found.members, "seconds": round(time.perf_counter() - start, 3)}
-    return Outcome(summary, f"the run is over after {found.steps} steps; {found.members} members were scored here")
+    return Outcome(summary, f"the run is over; {found.members} members were scored here")
 
 
 def _trainer_of(config: Mapping[str, Any], options: WorkerOptions, folder: str) -> ZOTrainer:
@@ -106,7 +106,8 @@ def _refuse_code(config: Mapping[str, Any], options: WorkerOptions) -> None:
     Raises:
         InputError: the message names it.
     """
-    if code := [text for text in dict.fromkeys(_code_of(config)) if text not in (options.code or ())]:
+    named = set(map(os.path.normpath, options.code or ()))
+    if code := [text for text in dict.fromkeys(_code_of(config)) if os.path.normpath(text) not in named]:
         flags = " ".join(f"--code {shlex.quote(text)}" for text in (*(options.code or ()), *code))
         message = f"the run calls {' and '.join(map(repr, code))}, and a worker takes no code on another's word"
         raise InputError(message, hint=f"if you know it: zoreward worker {options.address} {flags}")

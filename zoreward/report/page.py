@@ -20,6 +20,8 @@ REPORT_NAME = "report.html"
 _OWN_LINE = ("name", "seed", "lr", "eps", "rows")
 _USUAL = {"refresh": 1, "block_every": 1, "floor": 1e-4, "distribution": "normal", "window": 10}
 _SECRET = re.compile(r"(token|password|secret|key)$", re.IGNORECASE)
+# What a trainer saves by `save_model`, in the run's folder or a folder in it.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 # What ended a run before its last step.
 _STOPPED = {
     "patience": "stopped: the dev score got no better",
@@ -80,6 +82,8 @@ def _state(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "no steps yet", "bad"
     elif type(most) is int and steps < most:
         yield f"not finished: {steps:,} of {most:,} steps", "bad"
+    elif any(Path(facts.path, where, name).exists() for where in ("", "model") for name in _WEIGHTS):
+        yield "finished", "good"
     else:
         yield "no model is saved here", "bad"
     if (stopped := facts.findings.get("stopped")) is not None:

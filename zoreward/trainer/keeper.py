@@ -121,6 +121,7 @@ class Keeper(TrainerCallback):
         stopped_by: what ended the run before its last step, as its record calls it; None: nothing, or early stopping.
             `silence`: no step moved anything, which `train` raises. `max_rewinds`: the dev score fell too often.
         judges_silence: whether a run of which no step moves anything says why, and ends itself where it stays so.
+        seconds_left: of `max_seconds`; infinite where there is no such end.
         scores_where_seconds_end: whether the dev rows are scored where `max_seconds` ends the run. Without it only if
             they would be scored after the last step alone: else the scores would be others than those of a run that
             goes on.
@@ -136,6 +137,7 @@ class Keeper(TrainerCallback):
         self.stopped_by: str | None = None
         self.judges_silence = True
         self.scores_where_seconds_end = False
+        self.seconds_left = math.inf
         self.budget: Budget | None = None
         self.first_score: float | None = None
         self._began = math.inf
@@ -158,7 +160,7 @@ class Keeper(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and tell the loop of the score before step 1, unless it takes that itself."""
-        self._began, self._last = math.inf, time.perf_counter()
+        self._began, self._last, self.seconds_left = math.inf, time.perf_counter(), math.inf
         if self.first_score is not None and state.best_metric is None and not args.eval_on_start:
             state.best_metric = self.first_score
 
@@ -169,7 +171,9 @@ class Keeper(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a snapshot, and for the end."""
         by_cost = args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0
-        late = args.max_seconds is not None and time.perf_counter() - self._began >= args.max_seconds
+        if args.max_seconds is not None:
+            self.seconds_left = max(0.0, args.max_seconds - (time.perf_counter() - self._began))
+        late = self.seconds_left == 0
         self._all_stop, late = self._ranks.any(self.stopping, late and self._ranks.first)
         if self._all_stop:
             control.should_training_stop = control.should_save = True
