@@ -400,6 +400,24 @@ def test_an_objective_that_fails_on_rows_of_one_class_is_warned_of_and_no_rank_w
     assert "dev score" in log and "Traceback" not in log
 
 
+def test_a_run_that_compares_with_its_base_goes_on_with_another_number_of_ranks_to_the_same_bytes(place):
+    pairs = [{"prompt": row["text"], "chosen": " it was good", "rejected": " bad film"} for row in ROWS]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    words = ["tune", "preference", "--model", "model", "--data", "pairs.jsonl", "--eval-data", "pairs.jsonl"]
+    words += ["--lr", "1e-2", "--steps", "6", "--num-directions", "2", "--batch-size", "4", "--device", "cpu"]
+
+    def run(rank: int) -> int:
+        if output == "killed":
+            at_step(3, 1, signal.SIGKILL)(rank)
+        return main([*words, "--set", "save_steps=0", "--output", output])
+
+    for output in ("whole", "killed"):  # noqa: B007 (`run` reads it)
+        launches.ended(launches.start(2, place / "log", run))
+    assert main([*words, "--set", "save_steps=0", "--output", "killed", "--resume"]) == 0
+    assert load_run(place / "killed").n_steps == 6
+    assert kept(place / "killed") == kept(place / "whole")
+
+
 def test_all_ranks_end_after_the_step_in_which_one_was_told_to(place):
     assert launched(2, place, "run", before=at_step(5, 1, signal.SIGTERM)) == [130, 130]
     assert load_run(place / "run").n_steps == 6
