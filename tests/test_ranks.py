@@ -23,8 +23,8 @@ from zoreward import ZOConfig, ZOTrainer
 from zoreward.cli import main
 from zoreward.journal import load_run, replay
 from zoreward.members import tuned_weights
-from zoreward.records import InputError, RanksError, Request, Term
-from zoreward.scoring import Generation, Packer, engine_of, load_model
+from zoreward.records import InputError, ObjectiveError, RanksError, Request, Term
+from zoreward.scoring import Generation, LocalEngine, Packer, engine_of, load_model
 from zoreward.scoring.protocol import OwnPasses
 from zoreward.trainer.replicas import digest_of_weights
 
@@ -284,6 +284,31 @@ def test_a_rank_that_is_not_like_the_others_is_named_before_step_1(tiny_model_di
     assert [(folder / "journal.jsonl").exists() for folder in folders] == [False] * 5 + [True]
 
 
+def test_outputs_of_one_rank_that_are_not_finite_count_for_all_in_the_search_for_a_rate(tiny_model_dir, tmp_path):
+    def work(rank: int) -> None:
+        found = trainer(tiny_model_dir, tmp_path / f"run-{size}", learning_rate=None)
+        real, first = LocalEngine.logprobs, list[float]()
+
+        def patched(self: Any, work: Any, **how: Any) -> Any:
+            """The first look of rank 0 overflows."""
+            first.extend([abs(member[0].coefficient) for member, _ in work if member][: not first])
+            if rank == 0 and first and any(abs(term.coefficient) == first[0] for member, _ in work for term in member):
+                raise ObjectiveError("the model's outputs are not finite")
+            return real(self, work, **how)
+
+        LocalEngine.logprobs = patched  # type: ignore[method-assign]
+        found.train()
+        (tmp_path / f"{size}-{rank}").write_text(f"{found.found!r} {found.found}")
+
+    for size in (1, 2):
+        codes = launches.ended(launches.start(size, tmp_path / "log", work), 60)
+        assert codes == [0] * size, (tmp_path / "log").read_text()[-3000:]
+    told = [(tmp_path / name).read_text() for name in ("1-0", "2-0", "2-1")]
+    assert ", inf)" in told[0] and "converged=True" in told[0]
+    assert told[1] == told[2]
+    assert told[1].partition(" found: ")[2] == told[0].partition(" found: ")[2] != ""  # a look differs in its last bits
+
+
 COMMAND = [
     *("tune", "neg-cross-entropy", "--model", "model", "--data", "train.jsonl", "--eval-data", "train.jsonl"),
     *("--template", "{text} it was", "--choice", " bad", "--choice", " good", "--lr", "1e-2", "--eval-every", "4"),
@@ -356,6 +381,41 @@ def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(place)
         else:
             assert launched(2, place, output, "--resume") == [0, 0]
         assert kept(place / output) == whole
+
+
+@pytest.mark.parametrize("split", ["members", "rows"])
+def test_an_objective_that_fails_on_rows_of_one_class_is_warned_of_and_no_rank_waits(split, place):
+    """Rank 0 calls it, and takes what it raises for a warning: the others must too."""
+    (place / "own.py").write_text(
+        "def of_two_classes(predictions, references):\n"
+        "    assert len(set(references)) > 1\n"
+        "    return sum(map(int.__eq__, map(int, predictions), map(int, references))) / len(references)\n"
+    )
+    words = ["tune", "own.py:of_two_classes", *COMMAND[2:], "--batch-size", "3", "--steps", "1", "--ranks-split", split]
+    words[words.index("--metric") : words.index("--metric") + 2] = []
+    work = lambda rank: main([*words, "--output", "run"])  # noqa: E731
+    assert launches.ended(launches.start(2, place / "log", work), 60) in ([0, 0], [1, 1])  # a batch may be of one class
+    log = (place / "log").read_text()
+    assert log.count("About 18 % of the batches are of one class") == 1
+    assert "dev score" in log and "Traceback" not in log
+
+
+def test_a_run_that_compares_with_its_base_goes_on_with_another_number_of_ranks_to_the_same_bytes(place):
+    pairs = [{"prompt": row["text"], "chosen": " it was good", "rejected": " bad film"} for row in ROWS]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    words = ["tune", "preference", "--model", "model", "--data", "pairs.jsonl", "--eval-data", "pairs.jsonl"]
+    words += ["--lr", "1e-2", "--steps", "6", "--num-directions", "2", "--batch-size", "4", "--device", "cpu"]
+
+    def run(rank: int) -> int:
+        if output == "killed":
+            at_step(3, 1, signal.SIGKILL)(rank)
+        return main([*words, "--set", "save_steps=0", "--output", output])
+
+    for output in ("whole", "killed"):  # noqa: B007 (`run` reads it)
+        launches.ended(launches.start(2, place / "log", run))
+    assert main([*words, "--set", "save_steps=0", "--output", "killed", "--resume"]) == 0
+    assert load_run(place / "killed").n_steps == 6
+    assert kept(place / "killed") == kept(place / "whole")
 
 
 def test_all_ranks_end_after_the_step_in_which_one_was_told_to(place):

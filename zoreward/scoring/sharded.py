@@ -22,13 +22,26 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from zoreward.members import Tuned
-from zoreward.records import Completion, Example, Member, RanksError, Scored, Update, Writing, one_line
+from zoreward.records import (
+    Completion,
+    Example,
+    Member,
+    ObjectiveError,
+    RanksError,
+    Scored,
+    Update,
+    Writing,
+    one_line,
+)
+from zoreward.scoring.forward import not_finite
 from zoreward.scoring.local import LocalEngine
 from zoreward.scoring.protocol import Generation, OwnPasses, Split, Work
 from zoreward.scoring.ranks import Ranks
 from zoreward.scoring.requests import candidate_logprobs, mismatched_ratios, prompts_of, score_writings, scores_of
 from zoreward.scoring.scorer import Result, Scorer
 
+# Stands for all log-probabilities of a rank whose outputs are not finite: none is so low.
+_LOST = -np.finfo(np.float64).max
 _HOLES = "ranks cut their work differently: some passes were made by none"
 _HINT = "One of them may have run out of memory: take fewer rows or members at a time, or resume on GPUs of one kind."
 
@@ -64,9 +77,14 @@ class ShardedEngine:
 
     def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
         """See `Engine.logprobs`: each rank makes some of the passes, and what is sent are log-probabilities."""
-        with told_of_the_dead():
-            own = self.local.logprobs(work, rows=rows, passes=self._passes)
+        try:
+            with told_of_the_dead():
+                own = self.local.logprobs(work, rows=rows, passes=self._passes)
+        except ObjectiveError:  # who looks for a rate goes on from there: all ranks must
+            own = [np.full(len(requests), _LOST) for _, requests in work]
         every = self.ranks.least(np.concatenate(own))  # +inf stands where a rank has read nothing
+        if (every == _LOST).any():
+            raise not_finite()
         if np.isposinf(every).any():
             raise RanksError(_HOLES, hint=_HINT)
         return np.split(every, np.cumsum([len(one) for one in own])[:-1])
@@ -179,28 +197,37 @@ class ShardedScorer(Scorer):
         self, examples: Sequence[Example], members: Sequence[Member], *, seed: int, rows: int | None, trainer_state: Any
     ) -> list[Scored]:
         """All answers to all ranks, the objective by rank 0, and its numbers to all."""
-        is_first, scored = self.engine.ranks.first, list[Scored]()
+        is_first, scored, problem = self.engine.ranks.first, list[Scored](), None
         if self.objective.needs != "completions":
             logprobs_MNC = candidate_logprobs(self.engine, examples, members, rows=rows)
             of_all = {}
             if self.objective.reads_mismatched:
                 of_all["mismatched_ratios"] = mismatched_ratios(self.engine, examples, rows=rows)
-            if is_first:
-                scored = scores_of(self.objective, examples, list(logprobs_MNC), of_all)
         else:
             how, prompts = replace(self.generation, seed=seed, rows=rows or self.generation.rows), prompts_of(examples)
             texts = [own for chunk in self.engine.generate([(one, prompts) for one in members], how) for own in chunk]
-            if is_first:
+        try:
+            if is_first and self.objective.needs != "completions":
+                scored = scores_of(self.objective, examples, list(logprobs_MNC), of_all)
+            elif is_first:
                 reads = self.base is not None and self.objective.reads_base
                 states = self._states_of(prompts, texts) if reads else None
                 scored = [*score_writings(self.objective, examples, texts, trainer_state, states)]
+        except ObjectiveError as error:
+            problem = error
         # What functions returned for each row is asked of one model alone: how its score falls, say.
         told = self.engine.ranks.from_first(
             [
                 [one.score, one.part_scores, one.metrics, dict(one.returned) if len(members) == 1 else {}]
                 for one in scored
             ]
+            if problem is None
+            else {"problem": str(problem), "hint": problem.hint}
         )
+        if problem is not None:
+            raise problem
+        if isinstance(told, dict):  # whoever goes on after it does so on all ranks
+            raise ObjectiveError(told["problem"], hint=told["hint"])
         if is_first:
             return scored
         found: list[Scored] = []

@@ -904,7 +904,13 @@ class ZOTrainer(Trainer):
         unit = stored.header.get("unit") or {}  # of a run of 0.1.0: nothing
         if self.ranks.several and unit and "ranks" not in unit:
             logger.warning("The run began in one process: its passes stay whole, so some ranks may have nothing to do.")
+        cut = self.scorer.reader.unit.get("ranks", 1)
         self.run.scorer = self.scorer.cut_as({"ranks": 1, "split": "members", **unit})
+        if self.objective.compares_with_base and cut != unit.get("ranks", 1):  # which was read in other passes
+            self.train_dataset = self.run.rows = self.scorer.with_base(self.run.rows)
+            if self.eval_dataset:
+                rows = args.per_device_eval_batch_size or None
+                self.eval_dataset = self.scorer.with_base(self.eval_dataset, rows=rows)
         move_to(self.ready, stored, done, args, from_base=True)
         self.run.rewinds = stored.rewinds
         self.run.state = state_after(self.method, stored.records(), stored.rewinds)
