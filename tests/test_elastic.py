@@ -769,6 +769,21 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         place_of_address(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("tcp://127.0.0.1:0", "nobody listens at tcp://127.0.0.1:0"),
+        ("tcp://a..b:29500", "nobody listens at tcp://a..b"),
+    ],
+)
+def test_where_nobody_can_listen_a_worker_does_not_wait(
+    address: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZOREWARD_TOKEN", TOKEN)
+    assert main(["worker", address]) in (1, 2)
+    assert f"error: {told}" in capsys.readouterr().err
+
+
 def test_an_address_in_use_is_refused_and_without_a_host_it_is_this_machine_alone(coordinator: Coordinator) -> None:
     with pytest.raises(InputError, match="nothing can listen at"):
         Coordinator(coordinator.address, TOKEN)

@@ -20,6 +20,7 @@ from zoreward.cli.printing import Outcome, report_failure
 from zoreward.cli.task_rows import TuningRows, options_for, task_of, tuning_rows
 from zoreward.cli.tune import trainer_for
 from zoreward.config import TuneOptions, WorkerOptions
+from zoreward.neighbours.of_typer import words_of
 from zoreward.records import InputError, ObjectiveError, RanksError, ZorewardError, one_line
 from zoreward.registry import describe_objective
 
@@ -42,16 +43,18 @@ def make_command() -> Callable[..., int]:
 def _worker(context: typer.Context, options: WorkerOptions) -> Outcome | int:
     from zoreward.scoring.channel import TOKEN, TOKEN_FILE, connected, given_token, place_of_address
 
-    place_of_address(options.address)
+    if place_of_address(options.address)[1] == 0:
+        hint = "port 0 is for tune, which takes one that is free and prints it"
+        raise InputError(f"nobody listens at {options.address}", hint=hint)
     start, token = time.perf_counter(), given_token()
     if token is None:
         hint = f"set {TOKEN} to what tune printed, or {TOKEN_FILE} to a file that holds it"
         raise InputError("a worker has to know the token of the run", hint=hint)
-    again = f"zoreward worker {options.address}"
+    again = shlex.join(["zoreward", *words_of(context)])
     print(f"waiting for a run at {options.address}")
     with connected(options.address, token) as channel:
         try:
-            return _helped(channel, options, start)
+            return _helped(channel, options, start, again)
         except ObjectiveError as error:
             return report_failure(error, again)
         except OSError as error:
@@ -61,7 +64,7 @@ def _worker(context: typer.Context, options: WorkerOptions) -> Outcome | int:
             return report_failure(RanksError(message, hint="when it has been resumed, start workers again"), again)
 
 
-def _helped(channel: Channel, options: WorkerOptions, start: float) -> Outcome | int:
+def _helped(channel: Channel, options: WorkerOptions, start: float, again: str) -> Outcome | int:
     from zoreward import __version__
     from zoreward.scoring.elastic import ask
     from zoreward.trainer.follower import Followed, follow
@@ -70,7 +73,7 @@ def _helped(channel: Channel, options: WorkerOptions, start: float) -> Outcome |
     reply = ask(channel, "begin", name=f"{socket.gethostname()}:{os.getpid()}", version=__version__)
     if "config" in reply:
         with tempfile.TemporaryDirectory(prefix="zoreward-worker-") as folder:
-            trainer = _trainer_of(reply["config"], options, folder)
+            trainer = _trainer_of(reply["config"], options, folder, again)
             found = follow(trainer, channel, options.address)
     if not found.is_finished and not reply.get("end"):
         raise ConnectionError("it was interrupted, or has failed")
@@ -78,9 +81,9 @@ def _helped(channel: Channel, options: WorkerOptions, start: float) -> Outcome |
     return Outcome(summary, f"the run is over; {found.members} members were scored here")
 
 
-def _trainer_of(config: Mapping[str, Any], options: WorkerOptions, folder: str) -> ZOTrainer:
+def _trainer_of(config: Mapping[str, Any], options: WorkerOptions, folder: str, again: str) -> ZOTrainer:
     """The trainer of a run as its coordinator has it, without dev rows, and with an output that is thrown away."""
-    _refuse_code(config, options)
+    _refuse_code(config, options, again)
     known = [field.name for field in fields(TuneOptions)]
     own = {name: value for name, value in config.items() if name not in (*known, "objective")}
     elsewhere = {name: getattr(options, name) for name in ("model", "data", "device")}
@@ -100,7 +103,7 @@ def _trainer_of(config: Mapping[str, Any], options: WorkerOptions, folder: str) 
     return trainer_for(objective, asked, TuningRows(rows.train, None, rows.shots, None))
 
 
-def _refuse_code(config: Mapping[str, Any], options: WorkerOptions) -> None:
+def _refuse_code(config: Mapping[str, Any], options: WorkerOptions, again: str) -> None:
     """Refuse a run that would have code run here that nobody here has named.
 
     Raises:
@@ -108,11 +111,11 @@ def _refuse_code(config: Mapping[str, Any], options: WorkerOptions) -> None:
     """
     named = set(map(os.path.normpath, options.code or ()))
     if code := [text for text in dict.fromkeys(_code_of(config)) if os.path.normpath(text) not in named]:
-        flags = " ".join(f"--code {shlex.quote(text)}" for text in (*(options.code or ()), *code))
+        flags = " ".join(f"--code {shlex.quote(text)}" for text in code)
         message = f"the run calls {' and '.join(map(repr, code))}, and a worker takes no code on another's word"
-        raise InputError(message, hint=f"if you know it: zoreward worker {options.address} {flags}")
+        raise InputError(message, hint=f"if you know it: {again} {flags}")
     if config.get("trust_remote_code") and not options.trust_remote_code:
-        hint = f"if you know it: zoreward worker {options.address} --trust-remote-code"
+        hint = f"if you know it: {again} --trust-remote-code"
         raise InputError("the run's model brings code, and a worker takes none on another's word", hint=hint)
 
 

@@ -138,10 +138,11 @@ def connected(address: str, token: str, seconds: float = SECONDS_TO_MEET) -> Cha
         try:
             connection = socket.create_connection(place, timeout=SECONDS_TO_GREET)
             break
-        except OSError as error:
-            if time.monotonic() > until or isinstance(error, socket.gaierror):
+        except (OSError, UnicodeError) as error:  # the latter of a name that can be no host's
+            if time.monotonic() > until or isinstance(error, socket.gaierror | UnicodeError):
                 hint = "Start the run first: zoreward tune … --elastic tcp://host:port"
-                raise RanksError(f"nobody listens at {address}: {error.strerror or error}", hint=hint) from error
+                why = getattr(error, "strerror", None) or error
+                raise RanksError(f"nobody listens at {address}: {why}", hint=hint) from error
             time.sleep(0.2)
     try:
         greeted = time.monotonic() + SECONDS_TO_GREET

@@ -163,6 +163,7 @@ class ZOTrainer(Trainer):
     """
 
     # Of Trainer; said again for type checkers that do not read transformers.
+    eval_dataset: Any
     optimizer: Any
     lr_scheduler: Any
     control: TrainerControl
