@@ -202,5 +202,5 @@ def test_the_row_whose_label_does_not_fit_is_named() -> None:
     rows = [{"label": label} for label in ("good", "bad", "good", "neutral", "bad")]
     with pytest.raises(InputError, match=r"^row 4: the label 'neutral' belongs to none of the 2 choices"):
         fixed_choices(rows, [" bad", " good"], "label")
-    with pytest.raises(InputError, match=r"^row 2: the label '' belongs to none"):
+    with pytest.raises(InputError, match=r"^row 2 has an empty 'label'"):
         fixed_choices([{"label": "good"}, {"label": ""}], [" bad", " good"], "label")

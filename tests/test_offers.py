@@ -83,6 +83,25 @@ def test_the_command_has_what_is_missing_and_keeps_the_rest(
         assert main([*words[1:], "--show-prompts"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("", "error: row 32 has an empty 'label' (id '31', message 'a good film it was')"),
+        ("goood", "error: row 32: the label 'goood' belongs to none of the 2 choices (id '31', message 'a good"),
+    ],
+)
+def test_a_slip_in_one_label_makes_no_class(
+    label: str, told: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [[str(i), TEXTS[i % 4], ["bad", "good"][i % 2]] for i in range(31)]
+    written(home / "rows.csv", "id,message,label", *rows, ["31", TEXTS[0], label])
+    typed = "--template '{message} is' --choice ' bad' --choice ' good'"
+    error, hint = error_and_offer(f"eval accuracy --model M --data rows.csv {typed}", capsys)
+    assert error.startswith(told) and hint in (
+        "fill it in, or leave the row out", "did you mean 'good'? mend the row, or leave it out",
+    )  # fmt: skip
+
+
 def test_a_run_in_the_place_of_its_model_is_told_where_that_is(
     home: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,8 @@ from zoreward.registry import Objective
 _LABELS = ("label", "labels", "class", "category", "target", "topic", "intent", "sentiment")
 # What has a meaning in a template. Labels are offered as answers up to this number; and what a hint has room for.
 _SYNTAX, _MOST_LABELS, _LONGEST = ".[]|{}!:", 20, 950
+# Hints that say what to do with a row: no option mends it.
+_OF_ROWS = ("fill it in", "did you mean '")
 _FLAGS = {"template": "--template", "choices": "--choice", "label": "--label"}
 
 
@@ -48,6 +50,7 @@ def offering(words: Sequence[str], objective: Objective, options: Common, rows: 
         can_be = objective.needs in ("choices", "likelihood") and not objective.compares_with_base
         can_be = can_be and options.task is None and not options.shots and bool(words)
         can_be = can_be and not _is_no_model(options.model)  # which the error is about, and no option of rows mends
+        can_be = can_be and not error.hint.startswith(_OF_ROWS)
         command = _command(words, objective, options, rows) if can_be else None
         if command is None:
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -71,14 +73,28 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
         fits = {_folded(choice) for choice in choices}
         wrong = [n for n, reference in enumerate(references) if reference is None]
         n = next((n for n in wrong if _folded(_word(labels[n]) or "") not in fits), wrong[0])
-        hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
         message = f"row {n + 1}: the label {labels[n]!r} belongs to none of the {len(choices)} choices"
+        _refuse_slips(rows[n], label, labels, n, message)
+        hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
         names = label_names(rows, label)
         of_each = flags_of(names, keyed.answers) if len(names) == len(keyed.answers) else "label=answer"
         raise InputError(message, hint=hint if keyed.explicit else f"{hint}; or give {of_each}")
     if not keyed.explicit:
         _refuse_counting_from_one(labels, keyed.answers, label)
     return [(tuple(keyed.answers), reference) for reference in references if reference is not None]
+
+
+def _refuse_slips(row: dict[str, Any], label: str, labels: Sequence[Any], n: int, message: str) -> None:
+    """Refuse an empty label, and one that is almost another of many rows: more choices would make a class of it."""
+    others = [f"{name} {str(value)[:40]!r}" for name, value in row.items() if name != label][:2]
+    where = f" ({', '.join(others)})" if others else ""  # rows may have been shuffled: their numbers are no file's
+    wrong = labels[n]
+    if isinstance(wrong, str) and not wrong.strip():
+        raise InputError(f"row {n + 1} has an empty {label!r}{where}", hint="fill it in, or leave the row out")
+    counts = Counter(name for name in labels if isinstance(name, str))
+    often = [name for name, count in counts.items() if count >= 10 * counts[wrong]]
+    if isinstance(wrong, str) and (near := difflib.get_close_matches(wrong, often, n=1, cutoff=0.75)):
+        raise InputError(f"{message}{where}", hint=f"did you mean {near[0]!r}? mend the row, or leave it out")
 
 
 def _keyed(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed:
