@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,6 +220,7 @@ def test_what_cannot_be_shown_does_not_end_the_run() -> None:
         last_step=None,
         last_rows=rows,
         last_scored=[written],
+        keeper=SimpleNamespace(seconds_left=math.inf),
     )
     screen = io.StringIO()
     callback = ProgressCallback(trainer, Console(file=screen, width=150))
