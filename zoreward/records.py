@@ -46,6 +46,10 @@ class InputError(ZorewardError, ValueError):
     """Rows, templates, options or models that cannot be used as they are."""
 
 
+class RowError(InputError):
+    """A row that is to be mended or left out: no option does that."""
+
+
 class NoRoomError(InputError):
     """A model, or what is done with it, that does not fit the memory of its device."""
 

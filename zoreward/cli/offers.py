@@ -15,18 +15,16 @@ from typing import Any
 
 from zoreward.cli.prepare import Rows, check_for_model, head_for
 from zoreward.config import Common, Prompting
-from zoreward.data import MASK, label_names
+from zoreward.data import MASK, holds_model, label_names
 from zoreward.data.columns import column_in, columns_of, listed
 from zoreward.data.templates import fields_of
-from zoreward.records import ZorewardError, one_line, printable
+from zoreward.records import RowError, ZorewardError, one_line, printable
 from zoreward.registry import Objective
 
 # How columns of labels are called.
 _LABELS = ("label", "labels", "class", "category", "target", "topic", "intent", "sentiment")
 # What has a meaning in a template. Labels are offered as answers up to this number; and what a hint has room for.
 _SYNTAX, _MOST_LABELS, _LONGEST = ".[]|{}!:", 20, 950
-# Hints that say what to do with a row: no option mends it.
-_OF_ROWS = ("fill it in", "did you mean '")
 _FLAGS = {"template": "--template", "choices": "--choice", "label": "--label"}
 
 
@@ -49,17 +47,12 @@ def offering(words: Sequence[str], objective: Objective, options: Common, rows: 
     except ZorewardError as error:
         can_be = objective.needs in ("choices", "likelihood") and not objective.compares_with_base
         can_be = can_be and options.task is None and not options.shots and bool(words)
-        can_be = can_be and not _is_no_model(options.model)  # which the error is about, and no option of rows mends
-        can_be = can_be and not error.hint.startswith(_OF_ROWS)
+        can_be = can_be and not isinstance(error, RowError)
+        can_be = can_be and not (os.path.isdir(options.model) and not holds_model(options.model))  # which none mends
         command = _command(words, objective, options, rows) if can_be else None
         if command is None:
             raise
         raise type(error)(f"{error} ({_what_rows_have(rows, options)})", hint=command) from error
-
-
-def _is_no_model(folder: str) -> bool:
-    configs = (os.path.join(folder, name) for name in ("config.json", "adapter_config.json"))
-    return os.path.isdir(folder) and not any(map(os.path.isfile, configs))
 
 
 def _what_rows_have(rows: Rows, options: Common) -> str:

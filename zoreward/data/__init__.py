@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zoreward.data.choices import classes_of, label_names
 from zoreward.data.conversations import check_chat_template
-from zoreward.data.hub import check_hub
+from zoreward.data.hub import check_hub, holds_model
 from zoreward.data.preferences import prompts_of_preferences, with_prompts
 from zoreward.data.prompts import (
     check_calibration,
@@ -35,6 +35,7 @@ __all__ = [
     "classes_of",
     "content_free_examples",
     "describe_prompts",
+    "holds_model",
     "k_shot_rows",
     "label_names",
     "list_tasks",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from zoreward.data.columns import NamedLabel, broken_text, columns_of, is_missing, listed, values_of
-from zoreward.records import InputError
+from zoreward.records import InputError, RowError
 
 # Of a new head whose labels are numbers: beyond, they are something else, such as identifiers.
 MOST_CLASSES = 10_000
@@ -90,11 +90,11 @@ def _refuse_slips(row: dict[str, Any], label: str, labels: Sequence[Any], n: int
     where = f" ({', '.join(others)})" if others else ""  # rows may have been shuffled: their numbers are no file's
     wrong = labels[n]
     if isinstance(wrong, str) and not wrong.strip():
-        raise InputError(f"row {n + 1} has an empty {label!r}{where}", hint="fill it in, or leave the row out")
+        raise RowError(f"row {n + 1} has an empty {label!r}{where}", hint="fill it in, or leave the row out")
     counts = Counter(name for name in labels if isinstance(name, str))
     often = [name for name, count in counts.items() if count >= 10 * counts[wrong]]
     if isinstance(wrong, str) and (near := difflib.get_close_matches(wrong, often, n=1, cutoff=0.75)):
-        raise InputError(f"{message}{where}", hint=f"did you mean {near[0]!r}? mend the row, or leave it out")
+        raise RowError(f"{message}{where}", hint=f"did you mean {near[0]!r}? mend the row, or leave it out")
 
 
 def _keyed(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed:

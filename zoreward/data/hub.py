@@ -1,4 +1,4 @@
-"""Rows from the Hugging Face Hub. Free of torch; needs the package datasets."""
+"""Rows from the Hugging Face Hub, which need the package datasets, and what tells of models there. Free of torch."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ def hub_rows(
         return with_class_names(itertools.islice(dataset, limit), class_names(getattr(dataset, "features", None)))
     except Exception as error:  # datasets, huggingface_hub, the HTTP client and pyarrow raise their own
         raise _explained(error, name, config, split, revision) from error
+
+
+def holds_model(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds a model, or an adapter, as `save_pretrained` writes them.
+
+    >>> holds_model("/")
+    False
+    """
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("config.json", "adapter_config.json"))
 
 
 def check_hub(what: str) -> None:

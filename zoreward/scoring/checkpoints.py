@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoreward.data import PAIRS, check_hub, classes_of
+from zoreward.data import PAIRS, check_hub, classes_of, holds_model
 from zoreward.neighbours.of_transformers import adapter_config_path, masked_class_name
 from zoreward.records import InputError, MissingFileError, NoRoomError, named
 
@@ -261,9 +261,9 @@ def check_model_name(name: str) -> None:
     path = Path(name)
     # Not Path.is_dir, which raises where a name is too long to be one.
     if os.path.isdir(path):
-        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+        if not holds_model(path):
             hint = "Give a folder that save_pretrained wrote, or a Hub id such as facebook/opt-125m."
-            if (path / "model" / "config.json").is_file() or (path / "model" / "adapter_config.json").is_file():
+            if holds_model(path / "model"):
                 hint = f"A run's model is in its folder: '{path / 'model'}'. Else give one that save_pretrained wrote."
             raise InputError(f"the folder '{name}' is no model: it has no config.json", hint=hint)
     elif os.path.exists(path):

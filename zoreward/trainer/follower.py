@@ -18,7 +18,7 @@ from zoreward.records import InputError
 from zoreward.scoring import Scorer, members_of_a_pass
 from zoreward.scoring.channel import Channel
 from zoreward.scoring.elastic import Coordinator, ElasticScorer, Opened, ask, member_from, told_scores
-from zoreward.trainer.header import header_of, refuse_other_run
+from zoreward.trainer.header import header_of, refuse_other_run, unit_of
 from zoreward.trainer.replicas import COMPARE_EVERY, digest_of_weights
 from zoreward.trainer.resuming import put_base_back_
 
@@ -135,7 +135,7 @@ def follow(trainer: ZOTrainer, channel: Channel, address: str) -> Followed:
             for line in reply["lines"].encode("ascii").splitlines():
                 scan.take(line)
             if not found.steps:
-                scorer = trainer.scorer.cut_as({"ranks": 1, "split": "members", **scan.header.get("unit", {})})
+                scorer = trainer.scorer.cut_as(unit_of(scan.header))
             if (run := scan.run) is not None:
                 _move(trainer, run, found, goes_back=len(scan.rewinds) > back)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,17 +25,9 @@ if TYPE_CHECKING:
 # Fields of TrainingArguments that do not touch the steps, or how they begin: what is logged, evaluated, saved and sent
 # where. Of our own options each says so itself. Whatever is not named must be what it was.
 _MAY_CHANGE = (
-    *(
-        "eval_",
-        "do_eval",
-        "per_device_eval_batch_size",
-        "log",
-        "report_to",
-        "run_name",
-        "save_",
-        "load_best_model_at_end",
-    ),
-    *("metric_for_best_model", "greater_is_better", "disable_tqdm", "project", "trackio_", "hub_", "push_to_hub"),
+    *("eval_", "do_eval", "per_device_eval_batch_size", "log", "report_to", "run_name", "save_"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "project"),
+    *("trackio_", "hub_", "push_to_hub"),
     *("resume_from_checkpoint", "skip_memory_metrics", "dataloader_num_workers", "dataloader_prefetch_factor"),
     *("dataloader_persistent_workers", "dataloader_pin_memory", "restore_callback_states_from_checkpoint"),
     "enable_jit_checkpoint",
@@ -91,6 +83,11 @@ def header_of(
             "transformers": transformers.__version__,
         },
     }
+
+
+def unit_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the unit of work of a run, by its header: that of one process, unless ranks began it; 0.1.0 wrote none."""
+    return {"ranks": 1, "split": "members", **(header.get("unit") or {})}
 
 
 def digest_of(examples: Sequence[Example] | None) -> str | None:

@@ -42,7 +42,7 @@ from zoreward.scoring import (
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
 from zoreward.trainer.from_grpo import rollout_of
-from zoreward.trainer.header import header_of, options_of, refuse_other_run
+from zoreward.trainer.header import header_of, options_of, refuse_other_run, unit_of
 from zoreward.trainer.inputs import (
     check_rollout,
     name_of,
@@ -203,9 +203,7 @@ class ZOTrainer(Trainer):
         warn_about_one_class(scorer, examples, args)
         eval_examples = given.eval_examples
         if chosen.compares_with_base:  # which the model is now, and after step 1 no more
-            examples = scorer.with_base(examples)
-            eval_rows = args.per_device_eval_batch_size or None
-            eval_examples = eval_examples and scorer.with_base(eval_examples, rows=eval_rows)
+            examples, eval_examples = _with_base(scorer, examples, eval_examples, args)
         self.drift = drift_of(self.ready.model, args, eval_examples or examples)
         scorer = replace(scorer, base=self.drift.base if self.drift else None)
         self.run = Run(scorer, method, examples, seed=args.seed, drift=self.drift)
@@ -902,16 +900,14 @@ class ZOTrainer(Trainer):
             )
         if self.header["versions"] != stored.header.get("versions"):
             logger.warning("The run began with other versions of its libraries: its scores may differ in the last bit.")
-        unit = stored.header.get("unit") or {}  # of a run of 0.1.0: nothing
-        if self.ranks.several and unit and "ranks" not in unit:
+        unit, begun_with = unit_of(stored.header), stored.header.get("unit")
+        if self.ranks.several and begun_with and "ranks" not in begun_with:
             logger.warning("The run began in one process: its passes stay whole, so some ranks may have nothing to do.")
         cut = self.scorer.reader.unit.get("ranks", 1)
-        self.run.scorer = self.scorer.cut_as({"ranks": 1, "split": "members", **unit})
-        if self.objective.compares_with_base and cut != unit.get("ranks", 1):  # which was read in other passes
-            self.train_dataset = self.run.rows = self.scorer.with_base(self.run.rows)
-            if self.eval_dataset:
-                rows = args.per_device_eval_batch_size or None
-                self.eval_dataset = self.scorer.with_base(self.eval_dataset, rows=rows)
+        self.run.scorer = self.scorer.cut_as(unit)
+        if self.objective.compares_with_base and cut != unit["ranks"]:  # which was read in other passes
+            self.run.rows, self.eval_dataset = _with_base(self.scorer, self.run.rows, self.eval_dataset, args)
+            self.train_dataset = self.run.rows
         move_to(self.ready, stored, done, args, from_base=True)
         self.run.rewinds = stored.rewinds
         self.run.state = state_after(self.method, stored.records(), stored.rewinds)
@@ -1068,3 +1064,11 @@ class ZOTrainer(Trainer):
         if "dataset" in named:
             named["datasets"] = named.pop("dataset")
         self.write_card(self.args.output_dir, merged=self.args.merge, **named)
+
+
+def _with_base(
+    scorer: Scorer, examples: Sequence[Example], dev: list[Example] | None, args: ZOConfig
+) -> tuple[list[Example], list[Example] | None]:
+    """Rows to tune on and to choose by, with what the base says of them, each read in the passes of its scores."""
+    rows = args.per_device_eval_batch_size or None
+    return scorer.with_base(examples), dev and scorer.with_base(dev, rows=rows)
