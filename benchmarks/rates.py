@@ -13,6 +13,10 @@ process of its own, and `--jobs` of them share the GPU. Printed at the end, and 
 
 compares estimators in the place of pairs, at equal forward passes: each with the ε and the rate that are found for it,
 and with `--times` that rate.
+
+The objective `reward` is that of short_answers.py, a function of texts (48 tokens, written greedily), for a model with
+a chat template: 100 of the prompts that nobody is tuned on choose, and the other 100 are what the table has. `--rows`
+is then the number of prompts a step.
 """
 
 from __future__ import annotations
@@ -32,10 +36,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from short_answers import DEV_TOPICS, TRAIN_TOPICS, questions, short_answer
 from sklearn.metrics import roc_auc_score
 
 ANSWERS = {"template": "{sentence} It was", "choices": [" terrible", " great"], "label": "label", "chat": "off"}
-OBJECTIVES = {"neg-cross-entropy": "cross_entropy", "accuracy": "accuracy", "auc": "auc"}
+OBJECTIVES = {"neg-cross-entropy": "cross_entropy", "accuracy": "accuracy", "auc": "auc", "reward": "reward"}
+WRITTEN = {"max_completion_length": 48}
 # (ε, rates) to begin with; MeZO's for LoRA are a hundred times those for full weights.
 PAIRS = {"full": ([1e-3, 3e-3, 1e-2], [3e-5, 1e-4, 3e-4]), "lora": ([1e-2, 3e-2, 1e-1], [1e-3, 3e-3, 1e-2])}
 STEP, MOST_MORE = math.sqrt(10), 6
@@ -76,11 +82,11 @@ def parsed() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--sst2", required=True)
+    parser.add_argument("--sst2", help="a folder with train.jsonl and dev.jsonl; not for the objective `reward`")
     parser.add_argument("--output", default="runs/rates")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tune", nargs="+", default=["full", "lora"])
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES)[:3])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--choosing", type=int, default=300, help="dev rows that choose the pair")
@@ -90,7 +96,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), help="compare these in the place of pairs")
     parser.add_argument("--times", nargs="+", type=float, default=[], help="of the rate that is found, for estimators")
     parser.add_argument("--setting", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.sst2 is None and options.objectives != ["reward"]:
+        parser.error("all objectives but `reward` need --sst2")
+    return options
 
 
 def log_of(options: argparse.Namespace, tune: str, objective: str) -> Path:
@@ -166,23 +175,28 @@ def beyond(best: tuple[float, float], tried: dict[tuple[float, float], float]) -
 def run_of(options: argparse.Namespace, tune: str, objective: str, seed: int, **values: Any) -> dict[str, Any]:
     """Tune, and score before and after."""
     from zoreward import ZOConfig, ZOTrainer
-    from zoreward.data import load_rows
+    from zoreward import objective as decorated
 
+    writes = objective == "reward"
     args = ZOConfig(
         f"{options.output}/runs/{tune}-{objective}-{seed}-{'-'.join(map(str, values.values()))}",
         per_device_train_batch_size=options.rows, max_steps=options.steps, save_strategy="no", disable_tqdm=True,
         logging_strategy="no", tune=tune, dtype=options.dtype, seed=seed, eval_strategy="steps",
-        eval_steps=max(1, options.steps // 10), load_best_model_at_end=True, **ANSWERS, **values,
+        eval_steps=max(1, options.steps // 10), load_best_model_at_end=True,
+        **(WRITTEN if writes else ANSWERS), **values,
     )  # fmt: skip
     start = time.perf_counter()
-    train, dev = (load_rows(f"{options.sst2}/{name}.jsonl") for name in ("train", "dev"))
+    train, dev = rows_of(options, writes)
+    choosing = len(dev) // 2 if writes else options.choosing
     trainer = ZOTrainer(
-        options.model, objective=objective, args=args, train_dataset=train, eval_dataset=dev[: options.choosing]
-    )
-    before = measured(trainer, dev, options.choosing)
+        options.model, objective=decorated("reward", rowwise=True)(short_answer) if writes else objective, args=args,
+        train_dataset=train, eval_dataset=dev[:choosing],
+    )  # fmt: skip
+    measure = rewarded if writes else measured
+    before = measure(trainer, dev, choosing)
     try:
         trainer.train()
-        after = measured(trainer, dev, options.choosing)
+        after = measure(trainer, dev, choosing)
     except Exception as error:  # a rate that is far too large breaks the model: that is a result too
         print(f"{values}: {error}", flush=True)
         after = {part: dict.fromkeys(numbers, math.nan) for part, numbers in before.items()}
@@ -196,6 +210,21 @@ def run_of(options: argparse.Namespace, tune: str, objective: str, seed: int, **
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return result
+
+
+def rows_of(options: argparse.Namespace, writes: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return rows to tune on, and dev rows."""
+    from zoreward.data import load_rows
+
+    if writes:
+        return questions(TRAIN_TOPICS, 300), questions(DEV_TOPICS, 200)
+    return load_rows(f"{options.sst2}/train.jsonl"), load_rows(f"{options.sst2}/dev.jsonl")
+
+
+def rewarded(trainer: Any, rows: list[dict[str, Any]], choosing: int) -> dict[str, dict[str, float]]:
+    """Return the mean reward of greedy texts on the rows that choose, and on the others."""
+    parts = {"choosing": rows[:choosing], "other": rows[choosing:]}
+    return {name: {"reward": round(trainer.evaluate(part)["eval_score"], 4)} for name, part in parts.items()}
 
 
 def measured(trainer: Any, rows: list[dict[str, Any]], choosing: int) -> dict[str, dict[str, float]]:

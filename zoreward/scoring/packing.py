@@ -20,7 +20,7 @@ from zoreward.members import KEEP_BYTES, HeldCopies, bytes_of
 from zoreward.neighbours.of_transformers import attention_window
 from zoreward.records import Member, Request
 from zoreward.scoring.devices import is_spread
-from zoreward.scoring.stepping import Replays, additive_mask, addresses, is_lost
+from zoreward.scoring.stepping import Replays, additive_mask, addresses, is_lost, side_stream
 
 if TYPE_CHECKING:
     from zoreward.scoring.forward import Reader
@@ -198,7 +198,7 @@ class _Pass:
                 self._run_member(member, bias)
             return
         here = torch.cuda.current_stream()
-        streams = [torch.cuda.Stream() for _ in self._table]
+        streams = [side_stream(torch.cuda.current_device(), 1 + member) for member in range(len(self._table))]
         for member, stream in enumerate(streams):
             stream.wait_stream(here)
             with torch.cuda.stream(stream):

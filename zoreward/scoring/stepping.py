@@ -464,7 +464,7 @@ def is_lost(largest: torch.Tensor) -> torch.Tensor:
 
 def on_side_stream(what: Callable[[], None]) -> None:
     """Do something on a stream of its own, as libraries must have run once before they are captured."""
-    stream = _side_stream(torch.cuda.current_device())
+    stream = side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         what()
@@ -472,7 +472,7 @@ def on_side_stream(what: Callable[[], None]) -> None:
 
 
 @cache
-def _side_stream(device: int) -> torch.cuda.Stream:
+def side_stream(device: int, number: int = 0) -> torch.cuda.Stream:
     """The same stream each time: cuBLAS keeps 32 MB for each one that it ever saw, which came to 0.6 GB in a run."""
     return torch.cuda.Stream(device)
 
