@@ -160,6 +160,7 @@ def simulated(costs: Costs, split: str, directions: int, ranks: int) -> Step | N
 def costs_in(results: Sequence[Result]) -> Iterator[tuple[str, str, int, Costs]]:
     """Yield shape, noise and tokens of all that was measured, with what it costs."""
     exchanges: dict[bool, dict[int, float]] = {True: {}, False: {}}
+    results = [one for one in results if one["split"] != "texts"]  # which cost what writing does
     for one in results:
         if one["what"] == "step" and one["ranks"] > 1 and one["split"] == "members":
             known = exchanges["threads" in one["device"]]

@@ -191,7 +191,8 @@ def test_workers_change_no_byte(case: str, place: Path) -> None:
     log, address = place / "log", f"tcp://127.0.0.1:{launches.free_port()}"
     alone = started(log, command(case, "alone", "--elastic", "tcp://127.0.0.1:0"))
     run = started(log, command(case, "run", "--elastic", address), compared(2))
-    workers = [started(log, ["worker", address, *more, *CODE], compared()) for more in ([], ["--device", "cpu"])]
+    own = [] if not torch.cuda.is_available() else ["--device", "cpu"]  # a forked process cannot use the GPU
+    workers = [started(log, ["worker", address, *more, *CODE], compared()) for more in (own, ["--device", "cpu"])]
     assert launches.ended([alone, run, *workers]) == [0] * 4, log.read_text()[-5000:]
     assert bytes_of(place / "run") == bytes_of(place / "alone")
     assert len(members_scored(log)) == 2 and all(members_scored(log)), log.read_text()

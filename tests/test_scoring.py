@@ -32,6 +32,7 @@ from zoreward.scoring import (
     evaluate,
     load_model,
     member_scores,
+    passes_sized_for,
 )
 from zoreward.scoring.logprobs import sorted_batches
 
@@ -375,3 +376,22 @@ def test_a_token_that_the_model_forbids_is_as_unlikely_as_can_be(examples):
     for n, row in enumerate(examples):
         for c, answer in enumerate(row.candidate_tokens):
             assert (logprobs_MNC[0, n, c] == -np.inf) == (token in answer)
+
+
+def test_dense_members_share_passes_as_far_as_their_copies_are_made_once():
+    """Copies are made once where they are kept (2 GiB), or where a pass reads all rows; else anew in each pass."""
+    model = random_model("gpt2")
+    engine, bytes_of_copies = engine_of(model, pad_token_id=0), sum(p.nbytes for p in model.parameters())
+    kept = (2 << 30) // bytes_of_copies
+    couples = [member for seed in range(kept) for member in ((Term(seed, 0.1),), (Term(seed, -0.1),))]
+    tokens = sum(len(one.prompt_tokens) for one in SHORT)  # their answers have one token each, which is not read
+
+    def sized(members, rows=SHORT, **unit):
+        return passes_sized_for(engine.cut_as(unit), rows, members)
+
+    assert sized(couples[:kept]) == kept, "all are kept"
+    assert sized(couples, read=tokens) == kept - kept % 2, "so many are kept, whatever the passes"
+    assert sized(couples, read=tokens * (kept + 100)) == (kept + 100) // 2 * 2, "one pass reads all rows of more"
+    assert sized(couples, read=tokens * 4 * kept) == len(couples), "or of all"
+    assert sized([(term_of(n, 0.1, rank=1),) for n in range(2 * kept)], read=tokens) == 2 * kept, "they share weights"
+    assert sized(couples, rows=[Example({}, "", (), None, (5, 6), ())], read=tokens) == 2 * kept, "texts are written"

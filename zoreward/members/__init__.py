@@ -18,7 +18,16 @@ from zoreward.members.adapters import (
 )
 from zoreward.members.check import SelfCheck, self_check
 from zoreward.members.chosen import check_tune
-from zoreward.members.context import KEEP_BYTES, anchored, lasting_bytes, members_at, scratch_bytes, update_, updates_
+from zoreward.members.context import (
+    KEEP_BYTES,
+    anchored,
+    kept_members,
+    lasting_bytes,
+    members_at,
+    scratch_bytes,
+    update_,
+    updates_,
+)
 from zoreward.members.copies import HeldCopies, HeldFactors
 from zoreward.members.forwards import Float32Layer, float32_layer
 from zoreward.members.low_rank import are_factored, needs_copies
@@ -77,6 +86,7 @@ __all__ = [
     "in_all_blocks",
     "in_blocks",
     "in_each_block",
+    "kept_members",
     "lasting_bytes",
     "least_eps",
     "left_of_directions",

@@ -330,6 +330,31 @@ def scratch_bytes(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEE
     return factors + len(members) * vectors + largest
 
 
+def kept_members(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEEP_BYTES) -> int:
+    """Return of how many of these members `members_at` keeps all copies, so that each is made once for many passes.
+
+    Args:
+        tuned: the tuned weights.
+        members: M members.
+        keep_bytes: as for `members_at`.
+
+    Returns:
+        0 to M; M where they need no copies of matrices.
+
+    Example:
+        >>> import torch
+        >>> from zoreward.members import tuned_weights
+        >>> from zoreward.records import Term
+        >>> net = torch.nn.Linear(8, 4).to("meta")
+        >>> kept_members(tuned_weights(net), [(Term(1, 0.1),), (Term(1, -0.1),)], keep_bytes=200)
+        1
+    """
+    if are_factored(members):
+        return len(members)
+    own = bytes_of(slot.weight for _, slots in tuned.shown_by(members) for slot in slots)
+    return min(len(members), keep_bytes // max(1, own))
+
+
 def lasting_bytes(tuned: Tuned, members: Sequence[Member]) -> int:
     """Return the bytes that the members' directions leave for later ones: float32, as of the bases of subspaces.
 

@@ -42,7 +42,7 @@ from zoreward.scoring.loading import (
     load_with_head,
     prepare_tokenizer,
 )
-from zoreward.scoring.local import LocalEngine, checked_engine, checked_generator, engine_of
+from zoreward.scoring.local import LocalEngine, checked_engine, checked_generator, engine_of, passes_sized_for
 from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.protocol import Engine, Generation, Work, generation_of
@@ -135,6 +135,7 @@ __all__ = [
     "model_kind",
     "needed_memory",
     "one_of_its_own",
+    "passes_sized_for",
     "peak_bytes",
     "preference_states",
     "prepare_tokenizer",

@@ -19,7 +19,7 @@ from zoreward.registry import Objective
 from zoreward.scoring.checkpoints import Head, check_needs, length_limit
 from zoreward.scoring.decoding import end_tokens_of
 from zoreward.scoring.drift import Base
-from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of
+from zoreward.scoring.local import LocalEngine, checked_engine, ends_told, engine_of, passes_sized_for
 from zoreward.scoring.protocol import Engine, Generation
 from zoreward.scoring.requests import (
     States,
@@ -184,7 +184,7 @@ def checked_scorer(
     members: Sequence[Member],
     *,
     tuned: Tuned | None = None,
-    together: int | None = None,
+    step: tuple[Sequence[Example], Sequence[Member]] | None = None,
 ) -> Scorer:
     """Return what scores this model, after trying members on real rows; `try_objective` does the rest.
 
@@ -196,7 +196,7 @@ def checked_scorer(
         examples: some rows.
         members: at least two, different from each other.
         tuned: the model's tuned weights; by default `tuned_weights(model)`.
-        together: how many will be scored at once: for so many passes are sized.
+        step: rows and members that a step may have: passes are sized for them.
 
     Raises:
         InputError: the model fails on these rows by itself.
@@ -204,6 +204,7 @@ def checked_scorer(
     with running(model):
         pad = tokenizer.pad_token_id
         engine = checked_engine(model, pad, examples, members[:2], tokenizer=tokenizer, tuned=tuned)
+    together = passes_sized_for(engine, *step) if step else None
     scorer = Scorer(engine.cut_as({"members": together}), objective, generation)
     # A model that has not moved is its own base.
     return replace(scorer, base=Base(model, adapter=has_adapter(model)) if objective.reads_base else None)

@@ -280,7 +280,7 @@ def sharded(
             "%d members keep %d of %d ranks busy: take more directions, or --ranks-split rows.",
             *(len(members), busy * group, ranks.size),
         )
-    together = size if chosen == "members" else len(members)
+    together = min(size if chosen == "members" else len(members), unit["members"] or len(members))
     own = {"ranks": shares, "split": chosen, "members": together, "read": read, "written": written or None}
     engine = ShardedEngine(scorer.reader.cut_as(own), ranks, group)
     return ShardedScorer(engine, scorer.objective, scorer.generation, scorer.base)

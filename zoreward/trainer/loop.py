@@ -226,7 +226,7 @@ class ZOTrainer(Trainer):
         query = method.ask(method.init())
         scorer = checked_scorer(
             self.ready.model, given.tokenizer, objective, given.generation, examples[:TRIAL_ROWS],
-            in_all_blocks(query.members), tuned=self.ready.tuned, together=len(query.parts[0]),
+            in_all_blocks(query.members), tuned=self.ready.tuned, step=(examples[: args.rows_a_step], query.parts[0]),
         )  # fmt: skip
         scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0], args.tensor_parallel or 1)
         if rollout is not None:  # it is given this trainer, and tried when that is ready
