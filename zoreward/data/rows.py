@@ -140,6 +140,7 @@ def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
     for option, value in hub_options.items():
         if value is not None:
             hint = f"leave {option} out, or give a dataset's name"
+            hint += "; a model's is --model-revision" if option == "--revision" else ""
             raise InputError(f"{option} {value} is for datasets from the Hub, and {path} is a local file", hint=hint)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from zoreward.data.hub import parted
 from zoreward.journal.lines import LARGEST_SCORE
 from zoreward.journal.lines import number as is_number
 from zoreward.report.charts import Curve, Mark, Point, chart, smoothed, thinned
@@ -396,7 +397,9 @@ def _use(facts: Facts, model: str) -> str:
     is_adapter = facts.session.get("adapter", "adapter" in facts.header)
     if is_adapter and not _dict(facts.header.get("config")).get("merge"):
         lines = [f"from transformers import {name}, AutoTokenizer", "from peft import PeftModel", ""]
-        lines += [f"base = {name}.from_pretrained({model!r})", f"model = PeftModel.from_pretrained(base, {folder!r})"]
+        source, place = parted(model)
+        call = ", ".join([repr(source), *(f"{key}={value!r}" for key, value in place.items())])
+        lines += [f"base = {name}.from_pretrained({call})", f"model = PeftModel.from_pretrained(base, {folder!r})"]
     else:
         lines += [f"model = {name}.from_pretrained({folder!r})"]
     return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"])

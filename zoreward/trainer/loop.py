@@ -49,6 +49,7 @@ from zoreward.trainer.inputs import (
     one_objective,
     refuse_what_is_missing,
     warn_about_one_class,
+    with_revision,
 )
 from zoreward.trainer.keeper import Keeper, budget_of
 from zoreward.trainer.noting import answers_of, noted, send_completions
@@ -186,6 +187,7 @@ class ZOTrainer(Trainer):
         **others: Any,
     ):
         rollout, args = rollout_of(others, args), config_of(args)
+        model = with_revision(model, args)
         self.ranks = joined(args)
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
