@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zoreward.data.choices import classes_of, label_names
+from zoreward.data.columns import placed
 from zoreward.data.conversations import check_chat_template
 from zoreward.data.hub import at_revision, check_hub, holds_model, parted
 from zoreward.data.preferences import prompts_of_preferences, with_prompts
@@ -43,6 +44,7 @@ __all__ = [
     "load_rows",
     "load_task",
     "parted",
+    "placed",
     "prompts_of_preferences",
     "render",
     "render_prompts",
