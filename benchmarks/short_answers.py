@@ -40,7 +40,7 @@ def short_answer(completions: Sequence[Any], topic: Sequence[str], **columns: An
     """Give the share that holds: 2 to 3 sentences, 25 to 40 words, a full stop at the end, no "I", the topic named."""
     rewards = []
     for completion, name in zip(completions, topic, strict=True):
-        text = completion[0]["content"].strip()
+        text = (completion if isinstance(completion, str) else completion[0]["content"]).strip()
         words = len(re.findall(r"[A-Za-z]+(?:'[A-Za-z]+)?", text))
         holds = [2 <= len(re.findall(r"[^.!?]+[.!?]+", text)) <= 3, 25 <= words <= 40, text.endswith(".")]
         holds += [words > 0 and not re.search(r"\bI\b", text), name.lower() in text.lower()]

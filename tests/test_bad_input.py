@@ -66,7 +66,12 @@ CASES = {
     "unknown label column": ("accuracy", {"--label": "lable"}, "'lable'", "--label label"),
     "template field": ("accuracy", {"--template": "{sentnce} it was"}, "'sentnce'", "--template '{sentence} it was'"),
     "no template": ("accuracy", {"--template": None}, "no prompt", "--template"),
-    "label that is no choice": ("accuracy", {"--data": "three.jsonl"}, "row 3: the label 2", "labels in the rows"),
+    "label that is no choice": (
+        "accuracy",
+        {"--data": "three.jsonl"},
+        "three.jsonl, line 3: the label 2",
+        "labels in the rows",
+    ),
     "one choice": ("accuracy", {"--choice": [" great"]}, "one choice is no choice", "--choice"),
     "empty file": ("accuracy", {"--data": "empty.jsonl"}, "empty.jsonl holds no rows", "at least one row"),
     "broken line": ("accuracy", {"--data": "broken.jsonl"}, "broken.jsonl, line 2 is not JSON", "one object a line"),
@@ -178,7 +183,12 @@ CASES = {
     "split seed": ("accuracy", {"--split-seed": "-1"}, "-1 is less than 0", "--help"),
     "masked: no mask": ("accuracy", {"--model": "masked"}, "has no mask", "write [MASK] once"),
     "masked: two masks": ("accuracy", FILLS | {"--template": "[MASK] {sentence} [MASK]"}, "has 2 masks", "[MASK] once"),
-    "masked: mask in a row": ("accuracy", FILLS | {"--data": "mask.jsonl"}, "row 2: there are 2 masks", "drop rows"),
+    "masked: mask in a row": (
+        "accuracy",
+        FILLS | {"--data": "mask.jsonl"},
+        "mask.jsonl, line 2: there are 2 masks",
+        "drop rows",
+    ),
     "masked: several tokens": (
         "accuracy",
         FILLS | {"--choice": ["so so", "great"]},
@@ -233,7 +243,7 @@ EVAL_CASES = {
 }
 TUNE_CASES = {
     "flag taken": ("./rewards.py:takes_seed", {}, "--seed is one of zoreward's own", "rename"),
-    "eval-data": ("accuracy", {"--eval-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
+    "eval-data": ("accuracy", {"--eval-data": "three.jsonl"}, "three.jsonl, line 3: the label 2", "labels in the rows"),
     "nothing to evaluate": ("accuracy", {"--eval-every": "5"}, "--eval-every", "--eval-data"),
     "set: no value": ("accuracy", {"--set": "optim"}, "there is no value", "name=value"),
     "set: unknown": ("accuracy", {"--set": "adam_bta1=1"}, "no such field", "did you mean adam_beta1"),
@@ -243,7 +253,7 @@ TUNE_CASES = {
     "k-shot and rows": ("accuracy", {"--k-shot": "1", "--dev-rows": "1"}, "--k-shot and --dev-rows", "one of them"),
     "k-shot of too few": ("accuracy", {"--k-shot": "2"}, "no class has more than 2 rows", "lower --k-shot"),
     "dev rows of too few": ("accuracy", {"--dev-rows": "4"}, "4 rows leave none to tune on", "lower --dev-rows"),
-    "test data": ("accuracy", {"--test-data": "three.jsonl"}, "three.jsonl: row 3: the label 2", "labels in the rows"),
+    "test data": ("accuracy", {"--test-data": "three.jsonl"}, "three.jsonl, line 3: the label 2", "labels in the rows"),
     "no test data": ("accuracy", {"--test-data": "no.jsonl"}, "no file no.jsonl", "did you mean"),
     "output is a file": ("accuracy", {"--output": "train.jsonl"}, "train.jsonl is a file", "folder"),
     "eps of 0": ("accuracy", {"--eps": "0"}, "eps must lie between 1e-12 and", "option"),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zoreward import objective
 from zoreward.cli import main
 from zoreward.cli.compare import paired_difference
 from zoreward.data import write_rows
@@ -149,8 +150,13 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_what_eval_writes_is_compared(
-    folder: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], commands_are_kept: None
+    folder: Path,
+    tiny_model_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    commands_are_kept: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("zoreward.scoring.certainty.PAIRED_DRAWS", 10)
     write_rows(Path("data.jsonl"), [{"text": word, "label": n % 2} for n, word in enumerate(["bad", "good", "dull"])])
     words = ["--model", str(tiny_model_dir), "--data", "data.jsonl", "--choice", " bad", "--choice", " good", "--json"]
     for name, template in (("one.jsonl", "{text} it was"), ("two.parquet", "a {text} film")):
@@ -161,8 +167,94 @@ def test_what_eval_writes_is_compared(
     found = told(capsys, "one.jsonl", "two.parquet")
 
     assert found["other_prompts"] == found["rows"] == 3
-    assert main(["compare", "f1.jsonl", "f1.jsonl"]) == 2
-    assert "one number for all" in capsys.readouterr().err
+    assert told(capsys, "f1.jsonl", "f1.jsonl")["difference"] == 0
+
+
+def of_choices(count: int, share: float, seed: int) -> tuple[list[int], Any]:
+    """The same right answers for each seed, and log-probabilities that find this share of them."""
+    right = np.random.default_rng(99).integers(2, size=count)
+    is_right = np.random.default_rng(seed).random(count) < share
+    found = np.where(is_right, right, 1 - right)
+    return right.tolist(), np.where(np.arange(2) == found[:, None], -0.1, -2.0)
+
+
+def test_of_a_mean_the_difference_of_sets_is_that_of_its_rows() -> None:
+    """The one score for all that has rows with scores to compare with is their mean."""
+    from zoreward import get_objective
+    from zoreward.records import Example
+    from zoreward.scoring import set_difference
+
+    @objective("share-right")
+    def share_right(predictions, references) -> float:
+        return sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)
+
+    (right, a_NC), (_, b_NC) = of_choices(200, 0.7, 0), of_choices(200, 0.78, 1)
+    examples = [Example({}, "", (" no", " yes"), one, (0,), ((0,), (0,))) for one in right]
+
+    found = set_difference(get_objective(share_right), examples, [a_NC, b_NC])
+
+    rows_of = [[float(p == r) for p, r in zip(one_NC.argmax(axis=1), right, strict=True)] for one_NC in (a_NC, b_NC)]
+    paired = paired_difference(*rows_of)
+    for name in ("score_a", "score_b", "difference"):
+        assert found[name] == pytest.approx(paired[name])
+    assert found["standard_error"] == pytest.approx(paired["standard_error"], rel=0.1)
+    assert found["difference_low"] == pytest.approx(paired["difference_low"], abs=0.4 * paired["standard_error"])
+    assert found["p_value"] == pytest.approx(paired["p_value"], abs=0.03)
+    assert found["other_answers"] == paired["better_in_a"] + paired["better_in_b"]
+
+
+def scored_by_f1(count: int, share: float, seed: int, **options: Any) -> list[dict[str, Any]]:
+    from zoreward import get_objective
+
+    right, logprobs_NC = of_choices(count, share, seed)
+    found = logprobs_NC.argmax(axis=1).tolist()
+    score = get_objective("f1", **options).score(count, predictions=found, references=right, logprobs=logprobs_NC)
+    names = [" no", " yes"]
+    return [
+        {
+            **{"objective": "f1", "prompt": f"text {n}", "answer": names[right[n]], "prediction": names[found[n]]},
+            **{"choices": names, "logprobs": logprobs_NC[n].tolist(), "score": None, "columns": {"text": str(n)}},
+            **{"score_of_all": score, "options": json.dumps(options)},
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_two_f1_are_compared(
+    ending: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoreward.scoring.certainty.PAIRED_DRAWS", 200)
+    write_rows(Path(f"one.{ending}"), scored_by_f1(60, 0.6, 0, average="macro"))
+    write_rows(Path(f"two.{ending}"), scored_by_f1(60, 0.95, 1, average="macro"))
+
+    found = told(capsys, f"one.{ending}", f"two.{ending}")
+
+    assert found["difference"] == pytest.approx(found["score_b"] - found["score_a"]) and found["difference"] > 0.2
+    assert found["difference_low"] > 0 and found["p_value"] < 0.01 and found["rows"] == 60
+    assert told(capsys, f"one.{ending}", f"one.{ending}")["p_value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"options": "{}"}, "not scored alike"),
+        ({"score_of_all": 0.5}, "two.jsonl says 0.5, and 'f1' makes 0."),
+        ({"choices": None}, "lacks choices, answers or logprobs"),
+    ],
+)
+def test_what_is_not_the_score_of_these_rows_is_refused(
+    changed: dict[str, Any],
+    error: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zoreward.scoring.certainty.PAIRED_DRAWS", 10)
+    write_rows(Path("one.jsonl"), scored_by_f1(20, 0.6, 0, average="macro"))
+    write_rows(Path("two.jsonl"), [row | changed for row in scored_by_f1(20, 0.9, 1, average="macro")])
+    assert main(["compare", "one.jsonl", "two.jsonl"]) == 2
+    assert error in capsys.readouterr().err
 
 
 def test_comparing_waits_for_no_torch(folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 import zoreward
 from zoreward.cli import command_for, with_objective
+from zoreward.data import load_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,6 +149,25 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
 
 def test_the_citation_is_of_this_version() -> None:
     assert f"\nversion: {zoreward.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_rows_of_the_tour_suit_its_reward_with_and_without_a_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tour = (ROOT / "docs" / "tour.md").read_text()
+    made, as_texts = (block for block in re.findall(r"```python\n(.*?)```", tour, re.DOTALL) if "json." in block)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    names: dict[str, Any] = {}
+    text = "A lemon is yellow. It is sour."
+    for code, written in ((made, [{"role": "assistant", "content": text}]), (as_texts, text)):
+        exec(code, names)
+        rows = load_rows("dev.jsonl")
+        assert len(rows) == 100 and len(load_rows("train.jsonl")) == 300
+        assert {type(row["prompt"]) for row in rows} == {list if written != text else str}
+        reward = importlib.import_module("short_answers").short_answer
+        assert reward([written], topic=["lemon"]) == [0.8]  # it is too short
 
 
 def test_the_code_for_a_tuned_model_answers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,19 @@ def test_as_json_it_has_what_was_given(line: list[str], capsys: pytest.CaptureFi
     assert told["memory"]["weights"] > 0
 
 
+def test_the_options_of_a_run_that_is_there_are_shown(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    config = (
+        f"model: {line[3]}\ndata: rows.jsonl\ntemplate: '{{text}} it was'\nchoices: [' bad', ' good']\noutput: run\n"
+    )
+    Path("run/config.yaml").write_text(config + "max_steps: 7\n")
+    command = ["tune", "accuracy", "--config", "run/config.yaml", "--device", "cpu"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "7, in which members read" in capsys.readouterr().out
+    assert [path.name for path in Path("run").iterdir()] == ["config.yaml"]
+    assert main(command) == 2 and "run holds a run already" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_refused_as_in_a_run(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*line, "--lr", "-1"]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -48,6 +48,7 @@ TRANSLATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"scale_rewards": "batch"}, {"normalize": None}),
     ({"bf16": False}, {"dtype": "float32", "bf16": False}),
     ({"bf16": False, "model_init_kwargs": {"dtype": torch.bfloat16}}, {"dtype": "bfloat16"}),
+    ({"model_init_kwargs": {"revision": "v1"}}, {"model_revision": "v1"}),
     ({"model_init_kwargs": '{"device_map": "auto", "torch_dtype": "auto"}'}, {"device_map": "auto", "dtype": "auto"}),
     ({"generation_kwargs": {"top_k": 3, "stop_strings": "."}, "top_k": 5}, {"top_k": 3, "stop": ["."]}),
     ({"generation_kwargs": '{"do_sample": false, "max_new_tokens": 4}'}, {"max_completion_length": 4}),
@@ -97,7 +98,7 @@ def test_what_cannot_be_met_is_refused_all_at_once(tmp_path):
     ("given", "message"),
     [
         ({"generation_kwargs": {"num_beams": 2}}, "generation_kwargs: num_beams"),
-        ({"model_init_kwargs": {"revision": "main"}}, "model_init_kwargs: revision"),
+        ({"model_init_kwargs": {"subfolder": "a"}}, "model_init_kwargs: subfolder"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation='normalize_then_sum'"),
         ({"max_completion_length": None}, "max_completion_length=None bounds no text"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def test_the_command_has_what_is_missing_and_keeps_the_rest(
 @pytest.mark.parametrize(
     ("label", "told"),
     [
-        ("", "error: row 32 has an empty 'label' (id '31', message 'a good film it was')"),
-        ("goood", "error: row 32: the label 'goood' belongs to none of the 2 choices (id '31', message 'a good"),
+        ("", "error: rows.csv, line 33 has an empty 'label' (id '31', message 'a good film it was')"),
+        ("goood", "error: rows.csv, line 33: the label 'goood' belongs to none of the 2 choices (id '31', message"),
     ],
 )
 def test_a_slip_in_one_label_makes_no_class(
@@ -100,6 +101,27 @@ def test_a_slip_in_one_label_makes_no_class(
     assert error.startswith(told) and hint in (
         "fill it in, or leave the row out", "did you mean 'good'? mend the row, or leave it out",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", ["", "--head classifier --template '{message} is'"], ids=["nothing", "new head"])
+def test_a_slip_is_not_offered_as_a_class(typed: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[str(i), TEXTS[i % 4], ["bad", "good"][i % 2]] for i in range(31)]
+    written(home / "rows.csv", "id,message,label", *rows, ["31", TEXTS[0], "goood"])
+    error, hint = error_and_offer(f"tune accuracy --model M --data rows.csv {typed}", capsys)
+    assert error.startswith("error: rows.csv, line 33: the label 'goood' is almost 'good', which 15 rows have (id '31'")
+    assert hint.startswith("mend the row, or leave it out")
+
+
+@pytest.mark.parametrize("typed", ["--dev-rows 12", "--limit 36 --dev-rows 4", "--train-rows 20 --test-rows 9"])
+def test_an_error_names_the_line_of_the_file_whatever_rows_are_held_out(
+    typed: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [[str(i), TEXTS[i % 4], ["bad", "good"][i % 2] if i % 9 else ["dull", "so so"][i % 2]] for i in range(40)]
+    written(home / "rows.csv", "id,message,label", *rows)
+    choices = "--template '{message} is' --choice ' bad' --choice ' good'"
+    error, _ = error_and_offer(f"tune accuracy --model M --data rows.csv {choices} {typed}", capsys)
+    named = int(re.match(r"error: rows.csv, line (\d+): the label", error)[1])
+    assert (home / "rows.csv").read_text().splitlines()[named - 1].rpartition(",")[2] in ("dull", "so so")
 
 
 def test_a_run_in_the_place_of_its_model_is_told_where_that_is(

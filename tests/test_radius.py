@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -21,7 +22,7 @@ from zoreward.noise import canonical_name, definition, stream_of
 from zoreward.records import InputError
 from zoreward.scoring import LocalEngine
 from zoreward.trainer import ZOConfig, ZOTrainer
-from zoreward.trainer.radius import _radius
+from zoreward.trainer.radius import _radius, told_of_pace
 
 pytestmark = pytest.mark.usefixtures("trials_are_kept")
 
@@ -474,3 +475,15 @@ def test_max_forwards_that_pay_for_no_step_are_refused(
     least = int(caught.value.hint.split()[4].rstrip(":"))
     assert made(tmp_path, tokenizer, max_forwards=least).train().global_step == 1
     assert made(tmp_path / "few", tokenizer, max_forwards=900).train().global_step == 4, "as many as are asked for"
+
+
+def test_long_steps_are_told_of_before_the_first(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of_pairs(tmp_path / "short", tokenizer).train()
+    assert "A step will take" not in caplog.text  # it takes some milliseconds
+    a_second_a_row = functools.partial(told_of_pace, 1.0)
+    monkeypatch.setitem(ZOTrainer.train.__globals__, "told_of_pace", lambda pace, *step: a_second_a_row(*step))
+    made_of_pairs(tmp_path / "long", tokenizer).train()
+    [told] = [message for message in caplog.messages if message.startswith("A step will take about")]
+    assert "0:17:04 here, as 128 members read 8 rows, and 3 steps 0:51:12" in told and "--num-directions" in told

@@ -182,6 +182,35 @@ def test_the_numbers_are_those_of_the_journal(home: Path) -> None:
     assert "12, train.jsonl" in page.written and "zoreward replay choices --model model" in page.written
 
 
+def test_only_options_that_were_typed_are_listed(home: Path) -> None:
+    page = Page(home / "choices" / "report.html").source
+    [listed] = re.findall(r"<details><summary>the options that were given</summary>(.*?)</details>", page)
+    names = re.findall("<dt>(.*?)</dt>", listed)
+    assert {"max_steps", "eval_steps", "template", "choices", "seed"} <= {*names}
+    assert not {*names} & {"disable_tqdm", "do_eval", "eval_strategy", "load_best_model_at_end", "noise", "normalize"}
+    [listed] = re.findall(r"given</summary>(.*?)</details>", Page(home / "texts" / "report.html").source)
+    assert "max_completion_length" in re.findall("<dt>(.*?)</dt>", listed)
+
+
+def test_words_that_occur_are_explained(tmp_path: Path) -> None:
+    scores = [(0.5, 0.25), (0.5, 0.5)]
+    with Journal(tmp_path / "run", OLD) as journal:
+        journal.append_evaluation(0, 0.5, {"metric/f1": 0.25, "kl": 0.0})
+        for place, own in enumerate(scores):
+            journal.append(step(place, own))
+        journal.append_evaluation(2, 0.5, {"metric/f1": 0.5, "kl": 0.1})
+    append_note(tmp_path / "run", "end", {"seconds": 3.0})
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = Page(tmp_path / "run" / "report.html")
+    for word in ("spread", "silent step", "metric/NAME", "KL"):
+        assert f"<dt>{word}</dt>" in page.source
+    assert "distinct-2" not in page.source
+    assert "1.5 s a step, with dev scores; without loading and saving" in page.written
+    crafted(tmp_path / "loud", OLD, scores[:1], {})
+    assert main(["report", str(tmp_path / "loud")]) == 0
+    assert "<dt>silent step</dt>" not in Page(tmp_path / "loud" / "report.html").source
+
+
 def test_the_tables_of_answers_count_what_the_score_counts(home: Path) -> None:
     dev = {line["step"]: line["score"] for line in lines_of(home / "choices") if line["kind"] == "evaluation"}
     answers = {note["step"]: note for note in read_notes(home / "choices") if note["kind"] == "answers"}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 
 from rendering import render
 from tiny_tokenizers import bpe
-from zoreward.data import classes_of, load_rows, rows_of
+from zoreward.data import classes_of, load_rows, placed, rows_of
 from zoreward.data.choices import class_choices
+from zoreward.data.tasks import with_columns
 from zoreward.records import InputError, MissingFileError
 
 ROWS = [{"sentence": 'slow, but "fine"\nat last', "label": 1}, {"sentence": "über\u2028bad", "label": 0}]
@@ -232,6 +235,24 @@ def test_limit_keeps_the_first_rows(tmp_path):
     assert len(load_rows(path, limit=9)) == 3
     with pytest.raises(InputError, match="--limit 0 leaves no rows"):
         load_rows(path, limit=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("rows.jsonl", '{"a": 1}\n\n{"b": 2}\n', "line 3"),
+        ("rows.csv", 'a,b\n"one\ntwo",1\n\n"three\nfour",2\n', "line 5"),
+        ("rows.json", '[{"a": 1},\n\n{"b": 2}]', "row 2"),
+    ],
+)
+def test_a_row_knows_its_place_whatever_rows_it_stands_among(tmp_path, name, text, place):
+    path = write(tmp_path, name, text)
+    *_, last = load_rows(path)
+    alone = pickle.loads(pickle.dumps(with_columns([last], {"c": "{b}"})))
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}, {place} has none$"), placed(alone):
+        raise InputError("row 1 has none")
+    with pytest.raises(InputError, match=r"^row 2 has none$"), placed(alone):
+        raise InputError("row 2 has none")
 
 
 @pytest.mark.parametrize("option", ["config", "split", "revision"])

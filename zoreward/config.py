@@ -288,6 +288,13 @@ class Loading:
     trust_remote_code: bool = setting(
         default=False, help="Run the code that a model from the Hub brings along.", may_change=True
     )
+    # Once it is read, it is a part of the model's name.
+    model_revision: str | None = setting(
+        default=None,
+        help="The revision of a model on the Hub: a branch, tag or commit. --model NAME@REVISION says it, too.",
+        kept=False,
+        recorded=False,
+    )
 
 
 @options(TEXT)
@@ -811,6 +818,7 @@ class ReplayOptions:
     device: str | None = same_as(Data, "device")
     device_map: str | None = same_as(Loading, "device_map")
     trust_remote_code: bool = same_as(Loading, "trust_remote_code")
+    model_revision: str | None = same_as(Loading, "model_revision")
     output: str | None = setting(
         default=None, help="A new folder for the model, or the run's adapter, and the tokenizer.", panel=RUN
     )

@@ -104,6 +104,7 @@ class BenchOptions:
     device: str | None = same_as(Data, "device")
     dtype: str | None = same_as(Loading, "dtype")
     trust_remote_code: bool = same_as(Loading, "trust_remote_code")
+    model_revision: str | None = same_as(Loading, "model_revision")
     train_rows: int | None = same_as(Held, "train_rows", help="Rows to tune on. Default: the task's.")
     dev_rows: int | None = same_as(Held, "dev_rows", help="Rows that choose. Default: the task's.")
     test_rows: int | None = same_as(Splits, "test_rows", help="Rows that are reported. Default: the task's.")

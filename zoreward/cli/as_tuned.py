@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import typer
 
 from zoreward.config import Prompting
-from zoreward.data import check_hub, without_content
+from zoreward.data import check_hub, parted, without_content
 from zoreward.journal.card import PROMPTING_NAME, read_prompting
 from zoreward.neighbours.of_typer import source_of
 from zoreward.records import printable
@@ -68,10 +68,11 @@ def _prompting_of(model: str) -> Prompting | None:
     with suppress(Exception):  # no such model, no such file, no way to the Hub: who loads the model says what it is
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-        path = try_to_load_from_cache(model, PROMPTING_NAME)
+        source, place = parted(model)
+        path = try_to_load_from_cache(source, PROMPTING_NAME, **place)
         if path is None:  # nobody has asked for it yet
             check_hub(f"the model '{model}'")  # else one without a way there would be waited for
-            path = hf_hub_download(model, PROMPTING_NAME)
+            path = hf_hub_download(source, PROMPTING_NAME, **place)
         return read_prompting(path) if isinstance(path, str) else None
     return None
 

@@ -15,11 +15,14 @@ from zoreward.cli.flags import command
 from zoreward.cli.printing import Outcome, show_table
 from zoreward.config import CompareOptions
 from zoreward.data import load_rows
-from zoreward.records import InputError, printable
+from zoreward.records import InputError, ZorewardError, printable
+from zoreward.registry import get_objective
 
 _DRAWS = 10_000
 # Random numbers at once: 8 MB of them.
 _AT_ONCE = 2**20
+_MADE_BY = "zoreward eval OBJECTIVE … --output rows.jsonl"
+_ROW_BY_ROW = f"evaluate with an objective that scores row by row, as accuracy or token-f1 does: {_MADE_BY}"
 
 
 def make_command() -> Callable[..., int]:
@@ -31,19 +34,64 @@ def _compare(context: typer.Context, options: CompareOptions) -> Outcome:
     files = (options.a, options.b)
     rows_a, rows_b = (_scored_rows(file) for file in files)
     _check_same_rows(rows_a, rows_b, files)
+    found = _of_all(rows_a, rows_b, files, options.seed) or _of_rows(rows_a, rows_b, options.seed)
+    other_prompts = sum(_text(a["prompt"]) != _text(b["prompt"]) for a, b in zip(rows_a, rows_b, strict=True))
+    if other_prompts:
+        what = f"{other_prompts:,} of {len(rows_a):,} rows were read behind another prompt in {options.b}"
+        print(printable(f"{what}: models and prompts are compared at once; evaluate both alike"), file=sys.stderr)
+    summary = {**found, "other_prompts": other_prompts, "a": options.a, "b": options.b}
+    return Outcome(summary, lambda: _show(summary))
+
+
+def _of_rows(rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """How far the mean scores of rows differ."""
     pairs = [(a["score"], b["score"]) for a, b in zip(rows_a, rows_b, strict=True)]
     both = [pair for pair in pairs if None not in pair]
     if len(both) < 2:
         hint = "evaluate both on more rows"
         raise InputError(f"{len(both)} of {len(pairs)} rows have a score in both files, which says nothing", hint=hint)
-    found = paired_difference([a for a, _ in both], [b for _, b in both], seed=options.seed)
-    other_prompts = sum(_text(a["prompt"]) != _text(b["prompt"]) for a, b in zip(rows_a, rows_b, strict=True))
-    if other_prompts:
-        what = f"{other_prompts:,} of {len(rows_a):,} rows were read behind another prompt in {options.b}"
-        print(printable(f"{what}: models and prompts are compared at once; evaluate both alike"), file=sys.stderr)
-    beside = {"rows": len(both), "left_out": len(pairs) - len(both), "other_prompts": other_prompts}
-    summary = {**found, **beside, "a": options.a, "b": options.b}
-    return Outcome(summary, lambda: _show(summary))
+    found = paired_difference([a for a, _ in both], [b for _, b in both], seed=seed)
+    return {**found, "rows": len(both), "left_out": len(pairs) - len(both)}
+
+
+def _of_all(
+    rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]], files: tuple[str, str], seed: int
+) -> dict[str, Any] | None:
+    """How far scores of all rows together differ, such as two F1; None where rows have scores of their own.
+
+    Raises:
+        InputError: the objective is not known here, or gives these rows another score than the files say.
+    """
+    kinds = {(row.get("objective"), row.get("options")) for row in (*rows_a, *rows_b) if "score_of_all" in row}
+    if not kinds:
+        return None
+    hint = "evaluate both with the same objective and the same options"
+    if len(kinds) > 1 or None in next(iter(kinds)) or not all("score_of_all" in row for row in (*rows_a, *rows_b)):
+        raise InputError("the rows of the two files are not scored alike", hint=hint)
+    if len(rows_a) < 2:
+        raise InputError("one row says nothing", hint="evaluate both on more rows")
+    [(name, options)] = kinds
+    try:
+        objective = get_objective(str(name), **json.loads(str(options)))
+    except (ZorewardError, ValueError, TypeError) as error:
+        told = f"its rows are scored by {name!r}, all together, and that is no objective that is known by its name"
+        raise InputError(f"{files[0]}: {told}", hint=_ROW_BY_ROW) from error
+    from zoreward.scoring import examples_of_evaluation, set_difference
+
+    print(f"{name} of rows drawn anew, some thousand times: this may take half a minute", file=sys.stderr)
+    try:
+        examples, logprobs_NC = examples_of_evaluation(rows_a)
+        found = set_difference(objective, examples, [logprobs_NC, examples_of_evaluation(rows_b)[1]], seed=seed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{files[0]} lacks choices, answers or logprobs", hint=f"give what {_MADE_BY} wrote"
+        ) from error
+    for file, rows, score in ((files[0], rows_a, found["score_a"]), (files[1], rows_b, found["score_b"])):
+        said = rows[0]["score_of_all"]
+        if not isinstance(said, float | int) or not math.isclose(score, said, abs_tol=1e-6):  # NaN neither
+            message = f"{file} says {said}, and {name!r} makes {score} of its rows"
+            raise InputError(message, hint="evaluate both again: the objective or the file is another than it was")
+    return {**found, "rows": len(rows_a)}
 
 
 def paired_difference(scores_a: Sequence[float], scores_b: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
@@ -121,17 +169,16 @@ def _scored_rows(file: str) -> list[dict[str, Any]]:
         InputError: it is another kind of file; or no row has a score.
     """
     rows = load_rows(Path(file))
-    made_by = "zoreward eval OBJECTIVE … --output rows.jsonl"
     for number, row in enumerate(rows, 1):
         if not {"prompt", "score"} <= row.keys():
-            raise InputError(f"{file}: row {number} has no prompt and score", hint=f"give what this wrote: {made_by}")
+            raise InputError(f"{file}: row {number} has no prompt and score", hint=f"give what this wrote: {_MADE_BY}")
         score = row["score"]
         is_number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
         if score is not None and not is_number:
-            raise InputError(f"{file}: row {number} has the score {score!r}", hint=f"give what this wrote: {made_by}")
-    if all(row["score"] is None for row in rows):
-        hint = f"evaluate with an objective that scores row by row, as accuracy or token-f1 does: {made_by}"
-        raise InputError(f"{file}: no row has a score of its own; its objective gives one number for all", hint=hint)
+            raise InputError(f"{file}: row {number} has the score {score!r}", hint=f"give what this wrote: {_MADE_BY}")
+    if all(row["score"] is None and "score_of_all" not in row for row in rows):
+        told = "no row has a score of its own; its objective gives one number for all"
+        raise InputError(f"{file}: {told}", hint=_ROW_BY_ROW)
     return rows
 
 
@@ -162,17 +209,21 @@ def _present(value: Any) -> Any:
 
 def _show(summary: dict[str, Any]) -> None:
     shown = {name: f"{value:.4f}" for name, value in summary.items() if isinstance(value, float)}
+    mean = "mean score" if "same" in summary else "score"
     lines = [
-        (f"mean score of A, {summary['a']}", shown["score_a"]),
-        (f"mean score of B, {summary['b']}", shown["score_b"]),
+        (f"{mean} of A, {summary['a']}", shown["score_a"]),
+        (f"{mean} of B, {summary['b']}", shown["score_b"]),
         ("B − A, ± its standard error", f"{shown['difference']} ± {shown['standard_error']}"),
         ("95 % interval of B − A", f"{shown['difference_low']} to {shown['difference_high']}"),
         ("p, if neither is better", shown["p_value"]),
-        ("rows better in B", f"{summary['better_in_b']:,} of {summary['rows']:,}"),
-        ("rows better in A", f"{summary['better_in_a']:,}"),
-        ("rows the same", f"{summary['same']:,}"),
     ]
-    if summary["left_out"]:
+    if "same" in summary:
+        lines.append(("rows better in B", f"{summary['better_in_b']:,} of {summary['rows']:,}"))
+        lines.append(("rows better in A", f"{summary['better_in_a']:,}"))
+        lines.append(("rows the same", f"{summary['same']:,}"))
+    else:
+        lines.append(("rows with another answer in B", f"{summary['other_answers']:,} of {summary['rows']:,}"))
+    if summary.get("left_out"):
         lines.append(("rows without a score, left out", f"{summary['left_out']:,}"))
     if summary["other_prompts"]:
         lines.append(("rows with another prompt in B", f"{summary['other_prompts']:,}"))

@@ -21,6 +21,7 @@ import typer
 
 from zoreward.cli.printing import Outcome, is_first
 from zoreward.config import OBJECTIVE, PANELS, RUN, Common, TuneOptions
+from zoreward.data.hub import at_revision
 from zoreward.data.reading import read_yaml
 from zoreward.neighbours.of_typer import source_of
 from zoreward.records import InputError, printable
@@ -179,6 +180,8 @@ def _group_of(group: type[_Group], context: typer.Context, values: dict[str, Any
         if field.metadata.get("breaks") and source_of(context, field.name) == "COMMANDLINE":
             value = given[field.name]
             given[field.name] = [with_breaks(one) for one in value] if isinstance(value, list) else with_breaks(value)
+    if given.get("model_revision") is not None and given.get("model") is not None:
+        given |= {"model": at_revision(given["model"], given["model_revision"]), "model_revision": None}
     return group(**given)
 
 

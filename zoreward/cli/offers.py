@@ -15,7 +15,8 @@ from typing import Any
 
 from zoreward.cli.prepare import Rows, check_for_model, head_for
 from zoreward.config import Common, Prompting
-from zoreward.data import MASK, holds_model, label_names
+from zoreward.data import MASK, holds_model, label_names, placed
+from zoreward.data.choices import refuse_slips
 from zoreward.data.columns import column_in, columns_of, listed
 from zoreward.data.templates import fields_of
 from zoreward.records import RowError, ZorewardError, one_line, printable
@@ -49,10 +50,20 @@ def offering(words: Sequence[str], objective: Objective, options: Common, rows: 
         can_be = can_be and options.task is None and not options.shots and bool(words)
         can_be = can_be and not isinstance(error, RowError)
         can_be = can_be and not (os.path.isdir(options.model) and not holds_model(options.model))  # which none mends
+        if can_be and options.choices is None and options.choice_column is None:
+            with placed(rows):
+                _refuse_slips(rows, options.label)
         command = _command(words, objective, options, rows) if can_be else None
         if command is None:
             raise
         raise type(error)(f"{error} ({_what_rows_have(rows, options)})", hint=command) from error
+
+
+def _refuse_slips(rows: Rows, wanted: str) -> None:
+    """Refuse labels that would be offered as answers, and are slips."""
+    column = _label_column(rows, wanted)
+    if column is not None and len(label_names(rows, column)) <= _MOST_LABELS:
+        refuse_slips(rows, column)
 
 
 def _what_rows_have(rows: Rows, options: Common) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Common, Prompting, Rewarding, part_of
-from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows
+from zoreward.data import MASK, Task, check_columns, check_prompts, load_rows, placed
 from zoreward.data.rows import WRITERS
 from zoreward.records import InputError
 from zoreward.registry import Objective, get_objective, spelled_out, weighted_sum
@@ -130,7 +130,8 @@ def head_for(options: Common, rows: Rows, *, is_needed: bool = False) -> Head | 
     from zoreward.scoring import head_of
 
     how: dict[str, Any] = {"head": head, "choices": options.choices, "label": options.label}
-    return head_of(options.model, rows, **how, trust_remote_code=options.trust_remote_code)
+    with placed(rows):
+        return head_of(options.model, rows, **how, trust_remote_code=options.trust_remote_code)
 
 
 def check_rows(
@@ -156,7 +157,8 @@ def check_rows(
         check_prompts(rows, prompting)
     else:
         known: dict[str, Any] = {} if head is None else {"kind": head.kind, "classes": head.classes}
-        check_columns(rows, prompting, needs=objective.needs, shot_rows=shot_rows, **known)
+        with placed(rows):
+            check_columns(rows, prompting, needs=objective.needs, shot_rows=shot_rows, **known)
         if count := len(prompting.choices or known.get("classes", ())):
             objective.check_choices(count)
 

@@ -16,6 +16,7 @@ from zoreward.cli.flags import command
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, report
 from zoreward.config import ReplayOptions
+from zoreward.data import parted
 from zoreward.records import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _replay(context: typer.Context, options: ReplayOptions) -> Outcome | int:
     run = load_run(options.run)
     steps = checked_step(run, options.step)
     if options.output is not None and options.model is not None:
-        model, tokenizer = _loaded(run, options.model, options)
+        model, tokenizer = _loaded(run, _at_its_revision(options.model, run), options)
         model = _moved(run, model, steps)
         try:
             _save(Path(options.output), model, tokenizer, run, steps)
@@ -67,6 +68,12 @@ def _check(options: ReplayOptions) -> None:
         output = Path(options.output)
         if output.is_dir() and any(output.iterdir()):
             raise InputError(f"--output {output} is not empty", hint="give a folder that does not exist yet")
+
+
+def _at_its_revision(base: str, run: StoredRun) -> str:
+    """The base with the revision that the run began with, where it is the same model and no other is asked for."""
+    began = str(run.header.get("model") or "")
+    return began if parted(began)[0] == base else base
 
 
 def _loaded(run: StoredRun, base: str, options: ReplayOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

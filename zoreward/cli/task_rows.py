@@ -24,6 +24,7 @@ from zoreward.data import (
     k_shot_rows,
     load_rows,
     load_task,
+    placed,
     sample_rows,
     seen_before,
     split_rows,
@@ -265,7 +266,10 @@ def _kept(task: Task | None, rows: Rows) -> Rows:
 
 
 def _prepared(task: Task | None, rows: Rows) -> Rows:
-    return rows if task is None else task.prepared(rows)
+    if task is None:
+        return rows
+    with placed(rows):
+        return task.prepared(rows)
 
 
 def _divided(pool: Rows, options: TuneOptions, task: Task | None) -> Split:
@@ -280,7 +284,8 @@ def _divided(pool: Rows, options: TuneOptions, task: Task | None) -> Split:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--k-shot and {flag} say two things about the same rows", hint="give one of them")
     held = split_rows(pool, test=test)
-    parts = k_shot_rows(held.train, options.label, options.k_shot, seed=options.split_seed)
+    with placed(held.train):
+        parts = k_shot_rows(held.train, options.label, options.k_shot, seed=options.split_seed)
     return Split(parts.train, [] if elsewhere else parts.dev, held.test)
 
 

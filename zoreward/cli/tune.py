@@ -281,7 +281,7 @@ def _refuse_with_workers(objective: Objective, options: TuneOptions) -> None:
 
 def _check(options: TuneOptions) -> None:
     """Find what is wrong with the options themselves."""
-    check_output(options.output, resume=options.resume)
+    check_output(options.output, resume=options.resume or options.dry_run)  # which writes nothing
     for flag, given in (("--eval-every", options.eval_steps), ("--eval-limit", options.eval_limit)):
         if given is not None and not has_dev_rows(options):
             raise InputError(

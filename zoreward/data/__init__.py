@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from zoreward.data.choices import classes_of, label_names
+from zoreward.data.columns import placed
 from zoreward.data.conversations import check_chat_template
-from zoreward.data.hub import check_hub, holds_model
+from zoreward.data.hub import at_revision, check_hub, holds_model, parted
 from zoreward.data.preferences import prompts_of_preferences, with_prompts
 from zoreward.data.prompts import (
     check_calibration,
@@ -27,6 +28,7 @@ __all__ = [
     "WHOLE",
     "Split",
     "Task",
+    "at_revision",
     "check_calibration",
     "check_chat_template",
     "check_columns",
@@ -41,6 +43,8 @@ __all__ = [
     "list_tasks",
     "load_rows",
     "load_task",
+    "parted",
+    "placed",
     "prompts_of_preferences",
     "render",
     "render_prompts",

@@ -74,7 +74,7 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
         wrong = [n for n, reference in enumerate(references) if reference is None]
         n = next((n for n in wrong if _folded(_word(labels[n]) or "") not in fits), wrong[0])
         message = f"row {n + 1}: the label {labels[n]!r} belongs to none of the {len(choices)} choices"
-        _refuse_slips(rows[n], label, labels, n, message)
+        _refuse_slip(rows, label, labels, n, message)
         hint = f"labels in the rows: {_shown(labels)}; choices are for {listed(keyed.keys)}"
         names = label_names(rows, label)
         of_each = flags_of(names, keyed.answers) if len(names) == len(keyed.answers) else "label=answer"
@@ -84,17 +84,42 @@ def fixed_choices(rows: list[dict[str, Any]], choices: Sequence[str], label: str
     return [(tuple(keyed.answers), reference) for reference in references if reference is not None]
 
 
-def _refuse_slips(row: dict[str, Any], label: str, labels: Sequence[Any], n: int, message: str) -> None:
-    """Refuse an empty label, and one that is almost another of many rows: more choices would make a class of it."""
-    others = [f"{name} {str(value)[:40]!r}" for name, value in row.items() if name != label][:2]
-    where = f" ({', '.join(others)})" if others else ""  # rows may have been shuffled: their numbers are no file's
+def refuse_slips(rows: list[dict[str, Any]], label: str) -> None:
+    """Refuse rows whose labels are to become classes where one of them is empty, or almost another of many rows.
+
+    Raises:
+        RowError: one is; the message says where.
+
+    >>> refuse_slips([*[{"mood": "happy"}] * 10, {"mood": "hapy"}], "mood")
+    Traceback (most recent call last):
+    zoreward.records.RowError: row 11: the label 'hapy' is almost 'happy', which 10 rows have
+    hint: mend the row, or leave it out; if it is a class: --choice once for each
+    """
+    labels = [row.get(label) for row in rows]
+    for wrong in dict.fromkeys(one for one in labels if isinstance(one, str)):
+        _refuse_slip(rows, label, labels, labels.index(wrong))
+
+
+def _refuse_slip(
+    rows: list[dict[str, Any]], label: str, labels: Sequence[Any], n: int, message: str | None = None
+) -> None:
+    """Refuse the label of row n where it is empty, or almost another of many rows: no class is to be made of it."""
     wrong = labels[n]
-    if isinstance(wrong, str) and not wrong.strip():
+    if not isinstance(wrong, str) or (wrong.strip() and _word(wrong) is None):  # 10 is no slip of 100
+        return
+    others = [f"{name} {str(value)[:40]!r}" for name, value in rows[n].items() if name != label][:2]
+    where = f" ({', '.join(others)})" if others else ""
+    if not wrong.strip():
         raise RowError(f"row {n + 1} has an empty {label!r}{where}", hint="fill it in, or leave the row out")
     counts = Counter(name for name in labels if isinstance(name, str))
     often = [name for name, count in counts.items() if count >= 10 * counts[wrong]]
-    if isinstance(wrong, str) and (near := difflib.get_close_matches(wrong, often, n=1, cutoff=0.75)):
-        raise RowError(f"{message}{where}", hint=f"did you mean {near[0]!r}? mend the row, or leave it out")
+    if near := difflib.get_close_matches(wrong, often, n=1, cutoff=0.75):
+        if message is not None:
+            raise RowError(f"{message}{where}", hint=f"did you mean {near[0]!r}? mend the row, or leave it out")
+        message = f"row {n + 1}: the label {wrong!r} is almost {near[0]!r}, which {counts[near[0]]:,} rows have"
+        raise RowError(
+            f"{message}{where}", hint="mend the row, or leave it out; if it is a class: --choice once for each"
+        )
 
 
 def _keyed(choices: Sequence[str], labels: Sequence[Any]) -> _Keyed:
@@ -211,6 +236,7 @@ def classes_of(rows: list[dict[str, Any]], choices: Sequence[str] | None, label:
     if choices is not None:
         return tuple(answer.strip() for answer in fixed_choices(rows, choices, label)[0][0])
     labels = values_of(rows, label, "label", "--label")
+    refuse_slips(rows, label)
     if all(isinstance(value, NamedLabel) for value in labels) and len(labels[0].names) > 1:
         return tuple(labels[0].names)
     spelled = {_spellings(value)[0] for value in labels}

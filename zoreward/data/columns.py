@@ -7,14 +7,55 @@ import json
 import numbers
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from zoreward.neighbours.of_datasets import names_of_classes
-from zoreward.records import InputError, UnknownNameError
+from zoreward.records import InputError, UnknownNameError, ZorewardError
 
 Row = dict[str, Any]
 """One dataset example: column → value."""
+
+
+class PlacedRow(Row):
+    """A row that knows where it was read, whatever rows it stands among later.
+
+    Args:
+        values: column → value.
+        source: the file or dataset.
+        unit: what is counted there, `line` or `row`.
+        number: which one it is, from 1 on.
+    """
+
+    __slots__ = ("number", "source", "unit")
+
+    def __init__(self, values: Row, source: str, unit: str, number: int):
+        super().__init__(values)
+        self.source, self.unit, self.number = source, unit, number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self), self.source, self.unit, self.number)
+
+
+@contextmanager
+def placed(rows: Sequence[Row]) -> Iterator[None]:
+    """Have an error that begins with the number of one of these rows begin with the place where that was read.
+
+    >>> with placed([PlacedRow({}, "train.csv", "line", 7)]):
+    ...     raise InputError("row 1 has no label")
+    Traceback (most recent call last):
+    zoreward.records.InputError: train.csv, line 7 has no label
+    """
+    try:
+        yield
+    except ZorewardError as error:
+        found = re.match(r"row (\d+)\b", str(error))
+        number = int(found[1]) if found else 0
+        if found is None or not 0 < number <= len(rows) or not isinstance(row := rows[number - 1], PlacedRow):
+            raise
+        told = f"{row.source}, {row.unit} {row.number}{str(error)[found.end() :]}"
+        raise type(error)(told, hint=error.hint) from error
 
 
 def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:

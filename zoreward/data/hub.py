@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zoreward.data.columns import class_names, close_hint, listed, with_class_names
-from zoreward.records import InputError
+from zoreward.records import InputError, MissingFileError
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TIMEOUT = 3.0
@@ -52,6 +52,48 @@ def holds_model(folder: str | os.PathLike[str]) -> bool:
     False
     """
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("config.json", "adapter_config.json"))
+
+
+def at_revision(name: str, revision: str | None) -> str:
+    """Return one name for a model of the Hub and its revision; see `parted`.
+
+    Args:
+        name: a folder or a Hub id.
+        revision: a branch, tag or commit; None: the name says it, or it is the newest.
+
+    Raises:
+        InputError: the name is that of a folder, or says another revision.
+
+    >>> at_revision("facebook/opt-125m", "main"), at_revision("gpt2", None)
+    ('facebook/opt-125m@main', 'gpt2')
+    """
+    if revision is None:
+        return name
+    if os.path.exists(name):
+        raise InputError(f"'{name}' is a folder, which has no revisions", hint="leave --model-revision out")
+    first, named = parted(name)
+    if named.get("revision", revision) != revision:
+        hint = "say it once: NAME@REVISION or --model-revision"
+        raise InputError(f"'{name}' names another revision than {revision!r}", hint=hint)
+    return f"{first}@{revision}"
+
+
+def parted(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the folder or Hub id that a name begins with, and its revision as `from_pretrained` takes it.
+
+    Raises:
+        MissingFileError: nothing stands before or behind the @.
+
+    >>> parted("facebook/opt-125m@refs/pr/1"), parted("gpt2")
+    (('facebook/opt-125m', {'revision': 'refs/pr/1'}), ('gpt2', {}))
+    """
+    first, at, revision = name.partition("@")
+    if not at or os.path.exists(name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", first):
+        return name, {}
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision):
+        hint = "a model of the Hub at a revision is NAME@REVISION, with a branch, tag or commit"
+        raise MissingFileError(f"there is no model '{name}'", hint=hint)
+    return first, {"revision": revision}
 
 
 def check_hub(what: str) -> None:

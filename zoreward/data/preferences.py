@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from zoreward.config import Prompting
-from zoreward.data.columns import close_hint, columns_of, is_conversation, is_missing, listed, values_of
+from zoreward.data.columns import close_hint, columns_of, is_conversation, is_missing, listed, placed, values_of
 from zoreward.data.templates import fill
 from zoreward.data.tokens import ALIKE, EMPTY, Text
 from zoreward.records import InputError, UnknownNameError
@@ -120,9 +121,13 @@ def with_prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[
     beside = [row for row in rows if isinstance(row.get(column), str) and isinstance(row["chosen"], list)]
     if column in columns and not beside and not any(is_missing(row.get(column)) for row in rows):
         return rows
-    texts, left_out = preference_texts(rows, prompting)
+    with placed(rows):
+        texts, left_out = preference_texts(rows, prompting)
     tell_of_faults(len(rows), left_out, 0, None)
-    return [{**rows[text.number - 1], column: text.prompt} for text in texts]
+    made = [copy.copy(rows[text.number - 1]) for text in texts]
+    for row, text in zip(made, texts, strict=True):
+        row[column] = text.prompt
+    return made
 
 
 def prompts_of_preferences(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[str, Any]]:

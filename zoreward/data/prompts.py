@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoreward.config import Prompting
-from zoreward.data.columns import columns_hint, columns_of, is_conversation, values_of
+from zoreward.data.columns import columns_hint, columns_of, is_conversation, placed, values_of
 from zoreward.data.conversations import (
     Demonstration,
     chat_prompt,
@@ -229,7 +229,9 @@ def _texts_and_shots(
     pool = texts
     if prompting.shots > 0 and shot_rows is not None:
         try:
-            pool = texts_of(rows_of(shot_rows), needs, prompting)
+            rows_to_show = rows_of(shot_rows)
+            with placed(rows_to_show):
+                pool = texts_of(rows_to_show, needs, prompting)
         except ZorewardError as error:
             raise type(error)(f"rows for demonstrations: {error}", hint=error.hint) from error
     return texts, demonstrations(texts, pool, prompting.shots, seed), left_out
@@ -286,14 +288,15 @@ def render_prompts(
     if max_length is not None and max_length < 1:
         hint = "write fewer new tokens, or take a model with a longer context"
         raise InputError(f"the context leaves {max_length} tokens for the prompt", hint=hint)
-    prompts = _prompts(rows, prompting, kind)
-    warn_of_empty(rows, prompting.template, prompting.prompt)
-    texts, chat = prompts, not isinstance(prompts[0], str)
-    check_chat_template(prompting, tokenizer, kind, plain=not chat)
-    if chat:
-        given = read_template_kwargs(prompting.chat_template_kwargs)
-        texts = [chat_prompt(prompts[i], row, tokenizer, given, i + 1) for i, row in enumerate(rows)]
-    read = prompt_tokens(texts, tokenizer, max_length, kind, chat=chat)
+    with placed(rows):
+        prompts = _prompts(rows, prompting, kind)
+        warn_of_empty(rows, prompting.template, prompting.prompt)
+        texts, chat = prompts, not isinstance(prompts[0], str)
+        check_chat_template(prompting, tokenizer, kind, plain=not chat)
+        if chat:
+            given = read_template_kwargs(prompting.chat_template_kwargs)
+            texts = [chat_prompt(prompts[i], row, tokenizer, given, i + 1) for i, row in enumerate(rows)]
+        read = prompt_tokens(texts, tokenizer, max_length, kind, chat=chat)
     return [
         Example(row, text, (), 0, tokens, (), cut, messages=tuple(prompt) if chat else None)
         for row, prompt, text, (tokens, cut) in zip(rows, prompts, texts, read, strict=True)
@@ -311,7 +314,9 @@ def check_prompts(rows: Iterable[dict[str, Any]], prompting: Prompting) -> None:
     zoreward.records.UnknownNameError: no row has the prompt column 'prompt'
     hint: give --prompt or --template, in Python prompt=… or template=… of ZOConfig; the columns are text
     """
-    _prompts(_with_prompts(rows_of(rows), prompting), prompting)
+    rows = _with_prompts(rows_of(rows), prompting)
+    with placed(rows):
+        _prompts(rows, prompting)
 
 
 def _with_prompts(rows: list[dict[str, Any]], prompting: Prompting) -> list[dict[str, Any]]:
@@ -347,7 +352,7 @@ def _prompt_column(rows: list[dict[str, Any]], column: str) -> list[Any]:
         if (is_conversation(value), isinstance(value, str)) == (not chat, chat):
             hint = "score plain prompts and conversations one after the other"
             what = "a text here, a conversation there"
-            raise InputError(f"row {number} is of another kind than row 1: {what}", hint=hint)
+            raise InputError(f"row {number} is of another kind than the first: {what}", hint=hint)
         if not (is_conversation(value) if chat else isinstance(value, str)):
             hint = 'a prompt is a text, or a list of messages {"role": "user", "content": "…"}'
             raise InputError(f"row {number}: {value!r:.60} in the column {column!r} is no prompt", hint=hint)

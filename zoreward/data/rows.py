@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zoreward.data.columns import Row, broken_text, class_names, class_names_in, listed, values_of, with_class_names
+from zoreward.data.columns import (
+    PlacedRow,
+    Row,
+    broken_text,
+    class_names,
+    class_names_in,
+    listed,
+    values_of,
+    with_class_names,
+)
 from zoreward.data.hub import hub_rows
 from zoreward.data.reading import check_regular
 from zoreward.records import InputError, MissingFileError, one_line
@@ -69,7 +78,10 @@ def load_rows(
     if not rows:
         raise InputError(f"{source} holds no rows", hint="give a file or a split with at least one row")
     _check_rows(rows, f"{source}, row")
-    return rows
+    return [
+        row if isinstance(row, PlacedRow) else PlacedRow(row, str(source), "row", number)
+        for number, row in enumerate(rows, 1)
+    ]
 
 
 def rows_of(dataset: Any) -> list[Row]:
@@ -140,6 +152,7 @@ def _file_rows(path: Path, hub_options: dict[str, str | None]) -> list[Row]:
     for option, value in hub_options.items():
         if value is not None:
             hint = f"leave {option} out, or give a dataset's name"
+            hint += "; a model's is --model-revision" if option == "--revision" else ""
             raise InputError(f"{option} {value} is for datasets from the Hub, and {path} is a local file", hint=hint)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -158,7 +171,7 @@ def _read_jsonl(path: Path) -> list[Row]:
     hint = "a .jsonl file has one object a line; name a file that is one list .json"
     with path.open(encoding="utf-8-sig") as lines:
         return [
-            _object(_from_json(line, path, hint, number), path, f"line {number}")
+            PlacedRow(_object(_from_json(line, path, hint, number), path, f"line {number}"), str(path), "line", number)
             for number, line in enumerate(lines, 1)
             if line.strip()
         ]
@@ -214,7 +227,9 @@ def _read_csv(path: Path) -> list[Row]:
                         f"{path}, line {reader.line_num} has more values than the header has columns ({len(names)})",
                         hint='put values with commas into double quotes: "slow, but fine"',
                     )
-                rows.append({name: value for name, value in row.items() if value is not None})
+                values = {name: value for name, value in row.items() if value is not None}
+                first = reader.line_num - sum(value.count("\n") for value in values.values())
+                rows.append(PlacedRow(values, str(path), "line", first))
         except csv.Error as error:
             hint = "a quote inside a quoted value is written twice; or save the rows as .jsonl"
             raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}", hint=hint) from None

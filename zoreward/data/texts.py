@@ -103,6 +103,8 @@ def warn_of_run_on(texts: Sequence[Text], prompting: Prompting, tokenizer: PreTr
 def _run_on(text: Text) -> str | None:
     """The first answer that goes on with the last word of its prompt; None where none does."""
     last = text.prompt[-1:]
+    if not all(answer.strip() for answer in text.candidates):  # which is refused soon
+        return None
     begin = (answer for answer in text.candidates if answer[:1].isdigit() or answer[:1].lower() != answer[:1].upper())
     return next(begin, None) if last.isalnum() or (last and last in ".,:;?!)]}") else None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from zoreward.config import Prompting
+from zoreward.data import parted
 from zoreward.data.reading import fitting
 from zoreward.journal.disk import open_file, write_whole
 from zoreward.records import InputError, one_line
@@ -159,8 +160,9 @@ def _head(base: str, told: Told) -> list[str]:
     """The YAML at the top, which the Hub reads."""
     tags = told.metadata.get("tags") or []
     fields: dict[str, Any] = {"library_name": "peft" if told.kind == "adapter" else "transformers"}
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not Path(base).exists():  # on the Hub a folder means nothing
-        fields["base_model"] = base
+    source, _ = parted(base)
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():  # on the Hub a folder means nothing
+        fields["base_model"] = source
     fields["tags"] = sorted({"zoreward", "zeroth-order", *([tags] if isinstance(tags, str) else tags)})
     others = {name: value for name, value in told.metadata.items() if name not in ("tags", "model_name") and value}
     return ["---", *(f"{name}: {json.dumps(value)}" for name, value in {**fields, **others}.items()), "---"]
@@ -172,9 +174,10 @@ def _table(base: str, header: Mapping[str, Any], told: Told) -> list[tuple[str, 
     assert isinstance(method, dict) and isinstance(config, dict)
     options = ", ".join(f"{name}={value}" for name, value in method.items() if name not in _TOLD and value)
     rate, schedule = method.get("lr"), config.get("lr_scheduler_type")
-    adapter = header.get("adapter")
+    adapter, (source, place) = header.get("adapter"), parted(base)
     found: list[tuple[str, Any]] = [
-        ("base", _code(base) if base else "a model that had no name"),
+        ("base", _code(source) if base else "a model that had no name"),
+        ("its revision", _code(place["revision"]) if place else ""),
         (
             "its weights",
             f"{header['dtype']}, fingerprint {str(header['fingerprint'])[:16]}…" if "fingerprint" in header else "",

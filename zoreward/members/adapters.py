@@ -123,7 +123,7 @@ def adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.is_cuda})
     try:
         with torch.random.fork_rng(devices), quiet_peft():
-            wrapped = get_peft_model(model, copy.deepcopy(config))
+            wrapped = get_peft_model(model, copy.deepcopy(config), revision=getattr(model, "hub_revision", None))
     except ValueError as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"PEFT cannot make this adapter: {message}", hint="Change target_modules.") from error

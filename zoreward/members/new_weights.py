@@ -126,7 +126,7 @@ def with_prefix(model: nn.Module, seed: int) -> PeftModel:
     flat = torch.stack(pairs).permute(3, 0, 1, 2, 4).reshape(PREFIX_TOKENS, -1)
     wanted = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PREFIX_TOKENS)
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []), quiet_peft():
-        wrapped: Any = get_peft_model(model, wanted)
+        wrapped: Any = get_peft_model(model, wanted, revision=getattr(model, "hub_revision", None))
     weight = prefix_encoder(wrapped).embedding.weight
     if weight.shape != flat.shape:
         raise problem

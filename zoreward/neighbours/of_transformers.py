@@ -129,14 +129,14 @@ def masked_class_name(model_type: str) -> str:
     return str(MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type, ""))
 
 
-def adapter_config_path(name: str) -> str | None:
+def adapter_config_path(name: str, revision: str | None = None) -> str | None:
     """Return where the `adapter_config.json` of a folder or Hub id lies; None where there is none.
 
     Private: the function that looks for it.
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    path: str | None = find_adapter_config_file(name)
+    path: str | None = find_adapter_config_file(name, revision=revision)
     return path
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from zoreward.config import DEFAULTED, TuneOptions
+from zoreward.data.hub import parted
 from zoreward.journal.lines import LARGEST_SCORE
 from zoreward.journal.lines import number as is_number
 from zoreward.report.charts import Curve, Mark, Point, chart, smoothed, thinned
@@ -110,7 +113,8 @@ def _cards(facts: Facts) -> Iterator[str]:
     silent = f"{facts.n_silent:,} silent ({facts.n_silent / n:.1%})" if facts.n_silent else "none silent"
     yield card("steps", f"{n:,}", silent if n else "")
     if facts.seconds is not None:
-        yield card("time", seconds(facts.seconds), f"{facts.seconds / n:.3g} s a step, with dev scores" if n else "")
+        told = f"{facts.seconds / n:.3g} s a step, with dev scores; without loading and saving" if n else ""
+        yield card("time", seconds(facts.seconds), told)
     if facts.passes:
         yield card("forward passes", f"{facts.passes:,}", "in steps: a member on a batch each")
     if is_number(peak := facts.findings.get("peak_gb")):
@@ -211,7 +215,31 @@ def _small_charts(facts: Facts) -> str:
         curves = [Curve("", [points], "c2"), Curve("", [points], "c2", "marks", [[None] * len(points)])]
         made.append(chart(curves, title=f"dev rows: {_METRICS.get(name, name)}", height=150) if len(points) > 1 else "")
     shown = "".join(made)
-    return f'<div class="small">{shown}</div>' if shown else ""
+    return f'<div class="small">{shown}</div>{_words(facts, bool(spread))}' if shown else ""
+
+
+def _words(facts: Facts, has_spread: bool) -> str:
+    """What the words of the charts and tables mean, a line each, of those that occur."""
+    names = {name for one in facts.dev for name in one.metrics}
+    told = {
+        "spread": "how far the members of a step differ: the standard deviation of their scores. A step learns from it."
+        if has_spread
+        else "",
+        "silent step": "its members scored alike, or one had no score, so it moved no weight."
+        if facts.n_silent
+        else "",
+        "metric/NAME": "what was measured on the dev rows beside the score: another objective (--metric), or what the "
+        "objective logs. Nothing is tuned or chosen by it."
+        if any(name.startswith("metric/") for name in names)
+        else "",
+        "KL": "how far the model's next tokens have moved from those of the base, over texts that it writes."
+        if "kl" in names
+        else "",
+        "distinct-2": "the share of pairs of tokens next to each other that differ; it falls where texts become alike."
+        if "distinct_2" in names
+        else "",
+    }
+    return f"<br>{pairs((name, text(line)) for name, line in told.items() if line)}"
 
 
 _METRICS = {
@@ -338,9 +366,30 @@ def _setup(facts: Facts) -> str:
         ("device", text(session.get("device") or "")),
         ("versions", text(_named(_dict(header.get("versions"))))),
     ]
-    given = pairs([(name, code(masked(name, value))) for name, value in config.items()])
-    more = f"<details><summary>all options that differ from their default</summary>{given}</details>" if config else ""
+    given = pairs([(name, code(masked(name, value))) for name, value in _given(facts).items()])
+    more = f"<details><summary>the options that were given</summary>{given}</details>" if given != pairs(()) else ""
     return f'<div class="two">{pairs(left)}{pairs(right)}</div><br>{more}'
+
+
+# What the command line gives a trainer, or what follows from other options; what a method fills in stands by itself.
+_BY_ITSELF = ("disable_tqdm", "do_eval", "eval_strategy", "load_best_model_at_end", "learning_rate", *DEFAULTED)
+
+
+def _given(facts: Facts) -> Mapping[str, Any]:
+    """The options of a run that were typed; where its command is not known, those that differ from their default."""
+    config, said = _dict(facts.header.get("config")), facts.session.get("command")
+    differ = {name: value for name, value in config.items() if name not in _BY_ITSELF}
+    try:
+        words = shlex.split(said) if isinstance(said, str) else []
+    except ValueError:  # of a file that somebody wrote by hand
+        words = []
+    typed = {word.partition("=")[0] for word in words}
+    if not words or "--config" in typed:
+        return differ
+    known = {option.name: str(option.metadata.get("flag") or "") for option in fields(TuneOptions)}
+    flags = {name: {f"--{name.replace('_', '-')}", *known.get(name, "").split()} for name in differ}
+    named = {word.partition("=")[0] for before, word in pairwise(words) if before == "--set"}
+    return {name: value for name, value in differ.items() if name in named or flags[name] & typed}
 
 
 def masked(name: str, value: Any) -> Any:
@@ -396,7 +445,9 @@ def _use(facts: Facts, model: str) -> str:
     is_adapter = facts.session.get("adapter", "adapter" in facts.header)
     if is_adapter and not _dict(facts.header.get("config")).get("merge"):
         lines = [f"from transformers import {name}, AutoTokenizer", "from peft import PeftModel", ""]
-        lines += [f"base = {name}.from_pretrained({model!r})", f"model = PeftModel.from_pretrained(base, {folder!r})"]
+        source, place = parted(model)
+        call = ", ".join([repr(source), *(f"{key}={value!r}" for key, value in place.items())])
+        lines += [f"base = {name}.from_pretrained({call})", f"model = PeftModel.from_pretrained(base, {folder!r})"]
     else:
         lines += [f"model = {name}.from_pretrained({folder!r})"]
     return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"])

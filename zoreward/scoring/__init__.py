@@ -11,7 +11,13 @@ only one that halves a batch that does not fit the memory.
 """
 
 from zoreward.scoring.baselines import calibrated_logprobs, last_hidden_states, linear_probe, probe_scores
-from zoreward.scoring.certainty import majority_score, rows_of_evaluation, standard_error
+from zoreward.scoring.certainty import (
+    examples_of_evaluation,
+    majority_score,
+    rows_of_evaluation,
+    set_difference,
+    standard_error,
+)
 from zoreward.scoring.checkpoints import (
     Head,
     adapter_base,
@@ -115,6 +121,7 @@ __all__ = [
     "evaluate",
     "evaluated",
     "examples_of",
+    "examples_of_evaluation",
     "fit_head",
     "free_bytes",
     "generation_of",
@@ -146,6 +153,7 @@ __all__ = [
     "score_writings",
     "scorer_of",
     "scores_of",
+    "set_difference",
     "sharded",
     "share_that_differs",
     "size",

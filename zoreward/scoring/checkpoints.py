@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoreward.data import PAIRS, check_hub, classes_of, holds_model
+from zoreward.data import PAIRS, at_revision, check_hub, classes_of, holds_model, parted
 from zoreward.neighbours.of_transformers import adapter_config_path, masked_class_name
 from zoreward.records import InputError, MissingFileError, NoRoomError, named
 
@@ -165,7 +165,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     with names_the_model(name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        source, place = parted(name)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **place)
 
 
 def adapter_base(name: str) -> str | None:
@@ -188,7 +189,7 @@ def adapter_base(name: str) -> str | None:
         check_model_name(base)
     except (InputError, MissingFileError) as error:
         raise InputError(f"the base of the adapter '{name}' is not there: {error}", hint=hint) from error
-    return base
+    return base if os.path.exists(base) else at_revision(base, settings.get("revision"))
 
 
 def prefix_length(source: Any) -> int:
@@ -238,7 +239,8 @@ def length_limit(
 
 def _adapter_settings(name: str) -> dict[str, Any] | None:
     """The `adapter_config.json` of an adapter; None for a model that is whole."""
-    found = adapter_config_path(name)
+    source, place = parted(name)
+    found = adapter_config_path(source, **place)
     if found is None:
         return None
     try:
@@ -258,7 +260,7 @@ def check_model_name(name: str) -> None:
         InputError: a file, a folder without the `config.json` of a model or the `adapter_config.json` of an adapter, no
             possible Hub id, or no way to the Hub.
     """
-    path = Path(name)
+    path, (source, place) = Path(name), parted(name)
     # Not Path.is_dir, which raises where a name is too long to be one.
     if os.path.isdir(path):
         if not holds_model(path):
@@ -268,14 +270,14 @@ def check_model_name(name: str) -> None:
             raise InputError(f"the folder '{name}' is no model: it has no config.json", hint=hint)
     elif os.path.exists(path):
         raise InputError(f"'{name}' is a file, not a model", hint="Give the folder that holds config.json.")
-    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or name.startswith("."):
         raise MissingFileError(f"there is no model folder '{name}'", hint="Give a folder, or a Hub id such as gpt2.")
     else:
         from huggingface_hub import try_to_load_from_cache
 
         names = ("config.json", "adapter_config.json")
         try:
-            cached = any(isinstance(try_to_load_from_cache(name, one), str) for one in names)
+            cached = any(isinstance(try_to_load_from_cache(source, one, **place), str) for one in names)
         except ValueError as error:  # no possible name of the Hub's
             hint = "Give a folder, or a Hub id such as gpt2."
             raise MissingFileError(f"there is no model folder '{name}'", hint=hint) from error

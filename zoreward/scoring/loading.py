@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zoreward.data import WHOLE
+from zoreward.data import WHOLE, parted
 from zoreward.members import draw_head_, first_spread, head_names, new_names
 from zoreward.neighbours.of_peft import quiet_peft
 from zoreward.neighbours.of_transformers import divided_by, missing_weights
@@ -51,7 +51,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False, kind: Kind = "
     if base is not None and not Path(name, "tokenizer_config.json").is_file():
         return load_tokenizer(base, trust_remote_code=trust_remote_code, kind=kind)
     try:
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), kind)
+        source, place = parted(name)
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **place)
+        return prepare_tokenizer(found, kind)
     except Exception as error:
         raise InputError(f"no tokenizer could be loaded from '{name}'", hint=first_line(error)) from error
 
@@ -178,13 +180,15 @@ def _loaded(
     from transformers.utils import logging
 
     dtype = checked_dtype(dtype, checked_device(first_device() if device is None else device))
+    source, place = parted(name)
     if device_map is not None:
         settings["device_map"] = device_map
     # transformers draws the weights that are missing: not from the global state. What they are, we look at ourselves.
     with torch.random.fork_rng(devices=[]), _without_warnings():
         model, told = _auto(kind).from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
+            source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **place, **settings
         )
+    model.hub_revision = place.get("revision")
     missing = missing_weights(told)
     superfluous = sorted(told.get("unexpected_keys", ()))
     if superfluous and kind not in WHOLE:  # those have other heads than their checkpoints as a matter of course
@@ -257,7 +261,8 @@ def blank_model(
     wanted, base = checked_dtype(dtype, device), adapter_base(name)
     trust = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(base or name, **trust)
+        source, place = parted(base or name)
+        config = AutoConfig.from_pretrained(source, **trust, **place)
         if getattr(config, "quantization_config", None) is not None:
             return None
         own = getattr(config.get_text_config(), "dtype", None) or torch.float32
@@ -271,8 +276,9 @@ def blank_model(
             if base is not None:
                 from peft import PeftConfig, get_peft_model
 
+                source, place = parted(name)
                 with quiet_peft():
-                    model = get_peft_model(model, PeftConfig.from_pretrained(name))
+                    model = get_peft_model(model, PeftConfig.from_pretrained(source, **place))
     except Exception:  # loading it will tell what is wrong; code that came with it may want weights at once
         return None
     return model
@@ -283,6 +289,7 @@ def _with_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
     import torch
     from peft import PeftModel
 
+    source, place = parted(name)
     with torch.random.fork_rng(devices=[]), quiet_peft():
-        found: Any = PeftModel.from_pretrained(model, name)
+        found: Any = PeftModel.from_pretrained(model, source, **place)
     return cast("PreTrainedModel", found)

@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging
 
 from zoreward.config import Prompting, part_of
-from zoreward.data import PAIRS, render, render_prompts
+from zoreward.data import PAIRS, placed, render, render_prompts
 from zoreward.members import Tuned, called_model, has_adapter
 from zoreward.records import Completion, Example, InputError, Member, Request, Scored, ZorewardError, one_line
 from zoreward.registry import Objective
@@ -284,4 +284,5 @@ def examples_of(
             room -= max_new_tokens
         return render_prompts(rows, tokenizer, part_of(Prompting, prompting, max_length=room), kind=head.kind)
     how: dict[str, Any] = {"shot_rows": shot_rows, "seed": seed, "kind": head.kind, "classes": head.classes}
-    return render(rows, tokenizer, prompting, needs=needs, **how)
+    with placed(rows):
+        return render(rows, tokenizer, prompting, needs=needs, **how)

@@ -124,7 +124,8 @@ def _made_ready(
 def _written(
     name: str, examples: list[Example], tokenizer: Any, how: Generation, loading: Loading, device: str | None
 ) -> list[Completion]:
-    model = load_model(name, **vars(loading), device=device)
+    place: dict[str, Any] = {"dtype": loading.dtype, "device": device, "device_map": loading.device_map}
+    model = load_model(name, **place, trust_remote_code=loading.trust_remote_code)
     with running(model):
         return written(engine_of(model, tokenizer.pad_token_id, tokenizer), examples, how)
 

@@ -88,6 +88,8 @@ def _loading(value: Any, of: Values) -> dict[str, Any]:
     for name in ("torch_dtype", "dtype"):
         if name in given:
             found["dtype"] = str(given.pop(name)).removeprefix("torch.")
+    if "revision" in given:
+        found["model_revision"] = given.pop("revision")
     if given:
         call = ", ".join(f"{name}={one!r}" for name, one in given.items())
         hint = f"Load it yourself: model=AutoModelForCausalLM.from_pretrained(NAME, {call})."

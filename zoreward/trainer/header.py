@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from zoreward.config import ZOArguments
+from zoreward.data import at_revision
 from zoreward.journal import fingerprint
 from zoreward.journal.fingerprint import fingerprint_of, forward_config, other_config, short_value, without_address
 from zoreward.members import adapter_options, first_spread
@@ -64,7 +65,7 @@ def header_of(
         "objective": objective.name,
         "options": options_of(objective),
         "method": method.for_header(args.method),
-        "model": model.name_or_path,
+        "model": at_revision(model.name_or_path, getattr(model, "hub_revision", None)),
         **({"start": START_NAME} if ready.start else {}),  # in the run folder, wherever that is
         "dtype": ready.dtype,
         "fingerprint": fingerprint_of(ready.division.wholes(model)) if ready.division else fingerprint(model),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from zoreward.config import Prompting, Rewarding, finds_rate, part_of
-from zoreward.data import rows_of
+from zoreward.data import at_revision, rows_of
 from zoreward.data.preferences import are_preferences
 from zoreward.members import (
     PREFIX_TOKENS,
@@ -340,6 +340,19 @@ def one_objective(objective: Any, reward_funcs: Any, processing_classes: Any, ar
         raise InputError("reward_processing_classes are those of reward_funcs, and there are none", hint=hint)
     sources = objective if isinstance(objective, list | tuple) else [objective]
     return weighted_sum([get_objective(source) for source in sources], args.reward_weights)
+
+
+def with_revision(model: Any, args: ZOConfig) -> Any:
+    """Return a model's name with the revision that the options ask for, or the model that is loaded already.
+
+    Raises:
+        InputError: it is loaded, or a folder, and a revision is asked for.
+    """
+    if isinstance(model, str):
+        return at_revision(model, args.model_revision)
+    if args.model_revision is not None:
+        raise InputError("a loaded model has its revision already", hint="Leave model_revision out.")
+    return model
 
 
 def refuse_what_is_missing(model: Any, args: ZOConfig, peft_config: Any) -> None:

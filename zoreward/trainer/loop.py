@@ -49,6 +49,7 @@ from zoreward.trainer.inputs import (
     one_objective,
     refuse_what_is_missing,
     warn_about_one_class,
+    with_revision,
 )
 from zoreward.trainer.keeper import Keeper, budget_of
 from zoreward.trainer.noting import answers_of, noted, send_completions
@@ -56,7 +57,7 @@ from zoreward.trainer.optimizer import Batch, RateHolder, old_objects_left_alone
 from zoreward.trainer.options import FIRST_EPS, ZOConfig, config_of, family_of_run, method_of, part_that_is_tuned
 from zoreward.trainer.penalty import drift_of
 from zoreward.trainer.planned import planned
-from zoreward.trainer.radius import Found, doubt_of_rate, found_rate
+from zoreward.trainer.radius import Found, doubt_of_rate, found_rate, told_of_pace
 from zoreward.trainer.ready import eps_that_shows, ready_model
 from zoreward.trainer.replicas import (
     COMPARE_EVERY,
@@ -186,6 +187,7 @@ class ZOTrainer(Trainer):
         **others: Any,
     ):
         rollout, args = rollout_of(others, args), config_of(args)
+        model = with_revision(model, args)
         self.ranks = joined(args)
         refuse_what_is_missing(model, args, peft_config)
         chosen = one_objective(objective, reward_funcs, reward_processing_classes, args)
@@ -717,6 +719,7 @@ class ZOTrainer(Trainer):
             if by_size and (doubt := doubt_of_rate(args.learning_rate, self.method, steps, first)):
                 logger.warning("%s", doubt)
             return
+        start = time.perf_counter()
         found = found_rate(
             self.scorer.engine,
             self.method,
@@ -727,12 +730,18 @@ class ZOTrainer(Trainer):
             generation=given.generation,
             max_kl=args.max_kl,
         )
+        seconds_a_row = (time.perf_counter() - start) / found.rows
         if not given.eps_given:
             args.eps = found.eps
         eps = self._eps_that_shows(args)
         self.found = found = replace(found, eps=eps)
         (logger.info if found.converged else logger.warning)("%s", found)
         self._take_rate(found.eps, found.learning_rate, self.args.normalize)
+        query = self.method.ask(self.method.init())
+        if self.objective.needs != "completions" and query.rows == "batch":  # writing takes longer than reading
+            steps, rows = self._steps_paid(found.rows), min(args.rows_a_step, len(self.run.rows))
+            if long := told_of_pace(seconds_a_row, query, rows, steps):
+                logger.warning("%s", long)
         if self._scores_by_share_of_seconds:
             self.args.eval_steps = max(1, int(self.args.eval_steps * self._steps_paid(found.rows)))
         if self._steps_paid(found.rows) >= LEAST_STEPS:

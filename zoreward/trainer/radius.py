@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from zoreward.methods import Method
 from zoreward.noise import SeedIndex, derive_seed
-from zoreward.records import Example, Member, ObjectiveError, Request, Term
+from zoreward.records import Example, Member, ObjectiveError, Query, Request, Term
 from zoreward.registry import Objective
 from zoreward.scoring import Engine, Generation, candidate_logprobs, have_same_answers, prompts_of, token_counts
 
@@ -38,6 +39,9 @@ GIVEN_NATS, GIVEN_RADII, GIVEN_NOISE_SHARE = 0.0125, 0.6, 0.1
 # A rate that was given is doubted where it is so many times more or less than one by the usual radius: those that were
 # found lie within a factor of 2 of it.
 FAR = 30
+
+# A step of so many seconds is spoken of before the first one.
+LONG_STEP = 20.0
 
 # What is looked at: so many directions, on so many rows of choices, or behind so many prompts with texts of so many
 # tokens. Of 300 steps of 64 rows that is some 2 % of the forward passes.
@@ -188,6 +192,31 @@ def doubt_of_rate(rate: float, method: Method, steps: int, first: float) -> str:
     return (
         f"learning rate {rate:g} is some {float(f'{times:.1g}'):,.0f} times {how} than such runs take: about "
         f"{usual:.2g}. Left out, it is found before step 1."
+    )
+
+
+def told_of_pace(seconds_a_row: float, query: Query, rows: int, steps: int) -> str:
+    """Return a sentence about how long steps will take, where one is long and less could be asked for.
+
+    Args:
+        seconds_a_row: what a member took to read a row, when the rate was looked for.
+        query: of a step.
+        rows: of a step.
+        steps: of the run.
+
+    >>> query = Query(0, tuple((Term(n, 0.1),) for n in range(128)))
+    >>> told_of_pace(0.05, query, 16, 100).partition(".")[0]
+    'A step will take about 0:01:42 here, as 128 members read 16 rows, and 100 steps 2:50:40'
+    >>> told_of_pace(0.001, query, 16, 100)
+    ''
+    """
+    step = seconds_a_row * query.reads * rows
+    if step < LONG_STEP:
+        return ""
+    long, whole = (timedelta(seconds=round(one)) for one in (step, step * steps))
+    return (
+        f"A step will take about {long} here, as {len(query.members)} members read {rows} rows, and {steps:,} steps "
+        f"{whole}. Fewer --num-directions (half as many members) or a smaller --batch-size make it shorter."
     )
 
 

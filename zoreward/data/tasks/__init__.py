@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -245,7 +246,7 @@ def with_columns(rows: Sequence[Row], columns: Mapping[str, Any]) -> list[Row]:
         [' Ann left.', ' Bob left.']
     """
     _check_columns(columns, "")
-    made = [dict(row) for row in rows]
+    made = [copy.copy(row) for row in rows]
     for name, how in columns.items():
         what = f"the column {name!r}"
         for row, value in zip(made, _values(made, how, what) if made else [], strict=True):
