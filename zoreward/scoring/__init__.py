@@ -11,7 +11,7 @@ only one that halves a batch that does not fit the memory.
 """
 
 from zoreward.scoring.baselines import calibrated_logprobs, last_hidden_states, linear_probe, probe_scores
-from zoreward.scoring.certainty import majority_score, rows_of_evaluation, standard_error
+from zoreward.scoring.certainty import majority_score, row_scores, rows_of_evaluation, standard_error
 from zoreward.scoring.checkpoints import (
     Head,
     adapter_base,
@@ -47,6 +47,7 @@ from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.protocol import Engine, Generation, Work, generation_of
 from zoreward.scoring.ranks import Ranks
+from zoreward.scoring.readout import readout_influence
 from zoreward.scoring.requests import (
     candidate_logprobs,
     completion_scores,
@@ -140,7 +141,9 @@ __all__ = [
     "prepare_tokenizer",
     "probe_scores",
     "prompts_of",
+    "readout_influence",
     "repeated_4",
+    "row_scores",
     "rows_of_evaluation",
     "score_writings",
     "scorer_of",
