@@ -827,6 +827,62 @@ class ReplayOptions:
 
 
 @options(RUN)
+class InfluenceOptions(Writing, Loading, Prompting, Data):
+    """The options of `zoreward influence`."""
+
+    data: str = same_as(
+        Data,
+        "data",
+        default=MISSING,
+        help="The rows to be judged: a .jsonl, .json, .csv or .parquet file, or a Hub dataset.",
+    )
+    for_data: str = setting(
+        help="The rows that they are judged by, on which the model is to get better: a file or a Hub dataset.",
+        flag="--for",
+        panel=DATA,
+    )
+    output: str = setting(help="Write each row with its influence to this file, .jsonl or .parquet.")
+    objective: str | None = setting(
+        default=None,
+        help="The score of a row: any objective that scores row by row. Default: log-likelihood; with choices "
+        "neg-cross-entropy.",
+        panel=OBJECTIVE,
+    )
+    method: Literal["fuzzy", "readout"] = setting(
+        default="fuzzy",
+        help="fuzzy: slopes of the score along random directions, of all weights that they move. readout: the gradient "
+        "of the right answer's log-likelihood by the last layer alone, from one forward pass; for causal models.",
+        panel=TUNING,
+    )
+    directions: int = setting(
+        default=256,
+        help="Directions; each reads every row twice. The error of a row's influence falls with their root.",
+        least=2,
+        most=MOST_DIRECTIONS,
+        panel=TUNING,
+    )
+    noise: Noise = setting(
+        default="low-rank",
+        help="Directions low-rank, by matrices alone and all in a few passes, or dense, by every weight.",
+        panel=TUNING,
+    )
+    eps: float | None = setting(
+        default=None,
+        help="ε, the distance of members from the weights along a direction. Default: found, as by tune; with --along "
+        "the run's.",
+        panel=TUNING,
+    )
+    along: str | None = setting(
+        default=None,
+        help="A run, of which --model is the base: go along its own steps and directions, at the weights that it had.",
+        panel=TUNING,
+    )
+    seed: int = same_as(Seeding, "seed", help="Seed of the directions, and of what is drawn.")
+    eval_batch_size: int | None = same_as(Command, "eval_batch_size")
+    json: bool = same_as(Command, "json")
+
+
+@options(RUN)
 class NewObjectiveOptions:
     """The options of `zoreward new-objective`."""
 

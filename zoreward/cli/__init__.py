@@ -32,6 +32,7 @@ _FOR_OBJECTIVES = {
 _OTHERS = {
     "bench": "Compare ways to use a model on a task, tuned and not, in one table.",
     "compare": "Say whether one model's scores of the same rows are better than another's.",
+    "influence": "Say which rows would help a model on other rows, and which would harm it.",
     "new-objective": "Write a package that brings an objective of your own, with a test.",
     "quickstart": "Watch a tiny model get better within a minute: no network, no GPU.",
     "report": "Write a page to look at: what became of a run, or how several compare.",

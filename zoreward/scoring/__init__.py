@@ -14,6 +14,7 @@ from zoreward.scoring.baselines import calibrated_logprobs, last_hidden_states, 
 from zoreward.scoring.certainty import (
     examples_of_evaluation,
     majority_score,
+    row_scores,
     rows_of_evaluation,
     set_difference,
     standard_error,
@@ -53,6 +54,7 @@ from zoreward.scoring.memory import Memory, check_memory, needed_memory, size
 from zoreward.scoring.packing import Packer
 from zoreward.scoring.protocol import Engine, Generation, Work, generation_of
 from zoreward.scoring.ranks import Ranks
+from zoreward.scoring.readout import readout_influence
 from zoreward.scoring.requests import (
     candidate_logprobs,
     completion_scores,
@@ -148,7 +150,9 @@ __all__ = [
     "prepare_tokenizer",
     "probe_scores",
     "prompts_of",
+    "readout_influence",
     "repeated_4",
+    "row_scores",
     "rows_of_evaluation",
     "score_writings",
     "scorer_of",
