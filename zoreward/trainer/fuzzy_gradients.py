@@ -135,7 +135,7 @@ def tried_scorer(
         InputError: the model fails on these rows by itself, or the objective gives one number for all rows.
     """
     few, pairs = examples[:TRIAL_ROWS], antithetic_pairs(ways[:PAIRS_AT_ONCE], 1e-3)
-    scorer = checked_scorer(model, tokenizer, objective, generation, few, pairs, tuned=tuned, together=len(pairs))
+    scorer = checked_scorer(model, tokenizer, objective, generation, few, pairs, tuned=tuned, step=(examples, pairs))
     if objective.compares_with_base:
         few = scorer.with_base(few)
     _of_rows(objective, scorer.score(few)[0])
