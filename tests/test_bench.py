@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
 import signal
 import sys
 import time
@@ -40,6 +41,7 @@ from zoreward.scoring import (
     memory,
     probe_scores,
 )
+from zoreward.scoring.devices import gpus_seen
 from zoreward.trainer import ZOConfig, ZOTrainer
 
 pytestmark = pytest.mark.usefixtures("folder", "commands_are_kept", "trials_are_kept")
@@ -623,6 +625,31 @@ def test_what_goes_on_beside_a_run_that_fails_is_written_down(tmp_path: Path, mo
     assert Results(Path("out")).runs == {runs[1]: {"dev": 0.0, "test": 1 / 8}}
     assert any("one failed; 1 beside it to wait for" in line for line in told)
     assert not Path("2.begun").exists() and not Path("3.begun").exists()  # nothing is begun behind a failure
+
+
+def test_processes_side_by_side_see_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three processes sees one of two GPUs, and both are seen, whatever the first process sees."""
+    work = (
+        "import os, time\ndef seen(seconds):\n    time.sleep(seconds)\n    return os.environ['CUDA_VISIBLE_DEVICES']\n"
+    )
+    Path("what_is_seen.py").write_text(work)
+    monkeypatch.syspath_prepend(Path.cwd())
+    seen = importlib.import_module("what_is_seen").seen
+    how = {"settle": driver.see_one_of, "settings": (driver.turns(), ("3", "GPU-5"))}
+    found = [name for _, name in driver.side_by_side(seen, [(1.0,)] * 3, 3, **how)]
+    assert sorted(found) in (["3", "3", "GPU-5"], ["3", "GPU-5", "GPU-5"])
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"), [(None, 2, ["0", "1"]), ("4,GPU-7", 2, ["4", "GPU-7"]), ("", 0, [])]
+)
+def test_gpus_are_named_as_cuda_would(named, count, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert gpus_seen() == expected
 
 
 def test_runs_side_by_side_have_folders_of_their_own() -> None:

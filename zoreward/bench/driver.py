@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ def run_all(
     results: Results,
     *,
     jobs: int = 1,
+    gpus: Sequence[str] = (),
     tell: Callable[[str], None] = print,
 ) -> None:
     """Do the runs that are not done yet, and write each down as it ends. One that fails is told, and others go on.
@@ -34,11 +36,12 @@ def run_all(
         plans: by the names of their tasks.
         results: what is done, and where to write.
         jobs: how many run side by side, each in a process of its own.
+        gpus: those of the machine, as CUDA_VISIBLE_DEVICES names them: each process sees one, in turn.
         tell: is given a line for each run.
     """
     missing = [run for run in runs if run not in results.runs]
     start = time.perf_counter()
-    for count, (run, result) in enumerate(_done(missing, plans, results.path.parent, jobs, tell), start=1):
+    for count, (run, result) in enumerate(_done(missing, plans, results.path.parent, jobs, gpus, tell), start=1):
         results.add(run, result)
         spent = time.perf_counter() - start
         left = spent / count * (len(missing) - count)
@@ -46,14 +49,20 @@ def run_all(
 
 
 def _done(
-    runs: Sequence[Run], plans: Mapping[str, Plan], folder: Path, jobs: int, tell: Callable[[str], None]
+    runs: Sequence[Run],
+    plans: Mapping[str, Plan],
+    folder: Path,
+    jobs: int,
+    gpus: Sequence[str],
+    tell: Callable[[str], None],
 ) -> Iterator[tuple[Run, Result]]:
     given = [(run, plans[run.task], folder / "runs" / _name(run), jobs) for run in runs]
     try:
         if jobs == 1 or len(runs) < 2:
             yield from ((arguments[0], _do(*arguments)) for arguments in given)
         else:
-            yield from ((runs[number], result) for number, result in side_by_side(_do, given, jobs, tell=tell))
+            how: dict[str, Any] = {"settle": see_one_of, "settings": (turns(), tuple(gpus))} if len(gpus) > 1 else {}
+            yield from ((runs[number], result) for number, result in side_by_side(_do, given, jobs, tell=tell, **how))
     finally:
         with contextlib.suppress(OSError):
             (folder / "runs").rmdir()
@@ -86,6 +95,25 @@ def _told(result: Result) -> str:
         return f"failed: {result['error']} ({result['hint']})" if result.get("hint") else result["error"]
     rate = f"lr {result['rate']:g}{' found' if result.get('found') else ''} " if "rate" in result else ""
     return rate + " ".join(f"{name} {result[name]:.4f}" for name in ("dev", "test"))
+
+
+def turns() -> Any:
+    """A number that processes started by this one share, 0 at first."""
+    import multiprocessing
+
+    return multiprocessing.get_context("spawn").Value("i", 0)
+
+
+def see_one_of(turn: Any, gpus: Sequence[str]) -> None:
+    """Let this process see one of several GPUs, and each process another, as long as there are more.
+
+    Args:
+        turn: of `turns`: how many processes have theirs.
+        gpus: as CUDA_VISIBLE_DEVICES names them.
+    """
+    with turn.get_lock():
+        number, turn.value = turn.value, turn.value + 1
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]  # CUDA has not been asked for anything yet
 
 
 def side_by_side(

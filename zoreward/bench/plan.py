@@ -147,7 +147,8 @@ class BenchOptions:
     chat_template_kwargs: dict[str, Any] | str | None = same_as(Prompting, "chat_template_kwargs", panel=TUNING)
     jobs: int = setting(
         default=1,
-        help="Runs side by side, each in a process of its own. Seconds are then those of a busy machine.",
+        help="Runs side by side, each in a process of its own, which take the GPUs in turn. Seconds are then those of "
+        "a busy machine.",
         panel=RUN,
         least=1,
         most=1024,

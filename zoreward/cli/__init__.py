@@ -104,7 +104,8 @@ def refuse_over_ranks(words: list[str]) -> None:
     """
     launch = launch_of()
     if launch is not None and words[0] not in ("tune", "eval"):
-        hint = f"Start it alone: zoreward {shlex.join(words)}"
+        of_bench = f" --jobs {launch.local_size} (each job takes another GPU)" if words[0] == "bench" else ""
+        hint = f"Start it alone: zoreward {shlex.join(words)}{of_bench}"
         raise InputError(f"zoreward {words[0]} is one process, and {launch.size} were started", hint=hint)
 
 

@@ -186,14 +186,15 @@ def _run(
 ) -> int:
     """Do the runs: first those that need no other's rate. Says why not all of them are done; returns the exit code."""
     from zoreward.bench.measuring import forget_model
+    from zoreward.scoring.devices import gpus_seen
 
-    late = threading.Event()
+    late, gpus = threading.Event(), gpus_seen() if options.device is None and options.jobs > 1 else []
     try:
         with _ending_after(options.max_seconds, late):
             for _ in range(2):  # the second time it is known which rates first seeds have chosen
                 runs = [_runs_of(name, table, seeds, results) for name, table in tables.items()]
                 every = [run for table in runs for of_method in table.values() for run in of_method]
-                run_all(every, plans, results, jobs=options.jobs, tell=_tell)
+                run_all(every, plans, results, jobs=options.jobs, gpus=gpus, tell=_tell)
     except KeyboardInterrupt:
         why = f"{options.max_seconds:g} seconds had passed (--max-seconds)" if late.is_set() else "interrupted"
         print(printable(f"\n{why}; what is done is kept: {again}"), file=sys.stderr)

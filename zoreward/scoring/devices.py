@@ -52,6 +52,14 @@ def first_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def gpus_seen() -> list[str]:
+    """Return by which names CUDA_VISIBLE_DEVICES would choose each GPU that this process sees."""
+    import torch
+
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
+
+
 def check_device_map(device_map: str | None, device: Any = None) -> None:
     """Find out that a way to spread a model makes no sense.
 
