@@ -35,6 +35,12 @@ def test_any_module_is_tuned_on_a_staircase() -> None:
     assert before < 0.7 and after > 0.9, (before, after)
 
 
+@pytest.mark.parametrize(("steps", "most"), [(200, 0.6), pytest.param(800, 0.05, marks=pytest.mark.slow)])
+def test_a_differential_equation_is_solved_by_evaluations_alone(steps: int, most: float) -> None:
+    u, exact = runpy.run_path(str(EXAMPLES / "pinn.py"))["main"](steps)
+    assert (u - exact).norm() <= most * exact.norm()  # the network begins with 1, as it gives next to nothing
+
+
 def test_own_metric() -> None:
     done = run(EXAMPLES / "own_metric.py")
     # one of three is wrong; of the two that are right one is answered at 0.6
