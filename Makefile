@@ -18,7 +18,7 @@ INSTALLED := build/installed
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-faults test-newest test-floors lock check lines fmt mutants quickstart quickstart-check docs release
+.PHONY: help test test-faults test-newest test-floors lock check lines fmt mutants quickstart quickstart-check docs docs-version release
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ quickstart-check: $(READY) ## See that it does so with seeds 0 to 4
 
 docs: $(DOCS)/.ready ## Build the pages of docs/ as a site, build/site/index.html, and check their links and anchors
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-version: $(DOCS)/.ready ## Commit the pages of VERSION=0.2.0 on the branch gh-pages, as the latest; nothing is pushed
+	@test -n "$(VERSION)" || { echo 'Which one? make docs-version VERSION=0.2.0'; exit 1; }
+	@# mike calls mkdocs by its name.
+	PATH="$(abspath $(DOCS))/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mike deploy --update-aliases $(VERSION) latest
+	PATH="$(abspath $(DOCS))/bin:$$PATH" mike set-default latest
 
 release: $(RELEASE)/.ready ## Build wheel and sdist in dist/, check them, and run the wheel in an empty environment
 	rm -rf dist $(INSTALLED)

@@ -227,6 +227,25 @@ def test_an_elastic_run_goes_on_as_a_plain_one_and_back(place: Path) -> None:
     assert bytes_of(place / "run") == bytes_of(place / "alone")
 
 
+def test_pairs_that_several_ranks_began_go_on_with_a_worker_that_has_work(place: Path) -> None:
+    log, address = place / "log", f"tcp://127.0.0.1:{launches.free_port()}"
+    words = command("pairs, a base, a budget", "run", "--lr", "1e-2", "--eps", "1e-2", steps=6)
+
+    def rank(number: int) -> int:
+        if output == "run":
+            at_step(2)()
+        return main([*words, "--output", output])
+
+    for output in ("whole", "run"):  # noqa: B007 (`rank` reads it)
+        launches.ended(launches.start(2, log, rank))
+    assert load_run(place / "whole").n_steps == 6 > load_run(place / "run").n_steps
+    run = started(log, [*words, "--resume", "--elastic", address], compared(1))
+    worker = started(log, ["worker", address, "--device", "cpu"], compared())
+    assert launches.ended([run, worker]) == [0, 0], log.read_text()[-3000:]
+    assert members_scored(log)[0] > 0, log.read_text()[-3000:]
+    assert bytes_of(place / "run") == bytes_of(place / "whole")
+
+
 def at_step(step: int, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """Die when a step has its scores, before it is written down."""
 

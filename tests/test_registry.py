@@ -653,7 +653,7 @@ def test_scores_that_count(result: Any, score: float) -> None:
         ([1.0] * 5, "wrong number of scores: got 5 for 3 rows"),
         ([], "wrong number of scores: got 0 for 3 rows"),
         ("0.5", "returned no number: '0.5'"),
-        (None, "returned no number: None"),
+        (None, "returned None, where a score or a list of scores is meant: has it no return?"),
         ({"f1": 0.5}, r"returned no number: \{'f1': 0.5\}"),
         (1j, "returned no number"),
         (10**400, "returned no number"),
@@ -669,6 +669,13 @@ def test_results_that_are_no_scores(result: Any, message: str) -> None:
         ObjectiveError, match=f"(?m)objective 'fixed' {message}|objective 'fixed' returned the {message}"
     ):
         scoring(result).score(3, predictions=[0] * 3)
+
+
+def test_what_none_means_is_told() -> None:
+    for result, told in (([None] * 3, "None for a row leaves it out"), (None, "None in that list leaves its row out")):
+        with pytest.raises(ObjectiveError) as caught:
+            scoring(result).score(3, predictions=[0] * 3)
+        assert told in caught.value.hint
 
 
 def test_an_objective_that_raises() -> None:

@@ -236,6 +236,7 @@ def test_what_cannot_be_divided_is_refused_before_weights_are_read(tmp_path, tok
         "four": refused(tiny_model_dir, tensor_parallel=4),
         "low rank": refused(tiny_model_dir, noise="low-rank"),
         "lora": refused(tiny_model_dir, tune="lora"),
+        "a head": refused(tiny_model_dir, tune="head"),
         "blocks": refused(tiny_model_dir, blocks=2),
     }
     first, second = said_by(2, tmp_path, tries)
@@ -246,6 +247,7 @@ def test_what_cannot_be_divided_is_refused_before_weights_are_read(tmp_path, tok
         "four": "tensor_parallel=4 divides a model among 4 ranks, and 2 started",
         "low rank": "tensor_parallel=2 is not built for low-rank directions",
         "lora": "is not built for adapters",
+        "a head": "is not built for a part of the weights (tune=head)",
         "blocks": "is not built for anchor, share and blocks",
     }.items():
         assert words in first[name] and first[name].startswith("InputError"), first[name]

@@ -418,7 +418,7 @@ def no_score(name: str, n_rows: int) -> ObjectiveError:
     """Return the error that says that an objective has no score on rows that need one."""
     return ObjectiveError(
         f"objective {name!r} has no score on these {n_rows} rows: it returned None or NaN for all of them",
-        hint="Give rows that it scores.",
+        hint="None for a row leaves it out. Return a number for some at least, or give rows that it scores.",
     )
 
 
@@ -502,6 +502,9 @@ def _number(name: str, value: Any, where: str) -> float:
         number = float(plain) if isinstance(plain, (int, float)) else None
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = None
+    if value is None and not where:
+        message = f"objective {name!r} returned None, where a score or a list of scores is meant: has it no return?"
+        raise ObjectiveError(message, hint="return one number for each row; None in that list leaves its row out")
     if number is None:
         hint = "return one number, or a list with one for each row"
         raise ObjectiveError(f"objective {name!r} returned no number{where}: {short(value)}", hint=hint)

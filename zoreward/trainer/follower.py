@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,12 @@ def coordinate(trainer: ZOTrainer, coordinator: Coordinator) -> None:
     first = trainer.method.ask(trainer.method.init())
     scorer = trainer.scorer.cut_as({"members": members_of_a_pass(first.parts[0], UNITS)})
     known = {one.name: getattr(scorer, one.name) for one in fields(Scorer)}
-    places = {id(example): number for number, example in enumerate(trainer.run.rows)}
-    trainer.run.scorer = ElasticScorer(**known, coordinator=coordinator, places=places)
+    trainer.run.scorer = ElasticScorer(**known, coordinator=coordinator, places=_places(trainer))
     trainer.add_callback(_Digests(trainer, coordinator))
+
+
+def _places(trainer: ZOTrainer) -> dict[int, int]:
+    return {id(example): number for number, example in enumerate(trainer.run.rows)}
 
 
 def open_to_workers(trainer: ZOTrainer, coordinator: Coordinator, config: Mapping[str, Any]) -> None:
@@ -52,6 +55,8 @@ def open_to_workers(trainer: ZOTrainer, coordinator: Coordinator, config: Mappin
         coordinator: tells them.
         config: all options of the run, as its config.yaml has them.
     """
+    assert isinstance(trainer.run.scorer, ElasticScorer)
+    trainer.run.scorer = replace(trainer.run.scorer, places=_places(trainer))  # a resume may have made its rows anew
     folder, address = trainer.args.output_dir, coordinator.address
     header = load_run(folder).header
     config = {**config, "dtype": config["dtype"] or trainer.ready.dtype}  # its default is not the same on all devices
@@ -136,6 +141,8 @@ def follow(trainer: ZOTrainer, channel: Channel, address: str) -> Followed:
                 scan.take(line)
             if not found.steps:
                 scorer = trainer.scorer.cut_as(unit_of(scan.header))
+                if trainer.objective.compares_with_base and unit_of(scan.header)["ranks"] > 1:
+                    rows = scorer.with_base(rows)  # in the passes of the ranks that began the run
             if (run := scan.run) is not None:
                 _move(trainer, run, found, goes_back=len(scan.rewinds) > back)
         else:

@@ -38,20 +38,21 @@ def planned(
     """Return what a run will be; its arguments and errors are those of `all_given`, and a model that does not fit."""
     given = all_given(model, args, objective, datasets, tokenizer, peft_config)
     if args.tensor_parallel is not None:
-        _refuse_to_divide(model, given, peft_config)
+        _refuse_to_divide(model, given)
     method = method_of(given.args, rows=len(given.examples))
     query = method.ask(method.init())
     return Planned(given, query, checked_memory(model, given, query, peft_config))
 
 
-def _refuse_to_divide(model: Any, given: Given, peft_config: Any) -> None:
+def _refuse_to_divide(model: Any, given: Given) -> None:
     """Refuse what cannot be done yet with a model that ranks hold together."""
     args, size = given.args, given.args.tensor_parallel
     assert size is not None
     refusals = {
         "is not built for texts that members write": given.objective.needs == "completions",
         f"is not built for {args.noise} directions (take noise=dense)": args.noise != "dense",
-        "is not built for adapters: all weights are tuned": peft_config is not None or args.tune != "full",
+        "is not built for adapters: all weights are tuned": given.adapter,
+        f"is not built for a part of the weights (tune={args.tune}): all are tuned": args.tune != "full",
         "is not built for kl, max_kl and drift": keeps_base(args) or bool(args.drift),
         "divides a model that it loads itself, by a folder or Hub id": not isinstance(model, str),
         "is not built for anchor, share and blocks": bool(args.anchor) or args.share is not None or takes_turns(args),

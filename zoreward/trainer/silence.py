@@ -77,7 +77,7 @@ def why_silent(run: Run, records: Iterable[StepRecord], *, may_look: bool = True
             why = f"batches of {len(rows)} rows hold rows of one answer, on which {objective.name!r} has no score"
             return Advice(why, "Take a larger --batch-size", True)
         why = f"{objective.name!r} has no score on the rows of any step"
-        return Advice(why, "See what it returns for these rows, or take a larger --batch-size", True)
+        return Advice(why, "See what it returns: None or NaN leaves a row out; or take a larger --batch-size", True)
     constant = f"every score is {next(iter(values)):g}" if len(values) == 1 else ""
     is_constant = bool(constant) and len(scores) >= ENOUGH
     written = [member for member in run.last.scored if isinstance(member, Writing)]
