@@ -823,6 +823,17 @@ class ReplayOptions:
         default=None, help="A new folder for the model, or the run's adapter, and the tokenizer.", panel=RUN
     )
     step: int | None = setting(default=None, help="How many steps. Default: all.", panel=RUN, least=0)
+    average: int | None = setting(
+        default=None, help="The mean of the last so many states, in place of the last one.", panel=RUN, least=1
+    )
+    scale: float = setting(
+        default=1.0, help="Move so many times as far from the base as the run did; below 0: away from it.", panel=RUN
+    )
+    merge: list[str] | None = setting(
+        default=None,
+        help="Another run over the same base: what both moved the weights by is added. Give it once for each.",
+        panel=RUN,
+    )
     json: bool = setting(default=False, help="Print the scores and slopes of each step, in one JSON object.", panel=RUN)
 
 

@@ -38,15 +38,23 @@ def _replay(context: typer.Context, options: ReplayOptions) -> Outcome | int:
 
     run = load_run(options.run)
     steps = checked_step(run, options.step)
+    others = [load_run(other) for other in options.merge or ()]
+    if others:
+        from zoreward.journal.history import check_sum
+
+        check_sum([run, *others])
     if options.output is not None and options.model is not None:
         model, tokenizer = _loaded(run, _at_its_revision(options.model, run), options)
-        model = _moved(run, model, steps)
+        model = _moved([run, *others], model, steps, options)
         try:
-            _save(Path(options.output), model, tokenizer, run, steps)
+            _save(Path(options.output), model, tokenizer, run, steps, options)
         except StorageError as error:
             return report(error, code=1)
     seconds = round(time.perf_counter() - start, 3)
-    summary = {"run": options.run, "steps": steps, "output": options.output, "seconds": seconds}
+    scale = None if options.scale == 1 else options.scale
+    made = {"average": options.average, "scale": scale, "merge": options.merge}
+    made = {name: value for name, value in made.items() if value is not None}
+    summary: dict[str, Any] = {"run": options.run, "steps": steps, **made, "output": options.output, "seconds": seconds}
     if options.json:
         summary["history"] = list(_history(run, steps))
         if run.rewinds:
@@ -63,6 +71,13 @@ def _check(options: ReplayOptions) -> None:
         raise InputError(
             "there is nothing to do", hint="give --model BASE and --output FOLDER, or --json for the history of the run"
         )
+    others = options.merge is not None or options.scale != 1
+    if options.output is None and (others or options.average is not None):
+        raise InputError("--average, --scale and --merge make a model", hint="give --model BASE and --output FOLDER")
+    if options.average is not None and others:
+        raise InputError("--average is of one run as it was", hint="leave --scale and --merge out, or --average")
+    if options.merge is not None and options.step is not None:
+        raise InputError("--merge takes all steps of each run", hint="leave --step out")
     if options.output is not None:
         check_folder(options.output)
         output = Path(options.output)
@@ -96,31 +111,49 @@ def _loaded(run: StoredRun, base: str, options: ReplayOptions) -> tuple[PreTrain
     return load_model(base, **place), tokenizer
 
 
-def _moved(run: StoredRun, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+def _moved(runs: list[StoredRun], model: PreTrainedModel, steps: int, options: ReplayOptions) -> PreTrainedModel:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from zoreward.journal import replay
+    from zoreward.journal import replay, replay_mean, replay_sum
 
     console = Console(stderr=True)
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=steps)
-        return replay(run, model, step=steps, progress=lambda done: bar.update(task, completed=done))
+
+        def progress(done: int) -> None:
+            bar.update(task, completed=done)
+
+        if options.average is not None:
+            return replay_mean(runs[0], model, options.average, step=steps, progress=progress)
+        if options.merge or options.scale != 1:
+            step = None if options.merge else steps
+            return replay_sum(runs, model, scale=options.scale, step=step, progress=progress)
+        return replay(runs[0], model, step=steps, progress=progress)
 
 
-def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: StoredRun, steps: int) -> None:
+def _save(
+    output: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: StoredRun,
+    steps: int,
+    options: ReplayOptions,
+) -> None:
     """Write all of it, or nothing: into a folder that is empty, or not there yet."""
     from zoreward.journal.card import Told, write_card, write_prompting
 
     kind = "adapter" if getattr(model, "peft_config", None) else "whole"
-    evaluations = [(step, score) for step, score in run.evaluations if step <= steps]
+    combined = _combined(options)
+    evaluations = [] if combined else [(step, score) for step, score in run.evaluations if step <= steps]
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        description = Told(steps, run.n_steps, kind, evaluations, has_moved=run.has_moved_by(steps))
+        moved = bool(options.merge) or (options.scale != 0 and run.has_moved_by(steps))
+        description = Told(steps, run.n_steps, kind, evaluations, has_moved=moved, combined=combined)
         write_card(output, run.header, description)  # PEFT has written one of its own
         write_prompting(output, run.header.get("config") or {})
     except Exception as error:  # safetensors raises its own
@@ -131,6 +164,13 @@ def _save(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
                 folder.rmdir()
         hint = "make room, or choose another"
         raise StorageError(f"--output {output} cannot be written: {error}", hint=hint) from error
+
+
+def _combined(options: ReplayOptions) -> tuple[str, ...]:
+    """The words of the command by which the weights are not those of a step."""
+    average = () if options.average is None else ("--average", str(options.average))
+    scale = () if options.scale == 1 else ("--scale", str(options.scale))
+    return (*average, *scale, *(word for other in options.merge or () for word in ("--merge", other)))
 
 
 def _history(run: StoredRun, steps: int) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from zoreward.journal.stored import StoredRun, moves
 from zoreward.journal.writer import JOURNAL_NAME, TRAJECTORY_NAME, Journal
 
 if TYPE_CHECKING:
+    from zoreward.journal.history import replay_mean, replay_sum
     from zoreward.journal.replaying import advance, checked_base, replay
     from zoreward.journal.snapshot import SNAPSHOT_NAME, read_snapshot, remove_snapshot, write_snapshot
     from zoreward.journal.trajectory import read_trajectory, write_trajectory
@@ -33,6 +34,8 @@ __all__ = [
     "remove_snapshot",
     "reopen",
     "replay",
+    "replay_mean",
+    "replay_sum",
     "resumable_run",
     "weights_dtype",
     "write_snapshot",
@@ -41,6 +44,7 @@ __all__ = [
 
 # What moves weights needs torch, which takes seconds to import, and arrays NumPy: who reads a run waits for neither.
 _MODULES = {
+    **dict.fromkeys(("replay_mean", "replay_sum"), "history"),
     **dict.fromkeys(("advance", "checked_base", "replay"), "replaying"),
     **dict.fromkeys(("SNAPSHOT_NAME", "read_snapshot", "remove_snapshot", "write_snapshot"), "snapshot"),
     **dict.fromkeys(("read_trajectory", "write_trajectory"), "trajectory"),

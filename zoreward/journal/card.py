@@ -41,6 +41,7 @@ class Told:
         command: that made it, or "".
         metadata: more fields for the card's head: `license`, `language`, `tags`, ….
         has_moved: whether a step up to `step` moved a weight.
+        combined: of weights that are those of no step, the words of `zoreward replay` that made them of some.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Told:
     command: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     has_moved: bool = True
+    combined: Sequence[str] = ()
 
 
 def write_card(folder: str | Path, header: Mapping[str, Any], told: Told) -> None:
@@ -137,7 +139,7 @@ def _replay(base: str, header: Mapping[str, Any], told: Told) -> list[str]:
         return []
     what = "the adapter that was merged into it" if told.kind == "merged" else "these weights"
     step = [] if told.step == told.steps else ["--step", str(told.step)]
-    words = ["zoreward", "replay", "trajectory.safetensors", "--model", one_line(base) or "BASE", *step]
+    words = ["zoreward", "replay", "trajectory.safetensors", "--model", one_line(base) or "BASE", *step, *told.combined]
     made = f"The run's `trajectory.safetensors` and the base give {what} back, bit for bit:"
     where = "The file is in the run's folder, and in `replay/` of a repository that `--push-to-hub` made."
     return ["", made, "", f"    {shlex.join(words)} --output FOLDER", "", where]
@@ -151,6 +153,7 @@ def _what_it_is(told: Told) -> str:
         return (
             f"This is {made}, tuned by zoreward with forward passes alone: its weights were moved along random"
             " directions by how well the model scored on an objective. No gradient was taken."
+            + (f" They are made of a run's states by `{shlex.join(told.combined)}`." if told.combined else "")
         )
     why = f"none of the {told.step} steps moved one" if told.step else f"none of the {told.steps} steps is in them"
     return f"This is {made} with the weights that a run of zoreward began with: {why}. It is not tuned."

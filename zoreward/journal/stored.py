@@ -129,6 +129,29 @@ class StoredRun:
             return None
         return [(own or 0.0) * count / record.lr for own in own_coefficients(drawn, record)]
 
+    def gradient(self, step: int, model: Any) -> Any:
+        """Return the gradient of the score that a step saw: a mapping from names of weights to tensors.
+
+            ĝ = 1/K Σ_k g_k z_k,    with g_K of `projected_grads`
+
+        A tensor is made when it is asked for. Its mean over directions is the gradient at θ_t, as far as they move the
+        weights; a step without momentum or normalisation was lr · ĝ.
+
+        Args:
+            step: counts from 0.
+            model: with the run's tuned weights, whatever their values: its base, or what `replay` returns.
+
+        Raises:
+            InputError: there is no such step, its file tells no slopes, or the model has other weights.
+
+        Example:
+            >>> run.gradient(3, model)["model.norm.weight"]  # doctest: +SKIP
+            tensor([ 0.0137, -0.0021, …])
+        """
+        from zoreward.journal.gradients import gradient_of  # not above: who reads a run waits for no torch
+
+        return gradient_of(self.header, step, self.projected_grads(step), model)
+
 
 def rewind_of(step: int, to: Any, rate: Any, before: Sequence[Rewind]) -> Rewind:
     """Return what a file tells of a rewind.
