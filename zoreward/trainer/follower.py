@@ -37,7 +37,8 @@ def coordinate(trainer: ZOTrainer, coordinator: Coordinator) -> None:
     stays what it was.
     """
     first = trainer.method.ask(trainer.method.init())
-    scorer = trainer.scorer.cut_as({"members": members_of_a_pass(first.parts[0], UNITS)})
+    size, most = members_of_a_pass(first.parts[0], UNITS), trainer.scorer.reader.together
+    scorer = trainer.scorer.cut_as({"members": min(size, most or size)})
     known = {one.name: getattr(scorer, one.name) for one in fields(Scorer)}
     trainer.run.scorer = ElasticScorer(**known, coordinator=coordinator, places=_places(trainer))
     trainer.add_callback(_Digests(trainer, coordinator))
