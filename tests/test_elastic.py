@@ -707,12 +707,17 @@ def test_a_message_that_is_changed_repeated_left_out_or_from_elsewhere_is_not_re
 # --- who takes which unit --------------------------------------------------------------------------------------------
 
 
-def test_the_unit_of_a_worker_that_dies_is_done_by_another(coordinator: Coordinator) -> None:
+def test_the_unit_of_a_worker_that_dies_is_done_by_another(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
     go = threading.Event()
-    wait = in_thread(coordinator, lambda number: (go.wait(20), scored(float(number)))[1])
+    wait = in_thread(coordinator, lambda number: (go.wait(60), scored(float(number)))[1])
     dies, lives = joined(coordinator), joined(coordinator)
     taken = unit_of(dies)[1]
     dies.close()
+    until = time.monotonic() + 30  # before it is heard of, what the coordinator itself is late with would be handed out
+    while "has left" not in caplog.text and time.monotonic() < until:
+        time.sleep(0.01)
     of_round, one, _ = unit_of(lives)
     _, other, _ = unit_of(lives, [of_round, one, told_scores(scored(float(one)))])
     assert taken in {one, other} == {1, 2}
