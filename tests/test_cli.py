@@ -100,6 +100,8 @@ for words in (*lines, "objectives"):
     assert main(words) == 0, words
     heavy = {"torch", "numpy", "transformers", "sklearn", "datasets", "pandas", "yaml"} & set(sys.modules)
     assert not heavy, (words, heavy)
+    unused = {"zoreward.methods", "zoreward.journal", "zoreward.bench"} & set(sys.modules)
+    assert not unused or words[0] not in ("--help", "--version", "tune"), (words, unused)
 """
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     done = subprocess.run(

@@ -63,7 +63,7 @@ from zoreward.neighbours.of_transformers import (
     tensorboard_writers,
     use_one_gpu_,
 )
-from zoreward.neighbours.of_typer import UsageError, source_of, words_of
+from zoreward.neighbours.of_typer import UsageError, print_help, source_of, words_of
 from zoreward.neighbours.transformers_cache_layer import FixedLayer, cache_of_layers
 from zoreward.trainer import ZOConfig, ZOTrainer, from_grpo
 
@@ -711,6 +711,40 @@ def test_typer_gives_the_exit_code_back_and_says_where_a_value_is_from() -> None
     holds(seen == [(["COMMANDLINE", "DEFAULT", ""], ("words",))], told)
     code = command.main(args=["run", "--many", "4"], prog_name="x", standalone_mode=False)
     holds(code == 4, "token_normalize_func does not give flags their aliases (cli/flags.py)")
+
+
+@pytest.mark.parametrize("names", [[], ["run"]])
+def test_typer_s_help_is_the_same_without_a_line_that_is_parsed(
+    names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, _ = small_app()
+    command.main(args=[*names, "--help"], prog_name="x", standalone_mode=False)
+    parsed = capsys.readouterr().out
+    told = "contexts of Typer's commands are made otherwise, so their help is another (neighbours/of_typer.py)"
+    holds(print_help(command, ["x", *names]) and capsys.readouterr().out == parsed, told)
+    holds(not print_help(command, ["x", "no-such"]), told)
+
+
+def test_what_typer_s_help_does_not_need_is_there_when_it_is_asked_for() -> None:
+    code = """
+import sys, typer, typer.main
+from zoreward.neighbours.of_typer import print_help
+app = typer.Typer(add_completion=False)
+app.command()(lambda: None)
+print_help(typer.main.get_command(app), ["x"])
+assert not {"pydantic", "markdown_it", "pygments.lexers"} & set(sys.modules), sorted(sys.modules)
+from typer import rich_utils
+import rich.markdown, rich.traceback
+assert type(rich_utils.Markdown("*x*")) is rich.markdown.Markdown
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    made = rich_utils.Traceback.from_exception(type(error), error, error.__traceback__)
+assert type(made) is rich.traceback.Traceback
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "typer.rich_utils imports Markdown and Traceback otherwise, or a help needs more (neighbours/of_typer.py)"
+    holds(done.returncode == 0, f"{told}: {done.stderr[-500:]}")
 
 
 def test_typer_s_usage_errors_have_one_base() -> None:

@@ -193,9 +193,19 @@ def options(panel: str) -> Callable[[type[_Group]], type[_Group]]:
         for option in vars(group).values():
             if isinstance(option, Field):
                 option.metadata = MappingProxyType({"panel": panel, **option.metadata})
-        return dataclass(frozen=True, kw_only=True)(group)
+        # Written once for all groups: dataclass would write, and Python compile, three functions for each.
+        group.__repr__, group.__eq__, group.__hash__ = _as_text, _is_equal, None  # type: ignore[assignment]
+        return dataclass(frozen=True, kw_only=True, repr=False, eq=False)(group)
 
     return made
+
+
+def _as_text(group: Any) -> str:
+    return f"{type(group).__name__}({', '.join(f'{one.name}={getattr(group, one.name)!r}' for one in fields(group))})"
+
+
+def _is_equal(group: Any, other: object) -> bool:
+    return type(group) is type(other) and vars(group) == vars(other)
 
 
 def part_of(group: type[_Group], values: Any, **instead: Any) -> _Group:

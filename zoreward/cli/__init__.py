@@ -19,7 +19,7 @@ from zoreward.cli.printing import is_first, nothing_printed, printable_warnings,
 from zoreward.cli.printing import report as print_error  # `report` is a command here, and its module
 from zoreward.data import load_task
 from zoreward.neighbours.of_launchers import launch_of
-from zoreward.neighbours.of_typer import UsageError, words_to_complete
+from zoreward.neighbours.of_typer import UsageError, print_help, words_to_complete
 from zoreward.neighbours.releases import newer_than_tested
 from zoreward.records import InputError, ZorewardError
 from zoreward.registry import describe_objective, spelled_out
@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Not standalone: Typer would frame the errors in boxes, and exit by itself.
         # `obj` is what a command finds at the root of its context: here the words as they were typed.
         with quiet_deprecations(), printable_warnings() if is_first() else nothing_printed():
+            *names, last = words
+            is_help = last in _HELP_FLAGS and all(name[:1] not in ("", "-") for name in names)
+            if is_help and print_help(command, ["zoreward", *names]):
+                return 0
             return command.main(args=words, prog_name="zoreward", standalone_mode=False, obj=tuple(words)) or 0
     except ZorewardError as error:
         return print_error(error, help_at=words[:2])

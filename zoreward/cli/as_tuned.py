@@ -15,7 +15,6 @@ import typer
 
 from zoreward.config import Prompting
 from zoreward.data import check_hub, parted, without_content
-from zoreward.journal.card import PROMPTING_NAME, read_prompting
 from zoreward.neighbours.of_typer import source_of
 from zoreward.records import printable
 from zoreward.registry import Objective
@@ -63,6 +62,8 @@ def as_tuned(context: typer.Context, options: _Options, objective: Objective | N
 
 def _prompting_of(model: str) -> Prompting | None:
     """How rows became prompts when a model was tuned; None where nothing says so."""
+    from zoreward.journal.card import PROMPTING_NAME, read_prompting
+
     if os.path.isdir(model):
         return read_prompting(Path(model, PROMPTING_NAME))
     with suppress(Exception):  # no such model, no such file, no way to the Hub: who loads the model says what it is

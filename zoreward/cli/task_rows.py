@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import typer
 
-from zoreward.bench.plan import options_of_task
 from zoreward.cli.offers import offering
 from zoreward.cli.prepare import Rows, check_for_model, check_rows, kind_for, shot_rows_of
 from zoreward.cli.saving import keeps_last
@@ -81,6 +80,8 @@ def _task_and_kind(options: Common) -> tuple[Task, str]:
 
 def options_for(source: str, task: Task | None) -> dict[str, Any]:
     """Return what the task says about the options of an objective: nothing, where it is not the task's."""
+    from zoreward.bench.plan import options_of_task
+
     return options_of_task(task) if task is not None and task.objective == source else {}
 
 

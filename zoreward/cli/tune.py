@@ -67,7 +67,6 @@ from zoreward.config import (
     part_of,
 )
 from zoreward.data.reading import fitting, parse_yaml
-from zoreward.journal.notes import remove_notes
 from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_transformers import silence_, start_logger
 from zoreward.neighbours.of_typer import source_of, words_of
@@ -312,6 +311,8 @@ def _write_down(
             save_head(head, output)
         write_config(output, config)
     except (InputError, StorageError):
+        from zoreward.journal.notes import remove_notes
+
         if not options.resume:  # the journal is ours: nobody else holds the run
             Path(output, "journal.jsonl").unlink(missing_ok=True)
             remove_notes(output)
