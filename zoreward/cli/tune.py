@@ -31,6 +31,7 @@ from zoreward.cli.ending import (
     summary_of,
 )
 from zoreward.cli.flags import given_options, objective_command, resolved
+from zoreward.cli.human import with_answers
 from zoreward.cli.prepare import (
     check_folder,
     made_objective,
@@ -102,6 +103,7 @@ def _tune(source: str, context: typer.Context, options: TuneOptions, flags: dict
     at_end = _scored_at_end(objective, source, of_objective, task)
     options = with_reward_defaults(context, options) if objective.goes_via_reward else options
     options = as_tuned(context, options, objective)
+    options = with_answers(context, objective, options) if objective.asks_people else options
     rows = tuning_rows(objective, at_end, options, task, words)
     words += () if source_of(context, "output") != "DEFAULT" else ("--output", options.output)
     if options.show_prompts and not options.dry_run:  # which shows prompts too

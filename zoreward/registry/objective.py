@@ -129,6 +129,11 @@ class Objective:
         parts = [part for _, part in self.parts] or [self]
         return any(getattr(part.function, "via", "") == "reward" for part in parts)
 
+    @property
+    def asks_people(self) -> bool:
+        """Whether its function says so: a person makes its rows, by answers that are kept in its file `answers`."""
+        return bool(getattr(self.function, "asks_people", False))
+
     def check_choices(self, count: int) -> None:
         """Raise what a part's own method `check_choices` says of rows with so many choices, before a model is loaded.
 
