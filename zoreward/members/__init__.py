@@ -6,6 +6,7 @@
 from zoreward.members.adapters import (
     adapted,
     adapter_options,
+    adapter_state,
     called_model,
     check_merge,
     check_merged,
@@ -19,7 +20,7 @@ from zoreward.members.adapters import (
 from zoreward.members.check import SelfCheck, self_check
 from zoreward.members.chosen import check_tune
 from zoreward.members.context import KEEP_BYTES, anchored, lasting_bytes, members_at, scratch_bytes, update_, updates_
-from zoreward.members.copies import HeldCopies, HeldFactors
+from zoreward.members.copies import HeldCopies, HeldFactors, member_factors, perturbed_copies
 from zoreward.members.forwards import Float32Layer, float32_layer
 from zoreward.members.low_rank import are_factored, needs_copies
 from zoreward.members.new_weights import (
@@ -41,7 +42,7 @@ from zoreward.members.restrictions import (
     smallest,
 )
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
-from zoreward.members.tuned import Slot, Tuned, bytes_of, divided, has_triton, tuned_weights
+from zoreward.members.tuned import Slot, Tuned, bytes_of, digest_of_weights, divided, has_triton, tuned_weights
 
 __all__ = [
     "ENOUGH",
@@ -55,6 +56,7 @@ __all__ = [
     "Tuned",
     "adapted",
     "adapter_options",
+    "adapter_state",
     "anchored",
     "are_factored",
     "by_layer",
@@ -66,6 +68,7 @@ __all__ = [
     "check_no_adapter",
     "check_tune",
     "config_of",
+    "digest_of_weights",
     "divided",
     "draw_head_",
     "first_spread",
@@ -82,10 +85,12 @@ __all__ = [
     "left_of_directions",
     "limited",
     "lora_config",
+    "member_factors",
     "members_at",
     "merged_copy",
     "needs_copies",
     "new_names",
+    "perturbed_copies",
     "scratch_bytes",
     "self_check",
     "smallest",
