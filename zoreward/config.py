@@ -520,6 +520,20 @@ class Running:
         "more, groups of so many share the work. Dense directions, and answers that are given.",
         least=2,
     )
+    engine: str = setting(
+        default="local",
+        help="Who writes, for objectives of text: local, the model at hand; vllm; or a server of vLLM's, "
+        "openai:http://host:port, where an adapter is tuned. docs/engines.md.",
+        recorded=False,
+    )
+    gpu_memory_utilization: float | None = setting(
+        default=None,
+        help="The share of the GPU's memory that vLLM takes, weights and cache; on a CPU of the machine's. Default: of "
+        "a GPU what is free beside the model; on a CPU what the texts of a step take.",
+        above=0,
+        unit="shares of the memory",
+        may_change=True,
+    )
     max_seconds: float | None = setting(
         default=None,
         help="Stop after the step in which so many seconds have passed since the first began; a rate that is found is "

@@ -266,6 +266,7 @@ def _refuse_with_workers(objective: Objective, options: TuneOptions) -> None:
     refusals = {
         "a launch of several ranks": (launch_of() is not None, "start one process, and workers beside it"),
         "--via reward": (objective.goes_via_reward, "make the reward first, and give it: --reward-model"),
+        "--engine": (options.engine != "local", "leave one of the two out: workers write by engines of their own"),
         "--ranks-split rows": (options.ranks_split == "rows", "leave it out: workers share members"),
         "--rows-per-direction": (options.rows_per_direction is not None, "leave it out, or take torchrun"),
         "--kl": (bool(options.kl), "take --max-kl, which is measured by the coordinator alone; or torchrun"),

@@ -6,6 +6,7 @@
 from zoreward.members.adapters import (
     adapted,
     adapter_options,
+    adapter_state,
     called_model,
     check_merge,
     check_merged,
@@ -28,7 +29,7 @@ from zoreward.members.context import (
     update_,
     updates_,
 )
-from zoreward.members.copies import HeldCopies, HeldFactors
+from zoreward.members.copies import HeldCopies, HeldFactors, member_factors, perturbed_copies
 from zoreward.members.forwards import Float32Layer, float32_layer
 from zoreward.members.low_rank import are_factored, needs_copies
 from zoreward.members.new_weights import (
@@ -50,7 +51,7 @@ from zoreward.members.restrictions import (
     smallest,
 )
 from zoreward.members.rounded import ENOUGH, least_eps, left_of_directions
-from zoreward.members.tuned import Slot, Tuned, bytes_of, divided, has_triton, tuned_weights
+from zoreward.members.tuned import Slot, Tuned, bytes_of, digest_of_weights, divided, has_triton, tuned_weights
 
 __all__ = [
     "ENOUGH",
@@ -64,6 +65,7 @@ __all__ = [
     "Tuned",
     "adapted",
     "adapter_options",
+    "adapter_state",
     "anchored",
     "are_factored",
     "by_layer",
@@ -75,6 +77,7 @@ __all__ = [
     "check_no_adapter",
     "check_tune",
     "config_of",
+    "digest_of_weights",
     "divided",
     "draw_head_",
     "first_spread",
@@ -92,10 +95,12 @@ __all__ = [
     "left_of_directions",
     "limited",
     "lora_config",
+    "member_factors",
     "members_at",
     "merged_copy",
     "needs_copies",
     "new_names",
+    "perturbed_copies",
     "scratch_bytes",
     "self_check",
     "smallest",

@@ -177,17 +177,27 @@ def adapter_weights(model: nn.Module) -> set[int]:
     Raises:
         InputError: the adapter cannot be tuned as it is.
     """
-    from peft import get_peft_model_state_dict
-
     peft_config: Any = model.peft_config
     if [adapter_kind(config) for config in peft_config.values()] == ["PREFIX_TUNING"]:
         return {id(prefix_weight(model))}
+    return {id(weight) for weight in adapter_state(model)[0].values()}
+
+
+def adapter_state(model: nn.Module) -> tuple[dict[str, torch.Tensor], PeftConfig]:
+    """Return the weights of the active adapter by the names that its file has for them, and its config.
+
+    Raises:
+        InputError: the adapter cannot be tuned as it is.
+    """
+    from peft import get_peft_model_state_dict
+
+    peft_config: Any = model.peft_config
     name = _active(model)
     if (kind := adapter_kind(peft_config[name])) not in _OPTIONS:
         raise InputError(f"{kind} adapters cannot be tuned yet", hint=TUNED_KINDS)
     state = model.state_dict(keep_vars=True)
     held = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
-    return {id(weight) for weight in held.values()}
+    return dict(held), peft_config[name]
 
 
 def merged_copy(model: PeftModel) -> nn.Module:

@@ -162,16 +162,20 @@ def _places(factors: dict[int, Factors]) -> list[Any]:
 
 
 @torch.no_grad()
-def member_factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
-    """Return the factors of the slots' matrices at each member, by the weight's id."""
+def member_factors(
+    slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels, dtype: torch.dtype | None = None
+) -> dict[int, Factors]:
+    """Return the factors of the slots' matrices at each member, by the weight's id; in its dtype by default."""
     slots = list(slots)
     found: dict[int, Factors] = {}
     for own, some in slots_by_members(slots, members):
-        found |= _factors(some, own, kernels)
+        found |= _factors(some, own, kernels, dtype)
     return {id(slot.weight): found[id(slot.weight)] for slot in slots}
 
 
-def _factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels) -> dict[int, Factors]:
+def _factors(
+    slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels, dtype: torch.dtype | None
+) -> dict[int, Factors]:
     terms = list({term.direction: term for member in members for term in member}.values())
     ends = list(accumulate(term.family.rank for term in terms))
     columns_of = {term.direction: range(end - term.family.rank, end) for term, end in zip(terms, ends, strict=True)}
@@ -198,11 +202,10 @@ def _factors(slots: Iterable[Slot], members: Sequence[Member], kernels: Kernels)
         sides = [weight.shape for weight, _ in weights]
         b_place = sum(m for m, _ in sides)
         lines[:b_place] *= scales
-        wholes = {
-            dtype: lines.to(dtype).transpose(0, 1).contiguous() for dtype in {weight.dtype for weight, _ in weights}
-        }
+        dtypes = {dtype or weight.dtype for weight, _ in weights}
+        wholes = {one: lines.to(one).transpose(0, 1).contiguous() for one in dtypes}
         a_place = 0
         for (weight, _), (m, n) in zip(weights, sides, strict=True):
-            found[id(weight)] = Factors(wholes[weight.dtype], (a_place, m, b_place, n))
+            found[id(weight)] = Factors(wholes[dtype or weight.dtype], (a_place, m, b_place, n))
             a_place, b_place = a_place + m, b_place + n
     return found

@@ -150,6 +150,16 @@ class Scorer:
         """Return the scorer with another unit of work; see `LocalEngine.cut_as`."""
         return replace(self, engine=self.reader.cut_as(unit))
 
+    def weights_put(self) -> None:
+        """Take notice that weights were put in the place of those of the model, by a resume or a rewind."""
+
+    def compare_weights(self, step: int) -> None:
+        """See that whoever answers has the weights of the model; here it is the model itself.
+
+        Raises:
+            InputError: they are others.
+        """
+
     @property
     def reader(self) -> LocalEngine:
         """The engine, where it is the one at hand: its model can be read in other ways too."""

@@ -41,6 +41,7 @@ from zoreward.scoring import (
     try_objective,
 )
 from zoreward.trainer.brake import Brake, rewind_after, rewinds_of, values_of_groups
+from zoreward.trainer.engines import LOCAL, served_elsewhere
 from zoreward.trainer.from_grpo import rollout_of
 from zoreward.trainer.header import header_of, options_of, refuse_other_run, unit_of
 from zoreward.trainer.inputs import (
@@ -197,7 +198,7 @@ class ZOTrainer(Trainer):
         args, chosen, self.head, examples = given.args, given.objective, given.head, given.examples
         refuse_other_inputs(self.ranks, given)
         if rollout is not None:
-            check_rollout(chosen, args, several=self.ranks.several)
+            check_rollout(chosen, args, several=self.ranks.several or args.engine != LOCAL)
         self.ready = ready_model(model, self.head, args, peft_config, self.ranks)
         args.eps = self._eps_that_shows(args)
         method = method_of(args, rows=len(examples), blocks=len(set(self.ready.tuned.blocks.values())))
@@ -231,6 +232,7 @@ class ZOTrainer(Trainer):
             in_all_blocks(query.members), tuned=self.ready.tuned, step=(examples[: args.rows_a_step], query.parts[0]),
         )  # fmt: skip
         scorer = sharded(scorer, self.ranks, args.ranks_split, query.parts[0], args.tensor_parallel or 1)
+        scorer = served_elsewhere(scorer, self.ready, given, query.members)
         if rollout is not None:  # it is given this trainer, and tried when that is ready
             scorer = replace(scorer, rollouts=Rollouts(rollout, self))
         else:
@@ -345,7 +347,7 @@ class ZOTrainer(Trainer):
                 has_best = self._finished or self.state.best_model_checkpoint is not None
                 if args.load_best_model_at_end and has_best and self._silence is None:
                     self._take_best_step()
-                compare_weights(self.ranks, self.ready, self.method_state.step)
+                self._compare_weights(self.method_state.step)
                 if not self._finished:
                     self._fire("on_train_end")
                 if self._silence is not None:
@@ -414,7 +416,7 @@ class ZOTrainer(Trainer):
         with told_where(args.output_dir):
             run.journal_and_apply(step)
         if (step.record.step + 1) % COMPARE_EVERY == 0:
-            compare_weights(self.ranks, self.ready, step.record.step + 1)
+            self._compare_weights(step.record.step + 1)
         self.optimizer.step()
         self._fire("on_optimizer_step")
         if not hasattr(self.lr_scheduler, "best"):  # else it follows the scores
@@ -435,6 +437,11 @@ class ZOTrainer(Trainer):
             )
         self._fire("on_step_end")
         self._log_evaluate_save()
+
+    def _compare_weights(self, step: int) -> None:
+        """See that all ranks, and whoever writes, have the same weights."""
+        compare_weights(self.ranks, self.ready, step)
+        self.scorer.compare_weights(step)
 
     def _judge_silence(self, done: int) -> None:
         """Where no step has moved anything, say once why, and ask for the end where it stays so.
@@ -515,6 +522,7 @@ class ZOTrainer(Trainer):
             run.journal.append_rewind(rewind)
         stored = load_run(self.args.output_dir)
         move_to(self.ready, stored, step, self.args, from_base=True)
+        self.scorer.weights_put()
         run.rewinds, run.state = stored.rewinds, state_after(self.method, stored.records(), stored.rewinds)
         logger.warning("%s: back to step %d, and on with %.3g times the learning rate.", fall, rewind.to, rewind.rate)
 
@@ -912,12 +920,15 @@ class ZOTrainer(Trainer):
         unit, begun_with = unit_of(stored.header), stored.header.get("unit")
         if self.ranks.several and begun_with and "ranks" not in begun_with:
             logger.warning("The run began in one process: its passes stay whole, so some ranks may have nothing to do.")
+        if begun_with and (then := unit.get("engine", LOCAL)) != (now := self.scorer.engine.unit.get("engine", LOCAL)):
+            logger.warning("What members wrote until now came from the engine %s; from now on it is %s.", then, now)
         cut = self.scorer.reader.unit.get("ranks", 1)
         self.run.scorer = self.scorer.cut_as(unit)
         if self.objective.compares_with_base and cut != unit["ranks"]:  # which was read in other passes
             self.run.rows, self.eval_dataset = _with_base(self.scorer, self.run.rows, self.eval_dataset, args)
             self.train_dataset = self.run.rows
         move_to(self.ready, stored, done, args, from_base=True)
+        self.scorer.weights_put()
         self.run.rewinds = stored.rewinds
         self.run.state = state_after(self.method, stored.records(), stored.rewinds)
         if done:
@@ -993,6 +1004,7 @@ class ZOTrainer(Trainer):
         step = stored.best_step
         if step is not None and step != self.method_state.step:
             move_to(self.ready, stored, step, self.args, from_base=False)
+            self.scorer.weights_put()
             self.kept_step = step
 
     # The model, saved.

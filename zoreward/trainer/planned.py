@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoreward.records import InputError, Query
 from zoreward.registry import Objective
 from zoreward.scoring import Memory, check_division
+from zoreward.trainer.engines import check_engine
 from zoreward.trainer.inputs import Given, all_given
 from zoreward.trainer.options import method_of, takes_turns
 from zoreward.trainer.penalty import keeps_base
@@ -39,6 +40,7 @@ def planned(
     given = all_given(model, args, objective, datasets, tokenizer, peft_config)
     if args.tensor_parallel is not None:
         _refuse_to_divide(model, given)
+    check_engine(model, given)
     method = method_of(given.args, rows=len(given.examples))
     query = method.ask(method.init())
     return Planned(given, query, checked_memory(model, given, query, peft_config))

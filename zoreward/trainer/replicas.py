@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from zoreward.journal import JOURNAL_NAME, Journal, StoredRun, load_run, reopen
-from zoreward.members import Tuned
+from zoreward.members import digest_of_weights
 from zoreward.neighbours.of_launchers import Launch, launch_of
 from zoreward.records import InputError, RanksError, Rewind, StepRecord
 from zoreward.scoring import Ranks
@@ -238,23 +236,6 @@ def _digest_of_group(ready: Ready) -> str:
     """The digest of this rank's weights; where several hold a model together, those of all of them."""
     own = digest_of_weights(ready.tuned)
     return own if ready.division is None else " ".join(ready.division.ranks.values(own))
-
-
-@torch.no_grad()
-def digest_of_weights(tuned: Tuned) -> str:
-    """Return a digest of the tuned weights that costs one reading of them where they are: sums of their bits.
-
-        sha256(name, Σ_i bits_i mod 2^64 of each weight),  bits_i of entry i as an integer
-
-    It notices an entry that differs, and not entries that have changed places.
-    """
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = {
-        name: weight.detach().contiguous().view(kinds[weight.element_size()]).sum(dtype=torch.int64)
-        for name, weight in tuned.weights.items()
-    }
-    told = [(name, int(total)) for name, total in sums.items()]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _text_of(value: Any) -> str:
