@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from zoreward.records import InputError, ObjectiveError, Request, Term, Update
 from zoreward.scoring import Generation, engine_of
 from zoreward.scoring.adapter_files import Adapter, AdapterFiles
 from zoreward.scoring.served import ServedEngine, Written
+from zoreward.trainer.engines import check_share
 
 EPS = 2.0**-5
 MEMBERS = tuple((Term(seed, sign * EPS, LowRank(1)),) for seed in (1, 2) for sign in (1, -1))
@@ -413,6 +415,7 @@ def test_a_run_goes_on_and_replays_here(made_up_vllm, checkpoint, tmp_path, give
     whole = trainer_of(checkpoint, tmp_path / "whole", 4, **given)
     whole.train()
     assert fingerprint(again.model) == fingerprint(whole.model)
+    assert ("Members are scored one at a time" in caplog.text) is ("noise" in given)
     last = trainer_of(checkpoint, tmp_path / "run", 5, **given, engine="local")
     last.train(resume_from_checkpoint=True)
     assert "came from the engine made up; from now on it is local" in caplog.text
@@ -447,6 +450,7 @@ def test_who_writes_otherwise_is_refused_before_step_1(made_up_vllm, checkpoint,
     [
         ({"engine": "sglang"}, "there is no engine 'sglang'"),
         ({"engine": "openai:localhost"}, "there is no engine"),
+        ({"engine": "local", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization is vLLM's share"),
         ({"share": 0.5}, "not built for share and anchor"),
         ({"tune": "prefix"}, "takes no prefix"),
         ({"engine": "openai:http://127.0.0.1:1"}, "cannot move the weights of a model, only adapters"),
@@ -457,6 +461,19 @@ def test_what_an_engine_cannot_is_refused_by_name(made_up_vllm, checkpoint, tmp_
     with pytest.raises(InputError, match=message):
         trainer_of(checkpoint, tmp_path, **given)
     assert not made_up_vllm
+
+
+def test_a_share_of_the_gpu_that_is_not_free_beside_the_model_is_refused_with_one_that_is(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80_000_000_000)
+    )
+    gpu = torch.device("cuda", 0)
+    check_share(0.9, gpu, 72_000_000_000)
+    check_share(None, gpu, 0)
+    check_share(0.9, torch.device("cpu"), 0)
+    with pytest.raises(InputError, match=r"0.9 asks for 72 GB, and 50 GB are free beside the model") as found:
+        check_share(0.9, gpu, 50_000_000_000)
+    assert found.value.hint.startswith("Take 0.62 or less")
 
 
 def test_given_answers_are_none_of_its_business(made_up_vllm, checkpoint, tmp_path):

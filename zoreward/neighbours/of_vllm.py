@@ -51,14 +51,15 @@ def quiet_vllm() -> Iterator[None]:
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.set_num_threads
-    with warnings.catch_warnings(), torch.random.fork_rng(), _silent():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_num_threads = states[2]
+        with torch.random.fork_rng(), _silent():
+            try:
+                yield
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.set_num_threads = states[2]
 
 
 @contextmanager

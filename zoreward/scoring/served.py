@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.utils import logging
 
 from zoreward.members import Tuned, digest_of_weights, has_adapter
 from zoreward.noise import SeedIndex, derive_seed
@@ -98,6 +97,7 @@ class ServedEngine:
         writer: who writes.
         files: writes members as adapters.
         moves: whether θ is the writer's too; else adapters have all that moves.
+        problem: why members write one after the other; None if they do not.
 
     Example:
         >>> engine = ServedEngine(local, writer, AdapterFiles(local.model, local.tuned), False)  # doctest: +SKIP
@@ -107,6 +107,7 @@ class ServedEngine:
     writer: Writer
     files: AdapterFiles
     moves: bool
+    problem: str | None = None
 
     def logprobs(self, work: Work, *, rows: int | None = None) -> list[NDArray[np.float64]]:
         """See `Engine.logprobs`."""
@@ -159,11 +160,6 @@ class ServedEngine:
     def unit(self) -> dict[str, Any]:
         """See `Engine.unit`; and who writes."""
         return {**self.local.unit, "engine": self.writer.name}
-
-    @property
-    def problem(self) -> str | None:
-        """Members that are no adapters are told of when the engine is made."""
-        return None
 
     def take(self) -> None:
         """Have the writer go to the weights of the model at hand."""
@@ -245,10 +241,8 @@ def served(
     if moves and not writer.holds:
         hint = "Take --tune lora, whose adapters it loads; or --engine vllm."
         raise InputError(f"{writer.name} serves a model whose own weights cannot be moved", hint=hint)
-    engine = ServedEngine(local, writer, files, moves)
+    engine = ServedEngine(local, writer, files, moves, files.problem(members, writer.takes, writer.rank) or None)
     engine.take()
-    if problem := files.problem(members, writer.takes, writer.rank):
-        logging.get_logger(__name__).warning("%s writes for one member after the other: %s.", writer.name, problem)
     _check(engine, prompts_of(examples), [(), *members[:2]])
     return ServedScorer(engine, scorer.objective, scorer.generation, scorer.base)
 

@@ -37,6 +37,8 @@ def check_engine(model: Any, given: Given) -> None:
         InputError: it cannot; the message names it.
     """
     args, engine = given.args, given.args.engine
+    if engine != VLLM and args.gpu_memory_utilization is not None:
+        raise InputError("gpu_memory_utilization is vLLM's share", hint="Leave it out, or take engine=vllm.")
     if engine == LOCAL:
         return
     if engine != VLLM and not engine.startswith((f"{SERVER}http://", f"{SERVER}https://")):
@@ -134,22 +136,34 @@ def _vllm(scorer: Scorer, ready: Ready, given: Given, members: int, rank: int) -
     return VLLMWriter(source, options, members=members, rank=rank)
 
 
-def _share_of_gpu(asked: float | None) -> float:
-    """The share of the first GPU's memory that vLLM takes: what is asked for, or free beside the model at hand.
+def check_share(asked: float | None, device: torch.device, free: int) -> None:
+    """Refuse a share of a GPU's memory for vLLM that is not free beside the model at hand.
+
+    Args:
+        asked: the share, or None.
+        device: of the model; on a CPU all of the GPU is vLLM's.
+        free: bytes beside the model.
 
     Raises:
-        InputError: so much is not free.
+        InputError: it is not free.
     """
+    if asked is None or device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    if asked * total > free:
+        raise InputError(
+            f"gpu_memory_utilization={asked:g} asks for {size(int(asked * total))}, and {size(free)} are free beside "
+            "the model",
+            hint=f"Take {int(100 * free / total) / 100:g} or less; or keep the model on the CPU: device=cpu.",
+        )
+
+
+def _share_of_gpu(asked: float | None) -> float:
+    """The share of the first GPU's memory that vLLM takes: what is asked for, or free beside the model at hand."""
     device = torch.device("cuda", 0)
     torch.cuda.empty_cache()
     free, total = free_bytes(device) or 0, torch.cuda.get_device_properties(device).total_memory
-    if asked is not None and asked * total > free:
-        most = int(100 * free / total) / 100
-        raise InputError(
-            f"--gpu-memory-utilization {asked:g} asks for {size(int(asked * total))}, and {size(free)} are free beside "
-            "the model",
-            hint=f"Take {most:g} or less; or keep the model at hand on the CPU: --device cpu.",
-        )
+    check_share(asked, device, free)
     share = asked if asked is not None else free / total - LEFT
     logging.get_logger(__name__).info("vLLM takes %.2f of the GPU's memory.", share)
     return share

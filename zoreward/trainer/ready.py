@@ -47,6 +47,7 @@ from zoreward.scoring import (
     load_with_head,
     needed_memory,
 )
+from zoreward.trainer.engines import LOCAL, check_share
 from zoreward.trainer.inputs import Given, name_of
 from zoreward.trainer.options import family_of_run, takes_turns
 from zoreward.trainer.penalty import keeps_base
@@ -123,13 +124,14 @@ def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, pef
     rows = len(examples) if query.rows == "all" else batch
     if query.rows_per_direction and are_factored(query.members):  # which share passes, as many as there are
         members, rows = query.members, query.rows_per_direction
+    writes = given.objective.needs == "completions" and args.engine == LOCAL
     memory = needed_memory(
         blank,
         tuned,
-        members,
+        members if writes or given.objective.needs != "completions" else ((),),
         examples,
         rows=rows,
-        new_tokens=args.max_completion_length if given.objective.needs == "completions" else 0,
+        new_tokens=args.max_completion_length if writes else 0,
         copied=copied,
         device=args.device,
     )
@@ -137,6 +139,7 @@ def checked_memory(model: PreTrainedModel | str, given: Given, query: Query, pef
         memory = divided_memory(memory, blank, args.tensor_parallel)
     if memory is not None:
         check_memory(memory, Path(name_of(model)).name or type(model).__name__, dtype)
+        check_share(args.gpu_memory_utilization, args.device, memory.free - memory.certain)
     return memory
 
 
