@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from zoreward.members import tuned_weights
 from zoreward.noise import LowRank
 from zoreward.records import Request, Term, Update
 from zoreward.scoring import Generation, engine_of, load_model, load_tokenizer
@@ -30,6 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--engines", nargs="+", default=["local", "vllm"])
+    parser.add_argument(
+        "--tune", default="full", help=r"which weights; of OPT those with adapters in vLLM: 'proj|fc\d'"
+    )
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--prompt-tokens", type=int, default=32)
@@ -57,7 +61,8 @@ def measured(options: dict[str, Any]) -> dict[str, Any]:
         load_model(options["model"], dtype=options["dtype"], device=options["device"]),
         load_tokenizer(options["model"]),
     )
-    engine: Any = engine_of(model, tokenizer.pad_token_id, tokenizer)
+    tuned = tuned_weights(model, options["tune"])
+    engine: Any = engine_of(model, tokenizer.pad_token_id, tokenizer, tuned=tuned)
     if options["engine"] != "local":
         engine = on_vllm(engine, options)
     load, size = time.perf_counter() - start, model.get_input_embeddings().weight.shape[0]
