@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from importlib import import_module
-from types import ModuleType
 from typing import Any, cast
 
 import typer
@@ -37,8 +34,7 @@ def words_of(context: typer.Context) -> tuple[str, ...]:
 def print_help(command: Any, names: Sequence[str]) -> bool:
     """Print the help of a command without parsing a line, and return whether there is such a command.
 
-    To convert the value of the help's own flag, Typer 0.29 imports pydantic; and to know Markdown and tracebacks, which
-    no help of ours has, Rich imports two parsers: a quarter of the time that a help takes.
+    To convert the value of the help's own flag, Typer 0.29 imports pydantic, a quarter of the time that a help takes.
 
     Private: the class of contexts, and how one is made.
 
@@ -46,7 +42,6 @@ def print_help(command: Any, names: Sequence[str]) -> bool:
         command: the command line.
         names: of the program, of a command of it, of a command of that.
     """
-    _import_rich_utils()
     context = None
     with ExitStack() as scopes:
         for place, name in enumerate(names):
@@ -58,39 +53,6 @@ def print_help(command: Any, names: Sequence[str]) -> bool:
         assert context is not None
         typer.echo(context.get_help(), color=context.color)
     return True
-
-
-class _Later(type):
-    """A class in the place of one whose import takes long; that is imported when this one is used."""
-
-    def __call__(cls, *given: Any, **named: Any) -> Any:
-        return _real(cls)(*given, **named)
-
-    def __getattr__(cls, name: str) -> Any:
-        return getattr(_real(cls), name)
-
-
-def _real(stand_in: type) -> Any:
-    return getattr(import_module(stand_in.__module__), stand_in.__name__)
-
-
-def _import_rich_utils() -> None:
-    """Import what prints Typer's help, without what it imports for other things.
-
-    Private: the name of that module, and of two classes that it imports.
-    """
-    later = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
-    made = {module: ModuleType(module) for module in later if module not in sys.modules}
-    for module, stand_in in made.items():
-        setattr(stand_in, later[module], _Later(later[module], (), {"__module__": module}))
-    if "typer.rich_utils" in sys.modules:
-        return
-    sys.modules.update(made)
-    try:
-        import typer.rich_utils  # noqa: F401
-    finally:
-        for module in made:
-            del sys.modules[module]
 
 
 def words_to_complete() -> list[str] | None:
