@@ -4,8 +4,9 @@
 
 SMOLLM2 is an instruction-tuned model with a chat template, SST2 a folder with train.jsonl (sentence, label).
 
-First the self-check, for every dtype, family of directions and kind of scoring: by how much logits move when a member's
-rows are batched in another way (its noise, and as a share of the logits' spread), and what was given up, if anything.
+First the self-check, for every dtype, method with directions of its own and kind of scoring: by how much logits differ
+between two members together and one at a time (`error`), and when a member's rows are batched in another way (`noise`),
+beside how far members move them (`effect`) and their `spread`; and what was given up, if anything.
 Then `zoreward tune` as it is typed: a reward function from a file on 32 members × 16 chat prompts × 48 tokens, full
 weights and LoRA; accuracy on 64 rows of SST-2; and, with `--squad`, a file of SQuAD's rows with a column `answer`, F1
 on 32 members × 16 prompts × 24 tokens. Seconds a step are the median after the first few. `--check` exits 1 where a
@@ -30,14 +31,25 @@ import torch
 from zoreward.config import Prompting
 from zoreward.data import load_rows, render, render_prompts
 from zoreward.members import tuned_weights
-from zoreward.noise import family_of
-from zoreward.records import Member, Term
+from zoreward.methods import make_method
+from zoreward.noise.families import family_options
+from zoreward.records import Member
 from zoreward.scoring import checked_engine, checked_generator, engine_of, load_model, load_tokenizer
 
 TOPICS = "tea soup rain chess bread maps bees salt wool ice paint jazz trees trains clocks kites".split()
 GIVEN_UP = ("one at a time", "without CUDA graphs")
 # Steps that make graphs and caches.
 WARM = 5
+# Methods whose members differ in kind, with an ε that shows: dense and ±1 entries, factors, kept factors, products.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "spsa, dense": ("spsa", {"eps": 1e-3}),
+    "fzoo": ("fzoo", {"eps": 1e-3}),
+    "spsa, kronecker": ("spsa", {"eps": 1e-3, **family_options("kronecker")}),
+    "spsa, low-rank": ("spsa", {"eps": 1e-2, **family_options("low-rank")}),
+    "lozo": ("lozo", {"eps": 1e-2, "rank": 2}),
+    "eggroll": ("eggroll", {"eps": 1e-2}),
+    "subzero": ("subzero", {"eps": 1e-2, "rank": 24}),
+}
 
 REWARD = '''
 def short_answer(completions, topic, **columns):
@@ -74,6 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--squad")
     parser.add_argument("--output", default="runs/real")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], help="of the self-check")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--no-steps", action="store_true", help="the self-check alone")
     parser.add_argument("--check", action="store_true")
@@ -88,7 +101,7 @@ def write_inputs(output: Path) -> None:
 
 
 def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
-    """Run the self-check on choices and texts, with dense and low-rank members."""
+    """Run the self-check on choices and texts, with two members of each method."""
     model, tokenizer = load_model(options.model, dtype=dtype), load_tokenizer(options.model)
     tuned, pad = tuned_weights(model), tokenizer.pad_token_id or 0
     rows = load_rows(f"{options.sst2}/train.jsonl", limit=8)
@@ -96,15 +109,17 @@ def self_checks(options: argparse.Namespace, dtype: str) -> list[dict[str, Any]]
     examples = render(rows, tokenizer, answers, needs="choices")
     chats = render_prompts(load_rows(Path(options.output, "prompts.jsonl"), limit=4), tokenizer, Prompting())
     found = []
-    for rank, eps in ((0, 1e-3), (1, 1e-2)):
-        members: tuple[Member, ...] = tuple((Term(7, sign * eps, family_of(rank=rank)),) for sign in (1, -1))
+    for name in options.methods:
+        method, given = METHODS[name]
+        asked = make_method(method, seed=7, **given)
+        members: list[Member] = [member for member in asked.ask(asked.init()).members if member][:2]
         start = time.perf_counter()
         reader = checked_engine(model, pad, examples, members, tuned=tuned)
         packer = "" if reader.packer is None else reader.packer.problem or ""
         given_up = reader.problem or packer
-        if rank == 0 and torch.cuda.is_available() and reader.packer is None:
+        if name == "spsa, dense" and torch.cuda.is_available() and reader.packer is None:
             given_up = given_up or "no graphs"
-        kind = {"dtype": dtype, "rank": rank, "eps": eps}
+        kind = {"dtype": dtype, "method": name, "eps": given["eps"]}
         seconds = round(time.perf_counter() - start, 2)
         found.append({**kind, "needs": "choices", "given_up": given_up, "seconds": seconds, **told(reader)})
         start = time.perf_counter()
