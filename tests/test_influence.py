@@ -234,3 +234,20 @@ def test_what_cannot_be_is_refused_in_one_line(
 def test_a_readout_is_of_causal_models(tokenizer: Any, examples: list[Example]) -> None:
     with pytest.raises(InputError, match="one of causal models"):
         readout_influence(engine_of(random_model("bert"), tokenizer.pad_token_id), examples, examples)
+
+
+@pytest.mark.parametrize("more", [{"logits_scaling": 4.0}, {"final_logit_softcapping": 5.0}])
+def test_a_readout_of_logits_that_are_not_the_last_layer_s_is_refused(
+    more: dict[str, float], tokenizer: Any, examples: list[Example]
+) -> None:
+    import families
+    import transformers as hf
+
+    size = {**families.HEADS, "vocab_size": len(tokenizer), "tie_word_embeddings": False, **more}
+    if "logits_scaling" in more:
+        model: Any = hf.GraniteForCausalLM(hf.GraniteConfig(**size))
+    else:
+        model = hf.Gemma2ForCausalLM(hf.Gemma2Config(**size, head_dim=8))
+    engine = engine_of(model.eval().requires_grad_(False), tokenizer.pad_token_id)
+    with pytest.raises(InputError, match="scales or caps what its last layer gives"):
+        readout_influence(engine, examples[:4], examples[4:])

@@ -40,7 +40,8 @@ def readout_influence(
         ⟨G_n, Ḡ⟩ · ‖G_n‖, both (N,) · ‖Ḡ‖.
 
     Raises:
-        InputError: the model is none that gives a distribution behind each token, or rows have no answers.
+        InputError: the model is none that gives a distribution behind each token, or makes it of other numbers than its
+            last layer's, or rows have no answers.
         ObjectiveError: its outputs are not finite.
 
     Source: the lexical channel of RISE, Ran, Xie, Wang, Zheng, Zhang, Li, Xu 2026, arXiv 2604.16197. As the other rows
@@ -80,11 +81,16 @@ def _read(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[torch.T
 
 def _pass(reader: Reader, requests: Sequence[Request]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     keep = max(len(request.target) for request in requests)
-    with reader.logits_in_float32(), _head_input(reader.model) as seen:
+    with reader.logits_in_float32(), _last_layer(reader.model) as seen:
         sequences = [(*request.prompt, *request.target[:-1]) for request in requests]
         logits = forward(reader, sequences, 1, keep=keep).logits
+    states, said = seen[-1]
+    if not torch.equal(logits[:, -1].to(said.dtype), said[:, -1]):
+        name = type(reader.model).__name__
+        hint = "Take slopes along directions: they ask nothing of the last layer."
+        raise InputError(f"{name} scales or caps what its last layer gives, and a readout does not know how", hint=hint)
     found = []
-    for request, logits_TV, states_TH in zip(requests, logits, seen[-1], strict=True):
+    for request, logits_TV, states_TH in zip(requests, logits, states, strict=True):
         count = len(request.target)  # sequences end on the right
         residuals_TV = -logits_TV[-count:].float().softmax(-1)
         residuals_TV[torch.arange(count), list(request.target)] += 1
@@ -93,10 +99,12 @@ def _pass(reader: Reader, requests: Sequence[Request]) -> list[tuple[torch.Tenso
 
 
 @contextmanager
-def _head_input(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Give a list to which each call of the last layer adds what it reads."""
-    seen: list[torch.Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+def _last_layer(model: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Give a list to which each call of the last layer adds what it reads, and what it makes of that."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    layer = model.get_output_embeddings()
+    # A copy: some models cap and scale their logits in place.
+    handle = layer.register_forward_hook(lambda layer, given, made: seen.append((given[0], made.clone())))
     try:
         yield seen
     finally:
