@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
-from zoreward.config import Loading, Prompting, TuneOptions, part_of
+from zoreward.config import Prompting, TuneOptions, part_of
 from zoreward.data import check_prompts, load_rows, with_prompts
 from zoreward.neighbours.of_launchers import launch_of
 from zoreward.neighbours.of_typer import source_of
@@ -169,7 +169,8 @@ def _texts(options: TuneOptions, first: int) -> Iterator[tuple[Example, list[str
     prompting = part_of(Prompting, options, max_length=length_limit(options.max_length, options.model, **trust))
     how: dict[str, Any] = {"max_new_tokens": options.max_completion_length, "head": head}
     examples = examples_of(rows, tokenizer, "completions", prompting, **how)
-    model = load_model(options.model, **vars(part_of(Loading, options)), device=device).eval()
+    where: dict[str, Any] = {"dtype": options.dtype, "device": device, "device_map": options.device_map}
+    model = load_model(options.model, **where, **trust).eval()
     engine, number, alike = engine_of(model, tokenizer.pad_token_id, tokenizer), first, 0
     while alike < _MOST_ALIKE:
         example = examples[number % len(examples)]
