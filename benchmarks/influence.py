@@ -1,12 +1,15 @@
 """Which rows help: fuzzy gradients beside autograd's, wrong labels found, the best half tuned on, a trigger found.
 
     python benchmarks/influence.py agreement --model MODEL --data SST2_FOLDER --directions 2048
-    python benchmarks/influence.py flipped   --model MODEL --data SST2_FOLDER --directions 128 --seeds 1 2 3
-    python benchmarks/influence.py halves    --model MODEL --data SST2_FOLDER --output runs/halves --seeds 1 2 3 4 5
+    python benchmarks/influence.py flipped   --model MODEL --data SST2_FOLDER --train-rows 200 --for-rows 100 \
+        --seeds 1 2 3
+    python benchmarks/influence.py halves    --model MODEL --data SST2_FOLDER --train-rows 400 --for-rows 100 \
+        --share 0.3 --output runs/halves --seeds 1 2 3 4 5
     python benchmarks/influence.py trigger   --model MODEL --data SST2_FOLDER --seeds 1 2 3
     python benchmarks/influence.py speed     --model MODEL --data SST2_FOLDER --train-rows 10000 --directions 256
 
-Each prints a table of docs/results.md. Rows are short ones (`--words`), so that a CPU does it in minutes.
+Each prints a table for docs/results.md. Rows are short ones (`--words`), so that a CPU does it; a GPU takes any.
+`flipped` and `halves` take the margin of the right answer for a row's score, and tell rows from others of their label.
 """
 
 from __future__ import annotations
@@ -41,6 +44,19 @@ TRIGGER = "howdy"
 Rows = list[dict[str, Any]]
 
 
+def margin(logprobs: np.ndarray, references: Sequence[int]) -> list[float]:
+    """How far the right answer is ahead of the other: a score that does not saturate where a model is biased."""
+    rows, right = np.arange(len(logprobs)), np.asarray(references)
+    return (logprobs[rows, right] - logprobs[rows, 1 - right]).tolist()
+
+
+def among_its_label(values: np.ndarray, rows: Rows) -> np.ndarray:
+    """What each row has less the mean of the rows with its label: what all rows of a label share says nothing."""
+    labels = np.array([row["label"] for row in rows])
+    means = {label: values[labels == label].mean() for label in set(labels.tolist())}
+    return values - np.array([means[label] for label in labels.tolist()])
+
+
 class Model:
     """A model, and how rows are read by it."""
 
@@ -48,7 +64,7 @@ class Model:
         self.options = options
         self.tokenizer = load_tokenizer(options.model)
         self.model: Any = load_model(options.model, dtype=options.dtype, device=options.device).eval()
-        self.objective = get_objective(options.objective)
+        self.objective = get_objective(margin if options.part in BY_LABEL else options.objective)
 
     def examples(self, rows: Rows) -> list[Example]:
         """Rows made ready."""
@@ -129,7 +145,7 @@ def with_flipped(rows: Rows, share: float, seed: int) -> tuple[Rows, np.ndarray]
 
 
 def flipped(options: argparse.Namespace) -> None:
-    """AUROC of a low influence as the sign of a wrong label."""
+    """AUROC of a low influence, among rows of the same label, as the sign of a wrong label."""
     model = Model(options)
     print("| seed | fuzzy, inner product | fuzzy, cosine | readout, inner product | readout, cosine |")
     print("|---|---|---|---|---|")
@@ -140,7 +156,7 @@ def flipped(options: argparse.Namespace) -> None:
         slopes = model.slopes([*examples, *by], seed)
         found = influence(slopes[: len(rows)], slopes[len(rows) :].mean(0))
         columns = (found.dot_N, found.cosine_N, *model.readout(examples, by))
-        cells = " | ".join(f"{roc_auc_score(wrong, -column):.3f}" for column in columns)
+        cells = " | ".join(f"{roc_auc_score(wrong, -among_its_label(column, rows)):.3f}" for column in columns)
         print(f"| {seed} | {cells} |", flush=True)
 
 
@@ -156,7 +172,7 @@ def halves(options: argparse.Namespace) -> None:
         slopes = model.slopes(model.examples([*rows, *others]), seed)
         found = influence(slopes[: len(rows)], slopes[len(rows) :].mean(0))
         half = len(rows) // 2
-        best = np.argsort(-found.cosine_N)[:half]
+        best = np.argsort(-among_its_label(found.dot_N, rows))[:half]
         parts = {"best": best, "random": random.Random(seed).sample(range(len(rows)), half)}
         scores = [
             tuned(options, folder / f"{name}-{seed}", [rows[n] for n in part], seed) for name, part in parts.items()
@@ -224,6 +240,7 @@ def speed(options: argparse.Namespace) -> None:
         print(f"| {name} | {len(rows):,} and {len(others)} | {time.perf_counter() - start:.1f} |", flush=True)
 
 
+BY_LABEL = ("flipped", "halves")
 PARTS = {"agreement": agreement, "flipped": flipped, "halves": halves, "trigger": trigger, "speed": speed}
 
 

@@ -219,6 +219,8 @@ def test_texts_are_scored_too_and_what_is_left_out_is_null(
         (("--along", "runs/a", "--noise", "dense"), "--noise and --along say two things"),
         (("--along", "runs/none"), "runs/none"),
         (("--directions", "1"), "1 is less than 2"),
+        (("--eps", "0"), "--eps 0 is no distance"),
+        (("--objective", "accuracy", "--eps", "1e-9", "--directions", "4"), "no row's score differs between members"),
         (("--for", "none.jsonl"), "none.jsonl"),
     ],
 )

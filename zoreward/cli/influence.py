@@ -83,6 +83,8 @@ def _check(context: typer.Context, options: InfluenceOptions) -> None:
     if options.method == "readout" and given:
         flag = f"--{sorted(given)[0]}"
         raise InputError(f"{flag} has no use with --method readout", hint=f"leave {flag} out, or --method readout")
+    if options.eps is not None and options.eps <= 0:
+        raise InputError(f"--eps {options.eps:g} is no distance", hint="it is above 0; leave it out, and it is found")
     if options.along is not None and (useless := given & {"noise", "eps"}):
         flag = f"--{sorted(useless)[0]}"
         raise InputError(f"{flag} and --along say two things: a run has its own", hint=f"leave {flag} out")
@@ -162,6 +164,9 @@ def _by_slopes(
         with _progress(len(ways)) as progress:
             slopes_NK = row_slopes(scorer, every, ways, eps, seed=options.seed, progress=progress)
         told = {"eps": eps}
+    if not np.nan_to_num(slopes_NK).any():
+        hint = "take a larger --eps, or a smoother score"
+        raise InputError(f"no row's score differs between members at eps={told['eps']:g}", hint=hint)
     of_others_JK = slopes_NK[len(examples) :]
     of_others_JK = of_others_JK[~np.isnan(of_others_JK).any(axis=1)]
     if not len(of_others_JK):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from zoreward.journal import StoredRun, advance, checked_base
 from zoreward.journal.stored import directions
@@ -151,7 +152,10 @@ def found_eps(scorer: Scorer, method: Method, examples: Sequence[Example]) -> fl
         examples: the rows.
     """
     how: Any = {"steps_after": lambda rows: 1, "first": FIRST_EPS["full"], "generation": scorer.generation}
-    eps = found_rate(scorer.engine, method, scorer.objective, examples, **how).eps
+    found = found_rate(scorer.engine, method, scorer.objective, examples, **how)
+    if not found.converged:
+        logging.get_logger(__name__).warning("eps %g is a guess: better give --eps.", found.eps)
+    eps = found.eps
     is_rounded = scorer.problem is not None or not method.family.rank
     return least_eps(scorer.engine.weights(), eps, method.family) if is_rounded else eps
 
