@@ -33,7 +33,7 @@ from zoreward.scoring.served import Written, settings_of
 # The ranks for which vLLM makes room.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# A folder in memory, taken if it has so many bytes (that of a container may be small): adapters are gone after the step.
+# A folder in memory, taken if it has so many bytes, which a container may not have: adapters are gone after the step.
 _MEMORY, ENOUGH = Path("/dev/shm"), 1 << 30
 
 
