@@ -173,17 +173,31 @@ def served_by(writer: Any, model: Any, tokenizer: Any, kind: type[AdapterFiles] 
 
 
 @pytest.fixture
-def engine(writer: Any, checkpoint: Path, tokenizer: Any) -> ServedEngine:
+def served(writer: Any, checkpoint: Path, tokenizer: Any) -> ServedEngine:
     return served_by(writer, loaded(checkpoint), tokenizer)
+
+
+@pytest.fixture(params=["local", "made up", "vllm"])
+def engine(request: pytest.FixtureRequest, checkpoint: Path, tokenizer: Any) -> Any:
+    model = loaded(checkpoint)
+    if request.param == "local":
+        return engine_of(model, 0, tokenizer)
+    writer = request.getfixturevalue("vllm") if request.param == "vllm" else MadeUp(loaded(checkpoint), tokenizer)
+    return served_by(writer, model, tokenizer)
+
+
+def at_hand(engine: Any) -> Any:
+    return getattr(engine, "local", engine)
 
 
 def texts_of(engine: Any, members: Any, how: Generation = GREEDY, requests: Any = REQUESTS) -> list[Any]:
     return [texts for chunk in engine.generate([(member, requests) for member in members], how) for texts in chunk]
 
 
-def assert_same_texts(engine: ServedEngine, members: Any, how: Generation = GREEDY, requests: Any = REQUESTS) -> None:
-    """They are those of the engine at hand, but where it finds two tokens as likely within 1e-3."""
-    there, here = texts_of(engine, members, how, requests), texts_of(engine.local, members, how, requests)
+def assert_same_texts(engine: Any, members: Any, how: Generation = GREEDY, requests: Any = REQUESTS) -> None:
+    """They are those of the engine at hand, each member by itself, but for two tokens as likely within 1e-3."""
+    local, there = at_hand(engine), texts_of(engine, members, how, requests)
+    here = [texts for member in members for texts in texts_of(local, [member], how, requests)]
     for member, own, others in zip(members, there, here, strict=True):
         for request, one, other in zip(requests, own, others, strict=True):
             if one == other:
@@ -191,7 +205,7 @@ def assert_same_texts(engine: ServedEngine, members: Any, how: Generation = GREE
             at = next(n for n, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b)
             prefix = request.prompt + one.tokens[:at]
             asked = [Request(prefix, (text.tokens[at],)) for text in (one, other)]
-            [[first, second]] = engine.local.logprobs([(member, asked)])
+            [[first, second]] = local.logprobs([(member, asked)])
             assert abs(first - second) < 1e-3, (member, request, one, other)
 
 
@@ -209,35 +223,35 @@ def test_more_members_than_there_is_room_for(engine):
     assert_same_texts(engine, [(Term(seed, EPS, LowRank(1)),) for seed in range(6)])
 
 
-def test_updates_are_seeds_and_give_the_same_bits(engine):
-    before = engine.writer.digest()
+def test_updates_are_seeds_and_give_the_same_bits(served):
+    before = served.writer.digest()
     for step in range(3):
-        engine.apply(replace(UPDATE, rounding_seed=step))
-        engine.compare(step)
-    assert engine.writer.digest() != before
-    assert_same_texts(engine, [(), *MEMBERS])
+        served.apply(replace(UPDATE, rounding_seed=step))
+        served.compare(step)
+    assert served.writer.digest() != before
+    assert_same_texts(served, [(), *MEMBERS])
 
 
-def test_other_weights_are_noticed(engine):
-    engine.local.apply(UPDATE)  # and the writer does not
+def test_other_weights_are_noticed(served):
+    served.local.apply(UPDATE)  # and the writer does not
     with pytest.raises(InputError, match="other weights after step 5"):
-        engine.compare(5)
-    engine.take()
-    engine.compare(5)
+        served.compare(5)
+    served.take()
+    served.compare(5)
 
 
-def test_dense_members_write_one_after_the_other_and_leave_no_trace(engine):
-    before = engine.writer.digest()
-    assert "no LoRA adapters" in engine.files.problem(DENSE)
-    assert_same_texts(engine, [(), *DENSE])
-    assert differ(engine, DENSE)
-    assert engine.writer.digest() == before
+def test_dense_members_write_one_after_the_other_and_leave_no_trace(served):
+    before = served.writer.digest()
+    assert "no LoRA adapters" in served.files.problem(DENSE)
+    assert_same_texts(served, [(), *DENSE])
+    assert differ(served, DENSE)
+    assert served.writer.digest() == before
 
 
-def test_members_of_a_larger_rank_than_there_is_room_for_do_so_too(engine):
+def test_members_of_a_larger_rank_than_there_is_room_for_do_so_too(served):
     member = tuple(Term(seed, EPS, LowRank(2)) for seed in range(8))
-    assert "rank 16" in engine.files.problem([member], None, engine.writer.rank)
-    assert_same_texts(engine, [member, MEMBERS[0]])
+    assert "rank 16" in served.files.problem([member], None, served.writer.rank)
+    assert_same_texts(served, [member, MEMBERS[0]])
 
 
 def test_a_prefix_is_not_answered_from_another_member_s_cache(writer, checkpoint, tokenizer):
@@ -289,17 +303,18 @@ def test_texts_end_where_they_are_to_end(engine):
 
 def test_outputs_that_are_not_finite_end_it(engine):
     with torch.no_grad():
-        engine.local.model.model.norm.weight[0] = float("nan")
-    engine.take()
+        at_hand(engine).model.model.norm.weight[0] = float("nan")
+    if isinstance(engine, ServedEngine):
+        engine.take()
     with pytest.raises(ObjectiveError, match="not finite"):
         texts_of(engine, [()])
 
 
-def test_given_answers_are_read_here(engine):
+def test_given_answers_are_read_here(served):
     asked = [(member, [Request((5, 6), (7,)), Request((5, 6), (8, 9))]) for member in MEMBERS]
-    for there, here in zip(engine.logprobs(asked), engine.local.logprobs(asked), strict=True):
+    for there, here in zip(served.logprobs(asked), served.local.logprobs(asked), strict=True):
         np.testing.assert_array_equal(there, here)
-    assert engine.unit == {**engine.local.unit, "engine": engine.writer.name}
+    assert served.unit == {**served.local.unit, "engine": served.writer.name}
 
 
 @pytest.fixture

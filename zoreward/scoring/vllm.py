@@ -7,6 +7,7 @@ It runs in this process, so nothing of it is left when that ends. Adapters come 
 from __future__ import annotations
 
 import bisect
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from zoreward.scoring.served import Written, settings_of
 # The ranks for which vLLM makes room.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# A folder in memory: adapters are read once, and gone after the step.
-_MEMORY = Path("/dev/shm")
+# A folder in memory, taken if it has so many bytes, which a container may not have: adapters are gone after the step.
+_MEMORY, ENOUGH = Path("/dev/shm"), 1 << 30
 
 
 class SeedWorker:
@@ -106,12 +107,13 @@ class VLLMWriter:
     """
 
     holds = True
-    folder = _MEMORY if _MEMORY.is_dir() else None
 
     def __init__(self, model: str, options: Mapping[str, Any], *, members: int, rank: int):
         self.name = f"vllm {checked_release()}"
         self.rank: int | None = RANKS[bisect.bisect_left(RANKS, rank)]
         self._members = members
+        is_large = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > ENOUGH
+        self.folder = _MEMORY if is_large else None
         with quiet_vllm():
             try:
                 from vllm import LLM
