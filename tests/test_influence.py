@@ -242,8 +242,9 @@ def test_a_readout_is_of_causal_models(tokenizer: Any, examples: list[Example]) 
 def test_a_readout_of_logits_that_are_not_the_last_layer_s_is_refused(
     more: dict[str, float], tokenizer: Any, examples: list[Example]
 ) -> None:
-    import families
     import transformers as hf
+
+    import families
 
     size = {**families.HEADS, "vocab_size": len(tokenizer), "tie_word_embeddings": False, **more}
     if "logits_scaling" in more:
