@@ -143,7 +143,7 @@ WITHOUT_MEANING = {
         entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target
         sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg
         off_policy_mask_threshold use_bias_correction_kl ref_model_mixup_alpha ref_model_sync_steps""",
-    "All members of a step write in one batch, which the model itself does.": """
+    "All members of a step write in one batch, which the model itself does; in vLLM with engine='vllm'.": """
         use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_server_base_url vllm_server_host
         vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length
         vllm_tensor_parallel_size vllm_importance_sampling_correction vllm_importance_sampling_mode
