@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zoreward.cli import main
 from zoreward.config import Prompting
 from zoreward.data import load_rows, write_rows
 from zoreward.journal import load_run, replay
+from zoreward.journal.card import write_prompting
 from zoreward.members import tuned_weights, update_
 from zoreward.methods import SPSA
 from zoreward.records import Example, InputError, Update
@@ -192,6 +194,16 @@ def test_along_a_run_rows_are_compared_where_it_was(
     )
 
 
+def test_choices_that_the_model_was_tuned_with_are_compared_as_typed_ones_are(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(files["model"], tmp_path / "tuned")
+    write_prompting(tmp_path / "tuned", {"template": TEMPLATE, "choices": CHOICES})
+    line = ["influence", "--model", str(tmp_path / "tuned"), "--data", files["train"], "--for", files["dev"], "--json"]
+    assert main([*line, "--directions", "2", "--eps", "0.01", "--output", str(tmp_path / "o.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out)["objective"] == "neg-cross-entropy"
+
+
 def test_texts_are_scored_too_and_what_is_left_out_is_null(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,12 +211,13 @@ def test_texts_are_scored_too_and_what_is_left_out_is_null(
         "def some(completions, text, **_):\n"
         "    return [None if one == 'dull' else float(sum(map(ord, c))) for c, one in zip(completions, text)]\n"
     )
-    line = ["influence", "--data", files["train"], "--for", files["dev"], "--model", files["model"], "--json"]
+    line = ["influence", "--data", files["train"], "--for", files["train"], "--model", files["model"], "--json"]
     line += ["--template", TEMPLATE, "--objective", f"{tmp_path}/mine.py:some", "--max-new-tokens", "2"]
 
     assert main([*line, "--directions", "4", "--eps", "0.3", "--output", str(tmp_path / "o.jsonl")]) == 0
 
-    assert json.loads(capsys.readouterr().out)["unscored"] == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["unscored"] == 1 and told["for_rows"] == 8 and told["for_unscored"] == 1
     lines = load_rows(tmp_path / "o.jsonl")
     assert [line["columns"]["text"] for line in lines if line["influence"] is None] == ["dull"]
     assert any(line["influence"] for line in lines)
@@ -217,9 +230,10 @@ def test_texts_are_scored_too_and_what_is_left_out_is_null(
         (("--method", "readout", "--directions", "8"), "--directions has no use with --method readout"),
         (("--method", "readout", "--along", "runs/a"), "--along has no use with --method readout"),
         (("--along", "runs/a", "--noise", "dense"), "--noise and --along say two things"),
+        (("--along", "runs/a", "--dtype", "bfloat16"), "--dtype and --along say two things"),
         (("--along", "runs/none"), "runs/none"),
+        (("--eps", "0"), "--eps"),
         (("--directions", "1"), "1 is less than 2"),
-        (("--eps", "0"), "--eps 0 is no distance"),
         (("--objective", "accuracy", "--eps", "1e-9", "--directions", "4"), "no row's score differs between members"),
         (("--for", "none.jsonl"), "none.jsonl"),
     ],

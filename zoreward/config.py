@@ -905,6 +905,7 @@ class InfluenceOptions(Writing, Loading, Prompting, Data):
         default=None,
         help="ε, the distance of members from the weights along a direction. Default: found, as by tune; with --along "
         "the run's.",
+        least=1e-12,
         panel=TUNING,
     )
     along: str | None = setting(

@@ -57,8 +57,7 @@ def with_answers(context: typer.Context, objective: Objective, options: TuneOpti
         if source_of(context, "temperature") in ("", "DEFAULT"):
             options = replace(options, temperature=1.0)
         for row in _asked(path, options, count, asked.questions):
-            with path.open("a", encoding="utf-8") as file:  # a line at a time: what was answered stays
-                file.write(json.dumps(row) + "\n")
+            _append(row, path)
         gc.collect()  # the model: it is loaded again to be tuned
         count = len(_kept(path))
     if not count:
@@ -86,6 +85,15 @@ def _kept(path: Path) -> list[dict[str, Any]]:
             hint = "give another file; a new one is made"
             raise InputError(f"--answers {path}: row {number} has no prompt, chosen and rejected", hint=hint)
     return rows
+
+
+def _append(row: dict[str, Any], path: Path) -> None:
+    """Add a line at once, so that what was answered stays; behind a file that an editor left without a last newline."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(f"{chr(10) * cut}{json.dumps(row)}\n".encode())
 
 
 def _asked(path: Path, options: TuneOptions, count: int, questions: int) -> Iterator[dict[str, Any]]:

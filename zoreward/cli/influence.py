@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # What only slopes along directions have a use for.
 _OF_SLOPES = ("objective", "directions", "noise", "eps", "along")
+# What is not asked for along a run: it has its own.
+_OF_A_RUN = ("noise", "eps", "dtype")
 
 
 def make_command() -> Callable[..., int]:
@@ -37,10 +39,8 @@ def make_command() -> Callable[..., int]:
 def _influence(context: typer.Context, options: InfluenceOptions) -> Outcome:
     start = time.perf_counter()
     _check(context, options)
-    chooses = options.choices is not None or options.choice_column is not None
-    default = "neg-cross-entropy" if chooses else "log-likelihood"
-    objective = get_objective(options.objective or default)
-    options = as_tuned(context, options, objective)
+    options = as_tuned(context, options, _objective_of(options))
+    objective = _objective_of(options)  # choices may be those that the model was tuned with
     place: dict[str, Any] = {"config": options.data_config, "revision": options.revision, "split": options.split}
     rows = load_rows(options.data, limit=options.limit, **place)
     others = load_rows(options.for_data, **(place if options.for_data == options.data else {}))
@@ -76,16 +76,19 @@ def _influence(context: typer.Context, options: InfluenceOptions) -> Outcome:
     return Outcome(summary, lambda: _show(summary))
 
 
+def _objective_of(options: InfluenceOptions) -> Objective:
+    chooses = options.choices is not None or options.choice_column is not None
+    return get_objective(options.objective or ("neg-cross-entropy" if chooses else "log-likelihood"))
+
+
 def _check(context: typer.Context, options: InfluenceOptions) -> None:
     """Find what is wrong with the options themselves."""
     check_new_file(options.output)
-    given = {name for name in _OF_SLOPES if source_of(context, name) not in ("", "DEFAULT")}
-    if options.method == "readout" and given:
-        flag = f"--{sorted(given)[0]}"
+    given = {name for name in (*_OF_SLOPES, *_OF_A_RUN) if source_of(context, name) not in ("", "DEFAULT")}
+    if options.method == "readout" and (useless := given & {*_OF_SLOPES}):
+        flag = f"--{sorted(useless)[0]}"
         raise InputError(f"{flag} has no use with --method readout", hint=f"leave {flag} out, or --method readout")
-    if options.eps is not None and options.eps <= 0:
-        raise InputError(f"--eps {options.eps:g} is no distance", hint="it is above 0; leave it out, and it is found")
-    if options.along is not None and (useless := given & {"noise", "eps"}):
+    if options.along is not None and (useless := given & {*_OF_A_RUN}):
         flag = f"--{sorted(useless)[0]}"
         raise InputError(f"{flag} and --along say two things: a run has its own", hint=f"leave {flag} out")
 
@@ -169,6 +172,8 @@ def _by_slopes(
         raise InputError(f"no row's score differs between members at eps={told['eps']:g}", hint=hint)
     of_others_JK = slopes_NK[len(examples) :]
     of_others_JK = of_others_JK[~np.isnan(of_others_JK).any(axis=1)]
+    if unscored := len(others) - len(of_others_JK):
+        told["for_unscored"] = unscored
     if not len(of_others_JK):
         raise InputError(f"{objective.name!r} has no score on the rows of --for", hint="give rows that it scores")
     found = influence(slopes_NK[: len(examples)], of_others_JK.mean(0))
