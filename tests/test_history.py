@@ -236,3 +236,9 @@ def test_what_cannot_be_made_is_refused_in_one_line(
     assert main(["replay", runs["1"], "--model", runs["base"], "--output", str(tmp_path / "out"), *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert told in lines[0] and len(lines) <= 2 and not (tmp_path / "out").exists()
+
+
+def test_a_factor_that_no_weight_can_hold_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    ran(tmp_path / "run", tokenizer, random_model("llama").half())
+    with pytest.raises(InputError, match=r"would be beyond torch\.float16"):
+        replay_sum([tmp_path / "run"], random_model("llama").half(), scale=1e30)

@@ -94,7 +94,8 @@ def replay_sum(
         progress: called now and then with the steps done.
 
     Raises:
-        InputError: what `replay` raises; or several runs have no base in common.
+        InputError: what `replay` raises; or several runs have no base in common; or a weight is so large that its dtype
+            cannot hold it.
 
     Source: Ilharco et al. 2023, arXiv 2212.04089.
 
@@ -118,4 +119,6 @@ def replay_sum(
             weight.copy_(bases[name])
     for name, weight in every.items():
         weight.copy_(bases[name].double() + scale * moved[name])
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"{name:.200} would be beyond {weight.dtype}", hint="Take a smaller factor.")
     return model
