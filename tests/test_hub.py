@@ -109,10 +109,10 @@ def error_of(*args: Any, **options: Any) -> InputError:
 # Rows
 
 
-def test_rows_are_plain_dicts_of_the_train_split_with_classes_as_integers(asked):
+def test_rows_are_dicts_of_the_train_split_with_classes_as_integers(asked):
     rows = load_rows("owner/name", config="small")
     assert rows == ROWS
-    assert all(type(row) is dict and type(row["label"]) is NamedLabel for row in rows)
+    assert all(isinstance(row, dict) and type(row["label"]) is NamedLabel for row in rows)
     assert [row["label"].name for row in rows[:2]] == ["negative", "positive"]
     assert json.dumps(rows) == json.dumps(ROWS) and pickle.loads(pickle.dumps(rows))[1]["label"].name == "positive"
     assert asked == [{"name": "owner/name", "config": "small", "revision": None, "split": "train", "streaming": False}]

@@ -314,7 +314,7 @@ def test_the_command_tunes_and_tells(folder, capsys):
         ({"objective": "rewards.py:is_infinite"}, "returned inf for row 0", "finite"),
         ({"objective": "rewards.py:says"}, "returned no number for row 0: 'good'", "one number"),
         ({"--data": "chat.jsonl"}, "has no chat template", "instruction-tuned"),
-        ({"--data": "number.jsonl"}, "row 1", "a prompt is a text"),
+        ({"--data": "number.jsonl"}, "number.jsonl, line 1", "a prompt is a text"),
         ({"--prompt": "promt"}, "no row has the prompt column 'promt'", "did you mean prompt?"),
         ({"--template": "{promt}"}, "no row has the column 'promt'", "did you mean prompt?"),
         ({"--max-new-tokens": "0"}, "max_new_tokens=0 is out of range", "at least 1"),
