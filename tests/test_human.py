@@ -90,9 +90,12 @@ def test_more_questions_are_asked_later_and_who_stops_keeps_what_there_is(
     said(monkeypatch, "2")  # and then the pipe ends
     assert main([*line, "--questions", "5", "--output", str(tmp_path / "two")]) == 0
 
+    # A run's config.yaml has its answers as data.
+    assert main([*line, "--data", str(answers), "--questions", "5", "--output", str(tmp_path / "three")]) == 2
     kept = load_rows(answers)
     assert len(first) == 1 and len(kept) == 2 and kept[0] == first[0] and kept[1]["prompt"] == PROMPTS[1]
-    assert "[2 of 5]" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "[2 of 5]" in told and "has the answers, and no prompts to ask about" in told
 
 
 @pytest.mark.slow

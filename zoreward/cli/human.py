@@ -29,6 +29,7 @@ _ROW = ("prompt", "chosen", "rejected")
 # Of two texts alike nothing can be asked: so many in a row mean that the model always writes the same.
 _MOST_ALIKE = 20
 _HOW = "which is better? 1, 2, = for neither, q to stop asking: "
+_PROMPTS = "give --data with prompts; or tune on what was answered: as many --questions as there are answers"
 
 
 def with_answers(context: typer.Context, objective: Objective, options: TuneOptions) -> TuneOptions:
@@ -54,6 +55,8 @@ def with_answers(context: typer.Context, objective: Objective, options: TuneOpti
     path = Path(asked.answers)
     count = len(_kept(path))
     if count < asked.questions and not (options.dry_run or options.show_prompts):
+        if os.path.realpath(options.data or "") == os.path.realpath(path):  # as in the config.yaml of such a run
+            raise InputError(f"--data {options.data} has the answers, and no prompts to ask about", hint=_PROMPTS)
         if source_of(context, "temperature") in ("", "DEFAULT"):
             options = replace(options, temperature=1.0)
         for row in _asked(path, options, count, asked.questions):
