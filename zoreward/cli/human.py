@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoreward.cli.prepare import check_folder, quiet_transformers, select_device
+from zoreward.cli.prepare import check_folder, made_ready, quiet_transformers, select_device
 from zoreward.config import Prompting, TuneOptions, part_of
 from zoreward.data import check_prompts, load_rows, with_prompts
 from zoreward.neighbours.of_launchers import launch_of
@@ -161,25 +161,12 @@ def _texts(options: TuneOptions, first: int) -> Iterator[tuple[Example, list[str
     check_prompts(rows, prompting)
     device = select_device(options.device)
     quiet_transformers()
-    from zoreward.scoring import (
-        check_needs,
-        engine_of,
-        examples_of,
-        generation_of,
-        head_of,
-        length_limit,
-        load_model,
-        load_tokenizer,
-        prompts_of,
-    )
+    from zoreward.scoring import check_needs, engine_of, generation_of, head_of, load_model, prompts_of
 
     trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     head = head_of(options.model, **trust)
     check_needs("completions", head)
-    tokenizer = load_tokenizer(options.model, **trust, kind=head.kind)
-    prompting = part_of(Prompting, options, max_length=length_limit(options.max_length, options.model, **trust))
-    how: dict[str, Any] = {"max_new_tokens": options.max_completion_length, "head": head}
-    examples = examples_of(rows, tokenizer, "completions", prompting, **how)
+    examples, tokenizer = made_ready(rows, "completions", options, head)
     where: dict[str, Any] = {"dtype": options.dtype, "device": device, "device_map": options.device_map}
     model = load_model(options.model, **where, **trust).eval()
     engine, number, alike = engine_of(model, tokenizer.pad_token_id, tokenizer), first, 0

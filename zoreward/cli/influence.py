@@ -13,16 +13,16 @@ import typer
 
 from zoreward.cli.as_tuned import as_tuned
 from zoreward.cli.flags import command
-from zoreward.cli.prepare import check_new_file, check_rows, quiet_transformers, select_device
+from zoreward.cli.prepare import check_new_file, check_rows, made_ready, quiet_transformers, select_device
 from zoreward.cli.printing import Outcome, show_table
-from zoreward.config import InfluenceOptions, Prompting, part_of
+from zoreward.config import InfluenceOptions
 from zoreward.data import load_rows, write_rows
 from zoreward.neighbours.of_typer import source_of
 from zoreward.records import Example, InputError
 from zoreward.registry import Objective, get_objective
 
 if TYPE_CHECKING:
-    from zoreward.scoring import Generation, Head
+    from zoreward.scoring import Generation
     from zoreward.trainer.fuzzy_gradients import Influence
 
 # What only slopes along directions have a use for.
@@ -57,7 +57,7 @@ def _influence(context: typer.Context, options: InfluenceOptions) -> Outcome:
     check_needs(objective.needs, head)
     for some in (rows, others):
         check_rows(objective, options, some, head=head)
-    examples, tokenizer = _made_ready([*rows, *others], objective, options, head)
+    examples, tokenizer = made_ready([*rows, *others], objective.needs, options, head)
     made = (examples[: len(rows)], examples[len(rows) :], tokenizer, options, device)
     if options.method == "readout":
         found, told = _by_readout(*made)
@@ -91,18 +91,6 @@ def _check(context: typer.Context, options: InfluenceOptions) -> None:
     if options.along is not None and (useless := given & {*_OF_A_RUN}):
         flag = f"--{sorted(useless)[0]}"
         raise InputError(f"{flag} and --along say two things: a run has its own", hint=f"leave {flag} out")
-
-
-def _made_ready(
-    rows: list[dict[str, Any]], objective: Objective, options: InfluenceOptions, head: Head
-) -> tuple[list[Example], Any]:
-    from zoreward.scoring import examples_of, length_limit, load_tokenizer
-
-    trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    tokenizer = load_tokenizer(options.model, **trust, kind=head.kind)
-    prompting = part_of(Prompting, options, max_length=length_limit(options.max_length, options.model, **trust))
-    how: dict[str, Any] = {"max_new_tokens": options.max_completion_length, "head": head, "seed": options.seed}
-    return examples_of(rows, tokenizer, objective.needs, prompting, **how), tokenizer
 
 
 def _loaded(options: InfluenceOptions, device: str | None, dtype: str | None) -> Any:

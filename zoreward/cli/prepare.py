@@ -21,6 +21,7 @@ from zoreward.registry import Objective, get_objective, spelled_out, weighted_su
 if TYPE_CHECKING:
     from logging import LogRecord
 
+    from zoreward.records import Example
     from zoreward.scoring import Head
 
 Rows = list[dict[str, Any]]
@@ -188,21 +189,32 @@ def shown_prompts(objective: Objective, options: Common, rows: Rows, shot_rows: 
     head = head_for(options, rows, is_needed=True)
     assert head is not None
     from zoreward.data import describe_prompts
+
+    examples, tokenizer = made_ready(rows, objective.needs, options, head, shot_rows)
+    return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
+
+
+def made_ready(
+    rows: Rows, needs: str, options: Any, head: Head, shot_rows: Rows | None = None
+) -> tuple[list[Example], Any]:
+    """Return rows as the model reads them, and its tokenizer; the model is not loaded.
+
+    Args:
+        rows: checked ones.
+        needs: what the objective needs.
+        options: of prompts, of loading a model and of what it writes.
+        head: of the model.
+        shot_rows: demonstrations.
+    """
     from zoreward.scoring import examples_of, length_limit, load_tokenizer
 
-    trust = {"trust_remote_code": options.trust_remote_code}
+    trust: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     tokenizer = load_tokenizer(options.model, **trust, kind=head.kind)
-    examples = examples_of(
-        rows,
-        tokenizer,
-        objective.needs,
-        part_of(Prompting, options, max_length=length_limit(options.max_length, options.model, **trust)),
-        max_new_tokens=options.max_completion_length,
-        head=head,
-        shot_rows=shot_rows,
-        seed=options.seed,
-    )
-    return describe_prompts(examples, tokenizer, classes=head.kind == "classifier")
+    prompting = part_of(Prompting, options, max_length=length_limit(options.max_length, options.model, **trust))
+    how: dict[str, Any] = {"head": head, "shot_rows": shot_rows, "seed": options.seed}
+    return examples_of(
+        rows, tokenizer, needs, prompting, max_new_tokens=options.max_completion_length, **how
+    ), tokenizer
 
 
 def numbered(folder: Path) -> Iterator[Path]:

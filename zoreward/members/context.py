@@ -351,7 +351,7 @@ def kept_members(tuned: Tuned, members: Sequence[Member], keep_bytes: int = KEEP
     """
     if are_factored(members):
         return len(members)
-    own = bytes_of(slot.weight for _, slots in tuned.shown_by(members) for slot in slots)
+    own = bytes_of(slot.weight for slot in _slots_of(tuned.shown_by(members)))
     return min(len(members), keep_bytes // max(1, own))
 
 

@@ -155,8 +155,7 @@ def one_of_its_own(use_cpu: bool) -> Iterator[None]:
         if torch.cuda.is_initialized():
             hint = "Make ZOConfig before anything touches a GPU: it chooses this rank's."
             raise InputError(f"rank {launch.rank} has used a GPU already, and sees several", hint=hint)
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        devices = seen.split(",")
+        devices = gpus_seen()
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[launch.local_rank % len(devices)]
     with alone():
         yield

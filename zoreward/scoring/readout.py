@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from zoreward.records import Example, InputError, Request
-from zoreward.scoring.forward import Reader, forward, not_finite
+from zoreward.scoring.forward import Reader, forward, not_finite, vocabulary_size
 from zoreward.scoring.logprobs import read_rows
 
 # Logits of one forward pass: 64 MB in float32.
@@ -67,8 +67,7 @@ def _read(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[torch.T
     """Yield the residuals and states of each row's answer, in float32, a pass of rows at a time."""
     requests = [_answer_of(example) for example in examples]
     most = max(len(request.target) for request in requests)
-    vocabulary: int = reader.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
-    at_once = max(1, min(reader.rows or 64, _LOGITS // (most * vocabulary)))
+    at_once = max(1, min(reader.rows or 64, _LOGITS // (most * vocabulary_size(reader.model))))
     for first in range(0, len(requests), at_once):
         some = requests[first : first + at_once]
 
